@@ -1,0 +1,1 @@
+"""nncift: find the subset of instruction-tuning data worth fine-tuning on."""

@@ -1,0 +1,41 @@
+"""From a string on the command line to an object: a built-in name, an entry point, or "module:attribute"."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from nncift.errors import ConfigError
+
+
+def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
+    """The object that `name` stands for, imported now.
+
+    Args:
+        name: a key of `built_in`, the name of an entry point in `group`, or "package.module:attribute".
+        built_in: names to "package.module:attribute".
+        group: the entry-point group, for example "nncift.influence".
+
+    Raises:
+        ConfigError: nothing has that name; the message lists the known ones and the closest.
+    """
+    plugins = {point.name: point.value for point in entry_points(group=group)}
+    path = built_in.get(name) or plugins.get(name) or (name if ":" in name else None)
+    if path is None:
+        known = sorted({*built_in, *plugins})
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? Known" if close else "known"
+        raise ConfigError(
+            f"there is no {group.rpartition('.')[2]} {name!r}",
+            f'{hint}: {", ".join(known)}, or your own "module:Class"',
+        )
+    module_name, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot import {path!r} ({error})", "check the module's name and that it is installed"
+        ) from error

@@ -1,0 +1,189 @@
+"""Files of a run: written under a temporary name, then renamed, so a finished file is complete.
+
+The run folder is the state of a run: a stage whose file exists is done. Nothing here is pickled:
+JSON, Parquet, `.npy` without objects, and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+_TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+
+    A killed process leaves at most a `.partial-*` file, which the next writer of `path` replaces.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.parent / f"{_TEMPORARY}{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"no space left on the disk while writing {path}", "free some and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise RunError(f"cannot write {path} ({error.strerror})", "choose another --output") from error
+        raise
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys in their order."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read one of our JSON files.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON", "remove the file and run again") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `.npy`."""
+    import numpy as np
+
+    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Memory-map a `.npy` file, read-only.
+
+    Raises:
+        RunError: the file is not an array of numbers.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError) as error:
+        raise RunError(f"{path} is not a .npy file of numbers", "write it with numpy.save") from error
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, without a timestamp or anything else that differs between runs."""
+    import pyarrow.parquet as pq
+
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a Parquet file of ours."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as safetensors."""
+    from safetensors.numpy import save_file
+
+    with atomic_write(path) as temporary:
+        save_file(dict(tensors), temporary)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays from safetensors."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def fingerprint(*parts: object) -> str:
+    """A short stable hash of JSON-able or bytes-like parts, to tell inputs apart (not for security)."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        data = (
+            bytes(part)
+            if isinstance(part, (bytes, memoryview))
+            else json.dumps(part, sort_keys=True, default=str).encode()
+        )
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the run folder's lock, and see to it that the folder belongs to `config`.
+
+    The first call writes `config.json`; a later one compares with it. The operating system drops the
+    lock when the process dies, so a killed run never blocks its successor.
+
+    Raises:
+        RunError: another process works in this folder, or it cannot be made.
+        ConfigError: the folder belongs to another config; the message shows the fields that differ.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {folder} ({error.strerror})", "choose another --output") from error
+    try:
+        lock = FileLock(folder / ".lock", blocking=False)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"another process is working in {folder}", "wait for it, or choose another --output") from error
+    except OSError as error:
+        raise RunError(f"cannot lock {folder} ({error.strerror})", "choose another --output") from error
+    try:
+        _same_config(folder / "config.json", dict(config))
+        yield
+    finally:
+        lock.release()
+
+
+def _same_config(path: Path, config: dict[str, Any]) -> None:
+    if not path.exists():
+        foreign = [p.name for p in path.parent.iterdir() if not p.name.startswith((".lock", _TEMPORARY))]
+        if foreign:
+            raise RunError(
+                f"{path.parent} is not empty and not a run of nncift (it holds {sorted(foreign)[0]!r})",
+                "choose another --output",
+            )
+        write_json(path, config)
+        return
+    stored = read_json(path)
+    given = json.loads(json.dumps(config))
+    fields = [name for name in {**stored, **given} if stored.get(name) != given.get(name)]
+    if fields:
+        shown = ", ".join(f"{name}: {stored.get(name)!r} there, {given.get(name)!r} now" for name in sorted(fields))
+        raise ConfigError(f"{path.parent} holds a run with another config ({shown})", "choose another --output")
