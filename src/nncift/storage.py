@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ _TEMPORARY = ".partial-"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
 
-    A killed process leaves at most a `.partial-*` file, which the next writer of `path` replaces.
+    The block makes a file there, or a folder where `path` does not exist yet. A killed process leaves at
+    most a `.partial-*` behind, which the next writer of `path` replaces.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -36,12 +38,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.parent / f"{_TEMPORARY}{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        for file in [temporary] if temporary.is_file() else temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"no space left on the disk while writing {path}", "free some and run the same command again"
@@ -50,8 +54,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise RunError(f"cannot write {path} ({error.strerror})", "choose another --output") from error
         raise
     except Exception:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # an error that led here is the one to report
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -113,10 +123,10 @@ def read_table(path: Path) -> pa.Table:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write arrays as safetensors."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with atomic_write(path) as temporary:
-        save_file(dict(tensors), temporary)
+        temporary.write_bytes(save(dict(tensors)))  # its own writer hides the system's error behind one of its own
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,1 +1,42 @@
-"""Exact influence functions."""
+"""Exact influence functions: how much a pool sample helps a target sample.
+
+Anything that satisfies `InfluenceFunction` can be passed where one is expected; strings name those of
+`BUILT_IN`, entry points of the group `nncift.influence`, or "module:Class".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+BUILT_IN = {
+    "delift": "nncift.influence.delift:Delift",
+    "embedding-similarity": "nncift.influence.embedding_similarity:EmbeddingSimilarity",
+}
+
+
+class InfluenceFunction(Protocol):
+    """A function that gives exact influence for a block of pool samples and targets.
+
+    A function that has to see all samples first, or wants to refuse some before any work is done, also has
+    `prepare(pool, target, folder: Path | None)`. It is called with the samples to be labelled before their first
+    block, again after a kill, and keeps what it computes in `folder`.
+    """
+
+    name: str
+
+    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+        """Influence of each pool sample on each target.
+
+        Args:
+            pool_rows: n_pool samples that may help.
+            target_rows: n_target samples to be helped.
+
+        Returns:
+            (n_pool, n_target) float32. Entry [i, j] is how much pool sample i helps target sample j; larger is
+            better. It depends on the two samples alone, whatever else is in the block.
+        """
+        ...

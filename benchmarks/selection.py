@@ -1,0 +1,244 @@
+"""Scoring and selection, side by side in one run, beside what the machine allows.
+
+    python benchmarks/selection.py
+
+Prints pairs per second at 100 hidden units (the fused kernel, a batched network in torch, the factored
+formula in numpy), facility location on the same 5,000 x 5,000 matrix (ours, submodlib, plain greedy), and
+how selection grows with the pool. The limit is a loop of the kernel's two operations on values that stay
+in registers. Every number is the best of several rounds, in which the contestants take turns; ratios are
+what carries over to another machine. About two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+
+import numba
+import numpy as np
+import torch
+
+from nncift import kernels
+from nncift.greedy import lazy_greedy
+from nncift.matrix import InfluenceMatrix
+from nncift.objectives import FacilityLocation
+
+WIDTH, UNITS = 384, 99
+STEPS = 32  # operations on a value between its load and its store
+
+
+def best(rounds: int, **contestants: Callable[[], object]) -> dict[str, float]:
+    """Seconds of the fastest call of each, after one call to warm up; they take turns."""
+    seconds = dict.fromkeys(contestants, float("inf"))
+    for number in range(rounds + 1):
+        for name, call in contestants.items():
+            since = time.perf_counter()
+            call()
+            if number:
+                seconds[name] = min(seconds[name], time.perf_counter() - since)
+    return seconds
+
+
+@numba.njit(nogil=True, fastmath={"contract"})
+def multiply_add(values: np.ndarray, rounds: int) -> None:
+    """A chain of multiply-adds on each value."""
+    for _ in range(rounds):
+        for i in range(len(values)):
+            value = values[i]
+            for _ in range(STEPS):
+                value = value * np.float32(0.999) + np.float32(0.001)
+            values[i] = value
+
+
+@numba.njit(nogil=True)
+def largest_add(values: np.ndarray, other: np.ndarray, rounds: int) -> None:
+    """Sums of maxima; as in the kernel, a maximum does not wait for the sum."""
+    for _ in range(rounds):
+        for i in range(len(values)):
+            value, number = values[i], other[i]
+            for step in range(STEPS):
+                bar = np.float32(step)
+                value += number if number > bar else bar
+            values[i] = value
+
+
+def machine_limit() -> dict[str, float]:
+    """Operations per second on all threads: fused multiply-adds, and pairs of a maximum and an addition."""
+    threads, rounds, n = kernels.THREADS, 20_000, 512
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run(function: Callable[..., None], arrays: int) -> None:
+            work = [[np.zeros(n, dtype=np.float32) for _ in range(arrays)] for _ in range(threads)]
+            list(pool.map(lambda arguments: function(*arguments, rounds), work))
+
+        seconds = best(5, fma=lambda: run(multiply_add, 1), pair=lambda: run(largest_add, 2))
+    return {name: threads * rounds * n * STEPS / spent for name, spent in seconds.items()}
+
+
+def factors(n: int) -> np.ndarray:
+    """Clustered samples as seen by 33 random directions."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((200, 33))
+    return (centres[rng.integers(0, 200, n)] + 0.6 * rng.standard_normal((n, 33))).astype(np.float32)
+
+
+def estimated(n: int) -> InfluenceMatrix:
+    """A network of 99 units that measures nearness: per direction a triangle around 0, out of three units."""
+    x = factors(n)
+    weight = np.repeat(np.float32([1, -2, 1]), 33)
+    return InfluenceMatrix.from_factors(
+        np.hstack([x + 1, x, x - 1]), np.hstack([-x, -x, -x]), output_weight=weight, output_bias=-10.0
+    )
+
+
+def compare_scoring(limit: float) -> None:
+    """Pairs per second, beside `limit`."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.standard_normal((2048, WIDTH), dtype=np.float32))
+    network = torch.nn.Sequential(torch.nn.Linear(2 * WIDTH, UNITS), torch.nn.ReLU(), torch.nn.Linear(UNITS, 1))
+    first, second = network[0], network[2]
+    with torch.no_grad():
+        left = (features @ first.weight[:, :WIDTH].T + first.bias).numpy()
+        right = (features @ first.weight[:, WIDTH:].T).numpy()
+    weight = second.weight.detach().numpy()[0]
+    bias = float(second.bias.detach())
+    matrix = InfluenceMatrix.from_factors(left, right, output_weight=weight, output_bias=bias)
+    covered, everyone = np.zeros(2048, dtype=np.float32), np.arange(2048)
+    rows = 32
+
+    @torch.no_grad()
+    def torch_batches() -> torch.Tensor:
+        pairs = torch.cat([features[:rows].repeat_interleave(2048, 0), features.repeat(rows, 1)], dim=1)
+        return network(pairs)
+
+    def torch_factored() -> torch.Tensor:
+        return (torch.from_numpy(left)[:rows, None] + torch.from_numpy(right)).relu_() @ torch.from_numpy(weight) + bias
+
+    def numpy_factored() -> np.ndarray:
+        return np.stack([np.maximum(left[i] + right, 0) @ weight + bias for i in range(rows)])
+
+    assert np.allclose(matrix.rows(slice(0, rows)).ravel(), torch_batches().numpy()[:, 0], atol=1e-5)
+    seconds = best(
+        5,
+        fused=lambda: matrix.coverage_gains(everyone, covered),
+        block=lambda: matrix.rows(everyone),
+        torch_batches=torch_batches,
+        torch_factored=torch_factored,
+        numpy_factored=numpy_factored,
+    )
+    pairs = {name: 2048 * (2048 if name in ("fused", "block") else rows) / spent for name, spent in seconds.items()}
+    print(f"\nscoring, {UNITS} units, features {WIDTH} wide (first layer of the factored ones not counted)")
+    for name, label in (
+        ("fused", "nncift, gains, nothing stored"),
+        ("block", "nncift, entries stored"),
+        ("torch_factored", "torch, factored"),
+        ("numpy_factored", "numpy, factored"),
+        ("torch_batches", "torch, concatenated pairs in batches"),
+    ):
+        print(
+            f"  {label:<38} {pairs[name] / 1e6:9.1f} M pairs/s   {pairs[name] / limit:6.1%} of the limit"
+            f"   {pairs['fused'] / pairs[name]:7.1f} x slower than the first"
+        )
+
+
+def compare_selection(n: int = 5_000, budget: int = 500, plain_steps: int = 10) -> None:
+    """Facility location on one matrix, computed and stored."""
+    matrix = estimated(n)
+    dense = matrix.rows(slice(None))
+    exact = InfluenceMatrix.from_array(dense)
+
+    def plain() -> None:
+        objective = FacilityLocation(exact)
+        for _ in range(plain_steps):
+            objective.add(int(np.argmax(objective.gains(np.arange(n)))))
+
+    seconds = best(
+        2,
+        estimated=lambda: lazy_greedy(FacilityLocation(matrix), budget),
+        exact=lambda: lazy_greedy(FacilityLocation(exact), budget),
+        plain=plain,
+    )
+    seconds["plain"] *= budget / plain_steps
+    labels = {
+        "estimated": "nncift, from the network",
+        "exact": "nncift, from a stored matrix",
+        "plain": f"plain greedy, our kernel ({plain_steps} steps, extrapolated)",
+    }
+    value = lazy_greedy(FacilityLocation(matrix), budget).value
+    try:
+        from submodlib.functions.facilityLocation import FacilityLocationFunction
+    except ImportError:
+        print("\nsubmodlib-py is not installed: it is left out")
+    else:
+        s = np.ascontiguousarray(np.maximum(dense, 0).T)  # its rows are the represented
+        since = time.perf_counter()
+        peer = FacilityLocationFunction(n=n, mode="dense", separate_rep=True, n_rep=n, sijs=s)
+        built = time.perf_counter()
+        chosen = peer.maximize(budget=budget, optimizer="LazyGreedy", show_progress=False)
+        seconds["submodlib"], seconds["submodlib_all"] = time.perf_counter() - built, time.perf_counter() - since
+        labels |= {"submodlib": "submodlib LazyGreedy", "submodlib_all": "submodlib LazyGreedy, reading the matrix too"}
+        print(f"\nvalue: nncift {value:.2f}, submodlib {peer.evaluate({i for i, _ in chosen}):.2f}")
+    print(f"facility location, {n:,} x {n:,}, budget {budget}")
+    for name, label in labels.items():
+        print(
+            f"  {label:<47} {seconds[name]:8.2f} s   {seconds[name] / seconds['exact']:7.1f} x the stored matrix's time"
+        )
+
+
+def scale() -> None:
+    """Selection of 5 % from growing pools."""
+    print("\nfacility location from the network; the matrix is never stored")
+    for n, budget in ((5_000, 250), (10_000, 500), (14_000, 700), (20_000, 1_000)):
+        matrix = estimated(n)
+        counting = Counting(matrix)
+        since = time.perf_counter()
+        lazy_greedy(counting, budget)
+        spent = time.perf_counter() - since
+        share, rate = counting.rows / (n * budget), counting.rows * n / spent / 1e6
+        print(
+            f"  {n:>6,} x {n:<6,} budget {budget:>5,} {spent:8.2f} s   {rate:7.1f} M pairs/s"
+            f"   {counting.rows:>8,} gains measured, {share:.1%} of plain greedy's"
+        )
+
+
+class Counting(FacilityLocation):
+    """Facility location that counts the gains it is asked for."""
+
+    rows = 0
+
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
+        """Count and pass on."""
+        self.rows += len(candidates)
+        return super().gains(candidates)
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Print the tables."""
+    torch.set_num_threads(kernels.THREADS)
+    limits = machine_limit()
+    most = limits["pair"] / UNITS
+    print(f"{processor()}, {kernels.THREADS} threads; numba {numba.__version__}, torch {torch.__version__}")
+    print(f"  fused multiply-adds      {limits['fma'] / 1e9:7.1f} G/s")
+    print(f"  maxima with an addition  {limits['pair'] / 1e9:7.1f} G/s, so at most {most / 1e6:,.0f} M pairs/s")
+    compare_scoring(most)
+    compare_selection()
+    scale()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The command line: sub-commands made from Config; one-line errors, exit code 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from nncift.config import Config
+from nncift.errors import ConfigError, NNCIFTError, printable
+
+app = App(
+    name="nncift",
+    help="Find the small subset of instruction-tuning data worth fine-tuning a language model on.",
+    version_flags=["--version"],
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+)
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["Examples:", "", *(f"- `{line}`" for line in lines)])
+
+
+@app.command(
+    help_epilogue=_examples(
+        "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
+        "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
+        "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
+        "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
+        "nncift select --config run.yaml --seed 1",
+    )
+)
+def select(
+    config: Annotated[Config, Parameter(name="*")],
+    *,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Choose the subset of a pool worth fine-tuning on; the same command resumes a run that was killed.
+
+    Args:
+        config: The options.
+        dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
+        quiet: No progress bars.
+    """
+    if dry_run:
+        from nncift.planning import plan
+
+        print(plan(config, progress=not quiet))
+        return
+    from nncift.pipeline import select as run
+    from nncift.summary import summary_text
+
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    run(options.pop("pool"), **options, progress=not quiet)
+    print(summary_text(config.folder))
+
+
+@app.command(
+    help_epilogue=_examples(
+        "nncift demo",
+        "nncift demo --model HuggingFaceTB/SmolLM2-360M-Instruct --encoder BAAI/bge-small-en-v1.5 --output runs/360m",
+    )
+)
+def demo(
+    *,
+    output: str = "runs/demo",
+    model: str = "embedded",
+    encoder: str = "embedded",
+    labels: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Run the main job on embedded real data and models, in a few minutes on a laptop, without a hub.
+
+    Args:
+        output: The run folder.
+        model: The language model: a hub id, a folder, or "embedded".
+        encoder: The sentence encoder: a hub id, a folder, or "embedded".
+        labels: Pairs to compute exactly; fewer are faster and worse.
+        quiet: No progress bars.
+    """
+    from nncift.demo import run_demo
+
+    print(run_demo(output=Path(output), model=model, encoder=encoder, labels=labels, progress=not quiet))
+
+
+@app.command(
+    help_epilogue=_examples(
+        "nncift report runs/alpaca",
+    )
+)
+def report(run: str) -> None:
+    """Draw report.html of a finished run again.
+
+    Args:
+        run: The run folder.
+    """
+    from nncift.report import write_report
+
+    print(printable(write_report(Path(run))))
+
+
+@app.command(
+    help_epilogue=_examples(
+        "nncift env",
+    )
+)
+def env() -> None:
+    """Print the versions and devices that a bug report needs."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    print(f"nncift {version('nncift')}, Python {platform.python_version()}, {platform.platform()}")
+    packages = ("torch", "transformers", "sentence-transformers", "datasets", "huggingface-hub", "numba", "numpy")
+    for package in packages:
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} is not installed")
+    import torch
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    print(f"CPU threads: {torch.get_num_threads()} of {os.cpu_count()} cores; CUDA: {cuda}")
+    print(f"MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
+
+
+def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of the arguments of any sub-command."""
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            continue
+        rest = arguments[place + 1 :]
+        if not value:
+            if not rest:
+                raise ConfigError("--config needs a file", "give a YAML file of options")
+            value, rest = rest[0], rest[1:]
+        if not Path(value).is_file():
+            raise ConfigError(f"there is no file {value!r}", "give --config a YAML file of options")
+        return arguments[:place] + rest, Path(value)
+    return arguments, None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
+    _quiet_libraries()
+    try:
+        rest, file = _take_config_file(list(sys.argv[1:] if arguments is None else arguments))
+        app.config = () if file is None else (cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False),)
+        app(rest, exit_on_error=False, print_error=False)
+    except NNCIFTError as error:
+        _fail(str(error))
+    except cyclopts.CycloptsError as error:
+        _fail(f"{printable(error)} See nncift --help.")
+    except KeyboardInterrupt:
+        print("\nnncift: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"nncift: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the user's terminal, unless the user asked for them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")

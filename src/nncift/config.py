@@ -1,0 +1,168 @@
+"""What a run is asked to do: one frozen dataclass. The command line, its help, YAML and validation come from it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nncift.errors import ConfigError
+
+DEFAULT_INFLUENCE = "delift"
+DEFAULT_LABELS = "2000"
+
+
+class Amount(NamedTuple):
+    """A budget or a number of labels: how much, of what."""
+
+    kind: Literal["fraction", "count", "tokens", "seconds"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of one selection; `config.json` in the run folder holds them."""
+
+    pool: str
+    """What to choose from: JSONL, JSON, CSV or Parquet (also .gz), a folder of them, a saved dataset, or a hub id."""
+    _: KW_ONLY
+    budget: str = "0.1"
+    """How much to choose: a fraction (0.1 or 10%), a number of samples (2000) or of tokens (500ktok, 2Mtok)."""
+    output: str | None = None
+    """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
+    target: str | None = None
+    """Samples of the task to get better at; without it the subset is to represent the whole pool."""
+    influence: str | None = None
+    """The exact influence function: delift, embedding-similarity, or your own "module:Class". By default delift."""
+    labels: str | None = None
+    """Pairs to compute exactly: a number (2000), a fraction of all (0.01) or a time (90s, 15m). By default 2000."""
+    network: str | None = None
+    """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """The language model that exact influence is measured with: a hub id, a folder, or "embedded"."""
+    encoder: str | None = None
+    """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the learned network's own."""
+    features: str | None = None
+    """Your own features instead of an encoder: a .npy file with one row per pool row, or a column of the data."""
+    target_features: str | None = None
+    """The same for the target; a column name given with --features holds for both."""
+    split: str | None = None
+    """The split to read when the pool is on the hub or a saved DatasetDict with several."""
+    target_split: str | None = None
+    """The split to read of the target."""
+    prompt_field: str | None = None
+    """The column with the prompt, when the schema is not recognised."""
+    response_field: str | None = None
+    """The column with the response."""
+    exclude: tuple[str, ...] = ()
+    """Test sets whose samples must not be in the subset; may be given several times."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
+    keep_duplicates: bool = False
+    """Keep exact duplicates."""
+    recipe: Literal["paper"] = "paper"
+    """The InfluenceNetwork: "paper" is NN-CIFT's (one hidden layer of 100 units)."""
+    eta: float | None = None
+    """With a target: weight of each sample's own relevance. By default number of targets / number to choose."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the language model."""
+    device: str | None = None
+    """cuda, mps or cpu; the best there is by default."""
+    batch_size: int = 32
+    """Texts per forward pass; halved by itself when memory runs out."""
+    max_length: int | None = None
+    """Longest sequence the language model reads, in tokens; the model's own limit by default."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        parse_budget(self.budget)
+        if self.network is not None:
+            taken = [name for name in ("influence", "labels") if getattr(self, name) is not None]
+            if taken:
+                raise ConfigError(
+                    f"--network computes no influence, so --{taken[0]} cannot be given with it", "leave one of them out"
+                )
+        if self.labels is not None:
+            parse_labels(self.labels)
+        if self.features is not None and self.encoder is not None:
+            raise ConfigError("--features and --encoder were both given", "leave one of them out")
+        if self.target_features is not None and (self.features is None or self.target is None):
+            raise ConfigError("--target-features needs --features and --target")
+        if (self.features or "").endswith(".npy") and self.target and not self.target_features:
+            raise ConfigError("--features is a file of the pool's features", "give --target-features too")
+        if (self.prompt_field is None) != (self.response_field is None):
+            raise ConfigError("--prompt-field and --response-field go together", "give both")
+        if self.eta is not None and (self.target is None or not (math.isfinite(self.eta) and self.eta >= 0)):
+            raise ConfigError(f"--eta {self.eta} needs --target and a number of at least 0")
+        for name, least in (("batch_size", 1), ("max_length", 16), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is too small", f"give at least {least}")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output) if self.output else Path("runs") / (re.sub(r"\W+", "-", _stem(self.pool)).strip("-"))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that say what the run computes: all but where it is written."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
+
+
+def _stem(pool: str) -> str:
+    return Path(pool).name.partition(".")[0] or "pool"
+
+
+_AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d*)?(?:e\d+)?|\.\d+)\s*(?P<unit>%|[kKmMgG]?tok(?:ens)?|s|m|h)?")
+_TOKENS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _parse(option: str, text: str | int | float, units: str, example: str) -> Amount:
+    raw = str(text).replace("_", "").strip()
+    match = _AMOUNT.fullmatch(raw)
+    unit = match["unit"] or "" if match else ""
+    allowed = not unit or unit == "%" or (unit in _SECONDS and "s" in units) or ("tok" in unit and "t" in units)
+    if match is None or not allowed or isinstance(text, bool):
+        raise ConfigError(f"--{option} {text!r} is not an amount", f"give {example}")
+    number = float(match["number"])
+    if number <= 0 or not math.isfinite(number):
+        raise ConfigError(f"--{option} {text!r} is zero", f"give {example}")
+    if unit == "%":
+        amount = Amount("fraction", number / 100)
+    elif "tok" in unit:
+        amount = Amount("tokens", round(number * _TOKENS[unit.partition("tok")[0].lower()]))
+    elif unit:
+        amount = Amount("seconds", number * _SECONDS[unit])
+    elif "." in raw:
+        amount = Amount("fraction", number)
+    else:
+        amount = Amount("count", number)
+    if amount.kind == "fraction" and amount.value > 1:
+        raise ConfigError(f"--{option} {text!r} is more than everything", f"give {example}")
+    return amount
+
+
+def parse_budget(budget: str | int | float) -> Amount:
+    """Read a budget: "0.1", "10%", "2000", "2Mtok".
+
+    Raises:
+        ConfigError: it is no such thing, zero, or a fraction above 1.
+    """
+    return _parse("budget", budget, "t", "a fraction (0.1 or 10%), a number of samples (2000) or tokens (2Mtok)")
+
+
+def parse_labels(labels: str | int | float) -> Amount:
+    """Read a number of labels: "2000", "0.01", "1%", "90s", "15m".
+
+    Raises:
+        ConfigError: it is no such thing, zero, or a fraction above 1.
+    """
+    return _parse(
+        "labels", labels, "s", "a number of pairs (2000), a fraction of all pairs (0.01) or a time (90s, 15m)"
+    )

@@ -1,0 +1,244 @@
+"""DELIFT's in-context influence: how much closer an example in the prompt brings a model to the right response.
+
+With d = ||p - 1||_2 / sqrt(T) over the probabilities p of the T tokens of target j's response (end-of-text
+included, teacher forcing, each token predicted by the position before it),
+
+    influence[i, j] = d(no example, j) - d(example i, j),    in [-1, 1].
+
+Both terms are forward passes of the language model. The second is one for every pair, which is what makes exact
+influence dear: an example is therefore encoded once for all targets, and nothing but response positions meets
+the output layer (see `language_model`). A pair costs the tokens of the target, a row those of the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from nncift.errors import ConfigError
+from nncift.influence.wording import ChatPrompts, PlainPrompts, Prompts, WordedSample, Wording, messages_of
+from nncift.language_model import LanguageModel, Prefix
+from nncift.storage import fingerprint, read_array, write_array
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.config import Config
+
+_BASELINE = np.dtype([("sample", "S24"), ("distance", "<f8")])
+
+
+class Delift:
+    """In-context influence of one sample on the response to another.
+
+    Args:
+        model: a folder, a hub id, "embedded", or a `LanguageModel`; loaded on first use.
+        wording: "plain" or a `Wording` of your own; "chat", the model's chat template with the example as an
+            earlier exchange; "auto", chat when any sample comes from a chat and the model has a template, else plain.
+        exponential: give exp(influence), DELIFT's variant.
+        batch_size: targets per forward pass, at most; halved by itself when memory runs out.
+        dtype: "float32", "bfloat16", "float16" or "auto".
+        device: "cuda", "mps", "cpu"; the best there is unless given.
+        max_length: longest sequence to read, in tokens; the model's own limit unless given.
+        trust_remote_code: run code that comes with the model.
+
+    Source: DELIFT (arXiv:2411.04425), equations 1 and 2.
+    """
+
+    name = "delift"
+
+    def __init__(
+        self,
+        model: str | LanguageModel,
+        *,
+        wording: str | Wording = "auto",
+        exponential: bool = False,
+        batch_size: int = 32,
+        dtype: str = "float32",
+        device: str | None = None,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.model = model
+        self.wording = wording
+        self.exponential = exponential
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = device
+        self.max_length = max_length
+        self.trust_remote_code = trust_remote_code
+        self._cut: set[str] = set()
+        self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
+        self._known: dict[str, float] = {}  # distances without an example, by sample and setting
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The function that a run's config asks for."""
+        return cls(
+            config.model,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            device=config.device,
+            max_length=config.max_length,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The model, loaded now.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if isinstance(self.model, LanguageModel):
+            return self.model
+        return LanguageModel.load(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            max_length=self.max_length,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that went through the model so far, padding not counted."""
+        return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
+
+    @property
+    def cut(self) -> int:
+        """How many of the samples seen so far lost the start of their prompt to the model's context length."""
+        return len(self._cut)
+
+    def describe(self) -> dict[str, Any]:
+        """What the values depend on beside the samples, ready for JSON; loads nothing."""
+        model: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "max_length": self.max_length}
+        if isinstance(self.model, LanguageModel):
+            model = {
+                "model": self.model.name,
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "max_length": self.model.context_length,
+            }
+        plain = self.wording if isinstance(self.wording, Wording) else Wording()
+        return {
+            "name": self.name,
+            **model,
+            "wording": "own" if plain is self.wording else self.wording,
+            "plain_wording": asdict(plain),
+            "exponential": self.exponential,
+        }
+
+    def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
+        """Check that every sample fits, and compute the targets' distances without an example once.
+
+        Args:
+            pool: the samples that may help, all that will be asked for.
+            target: the samples to be helped, likewise.
+            folder: keep the distances here as `delift-baseline.npy`, each with what it was computed from, so
+                that a resumed run goes on with the same bytes.
+
+        Raises:
+            DataError: a response does not fit into the context.
+            ModelError: the model cannot be loaded, or leaves no room beside the wording.
+            RunError: the stored distances are damaged.
+        """
+        prompts = self._prompts_for(pool, target)
+        self._word(prompts, pool)
+        targets = self._word(prompts, target)
+        path = None if folder is None else folder / "delift-baseline.npy"
+        keys = [self._key(prompts, sample) for sample in targets]
+        known = {} if path is None or not path.exists() else _read_baseline(path)
+        if not known.keys() >= set(keys):
+            known = dict(zip(keys, self._distances_alone(prompts, targets), strict=True))
+            if path is not None:
+                write_array(path, np.array([*known.items()], _BASELINE))
+        self._prompts, self._known = prompts, known
+
+    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+        """Influence of each pool sample as an example for each target.
+
+        Args:
+            pool_rows: n_pool samples.
+            target_rows: n_target samples.
+
+        Returns:
+            (n_pool, n_target) float32; larger is better, negative where the example does harm.
+
+        Raises:
+            DataError: a response does not fit into the context.
+            ModelError: the model cannot be loaded, or one sequence alone does not fit into memory.
+        """
+        prompts = self._prompts or self._prompts_for(pool_rows, target_rows)
+        examples, targets = self._word(prompts, pool_rows), self._word(prompts, target_rows)
+        alone = self._distances_alone(prompts, targets)
+        influence = np.empty((len(examples), len(targets)), np.float32)
+        queries = [target.query for target in targets]
+        for i, example in enumerate(examples):
+            influence[i] = alone - self._distances(self.language_model.prefix(example.example), queries, targets)
+        return np.exp(influence) if self.exponential else influence
+
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """The exact number of tokens that labelling these rows x targets sends through the model.
+
+        Each target once without an example, then each row's example once and each target once per row.
+        """
+        prompts = self._prompts or self._prompts_for(pool_rows, target_rows)
+        examples = [len(sample.example) for sample in self._word(prompts, pool_rows)]
+        targets = self._word(prompts, target_rows)
+        if not targets:
+            return 0
+        queries = sum(len(sample.query) + len(sample.response) - 1 for sample in targets)
+        alone = sum(len(sample.alone) + len(sample.response) - 1 for sample in targets)
+        again = 1 if self.language_model.shares_prefix else len(targets)  # how often a prefix is read
+        return alone + again * (len(prompts.no_example) + sum(examples)) + len(examples) * queries
+
+    def _prompts_for(self, pool: Dataset, target: Dataset) -> Prompts:
+        """The prompts that the wording asks for, and these samples when it leaves the choice to them."""
+        if isinstance(self.wording, Wording):
+            return PlainPrompts(self.language_model, self.wording)
+        if self.wording not in ("auto", "chat", "plain"):
+            raise ConfigError(f"wording {self.wording!r} is not known", 'give "auto", "chat", "plain" or a Wording')
+        from_chat = any(messages is not None for rows in (pool, target) for messages in messages_of(rows))
+        if self.wording == "chat" or (self.wording == "auto" and from_chat and self.language_model.has_chat_template):
+            return ChatPrompts(self.language_model)
+        return PlainPrompts(self.language_model, Wording())
+
+    def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
+        samples = prompts.word(rows)
+        self._cut.update(sample.id for sample in samples if sample.cut)
+        return samples
+
+    def _key(self, prompts: Prompts, sample: WordedSample) -> str:
+        """What a distance without an example was computed from: the model, its precision and the exact tokens."""
+        description = {name: self.describe()[name] for name in ("model", "dtype")}
+        return fingerprint(description, prompts.no_example, sample.alone, sample.response)
+
+    def _distances_alone(self, prompts: Prompts, targets: Sequence[WordedSample]) -> np.ndarray:
+        """Each target's distance without an example, (n_target,) float64; what `prepare` computed is not repeated."""
+        known = [self._known.get(self._key(prompts, target)) for target in targets]
+        missing = [target for target, distance in zip(targets, known, strict=True) if distance is None]
+        if missing:
+            prefix = self.language_model.prefix(prompts.no_example)
+            found = iter(self._distances(prefix, [target.alone for target in missing], missing))
+            known = [next(found) if distance is None else distance for distance in known]
+        return np.array(known, np.float64)
+
+    def _distances(self, prefix: Prefix, queries: Sequence[list[int]], targets: Sequence[WordedSample]) -> np.ndarray:
+        """Distance of each target's response from certainty, (n_target,) float64."""
+        responses = [target.response for target in targets]
+        probabilities = self.language_model.response_probabilities(
+            prefix, queries, responses, batch_size=self.batch_size
+        )
+        return np.array([np.sqrt(np.mean(np.square(1 - p.astype(np.float64)))) for p in probabilities])
+
+
+def _read_baseline(path: Path) -> dict[str, float]:
+    stored = read_array(path)
+    if stored.dtype != _BASELINE:
+        return {}
+    return {sample.decode(): float(distance) for sample, distance in stored.tolist()}

@@ -1,0 +1,165 @@
+"""From a Config to what it names: samples, encoder, influence function, learned network, budget.
+
+Shared by the run itself and by `--dry-run`, which plans it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
+from nncift.errors import ConfigError, ModelError
+from nncift.hub import find_model
+from nncift.influence import BUILT_IN, InfluenceFunction
+from nncift.pool import PoolFacts, read_pool
+from nncift.registry import resolve
+from nncift.storage import read_array, read_json, write_array
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def make_config(
+    pool: str | Path | Dataset,
+    *,
+    target: str | Path | Dataset | None = None,
+    influence: str | InfluenceFunction | None = None,
+    **options: Any,
+) -> Config:
+    """The Config of a call of `select`; objects are recorded by their fingerprint or description.
+
+    Raises:
+        ConfigError: an option is unknown or has a value that cannot be used.
+    """
+    known = {f.name for f in dataclasses.fields(Config)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(known))}")
+    for name in ("budget", "labels", "output", "features", "target_features", "network"):
+        if options.get(name) is not None:
+            options[name] = str(options[name])
+    if isinstance(exclude := options.get("exclude", ()), (str, Path)):
+        options["exclude"] = (str(exclude),)
+    else:
+        options["exclude"] = tuple(str(path) for path in exclude)
+    return Config(
+        _source_name(pool),
+        target=None if target is None else _source_name(target),
+        influence=influence if influence is None or isinstance(influence, str) else json.dumps(describe(influence)),
+        **options,
+    )
+
+
+def _source_name(source: str | Path | Dataset) -> str:
+    return str(source) if isinstance(source, (str, Path)) else f"dataset {source._fingerprint}"
+
+
+def describe(function: InfluenceFunction) -> dict[str, Any]:
+    """JSON-able facts that tell one influence function from another."""
+    return dict(function.describe()) if hasattr(function, "describe") else {"name": function.name}
+
+
+def make_influence(config: Config, influence: str | InfluenceFunction | None = None) -> InfluenceFunction:
+    """The influence function that the config names, or the object itself."""
+    if influence is not None and not isinstance(influence, str):
+        return influence
+    kind = resolve(config.influence or DEFAULT_INFLUENCE, BUILT_IN, "nncift.influence")
+    return kind.from_config(config) if hasattr(kind, "from_config") else kind()  # type: ignore[no-any-return]
+
+
+def read_samples(
+    config: Config, source: str | Path | Dataset, name: str, folder: Path | None, *, progress: bool = False
+) -> tuple[Dataset, PoolFacts]:
+    """Read the pool (or, by `name`, the target) as the config says."""
+    return read_pool(
+        source,
+        split=config.split if name == "pool" else config.target_split,
+        prompt_field=config.prompt_field,
+        response_field=config.response_field,
+        exclude=config.exclude if name == "pool" else (),
+        skip_bad_rows=config.skip_bad_rows,
+        keep_duplicates=config.keep_duplicates,
+        folder=folder,
+        name=name,
+        progress=progress,
+    )
+
+
+def check_budget(config: Config, n_pool: int) -> None:
+    """Refuse a budget that the pool cannot fill, before anything costly."""
+    amount = parse_budget(config.budget)
+    if amount.kind == "count" and amount.value > n_pool:
+        raise ConfigError(f"--budget {config.budget} is more than the pool's {n_pool} samples", "give a smaller one")
+
+
+def check_models(config: Config, function: InfluenceFunction | None) -> None:
+    """Refuse an encoder or a language model that does not exist, before anything costly.
+
+    Raises:
+        ModelError: which one, and why.
+    """
+    if (encoder := encoder_of(config)) is not None:
+        find_model(encoder, "encoder")
+    if isinstance(model := getattr(function, "model", None), str):
+        find_model(model, "language model")
+
+
+def encoder_of(config: Config) -> str | None:
+    """The encoder to use; None when the user brings features."""
+    if config.features is not None:
+        return None
+    if config.encoder is not None or config.network is None:
+        return config.encoder or DEFAULT_ENCODER
+    description = read_json(Path(network_folder(config.network)) / "config.json").get("description", {})
+    if description.get("own_features") or "encoder" not in description:
+        raise ModelError(
+            f"the network in {config.network} learned with features of your own", "give the new data's with --features"
+        )
+    return str(description["encoder"])
+
+
+def network_folder(network: str) -> str:
+    """Where a learned network lies: in a run folder, a folder of its own, or on the hub."""
+    inside = Path(network) / "network"
+    if inside.is_dir():
+        return str(inside)
+    if Path(network).is_dir() and not (Path(network) / "model.safetensors").exists():
+        raise ModelError(f"{network} holds no learned network", "give a finished run's folder, or a saved network's")
+    return find_model(network, "learned network")
+
+
+def budget_count(config: Config, n_pool: int) -> int:
+    """How many samples a budget given as fraction or count stands for; at least one."""
+    amount = parse_budget(config.budget)
+    return max(round(amount.value * n_pool), 1) if amount.kind == "fraction" else int(amount.value)
+
+
+def token_counts(config: Config, samples: Dataset, folder: Path) -> np.ndarray:
+    """Tokens of each sample's prompt and response under the language model's tokenizer, (n_pool,) int64."""
+    path = folder / "tokens.npy"
+    if not path.exists():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            find_model(config.model, "language model"), trust_remote_code=config.trust_remote_code
+        )
+        counts = [
+            len(ids)
+            for start in range(0, len(samples), 1024)
+            for batch in (samples[start : start + 1024],)
+            for ids in tokenizer(
+                [f"{p}\n{r}" for p, r in zip(batch["prompt"], batch["response"], strict=True)], verbose=False
+            )["input_ids"]
+        ]
+        write_array(path, np.array(counts, dtype=np.int64))
+    tokens = np.asarray(read_array(path))
+    if tokens.min() > parse_budget(config.budget).value:
+        raise ConfigError(f"--budget {config.budget} is less than the shortest sample has", "give a larger one")
+    return tokens

@@ -1,0 +1,192 @@
+"""Labelled pairs: exact influence values with the samples they belong to, collected in blocks that resume.
+
+The pairs to label form a grid, rows of the pool times targets, since an influence function can share an
+example's work over many targets, and since a grid leaves whole samples to hold out on both sides. A block
+is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from nncift.errors import DataError
+from nncift.storage import read_table, write_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.influence import InfluenceFunction
+
+BLOCK_PAIRS = 128
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Aligned arrays of exact influence values.
+
+    Attributes:
+        pool_index: (n,) int32, the sample that may help.
+        target_index: (n,) int32, the sample that it may help.
+        influence: (n,) float32, larger is better.
+    """
+
+    pool_index: np.ndarray
+    target_index: np.ndarray
+    influence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.influence)
+
+    def take(self, mask: np.ndarray) -> LabelledPairs:
+        """The pairs where `mask` (n,) holds."""
+        return LabelledPairs(self.pool_index[mask], self.target_index[mask], self.influence[mask])
+
+    def split(
+        self,
+        fraction: float = 0.8,
+        *,
+        seed: int = 0,
+        pool_groups: np.ndarray | None = None,
+        target_groups: np.ndarray | None = None,
+    ) -> tuple[LabelledPairs, LabelledPairs]:
+        """Hold out whole samples on both sides.
+
+        Args:
+            fraction: share of the labelled samples of each side that stay for training. A side with two or
+                more samples holds out at least one.
+            seed: which ones.
+            pool_groups: group number of every pool sample; samples of one group (exact duplicates) fall on
+                the same side. Each is its own group unless given.
+            target_groups: the same for the targets.
+
+        Returns:
+            The pairs of which both samples stay (the paper's quadrant Q1), and all others.
+        """
+        rng = np.random.default_rng(seed)
+        stays = _keep(self.pool_index, pool_groups, fraction, rng) & _keep(
+            self.target_index, target_groups, fraction, rng
+        )
+        return self.take(stays), self.take(~stays)
+
+    def quadrants(self, train: LabelledPairs) -> np.ndarray:
+        """The paper's quadrant of each pair, (n,) of "Q1" both samples seen in `train`, "Q2" new pool sample,
+        "Q3" new target, "Q4" both new.
+        """  # noqa: D205
+        new_pool = ~np.isin(self.pool_index, train.pool_index)
+        new_target = ~np.isin(self.target_index, train.target_index)
+        return np.array(["Q1", "Q2", "Q3", "Q4"])[new_pool + 2 * new_target]
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file of the three columns."""
+        columns = {"pool_index": self.pool_index, "target_index": self.target_index, "influence": self.influence}
+        write_table(path, pa.table(columns))
+
+    @classmethod
+    def load(cls, path: Path) -> LabelledPairs:
+        """Read what `save` wrote."""
+        table = read_table(path)
+        return cls(*(table[name].to_numpy() for name in ("pool_index", "target_index", "influence")))
+
+
+def _keep(index: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Which pairs have a sample that is not held out on this side."""
+    own = index if groups is None else groups[index]
+    distinct = np.unique(own)
+    held_out = max(round((1 - fraction) * len(distinct)), 1) if len(distinct) > 1 else 0
+    return ~np.isin(own, rng.permutation(distinct)[:held_out])
+
+
+def collect(
+    function: InfluenceFunction,
+    pool: Dataset,
+    target: Dataset,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    *,
+    folder: Path | None = None,
+    progress: bool = False,
+    after_block: Callable[[], None] = lambda: None,
+) -> LabelledPairs:
+    """Exact influence of the grid rows x columns, block by block.
+
+    Args:
+        function: the influence function; its `prepare`, where it has one, sees the grid's samples once.
+        pool: the samples that may help.
+        target: the samples to be helped.
+        rows: indices into `pool`.
+        columns: indices into `target`.
+        folder: keep `block-*.parquet` here while running, then `labels.parquet`; what is there already is not
+            computed again.
+        progress: show a progress bar.
+        after_block: called after each block, for example to save the costs.
+
+    Returns:
+        len(rows) * len(columns) pairs, row by row.
+
+    Raises:
+        DataError: a value is not finite; the message names the pair.
+    """
+    finished = folder / "labels.parquet" if folder is not None else None
+    if finished is not None and finished.exists():
+        _drop_blocks(finished.parent)
+        return LabelledPairs.load(finished)
+    target_rows = target.select(columns)
+    if hasattr(function, "prepare"):
+        function.prepare(pool.select(rows), target_rows, folder)
+    height = max(BLOCK_PAIRS // len(columns), 1)
+    blocks: list[LabelledPairs] = []
+    with tqdm(total=len(rows) * len(columns), desc="labelling", unit=" pairs", disable=not progress) as bar:
+        for number, start in enumerate(range(0, len(rows), height)):
+            path = folder / f"block-{number:06d}.parquet" if folder is not None else None
+            if path is not None and path.exists():
+                block = LabelledPairs.load(path)
+            else:
+                block = _label_block(function, pool, rows[start : start + height], target_rows, columns)
+                if path is not None:
+                    block.save(path)
+                after_block()
+            blocks.append(block)
+            bar.update(len(block))
+    pairs = LabelledPairs(
+        np.concatenate([block.pool_index for block in blocks]),
+        np.concatenate([block.target_index for block in blocks]),
+        np.concatenate([block.influence for block in blocks]),
+    )
+    if finished is not None:
+        pairs.save(finished)
+        _drop_blocks(finished.parent)
+    return pairs
+
+
+def _drop_blocks(folder: Path) -> None:
+    """Remove the blocks that `labels.parquet` holds by now."""
+    for path in folder.glob("block-*.parquet"):
+        path.unlink()
+
+
+def _label_block(
+    function: InfluenceFunction, pool: Dataset, rows: np.ndarray, target_rows: Dataset, columns: np.ndarray
+) -> LabelledPairs:
+    values = np.asarray(function(pool.select(rows), target_rows), dtype=np.float32)
+    if values.shape != (len(rows), len(columns)):
+        raise DataError(
+            f"the influence function {function.name!r} gave shape {values.shape} for {len(rows)} pool samples"
+            f" and {len(columns)} targets",
+            "it must give one row per pool sample and one column per target",
+        )
+    if not np.isfinite(values).all():
+        i, j = np.argwhere(~np.isfinite(values))[0]
+        raise DataError(
+            f"the influence of {pool[int(rows[i])]['id']!r} on {target_rows[int(j)]['id']!r} is {values[i, j]}",
+            "look at these two samples; with --dtype float16, try bfloat16 or float32",
+        )
+    return LabelledPairs(
+        np.repeat(rows, len(columns)).astype(np.int32), np.tile(columns, len(rows)).astype(np.int32), values.ravel()
+    )

@@ -1,0 +1,301 @@
+"""The table of contents: `select` reads top to bottom as the stages of a run.
+
+Each stage writes a file into the run folder when it is finished and is skipped when the file is there, so
+the same call resumes a killed run and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
+from nncift.costs import Costs
+from nncift.embeddings import embed, feature_facts, load_encoder, own_features
+from nncift.fidelity import measure_fidelity
+from nncift.greedy import lazy_greedy
+from nncift.inputs import (
+    budget_count,
+    check_budget,
+    check_models,
+    describe,
+    encoder_of,
+    make_config,
+    make_influence,
+    network_folder,
+    read_samples,
+    token_counts,
+)
+from nncift.labelling import PairPlan, measure_rate, number_of_pairs, plan_pairs
+from nncift.network import InfluenceNetwork
+from nncift.objectives import FacilityLocation, FacilityLocationMutualInformation
+from nncift.pairs import LabelledPairs, collect
+from nncift.pool import open_pool
+from nncift.report import write_report
+from nncift.selection import Selection
+from nncift.storage import atomic_write, open_run, read_array, read_json, write_array, write_json
+from nncift.summary import write_summary
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.influence import InfluenceFunction
+    from nncift.matrix import InfluenceMatrix
+    from nncift.objectives import Objective
+    from nncift.pool import PoolFacts
+
+
+def select(
+    pool: str | Path | Dataset,
+    *,
+    target: str | Path | Dataset | None = None,
+    influence: str | InfluenceFunction | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Selection:
+    """Choose the subset of a pool worth fine-tuning on.
+
+    Args:
+        pool: the data to choose from: a file, folder or hub id, or a `datasets.Dataset`.
+        target: samples of the task to get better at; the pool itself unless given.
+        influence: the exact influence function: a name, or an object that satisfies `InfluenceFunction`.
+        progress: show progress bars.
+        **options: the other fields of `Config`: budget, output, labels, model, encoder, ...
+
+    Returns:
+        The chosen samples in the order chosen; `.dataset` holds their rows. The run folder holds
+        `subset.jsonl`, `report.html` and everything that led there.
+
+    Raises:
+        NNCIFTError: what it says; nothing half-written is left behind.
+    """
+    config = make_config(pool, target=target, influence=influence, **options)
+    folder = config.folder
+    with open_run(folder, config.identity()):
+        costs = Costs(folder / "costs.json")
+        with costs.stage("read"):
+            samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
+            targets, target_facts = _targets(config, target, folder, progress=progress)
+        check_budget(config, len(samples))
+        function = None if config.network is not None else make_influence(config, influence)
+        if not (folder / "selection.parquet").exists():
+            check_models(config, function)
+        with costs.stage("features") as cost:
+            features, target_features = _features(config, samples, targets, folder, progress=progress)
+            cost.texts = len(features) + (len(target_features) if targets is not None else 0)
+        if function is not None:
+            with costs.stage("labels") as cost:
+                pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
+            with costs.stage("network"):
+                network = _learn(config, function, samples, targets, features, target_features, pairs, folder)
+        else:
+            network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
+        with costs.stage("estimate"):
+            matrix = network.estimate(features, target_features)
+            influence_means = _row_means(matrix, folder)
+        with costs.stage("select"):
+            own = targets is None
+            selection = _select(config, matrix, samples, influence_means, folder, own_target=own, progress=progress)
+        with costs.stage("report"):
+            write_summary(folder, config, selection, pool=facts, target=target_facts, all_pairs=math.prod(matrix.shape))
+            write_report(folder)
+    return selection
+
+
+def _targets(
+    config: Config, target: str | Path | Dataset | None, folder: Path, *, progress: bool
+) -> tuple[Dataset | None, PoolFacts | None]:
+    """The target's samples: the given ones, else those that a learned run had, else none."""
+    if target is None and config.network is not None:
+        learned = Path(config.network)
+        if not (learned / "target" / "facts.json").exists():
+            return None, None
+        for part in ("target/samples.arrow", "features/target.npy", "features/target.json", "target/facts.json"):
+            if not (folder / part).exists():
+                with atomic_write(folder / part) as temporary:
+                    shutil.copyfile(learned / part, temporary)
+        return open_pool(folder / "target")
+    if target is None:
+        return None, None
+    return read_samples(config, target, "target", folder / "target", progress=progress)
+
+
+def _features(
+    config: Config, samples: Dataset, targets: Dataset | None, folder: Path, *, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the pool (n_pool, d) and of the targets (n_target, d); the pool's own without a target."""
+    place = folder / "features"
+    parts = {"pool": samples} | ({"target": targets} if targets is not None else {})
+    if config.features is not None:
+        sources = {"pool": config.features, "target": config.target_features or config.features}
+        arrays = {name: own_features(part, sources[name], folder=place, name=name) for name, part in parts.items()}
+    else:
+        missing = [name for name in parts if not (place / f"{name}.json").exists()]
+        name = encoder_of(config)
+        assert name is not None
+        encoder: Any = name
+        if missing:
+            encoder = load_encoder(name, device=config.device, trust_remote_code=config.trust_remote_code)
+        arrays = {
+            part: embed(
+                rows, encoder, folder=place, name=part, batch_size=config.batch_size, progress=progress, source=name
+            )
+            for part, rows in parts.items()
+        }
+    return arrays["pool"], arrays.get("target", arrays["pool"])
+
+
+def _label(
+    config: Config,
+    function: InfluenceFunction,
+    samples: Dataset,
+    targets: Dataset | None,
+    folder: Path,
+    costs: Costs,
+    *,
+    progress: bool,
+) -> LabelledPairs:
+    place = folder / "labels"
+    plan = _plan(config, function, samples, targets, place / "plan.json")
+    cost = costs.stages["labels"]
+    earlier = cost.forward_tokens
+
+    def count_tokens() -> None:
+        cost.forward_tokens = earlier + int(getattr(function, "forward_tokens", 0))
+        cost.backward_tokens = int(getattr(function, "backward_tokens", 0))
+        costs.save()
+
+    pairs = collect(
+        function,
+        samples,
+        samples if targets is None else targets,
+        plan.rows,
+        plan.columns,
+        folder=place,
+        progress=progress,
+        after_block=count_tokens,
+    )
+    if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
+        write_json(place / "notes.json", {"cut": int(cut)})
+    return pairs
+
+
+def _plan(
+    config: Config, function: InfluenceFunction, samples: Dataset, targets: Dataset | None, path: Path
+) -> PairPlan:
+    """The pairs to label, recorded before the first is labelled, so that a resumed run labels the same."""
+    if path.exists():
+        stored = read_json(path)
+        return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
+    amount = parse_labels(config.labels or DEFAULT_LABELS)
+    rate = None
+    if amount.kind == "seconds":
+        rate = measure_rate(function, samples, samples if targets is None else targets, seed=config.seed)
+    n_target = len(samples if targets is None else targets)
+    pairs = number_of_pairs(amount, len(samples), n_target, rate)
+    plan = plan_pairs(len(samples), None if targets is None else n_target, pairs, seed=config.seed)
+    write_json(path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "seconds_per_pair": rate})
+    return plan
+
+
+def _learn(
+    config: Config,
+    function: InfluenceFunction,
+    samples: Dataset,
+    targets: Dataset | None,
+    features: np.ndarray,
+    target_features: np.ndarray,
+    pairs: LabelledPairs,
+    folder: Path,
+) -> InfluenceNetwork:
+    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
+    place = folder / "network"
+    train, held_out = pairs.split(
+        seed=config.seed,
+        pool_groups=_duplicate_groups(samples, pairs.pool_index),
+        target_groups=_duplicate_groups(samples if targets is None else targets, pairs.target_index),
+    )
+    if place.exists():
+        network = InfluenceNetwork.from_pretrained(place)
+    else:
+        network = InfluenceNetwork(config.recipe, seed=config.seed).fit(features, target_features, train)
+        network.description_ = {
+            "encoder": feature_facts(folder / "features")["encoder"],
+            "own_features": config.features is not None,
+            "influence": describe(function),
+            "pairs": len(train),
+        }
+        with atomic_write(place) as temporary:
+            network.save_pretrained(temporary)
+    if not (folder / "fidelity.json").exists():
+        measured = measure_fidelity(network, features, target_features, held_out, train)
+        write_json(folder / "fidelity.json", {"influence": function.name, **dataclasses.asdict(measured)})
+    return network
+
+
+def _duplicate_groups(samples: Dataset, index: np.ndarray) -> np.ndarray:
+    """A group number for each sample, (n,) int64; labelled samples with the same text share one."""
+    groups = np.arange(len(samples))
+    first: dict[tuple[str, str], int] = {}
+    for i in np.unique(index):
+        row = samples[int(i)]
+        groups[i] = first.setdefault((row["prompt"], row["response"]), int(i))
+    return groups
+
+
+def _row_means(matrix: InfluenceMatrix, folder: Path) -> np.ndarray:
+    path = folder / "influence.npy"
+    if not path.exists():
+        write_array(path, matrix.row_means().astype(np.float32))
+    return read_array(path)
+
+
+def make_objective(matrix: InfluenceMatrix, *, eta: float | None) -> Objective:
+    """The objective that follows from the data: `eta` is None where the pool is its own target."""
+    if eta is None:
+        return FacilityLocation(matrix)
+    return FacilityLocationMutualInformation(matrix, eta=eta)
+
+
+def default_eta(n_target: int, expected: float) -> float:
+    """Weight of a sample's own relevance when about `expected` samples will be chosen.
+
+    The modular term grows with the subset, the other is bounded by the number of targets: this puts both on
+    one scale.
+    """
+    return n_target / max(expected, 1.0)
+
+
+def _select(
+    config: Config,
+    matrix: InfluenceMatrix,
+    samples: Dataset,
+    means: np.ndarray,
+    folder: Path,
+    *,
+    own_target: bool,
+    progress: bool,
+) -> Selection:
+    if (folder / "selection.parquet").exists() and (folder / "subset.jsonl").exists():
+        return Selection.load(folder, pool=samples)
+    amount = parse_budget(config.budget)
+    tokens = token_counts(config, samples, folder) if amount.kind == "tokens" else None
+    count = budget_count(config, len(samples)) if tokens is None else None
+    eta = None
+    if not own_target:
+        expected = amount.value / max(tokens.mean(), 1.0) if tokens is not None else float(count or 1)
+        eta = config.eta if config.eta is not None else default_eta(matrix.shape[1], expected)
+    selection = lazy_greedy(
+        make_objective(matrix, eta=eta),
+        count,
+        costs=tokens,
+        max_cost=None if tokens is None else amount.value,
+        progress=progress,
+    ).with_pool(samples, means)
+    selection.save(folder)
+    return selection

@@ -1,0 +1,146 @@
+"""`--dry-run`: what a run would do and cost, from the data's sizes and a short measured rate. Writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
+from nncift.embeddings import embed_texts, load_encoder, sample_texts
+from nncift.errors import printable
+from nncift.inputs import budget_count, check_budget, encoder_of, make_influence, network_folder, read_samples
+from nncift.labelling import measure_rate, number_of_pairs, plan_pairs
+from nncift.network import InfluenceNetwork
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_TRIAL_TEXTS = 64
+_HIDDEN_BYTES = 4 * 100  # one projected sample: float32 x the network's hidden units
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run.
+
+    Attributes:
+        samples: pool samples after duplicates, excluded and bad rows are out.
+        targets: target samples; the pool's number without a target.
+        selected: how many will be chosen; None for a budget in tokens.
+        pairs: pairs to label exactly.
+        all_pairs: pairs to estimate.
+        tokens: LLM tokens of the labelling; None when the influence function cannot tell.
+        seconds: stage to expected seconds, from the measured rates.
+        memory: bytes that the arrays of the run take, models not counted.
+        disk: bytes the run folder will take.
+    """
+
+    samples: int
+    targets: int
+    selected: int | None
+    pairs: int
+    all_pairs: int
+    tokens: int | None
+    seconds: dict[str, float]
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())
+        tokens = "" if self.tokens is None else f", {self.tokens:,} LLM tokens"
+        chosen = "by tokens" if self.selected is None else f"{self.selected:,}"
+        lines = (
+            f"Pool: {self.samples:,} samples; targets: {self.targets:,}; to choose: {chosen}",
+            f"Label exactly: {self.pairs:,} of {self.all_pairs:,} pairs ({self.pairs / self.all_pairs:.2%}){tokens}",
+            f"Time: about {sum(self.seconds.values()):,.0f} s ({stages}), at the rate measured just now",
+            f"Memory: about {self.memory / 1e6:,.0f} MB beside the models; disk: about {self.disk / 1e6:,.0f} MB",
+            "Nothing was written.",
+        )
+        return "\n".join(printable(line) for line in lines)
+
+
+def plan(config: Config, *, progress: bool = False) -> RunPlan:
+    """Read the data, measure short rates of the encoder and the influence function, and work out the plan.
+
+    Raises:
+        NNCIFTError: the run itself would be refused.
+    """
+    with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
+        folder = Path(temporary)
+        samples, _ = read_samples(config, config.pool, "pool", folder / "pool", progress=progress)
+        data_bytes = sum(path.stat().st_size for path in (folder / "pool").iterdir())
+        targets, own_target = samples, config.target is None
+        if config.target is not None:
+            targets, _ = read_samples(config, config.target, "target", folder / "target", progress=progress)
+        check_budget(config, len(samples))
+        embedding, width = _embedding_rate(config, samples)
+        seconds = {"features": embedding * (len(samples) + (0 if own_target else len(targets)))}
+        pairs, tokens = 0, None
+        if config.network is None:
+            pairs, tokens, seconds["labels"] = _label_plan(config, samples, None if own_target else targets)
+        else:
+            InfluenceNetwork.from_pretrained(network_folder(config.network))
+        rows = len(samples) + (0 if own_target else len(targets))
+        seconds["select"] = len(samples) * len(targets) / _scoring_rate()
+        result = RunPlan(
+            samples=len(samples),
+            targets=len(targets),
+            selected=None if parse_budget(config.budget).kind == "tokens" else budget_count(config, len(samples)),
+            pairs=pairs,
+            all_pairs=len(samples) * len(targets),
+            tokens=tokens,
+            seconds=seconds,
+            memory=rows * _HIDDEN_BYTES + len(targets) * 8 + len(samples) * 24,
+            disk=2 * data_bytes + rows * width * 4,
+        )
+        del samples, targets  # memory-mapped from the temporary folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _embedding_rate(config: Config, samples: Dataset) -> tuple[float, int]:
+    """Seconds per sample of the encoder, and the features' width; nothing for the user's own features."""
+    name = encoder_of(config)
+    if name is None:
+        return 0.0, 0
+    encoder = load_encoder(name, device=config.device, trust_remote_code=config.trust_remote_code)
+    rows = np.linspace(0, len(samples) - 1, min(_TRIAL_TEXTS, len(samples))).astype(int)
+    texts = sample_texts(samples.select(rows))
+    embed_texts(texts[:2], encoder)  # warms up
+    since = time.perf_counter()
+    features = embed_texts(texts, encoder, batch_size=config.batch_size)
+    return (time.perf_counter() - since) / len(texts), features.shape[1]
+
+
+def _label_plan(config: Config, samples: Dataset, targets: Dataset | None) -> tuple[int, int | None, float]:
+    """Pairs, LLM tokens and seconds of the labelling."""
+    function = make_influence(config)
+    seen_targets = samples if targets is None else targets
+    rate = measure_rate(function, samples, seen_targets, seed=config.seed)
+    amount = parse_labels(config.labels or DEFAULT_LABELS)
+    wanted = number_of_pairs(amount, len(samples), len(seen_targets), rate)
+    grid = plan_pairs(len(samples), None if targets is None else len(targets), wanted, seed=config.seed)
+    tokens = None
+    if hasattr(function, "tokens"):
+        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns)))
+    return len(grid), tokens, rate * len(grid)
+
+
+def _scoring_rate() -> float:
+    """Pairs per second of scoring on this machine."""
+    rng = np.random.default_rng(0)
+    from nncift.matrix import InfluenceMatrix
+
+    factors = rng.standard_normal((2048, 100), dtype=np.float32)
+    weight = rng.standard_normal(100, dtype=np.float32)
+    matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
+    matrix.row_means()  # compiles
+    since = time.perf_counter()
+    matrix.row_means()
+    return 2048 * 2048 / (time.perf_counter() - since)

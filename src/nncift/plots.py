@@ -1,0 +1,235 @@
+"""The report's pictures as inline SVG, with the figures read off them: scatter, gain curve, embedding map.
+
+Each takes arrays and draws one `<svg>` element without prolog, style sheet, metadata or date, so the same
+numbers give the same bytes, on whatever display and with whatever matplotlibrc. Colours become CSS
+variables with the printed colour as fallback: the page that holds the picture decides on light or dark.
+Clouds of more than `MOST_MARKS` points turn into a PNG inside the SVG, since a browser draws (and a file
+holds) every vector mark. No text from data is drawn. About 0.2 s a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+MOST_MARKS = 2_000  # more points than this are rasterised
+DRAWN, FITTED = 5_000, 2_000  # points of a kind on the map, and samples its axes are computed from
+
+INK, MUTED, LINE = "#1d2733", "#66717f", "#dfe3e8"
+LEFT, CHOSEN, TARGET = "#9aa5b1", "#1574b8", "#d9730d"
+QUADRANTS = {"Q2": "#1574b8", "Q3": "#1b9e77", "Q4": "#d9730d"}  # of held-out pairs; the colour-blind tell them apart
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"}
+
+
+def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
+    """Predicted influence against exact, on equal axes with the diagonal.
+
+    Args:
+        groups: quadrant -> (exact, predicted), each (n_pairs,).
+    """
+    both = np.concatenate([values for pair in groups.values() for values in pair])
+    low, high = float(both.min()), float(both.max())
+    margin = 0.04 * (high - low) or 1.0
+    rasterised = len(both) // 2 > MOST_MARKS
+
+    def paint(axes: Any) -> None:
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8, dashes=(4, 3), zorder=1)
+        for name, (exact, predicted) in groups.items():
+            axes.scatter(
+                exact,
+                predicted,
+                s=9,
+                color=QUADRANTS[name],
+                alpha=0.55,
+                linewidths=0,
+                label=name,
+                rasterized=rasterised,
+            )
+        axes.set(xlabel="exact influence", ylabel="predicted influence")
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
+        axes.locator_params(nbins=5)
+        _legend(axes, len(groups))
+
+    return _svg("scatter", (4.3, 4.3), paint)
+
+
+def gain_curve(gains: np.ndarray) -> dict[str, Any] | None:
+    """Value of the first r chosen samples over the rank r, and where the curve flattens.
+
+    Args:
+        gains: (n_chosen,) what each chosen sample added, in the order chosen.
+
+    Returns:
+        `plot`; the `value` of all `ranks`; the `rank` that reaches nine tenths of it; whether the curve
+        `flattens` (that rank lies in the first four fifths; of a straight line it lies at nine tenths);
+        `tail_share`, what the last `tail` samples (a tenth) add of the value. None without a positive value.
+    """
+    cumulative = np.cumsum(gains, dtype=np.float64)
+    if not len(gains) or cumulative[-1] <= 0:
+        return None
+    rank = int(np.argmax(cumulative >= 0.9 * cumulative[-1])) + 1
+    tail = max(1, round(0.1 * len(gains)))
+    return {
+        "plot": _draw_gains(cumulative, rank),
+        "value": float(cumulative[-1]),
+        "rank": rank,
+        "ranks": len(gains),
+        "flattens": rank <= 0.8 * len(gains),
+        "tail": tail,
+        "tail_share": float(gains[-tail:].sum() / cumulative[-1]),
+    }
+
+
+def _draw_gains(cumulative: np.ndarray, rank: int) -> Markup:
+    shown = np.unique(np.linspace(0, len(cumulative) - 1, 400).astype(np.int64))
+    ranks, values = np.concatenate([[0], shown + 1]), np.concatenate([[0.0], cumulative[shown]])
+    height = float(cumulative[rank - 1])
+
+    def paint(axes: Any) -> None:
+        axes.fill_between(ranks, values, color=CHOSEN, alpha=0.1, linewidth=0)
+        axes.plot(ranks, values, color=CHOSEN, linewidth=1.8)
+        axes.plot([rank, rank, 0], [0, height, height], color=MUTED, linewidth=0.8, dashes=(4, 3))
+        axes.plot([rank], [height], "o", color=CHOSEN, markersize=5)
+        axes.set(xlabel="rank", ylabel="value of the samples up to that rank", xlim=(0, len(cumulative)))
+        axes.set_ylim(min(0.0, float(values.min())), 1.06 * float(values.max()))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.locator_params(axis="x", integer=True, nbins=5)
+        axes.locator_params(axis="y", nbins=5)
+
+    return _svg("gains", (4.7, 3.7), paint)
+
+
+def embedding_map(features: np.ndarray, chosen: np.ndarray, target_features: np.ndarray | None) -> dict[str, Any]:
+    """Samples on the pool's first two principal components: left behind, chosen over them, targets on top.
+
+    The axes come from at most `FITTED` samples, and at most `DRAWN` points of a kind are drawn, both from
+    a fixed seed, so that a pool of millions costs as much as one of thousands.
+
+    Args:
+        features: (n_pool, d), perhaps memory-mapped.
+        chosen: (n_chosen,) row numbers in the pool.
+        target_features: (n_target, d).
+
+    Returns:
+        `plot`, the points `drawn` and in `all` of each kind, and the share `explained` of the variance
+        (2,) along either axis.
+    """
+    rng = np.random.default_rng(0)
+
+    def some(rows: np.ndarray, most: int) -> np.ndarray:
+        return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+
+    centre, axes, explained = _principal_axes(features[some(np.arange(len(features)), FITTED)])
+    left = np.ones(len(features), dtype=bool)
+    left[chosen] = False
+    kinds = {"left": (features, np.flatnonzero(left)), "chosen": (features, np.sort(chosen))}
+    if target_features is not None:
+        kinds["target"] = (target_features, np.arange(len(target_features)))
+    points = {
+        kind: (np.asarray(matrix[some(rows, DRAWN)], dtype=np.float64) - centre) @ axes.T  # (n, 2)
+        for kind, (matrix, rows) in kinds.items()
+        if len(rows)
+    }
+    return {
+        "plot": _draw_map(points, explained),
+        "drawn": {kind: len(coordinates) for kind, coordinates in points.items()},
+        "all": {kind: len(rows) for kind, (_, rows) in kinds.items()},
+        "explained": explained.tolist(),
+    }
+
+
+def _principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre (d,), unit axes (2, d) whose largest entry is positive, and share of the variance along each (2,)."""
+    sample = np.asarray(sample, dtype=np.float64)
+    centre = sample.mean(axis=0)
+    _, scale, directions = np.linalg.svd(sample - centre, full_matrices=False)
+    directions = directions[:2]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
+    axes = np.zeros((2, sample.shape[1]))  # one sample or one dimension leaves the second axis 0
+    axes[: len(directions)] = np.where(largest < 0, -directions, directions)
+    return centre, axes, np.append(scale**2, 0.0)[:2] / max(float((scale**2).sum()), 1e-30)
+
+
+def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup:
+    rasterised = sum(map(len, points.values())) > MOST_MARKS
+    looks = {
+        "left": {"color": LEFT, "s": 7, "alpha": 0.5, "label": "left"},
+        "chosen": {"color": CHOSEN, "s": 8, "alpha": 0.6, "label": "chosen"},
+        "target": {"color": TARGET, "s": 20, "alpha": 0.9, "marker": "D", "label": "target"},
+    }
+
+    def paint(axes: Any) -> None:
+        for kind in (kind for kind in looks if kind in points):
+            axes.scatter(*points[kind].T, linewidths=0, rasterized=rasterised, **looks[kind])
+        axes.set(xticks=[], yticks=[])
+        axes.set(xlabel=f"component 1 ({explained[0]:.0%} of the variance)", ylabel=f"component 2 ({explained[1]:.0%})")
+        _legend(axes, len(points))
+
+    return _svg("map", (4.7, 3.7), paint)
+
+
+def _legend(axes: Any, columns: int) -> None:
+    legend = axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=columns,
+        frameon=False,
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+    for handle in legend.legend_handles:
+        handle.set(alpha=1.0, sizes=[28], rasterized=False)
+
+
+def _svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Markup:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():  # the user's matplotlibrc must not change our bytes, nor ours his pictures
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",  # real text: it can be read aloud, searched and copied
+                "svg.hashsalt": name,
+                "font.size": 10,
+                "text.color": INK,
+                "axes.labelcolor": INK,
+                "axes.edgecolor": MUTED,
+                "axes.linewidth": 0.7,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.axisbelow": True,
+                "axes.grid": True,
+                "grid.color": LINE,
+                "grid.linewidth": 0.6,
+                "xtick.color": MUTED,
+                "ytick.color": MUTED,
+                "xtick.major.size": 0,
+                "ytick.major.size": 0,
+            }
+        )
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.add_subplot())
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", dpi=200, transparent=True, metadata=nothing)
+    return Markup(_inline(text.getvalue(), name))  # drawn from numbers and the fixed words above alone
+
+
+def _inline(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the page sets the size
+    svg = svg.replace(' id="', f' id="{name}-')  # ids are the page's: three pictures must not share them
+    svg = svg.replace('href="#', f'href="#{name}-')
+    svg = svg.replace("url(#", f"url(#{name}-")
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(f" {colour}", f" var(--{variable}, {colour})")
+    return svg

@@ -1,0 +1,153 @@
+"""The command line: help, one-line errors with exit code 2, the plan of a run, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nncift.cli import main
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    path = tmp_path / "pool.jsonl"
+    rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("command", ["select", "demo", "report", "env"])
+def test_every_command_has_help_with_examples(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert "Examples:" in out
+    assert f"nncift {command}" in out
+
+
+def test_help_and_version(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in ("select", "demo", "report", "env"))
+    code, out, _ = run(capsys, "--version")
+    assert (code, out.strip()) == (0, "0.1.0")
+
+
+def test_env_names_versions(capsys):
+    code, out, _ = run(capsys, "env")
+    assert code == 0
+    assert "torch" in out
+    assert "nncift 0.1.0" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "0"], "--budget '0' is zero"),
+        (["--budget", "41"], "--budget 41 is more than the pool's 40 samples"),
+        (["--budget", "lots"], "--budget 'lots' is not an amount"),
+        (["--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
+        (["--encoder", "MINILM", "--model", "nobody/no-such-model"], "'nobody/no-such-model'"),
+        (["--influence", "delfit"], "did you mean 'delift'?"),
+        (["--target", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--buget", "3"], "Unknown option"),
+        (["--seed", "one"], "--seed"),
+        (["--config", "no-such.yaml"], "no-such.yaml"),
+        (["--network", "no-such-run"], "no-such-run"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(capsys, pool, minilm, tmp_path, arguments, message):
+    arguments = [minilm if argument == "MINILM" else argument for argument in arguments]
+    code, out, err = run(capsys, "select", pool, "--output", tmp_path / "run", "--device", "cpu", "--quiet", *arguments)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("nncift: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
+def test_hostile_file_names_do_not_reach_the_terminal(capsys, tmp_path):
+    code, _, err = run(capsys, "select", tmp_path / "evil\x1b[31m.jsonl", "--output", tmp_path / "run")
+    assert code == 2
+    assert "\x1b" not in err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
+    monkeypatch.setattr("nncift.pipeline.read_samples", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["select", str(pool), "--output", str(tmp_path / "run")])
+
+
+def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, minilm, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"encoder: {minilm}\ninfluence: embedding-similarity\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
+    code, out, err = run(
+        capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
+    )
+    assert (code, err) == (0, "")
+    assert "Chosen: 3 of 40 samples" in out
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["budget"], config["labels"]) == ("3", "60")
+    file.write_text("budgte: 4\n")
+    code, _, err = run(capsys, "select", pool, "--config", file, "--output", tmp_path / "other")
+    assert code == 2
+    assert "budgte" in err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, minilm, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--model", tiny_model, "--encoder", minilm, "--labels", "50", "--budget", "10%", "--device", "cpu"]
+    code, out, err = run(capsys, "select", pool, "--output", tmp_path / "run", *arguments, "--dry-run", "--quiet")
+    assert (code, err) == (0, "")
+    assert "Pool: 40 samples" in out
+    assert "to choose: 4" in out
+    assert "LLM tokens" in out
+    assert "of 1,600 pairs" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_report_of_what_is_no_run(capsys, tmp_path):
+    code, _, err = run(capsys, "report", tmp_path)
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, tmp_path):
+    """On a file system of 256 KiB, where the features do not fit."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        rows = [{"prompt": f"p{i}", "response": "r"} for i in range(300)]
+        pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = f"select {pool} --output {small / 'run'} --encoder {minilm} --influence embedding-similarity"
+        done = subprocess.run(
+            [sys.executable, "-m", "nncift", *given.split(), "--labels", "60", "--device", "cpu", "--quiet"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("nncift: no space left on the disk while writing")
+        assert done.stderr.count("\n") == 1
+        assert not list(small.rglob(".partial-*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,245 @@
+"""The main job end to end: what it writes, that it survives being killed at every file, and learned networks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+import nncift
+from nncift.errors import ConfigError, DataError, ModelError, RunError
+
+# The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
+SAME_BYTES = (
+    "config.json",
+    "pool/samples.arrow",
+    "target/samples.arrow",
+    "features/pool.npy",
+    "features/target.npy",
+    "labels/plan.json",
+    "labels/labels.parquet",
+    "network/config.json",
+    "network/model.safetensors",
+    "fidelity.json",
+    "influence.npy",
+    "selection.parquet",
+    "subset.jsonl",
+)
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def arithmetic(n: int, offset: int = 0) -> list[dict]:
+    return [
+        {"id": f"sum-{i}", "question": f"What is {i} plus {i % 7}?", "answer": f"{i + i % 7}", "family": "sums"}
+        for i in range(offset, offset + n)
+    ]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "pool.jsonl", arithmetic(60))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "target.jsonl", arithmetic(8, offset=100))
+
+
+@pytest.fixture
+def options(tiny_model, minilm):
+    return {"model": tiny_model, "encoder": minilm, "budget": 0.1, "labels": 300, "device": "cpu"}
+
+
+def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_path: Path):
+    run = tmp_path / "run"
+    selection = nncift.select(
+        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+    )
+    assert len(selection.indices) == 5
+    assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
+    originals = {row["id"]: row for row in arithmetic(60)}
+    rows = [json.loads(line) for line in (run / "subset.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["nncift_rank"] for row in rows] == [1, 2, 3, 4, 5]
+    for row in rows:
+        added = {key: row.pop(key) for key in list(row) if key.startswith("nncift_")}
+        assert set(added) == {"nncift_rank", "nncift_gain", "nncift_influence"}
+        assert row == originals[row["id"]]
+        assert list(row) == list(originals[row["id"]])
+    assert selection.dataset["id"] == [row["id"] for row in rows]
+    # The influence beside a row is its mean over the targets, as the saved network estimates it.
+    network = nncift.InfluenceNetwork.from_pretrained(run / "network")
+    features, target_features = np.load(run / "features/pool.npy"), np.load(run / "features/target.npy")
+    means = network.estimate(features, target_features).row_means()
+    table = pq.read_table(run / "selection.parquet").to_pydict()
+    np.testing.assert_allclose(table["influence"], means[table["pool_index"]], rtol=1e-5)
+    labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
+    assert 2 <= len(labels) <= 24
+    costs = json.loads((run / "costs.json").read_text())["stages"]
+    assert costs["labels"]["forward_tokens"] > 24 * 10
+    # The same call again finds everything finished, and loads no model.
+    before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
+    again = nncift.select(
+        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+    )
+    np.testing.assert_array_equal(again.indices, selection.indices)
+    assert again.value == pytest.approx(selection.value)
+    assert {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES} == before
+
+
+# Runs nncift, and kills its own process, as `kill -9` would, just before or after the rename that completes a file.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+file, when, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def deadly(plain):
+    def rename(self, destination):
+        if Path(destination) == file and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = plain(self, destination)
+        if Path(destination) == file and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return rename
+Path.replace, Path.rename = deadly(Path.replace), deadly(Path.rename)
+from nncift.cli import main
+main(arguments)
+"""
+KILLED_AT = (
+    ("config.json", "before"),
+    ("pool/samples.arrow", "before"),
+    ("pool/facts.json", "before"),
+    ("target/samples.arrow", "after"),
+    ("features/pool-000000.safetensors", "after"),
+    ("features/pool.npy", "after"),
+    ("features/pool.json", "after"),
+    ("features/target.json", "before"),
+    ("labels/plan.json", "after"),
+    ("labels/delift-baseline.npy", "after"),
+    ("labels/block-000000.parquet", "after"),
+    ("labels/block-000001.parquet", "before"),
+    ("labels/labels.parquet", "after"),
+    ("network", "before"),
+    ("network", "after"),
+    ("fidelity.json", "before"),
+    ("influence.npy", "after"),
+    ("selection.parquet", "after"),
+    ("subset.jsonl", "before"),
+    ("summary.json", "after"),
+    ("report.html", "before"),
+)
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_model, minilm, tmp_path: Path):
+    def arguments(run: Path) -> list[str]:
+        given = f"select {pool} --target {target} --output {run} --model {tiny_model} --encoder {minilm}"
+        return f"{given} --labels 300 --budget 10% --device cpu --quiet".split()
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, "-m", "nncift", *arguments(whole)], check=True, capture_output=True)
+    for file, when in KILLED_AT:
+        script = [sys.executable, "-c", KILLED, str(killed / file), when, *arguments(killed)]
+        done = subprocess.run(script, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, (file, done.stderr)
+        assert not (killed / "report.html").exists()
+    subprocess.run([sys.executable, "-m", "nncift", *arguments(killed)], check=True, capture_output=True)
+    for name in SAME_BYTES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    left = {path.relative_to(killed) for path in killed.rglob("*") if path.is_file()}
+    assert left == {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+
+
+def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, target, options, tmp_path: Path):
+    options = {**options, "target": target, "output": tmp_path / "run", "influence": "embedding-similarity"}
+    nncift.select(pool, **options)
+    with pytest.raises(ConfigError, match=r"budget: '0\.1' there, '0\.2' now"):
+        nncift.select(pool, **{**options, "budget": 0.2})
+    write_rows(Path(pool), arithmetic(61))
+    with pytest.raises(RunError, match=r"pool\.jsonl"):
+        nncift.select(pool, **options)
+
+
+def test_a_learned_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
+    learned = tmp_path / "learned"
+    nncift.select(pool, target=target, output=learned, **options)
+    new = write_rows(tmp_path / "new.jsonl", arithmetic(30, offset=200))
+    run = tmp_path / "new-run"
+    # A language model that does not exist shows that none is loaded; the encoder is the one it learned with.
+    selection = nncift.select(new, network=learned, budget=3, output=run, model="./none", device="cpu")
+    assert len(selection.indices) == 3
+    assert not (run / "labels").exists()
+    assert (run / "report.html").exists()
+    np.testing.assert_array_equal(np.load(run / "features/target.npy"), np.load(learned / "features/target.npy"))
+    again = nncift.select(new, network=learned, budget=3, output=run, model="./none", device="cpu")
+    np.testing.assert_array_equal(again.indices, selection.indices)
+    # A target of its own takes the place of the learned one.
+    other = nncift.select(
+        new, network=learned / "network", target=target, budget=3, output=tmp_path / "other", device="cpu"
+    )
+    np.testing.assert_array_equal(other.indices, selection.indices)
+    np.save(tmp_path / "narrow.npy", np.zeros((30, 5), np.float32))
+    with pytest.raises(ModelError, match="5 wide, and the network learned with 384"):
+        nncift.select(
+            new, network=learned, features=tmp_path / "narrow.npy", budget=3, output=tmp_path / "narrow", device="cpu"
+        )
+    with pytest.raises(ModelError, match="holds no learned network"):
+        nncift.select(new, network=tmp_path, budget=3, output=tmp_path / "nothing")
+
+
+def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path):
+    selection = nncift.select(pool, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["objective"] == "facility-location"
+    assert summary["target"] is None
+    assert summary["all_pairs"] == 60 * 60
+    assert len(selection.indices) == 6
+
+
+def test_a_budget_in_tokens_is_kept(pool, target, options, tmp_path: Path):
+    options = {**options, "budget": "100tok", "influence": "embedding-similarity"}
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert 60 < summary["tokens_selected"] <= 100
+
+
+def test_datasets_and_own_influence_functions_are_taken_as_objects(options, tmp_path: Path):
+    class ShorterIsBetter:
+        name = "shorter"
+
+        def __call__(self, pool_rows, target_rows):
+            lengths = np.array([len(text) for text in pool_rows["prompt"]], dtype=np.float32)
+            return np.repeat(-lengths[:, None], len(target_rows), axis=1)
+
+    rows = Dataset.from_list([{"prompt": "word " * (1 + i % 9) + str(i), "response": "yes"} for i in range(40)])
+    del options["model"]
+    nncift.select(rows, influence=ShorterIsBetter(), output=tmp_path / "run", **options)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert json.loads(config["influence"]) == {"name": "shorter"}
+    assert json.loads((tmp_path / "run/fidelity.json").read_text())["influence"] == "shorter"
+
+
+def test_a_target_of_one_sample_works_and_says_what_it_cannot_know(pool, options, tmp_path: Path):
+    one = write_rows(tmp_path / "one.jsonl", arithmetic(1, offset=300))
+    nncift.select(pool, target=one, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert any("one sample" in warning for warning in summary["warnings"])
+    fidelity = json.loads((tmp_path / "run/fidelity.json").read_text())
+    assert set(fidelity["quadrants"]) == {"Q1", "Q2"}
+
+
+def test_a_response_longer_than_the_context_is_named(target, options, tmp_path: Path):
+    rows = [*arithmetic(59), {"id": "epic", "question": "Tell me all.", "answer": "and then " * 2000}]
+    pool = write_rows(tmp_path / "long.jsonl", rows)
+    with pytest.raises(DataError, match="epic"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **{**options, "labels": 480})
+    assert not list((tmp_path / "run").glob("labels/block-*"))
