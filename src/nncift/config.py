@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from nncift.errors import ConfigError
 
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_INFLUENCE = "delift"
 DEFAULT_LABELS = "2000"
 

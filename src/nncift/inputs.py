@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
+from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, Config, parse_budget
 from nncift.errors import ConfigError, ModelError
 from nncift.hub import find_model
 from nncift.influence import BUILT_IN, InfluenceFunction
@@ -22,8 +22,6 @@ from nncift.storage import read_array, read_json, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def make_config(

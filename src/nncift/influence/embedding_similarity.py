@@ -6,18 +6,18 @@ anything: the cheap function that a dearer one has to beat.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from nncift.config import DEFAULT_ENCODER
 from nncift.embeddings import embed_texts, load_encoder, sample_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from nncift.config import Config
-
-DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class EmbeddingSimilarity:
@@ -50,6 +50,7 @@ class EmbeddingSimilarity:
         self.device = device
         self.trust_remote_code = trust_remote_code
         self._loaded: Any = None
+        self._known: dict[str, np.ndarray] = {}  # embeddings of the texts that `prepare` saw
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -73,16 +74,31 @@ class EmbeddingSimilarity:
         cosine = np.clip(pool @ target.T, -1, 1)
         return np.asarray((cosine + 1) / 2 if self.scaled else cosine, dtype=np.float32)
 
+    def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
+        """Embed every sample once, instead of once in each block; nothing is kept in `folder`.
+
+        Raises:
+            ModelError: the encoder cannot be loaded.
+        """
+        texts = list(dict.fromkeys(sample_texts(pool) + sample_texts(target)))
+        self._known = dict(zip(texts, self._encode(texts), strict=True)) if texts else {}
+
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON."""
         encoder = self.encoder if isinstance(self.encoder, str) else type(self.encoder).__name__
         return {"name": self.name, "encoder": encoder, "scaled": self.scaled}
 
     def _embed(self, rows: Dataset) -> np.ndarray:
+        texts = sample_texts(rows)
+        if self._known.keys() >= set(texts):
+            return np.stack([self._known[text] for text in texts])
+        return self._encode(texts)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
         if self._loaded is None:
             self._loaded = (
                 load_encoder(self.encoder, device=self.device, trust_remote_code=self.trust_remote_code)
                 if isinstance(self.encoder, str)
                 else self.encoder
             )
-        return embed_texts(sample_texts(rows), self._loaded, batch_size=self.batch_size)
+        return embed_texts(texts, self._loaded, batch_size=self.batch_size)
