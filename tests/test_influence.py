@@ -263,22 +263,29 @@ class TestPrepare:
         for i in (2, 0, 1):
             np.testing.assert_array_equal(resumed(pool.select([i]), target), blocks[i])
 
-    def test_the_stored_distances_belong_to_their_samples_and_settings(self, tiny, embedded_pairs, tmp_path):
+    @pytest.mark.parametrize(
+        "wording",
+        ["chat", Wording(without_example="Go.\n"), Wording(query="Q: {prompt}\nA: ")],
+        ids=["chat", "go", "q"],
+    )
+    def test_the_stored_distances_belong_to_their_wording(self, tiny, embedded_pairs, tmp_path, wording):
         pool, target = embedded_pairs
         Delift(tiny).prepare(pool, target, tmp_path)
-        for function, targets in [
-            (Delift(tiny), pool),
-            (Delift(tiny, wording="chat"), target),
-            (Delift(tiny, wording=Wording(without_example="Go.\n")), target),
-        ]:
-            expected = function(pool, targets)
-            before = tiny.forward_tokens
-            function.prepare(pool, targets, tmp_path)
-            assert tiny.forward_tokens > before
-            np.testing.assert_allclose(function(pool, targets), expected, atol=1e-6)
+        function = Delift(tiny, wording=wording)
+        expected = function(pool, target)
         before = tiny.forward_tokens
-        Delift(tiny, wording=Wording(without_example="Go.\n")).prepare(pool, target.select([3, 1]), tmp_path)
-        assert tiny.forward_tokens == before  # all of these are there
+        function.prepare(pool, target, tmp_path)
+        assert tiny.forward_tokens > before
+        np.testing.assert_allclose(function(pool, target), expected, atol=1e-6)
+
+    def test_the_stored_distances_belong_to_their_samples(self, tiny, embedded_pairs, tmp_path):
+        pool, target = embedded_pairs
+        Delift(tiny).prepare(pool, target, tmp_path)
+        before = tiny.forward_tokens
+        Delift(tiny).prepare(pool, target.select([3, 1]), tmp_path)
+        assert tiny.forward_tokens == before
+        Delift(tiny).prepare(pool, pool, tmp_path)
+        assert tiny.forward_tokens > before
 
     def test_a_damaged_file_is_refused(self, tiny, embedded_pairs, tmp_path):
         (tmp_path / "delift-baseline.npy").write_bytes(b"\x93NUMPY")

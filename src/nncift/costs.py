@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 import sys
 import time
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nncift.storage import read_json, write_json
+
+_log = logging.getLogger("nncift")
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Costs:
         finally:
             self.save()
             self._running = None
+            _log.info("%s: %s in all, %d LLM tokens forward", name, duration(cost.seconds), cost.forward_tokens)
 
     def save(self) -> None:
         """Bring the running stage up to date and write the file."""

@@ -7,6 +7,7 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -38,7 +39,7 @@ from nncift.pairs import LabelledPairs, collect
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
-from nncift.storage import atomic_write, open_run, read_array, read_json, write_array, write_json
+from nncift.storage import atomic_write, open_run, read_array, read_json, run_log, write_array, write_json
 from nncift.summary import write_summary
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from nncift.matrix import InfluenceMatrix
     from nncift.objectives import Objective
     from nncift.pool import PoolFacts
+
+_log = logging.getLogger("nncift")
 
 
 def select(
@@ -76,7 +79,7 @@ def select(
     """
     config = make_config(pool, target=target, influence=influence, **options)
     folder = config.folder
-    with open_run(folder, config.identity()):
+    with open_run(folder, config.identity()), run_log(folder):
         costs = Costs(folder / "costs.json")
         with costs.stage("read"):
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
@@ -180,6 +183,8 @@ def _label(
         progress=progress,
         after_block=count_tokens,
     )
+    if splits := getattr(function, "oom_splits", None):
+        _log.info("labels: memory ran out on batches of %s, which were halved", splits)
     if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
         write_json(place / "notes.json", {"cut": int(cut)})
     return pairs

@@ -111,6 +111,11 @@ class Delift:
         return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
 
     @property
+    def oom_splits(self) -> list[int]:
+        """Sizes of the batches that did not fit into memory and were halved."""
+        return self.language_model.oom_splits if "language_model" in self.__dict__ else []
+
+    @property
     def cut(self) -> int:
         """How many of the samples seen so far lost the start of their prompt to the model's context length."""
         return len(self._cut)
