@@ -14,6 +14,8 @@ import pytest
 from datasets import Dataset
 
 import nncift
+import nncift.planning
+from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
@@ -182,6 +184,8 @@ def test_a_learned_network_selects_new_data_without_influence(pool, target, opti
     np.testing.assert_array_equal(np.load(run / "features/target.npy"), np.load(learned / "features/target.npy"))
     again = nncift.select(new, network=learned, budget=3, output=run, model="./none", device="cpu")
     np.testing.assert_array_equal(again.indices, selection.indices)
+    plan = nncift.planning.plan(Config(new, network=str(learned), budget="3", device="cpu"))
+    assert (plan.pairs, plan.targets, plan.all_pairs, plan.tokens) == (0, 8, 30 * 8, None)
     # A target of its own takes the place of the learned one.
     other = nncift.select(
         new, network=learned / "network", target=target, budget=3, output=tmp_path / "other", device="cpu"
@@ -220,12 +224,24 @@ def test_datasets_and_own_influence_functions_are_taken_as_objects(options, tmp_
             lengths = np.array([len(text) for text in pool_rows["prompt"]], dtype=np.float32)
             return np.repeat(-lengths[:, None], len(target_rows), axis=1)
 
+    listed = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(20)]
+    nncift.select(listed, influence=ShorterIsBetter(), output=tmp_path / "list", **options)
     rows = Dataset.from_list([{"prompt": "word " * (1 + i % 9) + str(i), "response": "yes"} for i in range(40)])
     del options["model"]
     nncift.select(rows, influence=ShorterIsBetter(), output=tmp_path / "run", **options)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert json.loads(config["influence"]) == {"name": "shorter"}
     assert json.loads((tmp_path / "run/fidelity.json").read_text())["influence"] == "shorter"
+
+
+def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, options, tmp_path: Path):
+    options = {**options, "labels": "2s", "influence": "embedding-similarity", "target": target}
+    nncift.select(pool, output=tmp_path / "run", **options)
+    plan = json.loads((tmp_path / "run/labels/plan.json").read_text())
+    assert plan["seconds_per_pair"] > 0
+    labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
+    assert set(labels.pool_index) == set(plan["rows"])
+    assert set(labels.target_index) == set(plan["columns"])
 
 
 def test_a_target_of_one_sample_works_and_says_what_it_cannot_know(pool, options, tmp_path: Path):

@@ -18,16 +18,17 @@ from nncift.hub import find_model
 from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.pool import PoolFacts, read_pool
 from nncift.registry import resolve
-from nncift.storage import read_array, read_json, write_array
+from nncift.sources import SourceLike
+from nncift.storage import fingerprint, read_array, read_json, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def make_config(
-    pool: str | Path | Dataset,
+    pool: SourceLike,
     *,
-    target: str | Path | Dataset | None = None,
+    target: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
     **options: Any,
 ) -> Config:
@@ -55,8 +56,10 @@ def make_config(
     )
 
 
-def _source_name(source: str | Path | Dataset) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"dataset {source._fingerprint}"
+def _source_name(source: SourceLike) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
 def describe(function: InfluenceFunction) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def make_influence(config: Config, influence: str | InfluenceFunction | None = N
 
 
 def read_samples(
-    config: Config, source: str | Path | Dataset, name: str, folder: Path | None, *, progress: bool = False
+    config: Config, source: SourceLike, name: str, folder: Path | None, *, progress: bool = False
 ) -> tuple[Dataset, PoolFacts]:
     """Read the pool (or, by `name`, the target) as the config says."""
     return read_pool(
@@ -121,6 +124,14 @@ def encoder_of(config: Config) -> str | None:
             f"the network in {config.network} learned with features of your own", "give the new data's with --features"
         )
     return str(description["encoder"])
+
+
+def learned_target(config: Config) -> Path | None:
+    """The learned run whose targets a `--network` run without a target of its own takes over, if it has some."""
+    if config.network is None or config.target is not None:
+        return None
+    learned = Path(config.network)
+    return learned if (learned / "target" / "facts.json").exists() else None
 
 
 def network_folder(network: str) -> str:

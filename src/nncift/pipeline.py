@@ -26,6 +26,7 @@ from nncift.inputs import (
     check_models,
     describe,
     encoder_of,
+    learned_target,
     make_config,
     make_influence,
     network_folder,
@@ -49,14 +50,15 @@ if TYPE_CHECKING:
     from nncift.matrix import InfluenceMatrix
     from nncift.objectives import Objective
     from nncift.pool import PoolFacts
+    from nncift.sources import SourceLike
 
 _log = logging.getLogger("nncift")
 
 
 def select(
-    pool: str | Path | Dataset,
+    pool: SourceLike,
     *,
-    target: str | Path | Dataset | None = None,
+    target: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
     progress: bool = False,
     **options: Any,
@@ -64,7 +66,7 @@ def select(
     """Choose the subset of a pool worth fine-tuning on.
 
     Args:
-        pool: the data to choose from: a file, folder or hub id, or a `datasets.Dataset`.
+        pool: the data to choose from: a file, folder or hub id, a `datasets.Dataset`, or a list of dicts.
         target: samples of the task to get better at; the pool itself unless given.
         influence: the exact influence function: a name, or an object that satisfies `InfluenceFunction`.
         progress: show progress bars.
@@ -111,13 +113,10 @@ def select(
 
 
 def _targets(
-    config: Config, target: str | Path | Dataset | None, folder: Path, *, progress: bool
+    config: Config, target: SourceLike | None, folder: Path, *, progress: bool
 ) -> tuple[Dataset | None, PoolFacts | None]:
     """The target's samples: the given ones, else those that a learned run had, else none."""
-    if target is None and config.network is not None:
-        learned = Path(config.network)
-        if not (learned / "target" / "facts.json").exists():
-            return None, None
+    if (learned := learned_target(config)) is not None:
         for part in ("target/samples.arrow", "features/target.npy", "features/target.json", "target/facts.json"):
             if not (folder / part).exists():
                 with atomic_write(folder / part) as temporary:

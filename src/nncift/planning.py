@@ -14,9 +14,18 @@ import numpy as np
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.embeddings import embed_texts, load_encoder, sample_texts
 from nncift.errors import printable
-from nncift.inputs import budget_count, check_budget, encoder_of, make_influence, network_folder, read_samples
+from nncift.inputs import (
+    budget_count,
+    check_budget,
+    encoder_of,
+    learned_target,
+    make_influence,
+    network_folder,
+    read_samples,
+)
 from nncift.labelling import measure_rate, number_of_pairs, plan_pairs
 from nncift.network import InfluenceNetwork
+from nncift.pool import open_pool
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,9 +84,13 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         folder = Path(temporary)
         samples, _ = read_samples(config, config.pool, "pool", folder / "pool", progress=progress)
         data_bytes = sum(path.stat().st_size for path in (folder / "pool").iterdir())
-        targets, own_target = samples, config.target is None
+        targets, own_target = samples, False
         if config.target is not None:
             targets, _ = read_samples(config, config.target, "target", folder / "target", progress=progress)
+        elif (learned := learned_target(config)) is not None:
+            targets, _ = open_pool(learned / "target")
+        else:
+            own_target = True
         check_budget(config, len(samples))
         embedding, width = _embedding_rate(config, samples)
         seconds = {"features": embedding * (len(samples) + (0 if own_target else len(targets)))}
