@@ -278,6 +278,16 @@ class TestPrepare:
         assert tiny.forward_tokens > before
         np.testing.assert_allclose(function(pool, target), expected, atol=1e-6)
 
+    def test_what_was_prepared_before_changes_no_byte(self, tiny, embedded_pairs, tmp_path):
+        pool, target = embedded_pairs
+        fresh, measured = Delift(tiny), Delift(tiny)
+        measured.prepare(pool.select([0]), target.select([4, 1]))  # as when a rate is measured first
+        for function, folder in ((fresh, tmp_path / "fresh"), (measured, tmp_path / "measured")):
+            function.prepare(pool, target, folder)
+        first, second = (tmp_path / name / "delift-baseline.npy" for name in ("fresh", "measured"))
+        assert first.read_bytes() == second.read_bytes()
+        np.testing.assert_array_equal(fresh(pool, target), measured(pool, target))
+
     def test_the_stored_distances_belong_to_their_samples(self, tiny, embedded_pairs, tmp_path):
         pool, target = embedded_pairs
         Delift(tiny).prepare(pool, target, tmp_path)

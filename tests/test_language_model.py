@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -410,12 +412,39 @@ class TestLoadingErrors:
         with pytest.raises(ModelError, match="weights of a causal language model"):
             LanguageModel.load(minilm)
 
-    def test_gated_model(self):
-        error = OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
-        assert _reason("org/name", error) == (
-            "'org/name' is gated",
-            "accept its terms on the hub, then log in with `hf auth login`",
-        )
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (OSError("You are trying to access a gated repo.\nMake sure to have access."), "hf auth login"),
+            (LocalEntryNotFoundError("An error happened"), "was interrupted .* run the same command again"),
+            (OSError(28, "No space left on device"), "no space left on the disk .* free some"),
+            (torch.cuda.OutOfMemoryError("CUDA out of memory"), "does not fit into memory .* --dtype bfloat16"),
+        ],
+    )
+    def test_what_only_happens_elsewhere(self, error, reason):
+        """Errors of the hub and of graphics cards, as the libraries word them."""
+        try:
+            raise OSError("We couldn't load it") from error
+        except OSError as wrapped:
+            given = wrapped if isinstance(error, LocalEntryNotFoundError) else error
+        assert re.search(reason, " ".join(_reason("org/name", given)))
+        assert "org/name" in _reason("org/name", given)[0]
+
+    def test_model_that_reads_more_than_text(self, tiny, monkeypatch):
+        def forward(input_ids, pixel_values):
+            raise AssertionError
+
+        monkeypatch.setattr(tiny.model, "forward", forward)
+        with pytest.raises(ModelError, match=r"cannot read text alone .*pixel_values"):
+            LanguageModel(tiny.model, tiny.tokenizer)
+
+    def test_model_that_fits_but_cannot_run(self, tiny, monkeypatch):
+        def forward(input_ids):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(tiny.model, "forward", forward)
+        with pytest.raises(ModelError, match="ran out of memory on one sequence of 12 tokens"):
+            LanguageModel(tiny.model, tiny.tokenizer)
 
     def test_model_that_looks_ahead(self, tokenizer):
         options = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -426,8 +455,9 @@ class TestLoadingErrors:
     def test_dtype_and_device(self, tiny_model):
         with pytest.raises(ConfigError, match="dtype 'int4' is not known: give one of float32"):
             LanguageModel.load(tiny_model, dtype="int4")
-        with pytest.raises(ModelError, match="quantum"):
-            LanguageModel.load(tiny_model, device="quantum")
+        for device in ("quantum", "cuda:99"):
+            with pytest.raises(ConfigError, match=f"device '{device}' cannot be used .*: give cuda, mps or cpu"):
+                LanguageModel.load(tiny_model, device=device)
 
 
 class TestChat:

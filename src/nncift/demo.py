@@ -74,7 +74,6 @@ def run_demo(
         model=model,
         encoder=encoder,
         labels=labels or LABELS,
-        batch_size=64,
         progress=progress,
     )
     return "\n".join([summary_text(output), "", *_shares(selection, output)])

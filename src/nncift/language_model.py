@@ -65,7 +65,7 @@ class LanguageModel:
         oom_splits: sizes of the batches that did not fit into memory and were halved.
 
     Raises:
-        ModelError: the model looks ahead, or gives logits that are not finite.
+        ModelError: the model cannot be run, looks ahead, or gives logits that are not finite.
     """
 
     def __init__(
@@ -160,12 +160,10 @@ class LanguageModel:
     ) -> list[np.ndarray]:
         """Probability of each response token after the prefix, the query and the response tokens before it.
 
-        The prefix and a query together must not be empty where a response begins; queries must not be.
-
         Args:
             prefix: what `prefix` gave.
-            queries: n lists of token ids.
-            responses: n lists of token ids, the end-of-text token included where it is to be scored.
+            queries: n lists of token ids, none of them empty.
+            responses: n likewise, the end-of-text token included where it is to be scored.
             batch_size: continuations per forward pass, at most; halved for good when memory runs out.
 
         Returns:
@@ -275,7 +273,14 @@ class LanguageModel:
     def _try_out(self) -> bool:
         """Check on a few tokens that the model looks back alone, and find out whether it continues a shared prefix."""
         ids = [(7 * step + 3) % self._vocabulary for step in range(12)]
-        whole = self._all_logits(ids)
+        try:
+            whole = self._all_logits(ids)
+        except Exception as error:  # a model that wants images, a kernel that the device lacks
+            if out_of_memory(error):
+                raise self._too_big(len(ids)) from error
+            raise ModelError(
+                f"{self.name!r} cannot read text alone ({first_line(error)})", "give a decoder-only language model"
+            ) from error
         if not bool(torch.isfinite(whole).all()):
             raise ModelError(
                 f"{self.name!r} gives logits that are not finite", "try --dtype float32, or download it again"

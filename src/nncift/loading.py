@@ -34,13 +34,21 @@ def load_causal_lm(
         The model on its device, and the tokenizer.
 
     Raises:
-        ConfigError: `dtype` is none of these.
+        ConfigError: `dtype` is none of these, or the device cannot be used.
         ModelError: the model cannot be found or loaded; says why and what to do.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known", f"give one of {', '.join(DTYPES)}")
+    device = device or best_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not in this build of torch
+        raise ConfigError(
+            f"device {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
+        ) from error
     source = find_model(name, "language model")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise ModelError(f"the folder {name!r} has no config.json", "give the folder that holds the model")
@@ -56,7 +64,7 @@ def load_causal_lm(
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             missing = sorted(report["missing_keys"])
             if not missing:
-                model.to(device or best_device())
+                model.to(device)
     except Exception as error:  # what a damaged or foreign folder makes the libraries raise has no common class
         raise ModelError(*_reason(name, error)) from error
     if missing:
@@ -127,12 +135,16 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 def _reason(name: str, error: Exception) -> tuple[str, str]:
     """What kept a model from loading, and what to do, from the libraries' many errors."""
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
     from safetensors import SafetensorError
 
-    said, again = str(error), "download it again"
-    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError) or "gated repo" in said:
+    said, again, cause = str(error), "download it again", error.__cause__ or error
+    if isinstance(cause, GatedRepoError) or "gated repo" in said:
         return f"{name!r} is gated", "accept its terms on the hub, then log in with `hf auth login`"
+    if isinstance(cause, LocalEntryNotFoundError | ConnectionError):
+        return f"the download of {name!r} was interrupted", "check the network, and run the same command again"
+    if "No space left" in said:
+        return f"no space left on the disk while downloading {name!r}", "free some, and run the same command again"
     if "trust_remote_code" in said:
         return f"{name!r} brings code of its own", "read it, then allow it with --trust-remote-code"
     if out_of_memory(error):
@@ -152,4 +164,4 @@ def _reason(name: str, error: Exception) -> tuple[str, str]:
         return f"this version of transformers does not know {name!r}", "pip install --upgrade transformers"
     if "backend tokenizer" in said:
         return f"the tokenizer of {name!r} cannot be read", "the folder needs its tokenizer.json"
-    return f"cannot load the language model {name!r} ({first_line(error)})", "give a causal language model"
+    return f"cannot load the language model {name!r} ({first_line(error)})", "check that it is a complete one"
