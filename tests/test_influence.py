@@ -282,8 +282,12 @@ class TestPrepare:
         pool, target = embedded_pairs
         fresh, measured = Delift(tiny), Delift(tiny)
         measured.prepare(pool.select([0]), target.select([4, 1]))  # as when a rate is measured first
+        costs = []
         for function, folder in ((fresh, tmp_path / "fresh"), (measured, tmp_path / "measured")):
+            before = tiny.forward_tokens
             function.prepare(pool, target, folder)
+            costs.append(tiny.forward_tokens - before)
+        assert costs[0] == costs[1]  # in the same batches, so that rounding is the same
         first, second = (tmp_path / name / "delift-baseline.npy" for name in ("fresh", "measured"))
         assert first.read_bytes() == second.read_bytes()
         np.testing.assert_array_equal(fresh(pool, target), measured(pool, target))
