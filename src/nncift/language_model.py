@@ -62,6 +62,7 @@ class LanguageModel:
         end_ids: the end-of-text token, or nothing for a tokenizer without one.
         shares_prefix: whether prefixes are encoded once.
         forward_tokens: tokens that went through the model so far, padding not counted.
+        without_cache: what tells the model's forward to keep no cache.
         oom_splits: sizes of the batches that did not fit into memory and were halved.
 
     Raises:
@@ -83,6 +84,7 @@ class LanguageModel:
         self.oom_splits: list[int] = []
         self._most_rows: int | None = None  # learned when memory ran out
         self._parameters = inspect.signature(model.forward).parameters
+        self.without_cache = {"use_cache": False} if "use_cache" in self._parameters else {}
         self._cache_argument = "cache" if "cache" in self._parameters else "past_key_values"
         self._embeddings = int(model.get_input_embeddings().weight.shape[0])
         self._vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", self._embeddings))
@@ -150,7 +152,7 @@ class LanguageModel:
             return Prefix(ids, None)
         cache = DynamicCache()
         row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
-        if self._in_memory(lambda: self._logits(self._tensor([ids]), cache, row, last)) is None:
+        if self._in_memory(lambda: self.logits_at(self.padded([ids]), cache, row, last)) is None:
             raise self._too_big(len(ids))
         self.forward_tokens += len(ids)
         return Prefix(ids, _shared(cache))
@@ -172,26 +174,60 @@ class LanguageModel:
         Raises:
             ModelError: one continuation alone does not fit into memory, or a token is not in the model.
         """
+        found = self.response_log_probabilities(prefix, queries, responses, batch_size=batch_size)
+        return [np.exp(values) for values in found]
+
+    def response_log_probabilities(
+        self, prefix: Prefix, queries: Sequence[list[int]], responses: Sequence[list[int]], *, batch_size: int = 32
+    ) -> list[np.ndarray]:
+        """The natural logarithms of `response_probabilities`, finite where a probability is too small for float32."""
         if any(not query or not response for query, response in zip(queries, responses, strict=True)):
             raise ValueError("a query and a response hold at least one token each")
         lengths = [len(query) + len(response) - 1 for query, response in zip(queries, responses, strict=True)]
+
+        def work(batch: list[int]) -> list[np.ndarray]:
+            return self._score(prefix, [(queries[j], responses[j]) for j in batch])
+
+        return self.in_batches(
+            work, lengths, [len(response) for response in responses], batch_size=batch_size, before=len(prefix.ids)
+        )
+
+    def in_batches(
+        self,
+        work: Callable[[list[int]], Sequence[T]],
+        lengths: Sequence[int],
+        scored: Sequence[int],
+        *,
+        batch_size: int,
+        before: int = 0,
+    ) -> list[T]:
+        """What `work` gives for each of n rows, done in length-sorted batches that are halved when memory runs out.
+
+        Args:
+            work: gives one result per row of a batch of row numbers.
+            lengths: tokens of each row.
+            scored: how many positions of each row meet the output layer.
+            batch_size: rows in a batch, at most; halved for good when memory runs out.
+            before: tokens in front of every row, for the error alone.
+
+        Raises:
+            ModelError: one row alone does not fit into memory.
+        """
         order = sorted(range(len(lengths)), key=lambda j: -lengths[j])
-        probabilities: list[np.ndarray] = [np.empty(0, np.float32)] * len(order)
-        scored = [len(response) for response in responses]
+        results: dict[int, T] = {}
         waiting = deque(self._batches(order, lengths, scored, batch_size))
         while waiting:
             batch = waiting.popleft()
-            found = self._in_memory(partial(self._score, prefix, [(queries[j], responses[j]) for j in batch]))
+            found = self._in_memory(partial(work, batch))
             if found is not None:
-                for j, values in zip(batch, found, strict=True):
-                    probabilities[j] = values
+                results.update(zip(batch, found, strict=True))
                 continue
             if len(batch) == 1:
-                raise self._too_big(len(prefix.ids) + lengths[batch[0]])
+                raise self._too_big(before + lengths[batch[0]])
             self.oom_splits.append(len(batch))
             self._most_rows = len(batch) // 2
             waiting = deque(self._batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
-        return probabilities
+        return [results[j] for j in range(len(lengths))]
 
     def _batches(
         self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int
@@ -217,7 +253,7 @@ class LanguageModel:
         return batches[::-1]
 
     def _score(self, prefix: Prefix, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-        """Response probabilities of one batch."""
+        """Log-probabilities of the response tokens of one batch."""
         before = prefix.ids if prefix.cache is None else []
         sequences = [[*before, *query, *response[:-1]] for query, response in rows]
         first = [len(before) + len(query) - 1 for query, _ in rows]  # the position that predicts the response's start
@@ -226,19 +262,29 @@ class LanguageModel:
             [torch.arange(start, start + len(response)) for start, (_, response) in zip(first, rows, strict=True)]
         )
         wanted = torch.tensor([token for _, response in rows for token in response], device=self.device)
-        logits = self._logits(self._tensor(sequences), prefix.cache, row, column)
+        logits = self.logits_at(self.padded(sequences), prefix.cache, row, column)
         parts = []
         size = max(_CHUNK // logits.shape[1], 1)
         for start in range(0, len(logits), size):
             chunk, tokens = logits[start : start + size].float(), wanted[start : start + size, None]
-            parts.append((chunk.gather(1, tokens)[:, 0] - chunk.logsumexp(dim=1)).exp())
+            parts.append(chunk.gather(1, tokens)[:, 0] - chunk.logsumexp(dim=1))
         self.forward_tokens += sum(len(sequence) for sequence in sequences)
         values = torch.cat(parts).cpu().numpy()
         return np.split(values, np.cumsum([len(response) for _, response in rows])[:-1])
 
     @torch.inference_mode()
-    def _logits(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The model's logits at the given positions alone, (positions, vocabulary)."""
+    def logits_at(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The model's logits at the given positions alone.
+
+        Args:
+            ids: (n, longest) token ids, padded on the right.
+            cache: the cache of a prefix, or None.
+            rows: (positions,) int64.
+            columns: (positions,) int64.
+
+        Returns:
+            (positions, vocabulary), in the model's precision.
+        """
         kept = False
 
         def keep(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -248,9 +294,9 @@ class LanguageModel:
 
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(keep) if head is not None else None
-        options: dict[str, Any] = {} if cache is None else {self._cache_argument: cache}
-        if "use_cache" in self._parameters:
-            options["use_cache"] = cache is not None
+        options: dict[str, Any] = dict(self.without_cache)
+        if cache is not None:
+            options = {self._cache_argument: cache, **dict.fromkeys(options, True)}
         try:
             logits: torch.Tensor = self.model(input_ids=ids, **options).logits
         finally:
@@ -258,7 +304,7 @@ class LanguageModel:
                 hook.remove()
         return logits[0] if kept else logits[rows, columns]
 
-    def _tensor(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+    def padded(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Right-padded token ids on the model's device, (n, longest)."""
         ids = torch.zeros(len(sequences), max(len(sequence) for sequence in sequences), dtype=torch.long)
         for number, sequence in enumerate(sequences):
@@ -297,16 +343,16 @@ class LanguageModel:
             )
         try:
             cache = DynamicCache()
-            self._logits(self._tensor([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
+            self.logits_at(self.padded([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
             rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
-            continued = self._logits(self._tensor([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
+            continued = self.logits_at(self.padded([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
         except Exception:  # whatever it says, this model does not take such a cache
             return False
         return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
 
     def _all_logits(self, ids: list[int]) -> torch.Tensor:
         positions = torch.arange(len(ids))
-        return self._logits(self._tensor([ids]), None, torch.zeros_like(positions), positions).float()
+        return self.logits_at(self.padded([ids]), None, torch.zeros_like(positions), positions).float()
 
     def _in_memory(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or None when memory ran out on the way."""

@@ -1,0 +1,152 @@
+"""What influence functions read off a language model in one forward pass per sample: ratings, losses, states.
+
+Each works on length-sorted batches that are halved when memory runs out (`LanguageModel.in_batches`), and does
+no more of the pass than its result needs: a rating sends one position of a sequence to the output layer, a mean
+of hidden states none, and a layer in the middle ends the pass there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nncift.errors import ModelError
+from nncift.language_model import LanguageModel, Prefix
+
+
+def next_token_logits(
+    model: LanguageModel, prefix: Prefix, queries: Sequence[list[int]], tokens: Sequence[int], *, batch_size: int = 32
+) -> np.ndarray:
+    """Logits of a few candidates for the token that follows the prefix and each query.
+
+    Args:
+        model: the language model.
+        prefix: what `model.prefix` gave.
+        queries: n lists of at least one token id.
+        tokens: K token ids.
+        batch_size: queries per forward pass, at most.
+
+    Returns:
+        (n, K) float32.
+
+    Raises:
+        ModelError: one query alone does not fit into memory, or a token is not in the model.
+    """
+    before = prefix.ids if prefix.cache is None else []
+
+    def work(batch: list[int]) -> list[np.ndarray]:
+        sequences = [[*before, *queries[j]] for j in batch]
+        last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+        logits = model.logits_at(model.padded(sequences), prefix.cache, torch.arange(len(batch)), last)
+        model.forward_tokens += sum(map(len, sequences))
+        return list(logits[:, list(tokens)].float().cpu().numpy())
+
+    found = model.in_batches(
+        work, [len(query) for query in queries], [1] * len(queries), batch_size=batch_size, before=len(prefix.ids)
+    )
+    return np.stack(found) if found else np.zeros((0, len(tokens)), np.float32)
+
+
+def response_losses(
+    model: LanguageModel,
+    prefix: Prefix,
+    queries: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Mean over each response's tokens of the negative log-probability (natural logarithm), (n,) float64.
+
+    Raises:
+        ModelError: one continuation alone does not fit into memory, or a token is not in the model.
+    """
+    found = model.response_log_probabilities(prefix, queries, responses, batch_size=batch_size)
+    return np.array([-values.astype(np.float64).mean() for values in found])
+
+
+def layer_count(model: LanguageModel) -> int:
+    """How many layers the model has."""
+    return int(model.model.config.get_text_config().num_hidden_layers)
+
+
+def mean_states(
+    model: LanguageModel,
+    sequences: Sequence[list[int]],
+    weights: Sequence[np.ndarray],
+    *,
+    layer: int | None = None,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Weighted means over positions of the hidden states that enter a layer.
+
+    Args:
+        model: the language model.
+        sequences: n lists of token ids.
+        weights: n arrays of float, one number per token.
+        layer: 0 for the embeddings, k for what layer k - 1 gave, None for what the output layer is given (after
+            the last normalisation). The pass ends there.
+        batch_size: sequences per forward pass, at most.
+
+    Returns:
+        (n, hidden) float32.
+
+    Raises:
+        ModelError: one sequence alone does not fit into memory, or the model's layers cannot be told apart.
+    """
+    place = _layer(model, layer)
+
+    @torch.inference_mode()
+    def work(batch: list[int]) -> list[np.ndarray]:
+        ids = model.padded([sequences[j] for j in batch])
+        weight = torch.zeros(ids.shape)
+        for number, j in enumerate(batch):
+            weight[number, : len(weights[j])] = torch.from_numpy(np.asarray(weights[j], dtype=np.float32))
+        means = torch.einsum("nt,nth->nh", weight.to(model.device), _entering(model, place, ids).float())
+        model.forward_tokens += sum(len(sequences[j]) for j in batch)
+        return list(means.cpu().numpy())
+
+    found = model.in_batches(
+        work, [len(sequence) for sequence in sequences], [0] * len(sequences), batch_size=batch_size
+    )
+    return np.stack(found) if found else np.zeros((0, model.model.config.get_text_config().hidden_size), np.float32)
+
+
+class _Enough(Exception):
+    """Ends a forward pass that has gone far enough."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _layer(model: LanguageModel, layer: int | None) -> Any:
+    """The module that the wanted states enter."""
+    count = layer_count(model)
+    if layer is None or layer == count:
+        place = model.model.get_output_embeddings()
+    else:
+        stacks = (m for m in model.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+        stack = next(stacks, None)
+        place = None if stack is None else stack[layer]
+    if place is None:
+        raise ModelError(f"cannot tell the layers of {model.name!r} apart", "take another model")
+    return place
+
+
+def _entering(model: LanguageModel, place: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states that enter a module, (n, longest, hidden); the pass ends there."""
+
+    def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        raise _Enough(arguments[0] if arguments else named["hidden_states"])
+
+    hook = place.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model.model(input_ids=ids, **model.without_cache)
+    except _Enough as enough:
+        return enough.states
+    finally:
+        hook.remove()
+    raise ModelError(f"{model.name!r} does not run its own layers", "take another model")
