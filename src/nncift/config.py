@@ -36,9 +36,13 @@ class Config:
     target: str | None = None
     """Samples of the task to get better at; without it the subset is to represent the whole pool."""
     influence: str | None = None
-    """The exact influence function: delift, embedding-similarity, or your own "module:Class". By default delift."""
+    """The exact influence function: a name that `nncift influences` lists, or your own "module:Class". By default
+    delift."""
     labels: str | None = None
     """Pairs to compute exactly: a number (2000), a fraction of all (0.01) or a time (90s, 15m). By default 2000."""
+    labels_from: str | None = None
+    """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
+    influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
     network: str | None = None
     """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -87,6 +91,13 @@ class Config:
             if taken:
                 raise ConfigError(
                     f"--network computes no influence, so --{taken[0]} cannot be given with it", "leave one of them out"
+                )
+        if self.labels_from is not None:
+            taken = [name for name in ("network", "influence", "labels") if getattr(self, name) is not None]
+            if taken:
+                raise ConfigError(
+                    f"--labels-from brings the exact values, so --{taken[0]} cannot be given with it",
+                    "leave one of them out",
                 )
         if self.labels is not None:
             parse_labels(self.labels)
