@@ -13,7 +13,7 @@ from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity
 from nncift.influence.wording import Wording
 from nncift.language_model import LanguageModel
-from nncift.readings import layer_count, mean_states, next_token_logits
+from nncift.readings import layer_count, mean_states
 from test_influence import named
 from test_language_model import WITH_PREFIX_CACHE, WITHOUT, make_model, token_ids
 
@@ -67,7 +67,7 @@ class TestReadings:
             for output, weight, mean in zip(outputs, weights, found, strict=True):
                 states = output.hidden_states[-1 if layer is None else layer - first][0].numpy()
                 np.testing.assert_allclose(mean, weight @ states, rtol=1e-3, atol=1e-3)
-        found = next_token_logits(model, model.prefix(prefix), sequences, [5, 290, 7], batch_size=2)
+        found = model.next_token_logits(model.prefix(prefix), sequences, [5, 290, 7], batch_size=2)
         np.testing.assert_allclose(found, [logits[[5, 290, 7]].numpy() for logits in last], rtol=1e-3, atol=1e-3)
 
     def test_the_pass_ends_where_the_states_are(self, tiny_model):
@@ -85,7 +85,7 @@ class TestReadings:
 
     def test_no_sequences(self, tiny):
         assert mean_states(tiny, [], []).shape == (0, 32)
-        assert next_token_logits(tiny, tiny.prefix([3]), [], [5, 6]).shape == (0, 2)
+        assert tiny.next_token_logits(tiny.prefix([3]), [], [5, 6]).shape == (0, 2)
 
     def test_running_out_of_memory_halves_the_batch(self, tiny_model, monkeypatch):
         model = LanguageModel.load(tiny_model, device="cpu")

@@ -152,7 +152,7 @@ class LanguageModel:
             return Prefix(ids, None)
         cache = DynamicCache()
         row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
-        if self._in_memory(lambda: self.logits_at(self.padded([ids]), cache, row, last)) is None:
+        if self._in_memory(lambda: self._logits(self.padded([ids]), cache, row, last)) is None:
             raise self._too_big(len(ids))
         self.forward_tokens += len(ids)
         return Prefix(ids, _shared(cache))
@@ -191,6 +191,32 @@ class LanguageModel:
         return self.in_batches(
             work, lengths, [len(response) for response in responses], batch_size=batch_size, before=len(prefix.ids)
         )
+
+    def next_token_logits(
+        self, prefix: Prefix, queries: Sequence[list[int]], tokens: Sequence[int], *, batch_size: int = 32
+    ) -> np.ndarray:
+        """Logits of K candidates for the token that follows the prefix and each of n queries.
+
+        Only the last position of a query meets the output layer. Queries must not be empty.
+
+        Returns:
+            (n, K) float32.
+
+        Raises:
+            ModelError: one query alone does not fit into memory, or a token is not in the model.
+        """
+        before = prefix.ids if prefix.cache is None else []
+
+        def work(batch: list[int]) -> list[np.ndarray]:
+            sequences = [[*before, *queries[j]] for j in batch]
+            last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+            logits = self._logits(self.padded(sequences), prefix.cache, torch.arange(len(batch)), last)
+            self.forward_tokens += sum(map(len, sequences))
+            return list(logits[:, list(tokens)].float().cpu().numpy())
+
+        lengths = [len(query) for query in queries]
+        found = self.in_batches(work, lengths, [1] * len(lengths), batch_size=batch_size, before=len(prefix.ids))
+        return np.stack(found) if found else np.zeros((0, len(tokens)), np.float32)
 
     def in_batches(
         self,
@@ -262,7 +288,7 @@ class LanguageModel:
             [torch.arange(start, start + len(response)) for start, (_, response) in zip(first, rows, strict=True)]
         )
         wanted = torch.tensor([token for _, response in rows for token in response], device=self.device)
-        logits = self.logits_at(self.padded(sequences), prefix.cache, row, column)
+        logits = self._logits(self.padded(sequences), prefix.cache, row, column)
         parts = []
         size = max(_CHUNK // logits.shape[1], 1)
         for start in range(0, len(logits), size):
@@ -273,18 +299,8 @@ class LanguageModel:
         return np.split(values, np.cumsum([len(response) for _, response in rows])[:-1])
 
     @torch.inference_mode()
-    def logits_at(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The model's logits at the given positions alone.
-
-        Args:
-            ids: (n, longest) token ids, padded on the right.
-            cache: the cache of a prefix, or None.
-            rows: (positions,) int64.
-            columns: (positions,) int64.
-
-        Returns:
-            (positions, vocabulary), in the model's precision.
-        """
+    def _logits(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The model's logits at the given positions alone, (positions, vocabulary)."""
         kept = False
 
         def keep(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -343,16 +359,16 @@ class LanguageModel:
             )
         try:
             cache = DynamicCache()
-            self.logits_at(self.padded([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
+            self._logits(self.padded([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
             rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
-            continued = self.logits_at(self.padded([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
+            continued = self._logits(self.padded([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
         except Exception:  # whatever it says, this model does not take such a cache
             return False
         return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
 
     def _all_logits(self, ids: list[int]) -> torch.Tensor:
         positions = torch.arange(len(ids))
-        return self.logits_at(self.padded([ids]), None, torch.zeros_like(positions), positions).float()
+        return self._logits(self.padded([ids]), None, torch.zeros_like(positions), positions).float()
 
     def _in_memory(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or None when memory ran out on the way."""

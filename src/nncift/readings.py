@@ -1,8 +1,6 @@
-"""What influence functions read off a language model in one forward pass per sample: ratings, losses, states.
+"""Losses of responses and means of hidden states: one forward pass of a language model per sample.
 
-Each works on length-sorted batches that are halved when memory runs out (`LanguageModel.in_batches`), and does
-no more of the pass than its result needs: a rating sends one position of a sequence to the output layer, a mean
-of hidden states none, and a layer in the middle ends the pass there.
+A mean of hidden states sends nothing to the output layer, and for a layer in the middle the pass ends there.
 """
 
 from __future__ import annotations
@@ -15,39 +13,6 @@ import torch
 
 from nncift.errors import ModelError
 from nncift.language_model import LanguageModel, Prefix
-
-
-def next_token_logits(
-    model: LanguageModel, prefix: Prefix, queries: Sequence[list[int]], tokens: Sequence[int], *, batch_size: int = 32
-) -> np.ndarray:
-    """Logits of a few candidates for the token that follows the prefix and each query.
-
-    Args:
-        model: the language model.
-        prefix: what `model.prefix` gave.
-        queries: n lists of at least one token id.
-        tokens: K token ids.
-        batch_size: queries per forward pass, at most.
-
-    Returns:
-        (n, K) float32.
-
-    Raises:
-        ModelError: one query alone does not fit into memory, or a token is not in the model.
-    """
-    before = prefix.ids if prefix.cache is None else []
-
-    def work(batch: list[int]) -> list[np.ndarray]:
-        sequences = [[*before, *queries[j]] for j in batch]
-        last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-        logits = model.logits_at(model.padded(sequences), prefix.cache, torch.arange(len(batch)), last)
-        model.forward_tokens += sum(map(len, sequences))
-        return list(logits[:, list(tokens)].float().cpu().numpy())
-
-    found = model.in_batches(
-        work, [len(query) for query in queries], [1] * len(queries), batch_size=batch_size, before=len(prefix.ids)
-    )
-    return np.stack(found) if found else np.zeros((0, len(tokens)), np.float32)
 
 
 def response_losses(

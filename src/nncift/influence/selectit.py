@@ -30,7 +30,6 @@ from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.base import LanguageModelFunction
 from nncift.influence.per_sample import broadcast, once_per_sample
 from nncift.language_model import LanguageModel
-from nncift.readings import next_token_logits
 from nncift.storage import fingerprint
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ class SelectIT(LanguageModelFunction):
                 self._cut.add(name)
             queries.append([*prompt[over:], *between, *response, *after])
         prefix = model.prefix([*model.leading_ids, *before])
-        logits = next_token_logits(model, prefix, queries, answers, batch_size=self.batch_size)
+        logits = model.next_token_logits(prefix, queries, answers, batch_size=self.batch_size)
         return token_rating(logits, softmax_again=self.softmax)
 
 
