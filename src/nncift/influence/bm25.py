@@ -37,7 +37,7 @@ class BM25:
         k1: how much a second occurrence of a word still counts.
         b: how much long samples are held back, 0 to 1.
 
-    Source: Lucene's variant, as in the library bm25s (arXiv:2407.03618), table 1.
+    Source: Lucene's variant, as in the library bm25s (arXiv:2407.03618).
     """
 
     name = "bm25"

@@ -103,7 +103,7 @@ class IFD(Perplexity):
         zero_above_one: give 0 where the prompt does not help (a ratio of 1 or more), as Cherry LLM drops these.
         **options: wording of `Perplexity`, and those of `LanguageModelFunction`.
 
-    Source: Cherry LLM (Li et al., NAACL 2024, arXiv:2308.12032), equations 2 to 4.
+    Source: Cherry LLM (Li et al., NAACL 2024, arXiv:2308.12032).
     """
 
     name = "ifd"

@@ -32,7 +32,7 @@ class RepresentationSimilarity(LanguageModelFunction):
             template; "auto", chat when any sample comes from a chat and the model has a template, else plain.
         **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
 
-    Source: RDS+ (Ivison et al. 2025, arXiv:2503.01807), section 3.
+    Source: RDS+ (Ivison et al. 2025, arXiv:2503.01807); the weights are those of SGPT (arXiv:2202.08904).
     """
 
     name = "representation-similarity"

@@ -93,7 +93,7 @@ class SelectIT(LanguageModelFunction):
         softmax: apply a softmax to P', as the authors' released code does; it flattens the margins.
         **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
 
-    Source: SelectIT (Liu et al., NeurIPS 2024, arXiv:2402.16705), section 2.
+    Source: SelectIT (Liu et al., NeurIPS 2024, arXiv:2402.16705), token, sentence and model level.
     """
 
     name = "selectit"
