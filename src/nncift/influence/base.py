@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from nncift.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from nncift.config import Config
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of `LanguageModelFunction` beside the model."""
+
+    batch_size: int
+    dtype: str
+    device: str | None
+    max_length: int | None
+    trust_remote_code: bool
 
 
 class LanguageModelFunction:

@@ -12,12 +12,12 @@ Larger means harder, which is what Cherry LLM looks for; it drops samples above 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.influence.base import LanguageModelFunction
+from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import broadcast
 from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel
@@ -40,7 +40,9 @@ class Perplexity(LanguageModelFunction):
     name = "perplexity"
     pointwise = True
 
-    def __init__(self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Any) -> None:
+    def __init__(
+        self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Unpack[ModelOptions]
+    ) -> None:
         super().__init__(model, **options)
         self.wording = wording
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
@@ -101,15 +103,23 @@ class IFD(Perplexity):
     Args:
         model: a folder, a hub id, "embedded", or a `LanguageModel`.
         zero_above_one: give 0 where the prompt does not help (a ratio of 1 or more), as Cherry LLM drops these.
-        **options: wording of `Perplexity`, and those of `LanguageModelFunction`.
+        wording: that of `Perplexity`.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
 
     Source: Cherry LLM (Li et al., NAACL 2024, arXiv:2308.12032).
     """
 
     name = "ifd"
 
-    def __init__(self, model: str | LanguageModel, *, zero_above_one: bool = False, **options: Any) -> None:
-        super().__init__(model, **options)
+    def __init__(
+        self,
+        model: str | LanguageModel,
+        *,
+        zero_above_one: bool = False,
+        wording: str | Wording = "auto",
+        **options: Unpack[ModelOptions],
+    ) -> None:
+        super().__init__(model, wording=wording, **options)
         self.zero_above_one = zero_above_one
 
     def describe(self) -> dict[str, Any]:

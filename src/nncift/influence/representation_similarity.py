@@ -8,11 +8,11 @@ computed once per sample in `prepare`; a pair costs a dot product.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from nncift.influence.base import LanguageModelFunction
+from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import once_per_sample
 from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel
@@ -37,7 +37,9 @@ class RepresentationSimilarity(LanguageModelFunction):
 
     name = "representation-similarity"
 
-    def __init__(self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Any) -> None:
+    def __init__(
+        self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Unpack[ModelOptions]
+    ) -> None:
         super().__init__(model, **options)
         self.wording = wording
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples

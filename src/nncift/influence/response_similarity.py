@@ -9,12 +9,14 @@ same in every sample), and the forward pass ends there.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from nncift.errors import ConfigError
+from nncift.influence.base import ModelOptions
 from nncift.influence.representation_similarity import RepresentationSimilarity
+from nncift.influence.wording import Wording
 from nncift.language_model import LanguageModel
 from nncift.readings import layer_count
 
@@ -28,13 +30,21 @@ class ResponseSimilarity(RepresentationSimilarity):
     Args:
         model: a folder, a hub id, "embedded", or a `LanguageModel`.
         layer: which layer's input to read, from 0 (the embeddings); the middle one unless given.
-        **options: wording of `RepresentationSimilarity`, and those of `LanguageModelFunction`.
+        wording: that of `RepresentationSimilarity`.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
     """
 
     name = "response-similarity"
 
-    def __init__(self, model: str | LanguageModel, *, layer: int | None = None, **options: Any) -> None:
-        super().__init__(model, **options)
+    def __init__(
+        self,
+        model: str | LanguageModel,
+        *,
+        layer: int | None = None,
+        wording: str | Wording = "auto",
+        **options: Unpack[ModelOptions],
+    ) -> None:
+        super().__init__(model, wording=wording, **options)
         self.layer = layer
         self._centre: np.ndarray | None = None  # (hidden,) float64
 

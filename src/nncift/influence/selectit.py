@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.influence.base import LanguageModelFunction
+from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import broadcast, once_per_sample
 from nncift.language_model import LanguageModel
 from nncift.storage import fingerprint
@@ -106,7 +106,7 @@ class SelectIT(LanguageModelFunction):
         rating_prompts: RatingPrompts | str | Path | None = None,
         alpha: float = 0.2,
         softmax: bool = False,
-        **options: Any,
+        **options: Unpack[ModelOptions],
     ) -> None:
         self.models = (model,) if isinstance(model, str | LanguageModel) else tuple(model)
         if not self.models:
