@@ -224,7 +224,9 @@ def _plan(
     n_target = len(samples if targets is None else targets)
     pairs = number_of_pairs(amount, len(samples), n_target, rate)
     plan = plan_pairs(len(samples), None if targets is None else n_target, pairs, seed=config.seed)
-    write_json(path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "seconds_per_pair": rate})
+    write_json(
+        path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
+    )
     return plan
 
 

@@ -145,7 +145,7 @@ def _label_plan(config: Config, samples: Dataset, targets: Dataset | None) -> tu
     tokens = None
     if hasattr(function, "tokens"):
         tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns)))
-    return len(grid), tokens, rate * len(grid)
+    return len(grid), tokens, rate.seconds(len(grid.rows), len(grid.columns))
 
 
 def _scoring_rate() -> float:
