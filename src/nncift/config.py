@@ -46,7 +46,8 @@ class Config:
     network: str | None = None
     """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """The language model that exact influence is measured with: a hub id, a folder, or "embedded"."""
+    """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
+    several, parted by commas."""
     encoder: str | None = None
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the learned network's own."""
     features: str | None = None
@@ -120,6 +121,11 @@ class Config:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output) if self.output else Path("runs") / (re.sub(r"\W+", "-", _stem(self.pool)).strip("-"))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The language models: several, parted by commas, for an influence function that asks several."""
+        return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:
         """The fields that say what the run computes: all but where it is written."""

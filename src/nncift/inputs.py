@@ -158,7 +158,7 @@ def token_counts(config: Config, samples: Dataset, folder: Path) -> np.ndarray:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
-            find_model(config.model, "language model"), trust_remote_code=config.trust_remote_code
+            find_model(config.models[0], "language model"), trust_remote_code=config.trust_remote_code
         )
         counts = [
             len(ids)

@@ -126,7 +126,7 @@ class SelectIT(LanguageModelFunction):
     def from_config(cls, config: Config) -> Self:
         """The function that a run's config asks for; models are parted by commas."""
         function = super().from_config(config)
-        function.models = tuple(config.model.split(","))
+        function.models = config.models
         return function
 
     @property
