@@ -249,6 +249,13 @@ def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: 
     np.testing.assert_array_equal(again.indices, selection.indices)
 
 
+def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):
+    options = {**options, "influence": "selectit", "model": f"{options['model']},nobody/none"}
+    with pytest.raises(ModelError, match="'nobody/none'"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    assert not (tmp_path / "run/features").exists()
+
+
 def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, options, tmp_path: Path):
     options = {**options, "labels": "2s", "influence": "embedding-similarity", "target": target}
     nncift.select(pool, output=tmp_path / "run", **options)

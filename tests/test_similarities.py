@@ -83,6 +83,13 @@ class TestReadings:
         assert ran == [0, 1]
         assert model.forward_tokens == 8
 
+    def test_the_output_layer_sees_the_last_positions_alone(self, tiny_model):
+        model = LanguageModel.load(tiny_model, device="cpu")
+        seen = []
+        model.model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape[:2]))
+        model.next_token_logits(model.prefix(token_ids(50)[0]), token_ids(40, 30, 7), [5, 6])
+        assert seen == [(1, 1), (1, 3)]  # the prefix shows it one position, since every forward ends in it
+
     def test_no_sequences(self, tiny):
         assert mean_states(tiny, [], []).shape == (0, 32)
         assert tiny.next_token_logits(tiny.prefix([3]), [], [5, 6]).shape == (0, 2)
