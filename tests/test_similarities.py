@@ -87,7 +87,7 @@ class TestReadings:
         model = LanguageModel.load(tiny_model, device="cpu")
         seen = []
         model.model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape[:2]))
-        model.next_token_logits(model.prefix(token_ids(50)[0]), token_ids(40, 30, 7), [5, 6])
+        model.next_token_logits(model.prefix(token_ids(50)[0]), token_ids(40, 39, 38), [5, 6])
         assert seen == [(1, 1), (1, 3)]  # the prefix shows it one position, since every forward ends in it
 
     def test_no_sequences(self, tiny):
