@@ -62,7 +62,6 @@ class LanguageModel:
         end_ids: the end-of-text token, or nothing for a tokenizer without one.
         shares_prefix: whether prefixes are encoded once.
         forward_tokens: tokens that went through the model so far, padding not counted.
-        without_cache: what tells the model's forward to keep no cache.
         oom_splits: sizes of the batches that did not fit into memory and were halved.
 
     Raises:
@@ -84,7 +83,6 @@ class LanguageModel:
         self.oom_splits: list[int] = []
         self._most_rows: int | None = None  # learned when memory ran out
         self._parameters = inspect.signature(model.forward).parameters
-        self.without_cache = {"use_cache": False} if "use_cache" in self._parameters else {}
         self._cache_argument = "cache" if "cache" in self._parameters else "past_key_values"
         self._embeddings = int(model.get_input_embeddings().weight.shape[0])
         self._vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", self._embeddings))
@@ -152,8 +150,8 @@ class LanguageModel:
             return Prefix(ids, None)
         cache = DynamicCache()
         row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
-        if self._in_memory(lambda: self._logits(self.padded([ids]), cache, row, last)) is None:
-            raise self._too_big(len(ids))
+        if self.in_memory(lambda: self._logits(self._tensor([ids]), cache, row, last)) is None:
+            raise self.too_big(len(ids))
         self.forward_tokens += len(ids)
         return Prefix(ids, _shared(cache))
 
@@ -210,7 +208,7 @@ class LanguageModel:
         def work(batch: list[int]) -> list[np.ndarray]:
             sequences = [[*before, *queries[j]] for j in batch]
             last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-            logits = self._logits(self.padded(sequences), prefix.cache, torch.arange(len(batch)), last)
+            logits = self._logits(self._tensor(sequences), prefix.cache, torch.arange(len(batch)), last)
             self.forward_tokens += sum(map(len, sequences))
             return list(logits[:, list(tokens)].float().cpu().numpy())
 
@@ -241,24 +239,31 @@ class LanguageModel:
         """
         order = sorted(range(len(lengths)), key=lambda j: -lengths[j])
         results: dict[int, T] = {}
-        waiting = deque(self._batches(order, lengths, scored, batch_size))
+        waiting = deque(self.batches(order, lengths, scored, batch_size))
         while waiting:
             batch = waiting.popleft()
-            found = self._in_memory(partial(work, batch))
+            found = self.in_memory(partial(work, batch))
             if found is not None:
                 results.update(zip(batch, found, strict=True))
                 continue
             if len(batch) == 1:
-                raise self._too_big(before + lengths[batch[0]])
+                raise self.too_big(before + lengths[batch[0]])
             self.oom_splits.append(len(batch))
             self._most_rows = len(batch) // 2
-            waiting = deque(self._batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
+            waiting = deque(self.batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
         return [results[j] for j in range(len(lengths))]
 
-    def _batches(
+    def batches(
         self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int
     ) -> list[list[int]]:
-        """Cut the length-sorted rows into the batches that cost least: padded tokens, and a little for each batch."""
+        """Cut length-sorted rows into the batches that cost least: padded tokens, and a little for each batch.
+
+        Args:
+            order: row numbers, the longest row first.
+            lengths: tokens of each row.
+            scored: positions of each row that meet the output layer.
+            batch_size: rows of a batch, at most.
+        """
         most = min(batch_size, self._most_rows or batch_size)
         overhead = _OVERHEAD.get(self.device.type, _OVERHEAD_ACCELERATOR)
         cost, begin = [0] + [0] * len(order), [0] * (len(order) + 1)
@@ -288,7 +293,7 @@ class LanguageModel:
             [torch.arange(start, start + len(response)) for start, (_, response) in zip(first, rows, strict=True)]
         )
         wanted = torch.tensor([token for _, response in rows for token in response], device=self.device)
-        logits = self._logits(self.padded(sequences), prefix.cache, row, column)
+        logits = self._logits(self._tensor(sequences), prefix.cache, row, column)
         parts = []
         size = max(_CHUNK // logits.shape[1], 1)
         for start in range(0, len(logits), size):
@@ -310,9 +315,9 @@ class LanguageModel:
 
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(keep) if head is not None else None
-        options: dict[str, Any] = dict(self.without_cache)
-        if cache is not None:
-            options = {self._cache_argument: cache, **dict.fromkeys(options, True)}
+        options: dict[str, Any] = {} if cache is None else {self._cache_argument: cache}
+        if "use_cache" in self._parameters:
+            options["use_cache"] = cache is not None
         try:
             logits: torch.Tensor = self.model(input_ids=ids, **options).logits
         finally:
@@ -320,7 +325,36 @@ class LanguageModel:
                 hook.remove()
         return logits[0] if kept else logits[rows, columns]
 
-    def padded(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+    @torch.inference_mode()
+    def states_entering(self, module: Any, sequences: Sequence[list[int]]) -> torch.Tensor:
+        """Hidden states that are given to a module of the model, where the forward pass ends.
+
+        Args:
+            module: a layer, or the output layer.
+            sequences: n lists of token ids.
+
+        Returns:
+            (n, longest, hidden), on the model's device and in its precision; what stands for padding is arbitrary.
+
+        Raises:
+            ModelError: the pass does not come to the module, or a token is not in the model.
+        """
+
+        def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _FarEnough(arguments[0] if arguments else named["hidden_states"])
+
+        options = {"use_cache": False} if "use_cache" in self._parameters else {}
+        hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=self._tensor(sequences), **options)
+        except _FarEnough as reached:
+            self.forward_tokens += sum(map(len, sequences))
+            return reached.states
+        finally:
+            hook.remove()
+        raise ModelError(f"{self.name!r} does not run its own layers", "take another model")
+
+    def _tensor(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Right-padded token ids on the model's device, (n, longest)."""
         ids = torch.zeros(len(sequences), max(len(sequence) for sequence in sequences), dtype=torch.long)
         for number, sequence in enumerate(sequences):
@@ -359,18 +393,18 @@ class LanguageModel:
             )
         try:
             cache = DynamicCache()
-            self._logits(self.padded([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
+            self._logits(self._tensor([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
             rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
-            continued = self._logits(self.padded([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
+            continued = self._logits(self._tensor([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
         except Exception:  # whatever it says, this model does not take such a cache
             return False
         return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
 
     def _all_logits(self, ids: list[int]) -> torch.Tensor:
         positions = torch.arange(len(ids))
-        return self._logits(self.padded([ids]), None, torch.zeros_like(positions), positions).float()
+        return self._logits(self._tensor([ids]), None, torch.zeros_like(positions), positions).float()
 
-    def _in_memory(self, work: Callable[[], T]) -> T | None:
+    def in_memory(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or None when memory ran out on the way."""
         try:
             return work()
@@ -382,11 +416,20 @@ class LanguageModel:
             getattr(torch, self.device.type).empty_cache()
         return None
 
-    def _too_big(self, tokens: int) -> ModelError:
+    def too_big(self, tokens: int) -> ModelError:
+        """The error to raise when one sequence alone does not fit into memory."""
         return ModelError(
             f"{self.name!r} ran out of memory on one sequence of {tokens} tokens",
             "lower --max-length, use --dtype bfloat16, or take a smaller model",
         )
+
+
+class _FarEnough(Exception):
+    """Ends a forward pass at the module whose input was wanted."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
 
 
 class _SharedLayer(DynamicLayer):  # type: ignore[misc]

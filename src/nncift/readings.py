@@ -63,28 +63,17 @@ def mean_states(
     """
     place = _layer(model, layer)
 
-    @torch.inference_mode()
     def work(batch: list[int]) -> list[np.ndarray]:
-        ids = model.padded([sequences[j] for j in batch])
-        weight = torch.zeros(ids.shape)
+        states = model.states_entering(place, [sequences[j] for j in batch]).float()
+        weight = torch.zeros(states.shape[:2])
         for number, j in enumerate(batch):
             weight[number, : len(weights[j])] = torch.from_numpy(np.asarray(weights[j], dtype=np.float32))
-        means = torch.einsum("nt,nth->nh", weight.to(model.device), _entering(model, place, ids).float())
-        model.forward_tokens += sum(len(sequences[j]) for j in batch)
-        return list(means.cpu().numpy())
+        return list(torch.einsum("nt,nth->nh", weight.to(states.device), states).cpu().numpy())
 
     found = model.in_batches(
         work, [len(sequence) for sequence in sequences], [0] * len(sequences), batch_size=batch_size
     )
     return np.stack(found) if found else np.zeros((0, model.model.config.get_text_config().hidden_size), np.float32)
-
-
-class _Enough(Exception):
-    """Ends a forward pass that has gone far enough."""
-
-    def __init__(self, states: torch.Tensor) -> None:
-        super().__init__()
-        self.states = states
 
 
 def _layer(model: LanguageModel, layer: int | None) -> Any:
@@ -99,19 +88,3 @@ def _layer(model: LanguageModel, layer: int | None) -> Any:
     if place is None:
         raise ModelError(f"cannot tell the layers of {model.name!r} apart", "take another model")
     return place
-
-
-def _entering(model: LanguageModel, place: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states that enter a module, (n, longest, hidden); the pass ends there."""
-
-    def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        raise _Enough(arguments[0] if arguments else named["hidden_states"])
-
-    hook = place.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model.model(input_ids=ids, **model.without_cache)
-    except _Enough as enough:
-        return enough.states
-    finally:
-        hook.remove()
-    raise ModelError(f"{model.name!r} does not run its own layers", "take another model")
