@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.errors import DataError
+from nncift.errors import DataError, RunError
 from nncift.files import file_rows
 from nncift.pairs import LabelledPairs
 from nncift.rows import Row, json_text
+from nncift.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,9 +55,26 @@ def read_labels(path: str | Path, pool: Dataset, target: Dataset) -> LabelledPai
     return LabelledPairs(pool_index[order], target_index[order], influence[order])
 
 
-def label_stamps(path: str | Path) -> list[dict[str, Any]]:
+def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: Path) -> LabelledPairs:
+    """Read them once and keep them in a run's folder as `labels.parquet`, beside what tells a changed file.
+
+    Raises:
+        DataError: as `read_labels` does.
+        RunError: the file has changed since the run read it.
+    """
+    stored, stamps = folder / "labels.parquet", folder / "source.json"
+    if stored.exists():
+        if read_json(stamps) != _stamps(Path(path)):
+            raise RunError(f"{path} has changed since this run read it", "choose another --output")
+        return LabelledPairs.load(stored)
+    write_json(stamps, _stamps(Path(path)))
+    pairs = read_labels(path, pool, target)
+    pairs.save(stored)
+    return pairs
+
+
+def _stamps(path: Path) -> list[dict[str, Any]]:
     """What tells later whether the file, and the id lists of a matrix, are still the same."""
-    path = Path(path)
     files = [path, *_id_files(path).values()] if path.suffix == ".npy" else [path]
     return [
         {"file": file.name, "size": status.st_size, "modified": status.st_mtime_ns}

@@ -18,9 +18,8 @@ import numpy as np
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.costs import Costs
 from nncift.embeddings import embed, feature_facts, load_encoder, own_features
-from nncift.errors import RunError
 from nncift.fidelity import measure_fidelity
-from nncift.given_labels import label_stamps, read_labels
+from nncift.given_labels import keep_labels
 from nncift.greedy import lazy_greedy
 from nncift.inputs import (
     budget_count,
@@ -101,9 +100,10 @@ def select(
                 if function is not None:
                     pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
                 else:
-                    pairs = _given_labels(config, samples, targets, folder)
+                    given = str(config.labels_from)
+                    pairs = keep_labels(given, samples, samples if targets is None else targets, folder / "labels")
             with costs.stage("network"):
-                origin = describe(function) if function is not None else {"name": Path(str(config.labels_from)).name}
+                origin = describe(function) if function is not None else {"name": Path(given).name}
                 network = _learn(config, origin, samples, targets, features, target_features, pairs, folder)
         else:
             network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
@@ -193,20 +193,6 @@ def _label(
         _log.info("labels: memory ran out on batches of %s, which were halved", splits)
     if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
         write_json(place / "notes.json", {"cut": int(cut)})
-    return pairs
-
-
-def _given_labels(config: Config, samples: Dataset, targets: Dataset | None, folder: Path) -> LabelledPairs:
-    """The exact values of `--labels-from`, kept in the run folder."""
-    place, source = folder / "labels", str(config.labels_from)
-    stamps, labels = place / "source.json", place / "labels.parquet"
-    if labels.exists():
-        if read_json(stamps) != label_stamps(source):
-            raise RunError(f"{source} has changed since this run read it", "choose another --output")
-        return LabelledPairs.load(labels)
-    write_json(stamps, label_stamps(source))
-    pairs = read_labels(source, samples, samples if targets is None else targets)
-    pairs.save(labels)
     return pairs
 
 
