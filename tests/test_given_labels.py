@@ -178,6 +178,12 @@ class TestRun:
         with pytest.raises(RunError, match=r"exact\.parquet has changed since this run read it"):
             nncift.select(**options, output=run)
 
+    def test_a_file_that_is_refused_costs_nothing_else(self, options, tmp_path):
+        table(options["labels_from"], [("pool-0", "target-9", 1.0)])
+        with pytest.raises(DataError, match="there is no sample 'target-9' in the target"):
+            nncift.select(**options, output=tmp_path / "run")
+        assert not (tmp_path / "run/features").exists()
+
     def test_the_pool_as_its_own_target(self, options, tmp_path):
         del options["target"]
         options["labels_from"] = table(

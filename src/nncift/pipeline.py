@@ -92,18 +92,19 @@ def select(
         function = None if learned or config.labels_from is not None else make_influence(config, influence)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
+        if config.labels_from is not None:
+            with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
+                other = samples if targets is None else targets
+                pairs = keep_labels(config.labels_from, samples, other, folder / "labels")
         with costs.stage("features") as cost:
             features, target_features = _features(config, samples, targets, folder, progress=progress)
             cost.texts = len(features) + (len(target_features) if targets is not None else 0)
-        if not learned:
+        if function is not None:
             with costs.stage("labels"):
-                if function is not None:
-                    pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
-                else:
-                    given = str(config.labels_from)
-                    pairs = keep_labels(given, samples, samples if targets is None else targets, folder / "labels")
+                pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
+        if not learned:
             with costs.stage("network"):
-                origin = describe(function) if function is not None else {"name": Path(given).name}
+                origin = describe(function) if function is not None else {"name": Path(str(config.labels_from)).name}
                 network = _learn(config, origin, samples, targets, features, target_features, pairs, folder)
         else:
             network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
