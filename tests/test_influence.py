@@ -179,6 +179,20 @@ class TestEveryFunction:
             function.prepare(pool, target, tmp_path)
         np.testing.assert_allclose(function(pool, target.select([4, 1])), expected[:, [4, 1]], atol=1e-5)
 
+    def test_foretells_the_tokens_of_all_blocks(self, make, dialogues):
+        function = make()
+        if not hasattr(function, "tokens"):
+            assert make.name in ("embedding-similarity", "bm25")  # which ask no language model
+            return
+        pool, target = named([*dialogues[:7], dialogues[0]], "pool"), named(dialogues[5:10], "target")
+        before = function.forward_tokens
+        foretold = function.tokens(pool, target)
+        assert function.forward_tokens == before
+        function.prepare(pool, target)
+        for start in range(0, 8, 3):
+            function(pool.select(range(start, min(start + 3, 8))), target)
+        assert function.forward_tokens - before == foretold > 0
+
     def test_no_samples(self, make, block):
         pool, target = block
         assert make()(pool.select([]), target).shape == (0, 5)

@@ -20,7 +20,7 @@ from nncift.errors import ModelError
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import broadcast
 from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
-from nncift.language_model import LanguageModel
+from nncift.language_model import LanguageModel, Prefix
 from nncift.readings import response_losses
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Perplexity(LanguageModelFunction):
         super().__init__(model, **options)
         self.wording = wording
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
+        self._prefix: Prefix | None = None  # what stands before every prompt, encoded once for all blocks
 
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON; loads nothing."""
@@ -79,14 +80,25 @@ class Perplexity(LanguageModelFunction):
         prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
         return broadcast(self._scores(prompts, self._word(prompts, pool_rows)), len(target_rows))
 
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """The exact number of tokens that scoring these pool samples sends through the model."""
+        prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
+        samples = self._word(prompts, pool_rows)
+        if not samples or not len(target_rows):
+            return 0
+        again = 1 if self.language_model.shares_prefix else len(samples)  # how often a prefix is read
+        passes = sum(len(sample.alone) + len(sample.response) - 1 for sample in samples)
+        return again * len(prompts.no_example) + passes
+
     def _scores(self, prompts: Prompts, samples: list[WordedSample]) -> np.ndarray:
         return np.asarray(np.exp(self._losses(prompts.no_example, [sample.alone for sample in samples], samples)))
 
     def _losses(self, before: list[int], queries: list[list[int]], samples: list[WordedSample]) -> np.ndarray:
         """Mean loss of each response after `before` and its query, (n,) float64."""
-        model = self.language_model
+        if self._prefix is None or self._prefix.ids != before:
+            self._prefix = self.language_model.prefix(before)
         responses = [sample.response for sample in samples]
-        return response_losses(model, model.prefix(before), queries, responses, batch_size=self.batch_size)
+        return response_losses(self.language_model, self._prefix, queries, responses, batch_size=self.batch_size)
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)
@@ -126,10 +138,21 @@ class IFD(Perplexity):
         """What the values depend on beside the samples, ready for JSON; loads nothing."""
         return {**super().describe(), "zero_above_one": self.zero_above_one}
 
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """The exact number of tokens that scoring these pool samples sends through the model."""
+        if not len(pool_rows) or not len(target_rows):
+            return 0
+        prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
+        start = len(beginning(self.language_model))
+        alone = sum(start + len(sample.response) - 1 for sample in self._word(prompts, pool_rows))
+        return super().tokens(pool_rows, target_rows) + alone
+
     def _scores(self, prompts: Prompts, samples: list[WordedSample]) -> np.ndarray:
         with_prompt = self._losses(prompts.no_example, [sample.alone for sample in samples], samples)
         start = beginning(self.language_model)
-        without = self._losses([], [start] * len(samples), samples)
+        responses = [sample.response for sample in samples]
+        nothing, starts = Prefix([], None), [start] * len(samples)
+        without = response_losses(self.language_model, nothing, starts, responses, batch_size=self.batch_size)
         ratio = with_prompt / np.maximum(without, 1e-6)  # a response that is certain without any context
         return np.where(ratio < 1, ratio, 0) if self.zero_above_one else ratio
 

@@ -93,6 +93,16 @@ class RepresentationSimilarity(LanguageModelFunction):
         pool, target = (self._vectors(prompts, rows) for rows in (pool_rows, target_rows))
         return np.asarray(np.clip(pool @ target.T, -1, 1), dtype=np.float32)
 
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """The exact number of tokens that `prepare` sends through the model: each distinct sample once."""
+        prompts = self._prompts or choose_prompts(
+            self.language_model, self.wording, pool_rows, target_rows, single=True
+        )
+        samples = [*self._word(prompts, pool_rows), *self._word(prompts, target_rows)]
+        distinct = {self._key(prompts, sample): sample for sample in samples}.values()
+        before = len(prompts.no_example)
+        return sum(before + len(sample.alone) + len(sample.response) for sample in distinct)
+
     def _vectors(self, prompts: Prompts, rows: Dataset) -> np.ndarray:
         """Rows of length 1, (n, hidden) float64; what `prepare` computed is not repeated."""
         samples = self._word(prompts, rows)

@@ -15,6 +15,7 @@ small, so P' needs the logits of K tokens alone. One model is in memory at a tim
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.per_sample import broadcast, once_per_sample
+from nncift.influence.per_sample import SHARD, broadcast, once_per_sample
 from nncift.language_model import LanguageModel
 from nncift.storage import fingerprint
 
@@ -185,6 +186,19 @@ class SelectIT(LanguageModelFunction):
         scores, sizes = np.stack(values).astype(np.float64).transpose(2, 0, 1)  # each (models, n_pool)
         return broadcast((scores * sizes).sum(axis=0) / sizes.sum(axis=0), len(target_rows))
 
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """The exact number of tokens that `prepare` sends through the models; loads each."""
+        total = 0
+        for number in range(len(self.models)):
+            first = {key: i for i, key in reversed([*enumerate(self._keys(number, pool_rows))])}
+            rows = pool_rows.select(sorted(first.values()))  # each distinct sample once
+            model, shards = self._model(number), math.ceil(len(rows) / SHARD)
+            for rating_prompt in self.rating_prompts.prompts:
+                before, queries = self._word(model, rating_prompt, rows)
+                again = shards if model.shares_prefix else len(rows)  # how often the prefix is read
+                total += again * len(before) + sum(map(len, queries))
+        return total
+
     def _keys(self, number: int, rows: Dataset) -> list[str]:
         description = {**self.describe(), "models": self.describe_model(self.models[number])}
         setting = fingerprint(description)
@@ -211,8 +225,14 @@ class SelectIT(LanguageModelFunction):
 
     def _ratings(self, model: LanguageModel, rating_prompt: str, rows: Dataset) -> np.ndarray:
         """Token-level ratings of samples under one rating prompt, (n,) float64."""
-        before, between, after = model.encode(_PARTS.split(rating_prompt))
         answers = answer_tokens(model, _PARTS.split(rating_prompt)[-1], self.rating_prompts.levels)
+        before, queries = self._word(model, rating_prompt, rows)
+        logits = model.next_token_logits(model.prefix(before), queries, answers, batch_size=self.batch_size)
+        return token_rating(logits, softmax_again=self.softmax)
+
+    def _word(self, model: LanguageModel, rating_prompt: str, rows: Dataset) -> tuple[list[int], list[list[int]]]:
+        """A rating prompt in token ids: what stands before every sample, and the rest of it for each."""
+        before, between, after = model.encode(_PARTS.split(rating_prompt))
         room = model.context_length - len(model.leading_ids) - len(before) - len(between) - len(after)
         queries = []
         encoded = zip(rows["id"], model.encode(rows["prompt"]), model.encode(rows["response"]), strict=True)
@@ -226,9 +246,7 @@ class SelectIT(LanguageModelFunction):
             if over:
                 self._cut.add(name)
             queries.append([*prompt[over:], *between, *response, *after])
-        prefix = model.prefix([*model.leading_ids, *before])
-        logits = model.next_token_logits(prefix, queries, answers, batch_size=self.batch_size)
-        return token_rating(logits, softmax_again=self.softmax)
+        return [*model.leading_ids, *before], queries
 
 
 def answer_tokens(model: LanguageModel, cue: str, levels: int) -> list[int]:
