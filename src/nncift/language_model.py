@@ -373,7 +373,7 @@ class LanguageModel:
             whole = self._all_logits(ids)
         except Exception as error:  # a model that wants images, a kernel that the device lacks
             if out_of_memory(error):
-                raise self._too_big(len(ids)) from error
+                raise self.too_big(len(ids)) from error
             raise ModelError(
                 f"{self.name!r} cannot read text alone ({first_line(error)})", "give a decoder-only language model"
             ) from error
