@@ -69,3 +69,61 @@ def delift(model, tokenizer, context, pool: list[dict], target: list[dict]) -> n
             shown = distance(token_probabilities(model, context(example, query), response))
             influence[i, j] = alone - shown
     return influence
+
+
+def loss(model, context: list[int], response: list[int]) -> float:
+    """Mean negative log-probability of the response's tokens, from one full forward pass."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([context + response])).logits[0].double()
+    chances = torch.log_softmax(logits, dim=-1)
+    return -sum(float(chances[len(context) + k - 1, token]) for k, token in enumerate(response)) / len(response)
+
+
+def selectit(model, tokenizer, prompts, levels: int, sample: dict, *, alpha: float, softmax: bool) -> float:
+    """SelectIT's sentence-level score of one sample, from full forward passes over each rating prompt."""
+    ratings = []
+    for prompt in prompts:
+        before, _, rest = prompt.partition("{prompt}")
+        between, _, after = rest.partition("{response}")
+        ids = [
+            token
+            for text in (before, sample["prompt"], between, sample["response"], after)
+            for token in tokenizer(text, add_special_tokens=False)["input_ids"]
+        ]
+        with torch.no_grad():
+            chances = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].double(), dim=-1)
+        p = [float(chances[tokenizer.convert_tokens_to_ids(str(level))]) for level in range(1, levels + 1)]
+        p = [value / sum(p) for value in p]
+        if softmax:
+            p = [math.exp(value) / sum(math.exp(other) for other in p) for value in p]
+        best = max(range(levels), key=lambda k: p[k])
+        ratings.append((best + 1) * sum(p[best] - p[k] for k in range(levels) if k != best) / (levels - 1))
+    mean = sum(ratings) / len(ratings)
+    deviation = math.sqrt(sum((rating - mean) ** 2 for rating in ratings) / len(ratings))
+    return mean / (1 + alpha * deviation)
+
+
+def hidden_states(model, ids: list[int], layer: int) -> np.ndarray:
+    """Hidden states after `layer` layers, (T, hidden); -1 for the last, after the final normalisation."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].double().numpy()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two vectors."""
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def bm25(documents: list[list[str]], query: list[str], *, k1: float, b: float) -> list[float]:
+    """Lucene's BM25 of a query with each document."""
+    mean = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        score = 0.0
+        for word in query:
+            n = sum(word in other for other in documents)
+            f = document.count(word)
+            idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+            score += idf * f / (f + k1 * (1 - b + b * len(document) / mean)) if f else 0.0
+        scores.append(score)
+    return scores

@@ -31,7 +31,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["select", "demo", "report", "env"])
+@pytest.mark.parametrize("command", ["select", "demo", "report", "influences", "env"])
 def test_every_command_has_help_with_examples(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -42,7 +42,7 @@ def test_every_command_has_help_with_examples(capsys, command):
 def test_help_and_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("select", "demo", "report", "env"))
+    assert all(command in out for command in ("select", "demo", "report", "influences", "env"))
     code, out, _ = run(capsys, "--version")
     assert (code, out.strip()) == (0, "0.1.0")
 

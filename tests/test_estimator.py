@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 from nncift.config import Amount
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.fidelity import measure_fidelity, measures, spearman
-from nncift.labelling import number_of_pairs, plan_pairs
+from nncift.labelling import Rate, measure_rate, number_of_pairs, plan_pairs
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs, collect
 
@@ -87,9 +88,44 @@ def test_without_a_target_no_sample_is_on_both_sides(n_pool, pairs):
 def test_amounts_become_pairs():
     assert number_of_pairs(Amount("count", 1500), 10, 10) == 1500
     assert number_of_pairs(Amount("fraction", 0.01), 100, 50) == 50
-    assert number_of_pairs(Amount("seconds", 90), 100, 50, seconds_per_pair=0.5) == 180
+    assert number_of_pairs(Amount("seconds", 90), 100, 50, Rate(0, 0, 0.5)) == 180
     with pytest.raises(ConfigError, match="too few"):
         plan_pairs(10, 10, 1)
+
+
+@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(1, 1e4))
+def test_a_time_becomes_a_grid_that_takes_it(row, target, pair, seconds):
+    rate = Rate(row, target, pair)
+    pairs = rate.pairs(seconds)
+    if 1 < pairs < 10**9:
+        columns = math.sqrt(pairs / 4)
+        assert rate.seconds(4 * columns, columns) <= seconds * (1 + 1e-6)
+        assert rate.seconds(4 * columns + 4, columns + 1) > seconds
+
+
+@pytest.mark.parametrize("pointwise", [False, True])
+def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise):
+    """A function that takes five seconds to load, three for a sample in `prepare`, and two for a pair or sample."""
+    clock = [0.0]
+    monkeypatch.setattr("nncift.labelling.time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        name = "slow"
+        loaded = False
+
+        def prepare(self, pool, target, folder=None):
+            clock[0] += 0 if self.loaded else 5
+            self.loaded = True
+            clock[0] += 3 * (len(pool) + (0 if pointwise else len(target)))
+
+        def __call__(self, pool_rows, target_rows):
+            clock[0] += 2 * len(pool_rows) * (1 if pointwise else len(target_rows))
+            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
+
+    function = Slow()
+    function.pointwise = pointwise
+    samples = Dataset.from_list([{"id": str(i)} for i in range(20)])
+    assert measure_rate(function, samples, samples) == (Rate(5, 0, 0) if pointwise else Rate(3, 3, 2))
 
 
 # --- splitting

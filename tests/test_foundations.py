@@ -201,7 +201,7 @@ def test_unknown_models_are_one_clear_error(tmp_path: Path):
 
 
 def test_public_names_are_sorted_and_exist():
-    assert nncift.__all__ == sorted(nncift.__all__, key=lambda name: (name.lower() == name, name))
+    assert nncift.__all__ == sorted(nncift.__all__, key=lambda name: (not name.isupper(), name.islower(), name))
     assert sorted(nncift.__all__) == sorted(nncift._HOME)
     for name in nncift.__all__:
         assert getattr(nncift, name) is not None

@@ -106,6 +106,9 @@ def short(tiny_model) -> LanguageModel:
     return LanguageModel.load(tiny_model, device="cpu", max_length=128)
 
 
+DEPEND_ON_ALL = {"response-similarity", "bm25"}  # on what `prepare` sees, beside the two samples
+
+
 class TestEveryFunction:
     """What holds for every built-in, on a block of three pool samples and five targets."""
 
@@ -114,26 +117,31 @@ class TestEveryFunction:
         return named(dialogues[:3], "pool"), named(dialogues[3:8], "target")
 
     @pytest.fixture(params=BUILT_IN)
-    def make(self, request, tiny_model, minilm):
-        model = {"delift": tiny_model, "embedding-similarity": minilm}[request.param]
+    def make(self, request, tiny_model, minilm, block):
+        """Makes the function; one whose values depend on all samples has seen those of the block."""
+        kind = resolve(request.param, BUILT_IN, "nncift.influence")
+        model = {"embedding-similarity": minilm, "bm25": None}.get(request.param, tiny_model)
 
-        def make(name: str = model, **options):
-            return resolve(request.param, BUILT_IN, "nncift.influence")(name, device="cpu", **options)
+        def make(name: str | None = model, *, ready: bool = True, **options):
+            function = kind() if model is None else kind(name, device="cpu", **options)
+            if ready and request.param in DEPEND_ON_ALL:
+                function.prepare(*block)
+            return function
 
-        make.name = request.param
+        make.name, make.model = request.param, model
         return make
 
-    def test_name_and_description(self, make, tiny_model, minilm):
+    def test_name_and_description(self, make):
         function = make()
         assert function.name == make.name
         assert json.loads(json.dumps(function.describe())) == function.describe()
         assert function.describe()["name"] == make.name
-        assert {tiny_model, minilm} & set(map(str, function.describe().values()))
+        assert make.model is None or make.model in json.dumps(function.describe())
 
     def test_from_config(self, make, tiny_model, minilm):
         config = Config("pool.jsonl", model=tiny_model, encoder=minilm, batch_size=3, device="cpu")
         function = type(make()).from_config(config)
-        assert function.batch_size == 3
+        assert make.model is None or function.batch_size == 3
         assert function.describe() == make().describe()
 
     def test_shape_and_direction(self, make, block):
@@ -171,13 +179,47 @@ class TestEveryFunction:
             function.prepare(pool, target, tmp_path)
         np.testing.assert_allclose(function(pool, target.select([4, 1])), expected[:, [4, 1]], atol=1e-5)
 
+    def test_foretells_the_tokens_of_all_blocks(self, make, dialogues):
+        function = make()
+        if not hasattr(function, "tokens"):
+            assert make.name in ("embedding-similarity", "bm25")  # which ask no language model
+            return
+        pool, target = named([*dialogues[:7], dialogues[0]], "pool"), named(dialogues[5:10], "target")
+        before = function.forward_tokens
+        foretold = function.tokens(pool, target)
+        assert function.forward_tokens == before
+        function.prepare(pool, target)
+        for start in range(0, 8, 3):
+            function(pool.select(range(start, min(start + 3, 8))), target)
+        assert function.forward_tokens - before == foretold > 0
+
     def test_no_samples(self, make, block):
         pool, target = block
         assert make()(pool.select([]), target).shape == (0, 5)
         assert make()(pool, target.select([])).shape == (3, 0)
 
+    def test_a_pointwise_function_scores_samples_alone(self, make, block):
+        pool, target = block
+        function = make()
+        influence = function(pool, target)
+        equal = (influence == influence[:, :1]).all()
+        assert equal == getattr(function, "pointwise", False)
+        if equal:
+            np.testing.assert_array_equal(function(pool, target.select([2])), influence[:, :1])
+            assert len(np.unique(influence)) == 3
+
+    @pytest.mark.parametrize("make", sorted(DEPEND_ON_ALL), indirect=True)
+    def test_what_depends_on_all_samples_is_refused_before_it_has_seen_them(self, make, block):
+        with pytest.raises(ConfigError, match=r"call prepare\(pool, target\)"):
+            make(ready=False)(*block)
+
+    @pytest.mark.parametrize("make", [name for name in BUILT_IN if name != "bm25"], indirect=True)
     def test_unknown_model(self, make, block):
-        function = make("/no/such/model")  # nothing is loaded yet
+        function = make("/no/such/model", ready=False)  # nothing is loaded yet
+        if make.name in DEPEND_ON_ALL:
+            with pytest.raises(ModelError, match="there is no folder '/no/such/model'"):
+                function.prepare(*block)
+            return
         with pytest.raises(ModelError, match="there is no folder '/no/such/model'"):
             function(*block)
 

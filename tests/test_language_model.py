@@ -195,7 +195,7 @@ class TestProbabilities:
     def test_batches_hold_each_row_once_and_cost_no_more_than_slices(self, tiny_for_plans, lengths, batch_size):
         order = sorted(range(len(lengths)), key=lambda j: -sum(lengths[j]))
         total, scored = [sum(pair) for pair in lengths], [pair[1] for pair in lengths]
-        batches = tiny_for_plans._batches(order, total, scored, batch_size)
+        batches = tiny_for_plans.batches(order, total, scored, batch_size)
         assert [j for batch in batches for j in batch] == order
         assert max(map(len, batches)) <= batch_size
 
@@ -207,7 +207,7 @@ class TestProbabilities:
     def test_batches_bound_what_meets_the_output_layer(self, tiny_for_plans):
         most = 2**28 // tiny_for_plans.tokenizer.vocab_size  # positions
         scored = [most // 2] * 5 + [2 * most]  # the last alone is above the bound: it has to go alone
-        batches = tiny_for_plans._batches([5, 0, 1, 2, 3, 4], [10**9] * 6, scored, 32)
+        batches = tiny_for_plans.batches([5, 0, 1, 2, 3, 4], [10**9] * 6, scored, 32)
         assert batches[0] == [5]
         assert max(map(len, batches)) == 2
 

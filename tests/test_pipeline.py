@@ -17,6 +17,7 @@ import nncift
 import nncift.planning
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError, RunError
+from nncift.influence import BUILT_IN
 
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
 SAME_BYTES = (
@@ -234,11 +235,33 @@ def test_datasets_and_own_influence_functions_are_taken_as_objects(options, tmp_
     assert json.loads((tmp_path / "run/fidelity.json").read_text())["influence"] == "shorter"
 
 
+@pytest.mark.parametrize("influence", [name for name in BUILT_IN if name != "delift"])  # which the others use
+def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: Path, influence):
+    run = tmp_path / "run"
+    selection = nncift.select(pool, target=target, influence=influence, output=run, **{**options, "labels": 60})
+    assert len(selection.indices) == 6
+    labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
+    assert np.ptp(labels.influence) > 0
+    assert json.loads((run / "fidelity.json").read_text())["influence"] == influence
+    if influence not in ("bm25", "embedding-similarity"):
+        assert json.loads((run / "costs.json").read_text())["stages"]["labels"]["forward_tokens"] > 0
+    again = nncift.select(pool, target=target, influence=influence, output=run, **{**options, "labels": 60})
+    np.testing.assert_array_equal(again.indices, selection.indices)
+
+
+def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):
+    options = {**options, "influence": "selectit", "model": f"{options['model']},nobody/none"}
+    with pytest.raises(ModelError, match="'nobody/none'"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    assert not (tmp_path / "run/features").exists()
+
+
 def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, options, tmp_path: Path):
     options = {**options, "labels": "2s", "influence": "embedding-similarity", "target": target}
     nncift.select(pool, output=tmp_path / "run", **options)
     plan = json.loads((tmp_path / "run/labels/plan.json").read_text())
-    assert plan["seconds_per_pair"] > 0
+    assert plan["rate"]["row"] > 0
+    assert plan["rate"]["pair"] > 0
     labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
     assert set(labels.pool_index) == set(plan["rows"])
     assert set(labels.target_index) == set(plan["columns"])

@@ -14,17 +14,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "BM25": "influence.bm25",
     "Config": "config",
     "Delift": "influence.delift",
     "EmbeddingSimilarity": "influence.embedding_similarity",
     "FacilityLocation": "objectives",
     "FacilityLocationMutualInformation": "objectives",
+    "IFD": "influence.ifd",
     "InfluenceFunction": "influence",
     "InfluenceMatrix": "matrix",
     "InfluenceNetwork": "network",
     "LabelledPairs": "pairs",
     "LanguageModel": "language_model",
     "NNCIFTError": "errors",
+    "Perplexity": "influence.ifd",
+    "RepresentationSimilarity": "influence.representation_similarity",
+    "ResponseSimilarity": "influence.response_similarity",
+    "SelectIT": "influence.selectit",
     "Selection": "selection",
     "collect": "pairs",
     "embed": "embeddings",
@@ -32,11 +38,14 @@ _HOME = {
     "load_pool": "pool",
     "measure_fidelity": "fidelity",
     "plan_pairs": "labelling",
+    "read_labels": "given_labels",
     "select": "pipeline",
     "write_report": "report",
 }
 
 __all__ = [  # the keys of _HOME, which a test compares
+    "BM25",
+    "IFD",
     "Config",
     "Delift",
     "EmbeddingSimilarity",
@@ -48,6 +57,10 @@ __all__ = [  # the keys of _HOME, which a test compares
     "LabelledPairs",
     "LanguageModel",
     "NNCIFTError",
+    "Perplexity",
+    "RepresentationSimilarity",
+    "ResponseSimilarity",
+    "SelectIT",
     "Selection",
     "collect",
     "embed",
@@ -55,6 +68,7 @@ __all__ = [  # the keys of _HOME, which a test compares
     "load_pool",
     "measure_fidelity",
     "plan_pairs",
+    "read_labels",
     "select",
     "write_report",
 ]
@@ -64,10 +78,16 @@ if TYPE_CHECKING:
     from nncift.embeddings import embed
     from nncift.errors import NNCIFTError
     from nncift.fidelity import measure_fidelity
+    from nncift.given_labels import read_labels
     from nncift.greedy import lazy_greedy
     from nncift.influence import InfluenceFunction
+    from nncift.influence.bm25 import BM25
     from nncift.influence.delift import Delift
     from nncift.influence.embedding_similarity import EmbeddingSimilarity
+    from nncift.influence.ifd import IFD, Perplexity
+    from nncift.influence.representation_similarity import RepresentationSimilarity
+    from nncift.influence.response_similarity import ResponseSimilarity
+    from nncift.influence.selectit import SelectIT
     from nncift.labelling import plan_pairs
     from nncift.language_model import LanguageModel
     from nncift.matrix import InfluenceMatrix

@@ -108,6 +108,23 @@ def report(run: str) -> None:
 
 @app.command(
     help_epilogue=_examples(
+        "nncift influences",
+        "nncift influences delift",
+    )
+)
+def influences(name: str | None = None) -> None:
+    """Print the influence functions there are: formula, source, cost, what each is good for; or explain one.
+
+    Args:
+        name: A name of the table, or your own "module:Class".
+    """
+    from nncift.influence.catalogue import explain, overview
+
+    print(overview() if name is None else explain(name))
+
+
+@app.command(
+    help_epilogue=_examples(
         "nncift env",
     )
 )

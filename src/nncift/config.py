@@ -36,13 +36,18 @@ class Config:
     target: str | None = None
     """Samples of the task to get better at; without it the subset is to represent the whole pool."""
     influence: str | None = None
-    """The exact influence function: delift, embedding-similarity, or your own "module:Class". By default delift."""
+    """The exact influence function: a name that `nncift influences` lists, or your own "module:Class". By default
+    delift."""
     labels: str | None = None
     """Pairs to compute exactly: a number (2000), a fraction of all (0.01) or a time (90s, 15m). By default 2000."""
+    labels_from: str | None = None
+    """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
+    influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
     network: str | None = None
     """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """The language model that exact influence is measured with: a hub id, a folder, or "embedded"."""
+    """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
+    several, parted by commas."""
     encoder: str | None = None
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the learned network's own."""
     features: str | None = None
@@ -88,6 +93,13 @@ class Config:
                 raise ConfigError(
                     f"--network computes no influence, so --{taken[0]} cannot be given with it", "leave one of them out"
                 )
+        if self.labels_from is not None:
+            taken = [name for name in ("network", "influence", "labels") if getattr(self, name) is not None]
+            if taken:
+                raise ConfigError(
+                    f"--labels-from brings the exact values, so --{taken[0]} cannot be given with it",
+                    "leave one of them out",
+                )
         if self.labels is not None:
             parse_labels(self.labels)
         if self.features is not None and self.encoder is not None:
@@ -109,6 +121,11 @@ class Config:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output) if self.output else Path("runs") / (re.sub(r"\W+", "-", _stem(self.pool)).strip("-"))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The language models: several, parted by commas, for an influence function that asks several."""
+        return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:
         """The fields that say what the run computes: all but where it is written."""

@@ -41,7 +41,7 @@ def make_config(
     for name in options:
         if name not in known:
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(known))}")
-    for name in ("budget", "labels", "output", "features", "target_features", "network"):
+    for name in ("budget", "labels", "output", "labels_from", "features", "target_features", "network"):
         if options.get(name) is not None:
             options[name] = str(options[name])
     if isinstance(exclude := options.get("exclude", ()), (str, Path)):
@@ -108,8 +108,9 @@ def check_models(config: Config, function: InfluenceFunction | None) -> None:
     """
     if (encoder := encoder_of(config)) is not None:
         find_model(encoder, "encoder")
-    if isinstance(model := getattr(function, "model", None), str):
-        find_model(model, "language model")
+    for model in getattr(function, "models", None) or (getattr(function, "model", None),):
+        if isinstance(model, str):
+            find_model(model, "language model")
 
 
 def encoder_of(config: Config) -> str | None:
@@ -157,7 +158,7 @@ def token_counts(config: Config, samples: Dataset, folder: Path) -> np.ndarray:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
-            find_model(config.model, "language model"), trust_remote_code=config.trust_remote_code
+            find_model(config.models[0], "language model"), trust_remote_code=config.trust_remote_code
         )
         counts = [
             len(ids)

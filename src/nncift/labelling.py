@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_TARGET = 4
 _TRIAL_ROWS, _TRIAL_TARGETS = 2, 8
+_MOST_PAIRS = 10**9
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,60 @@ def plan_pairs(n_pool: int, n_target: int | None, pairs: int, *, seed: int = 0) 
     return PairPlan(np.sort(rng.permutation(n_pool)[:rows]), np.sort(rng.permutation(n_target)[:columns]))
 
 
-def number_of_pairs(amount: Amount, n_pool: int, n_target: int, seconds_per_pair: float | None = None) -> int:
+def number_of_pairs(amount: Amount, n_pool: int, n_target: int, rate: Rate | None = None) -> int:
     """How many pairs an amount of labels stands for."""
     if amount.kind == "fraction":
         return max(round(amount.value * n_pool * n_target), 1)
     if amount.kind == "seconds":
-        if seconds_per_pair is None:
+        if rate is None:
             raise ValueError("a time needs a measured rate")
-        return max(int(amount.value / seconds_per_pair), 1)
+        return rate.pairs(amount.value)
     return int(amount.value)
 
 
-def measure_rate(function: InfluenceFunction, pool: Dataset, target: Dataset, *, seed: int = 0) -> float:
-    """Seconds per pair of an influence function, measured on a few random pairs after a warm-up."""
+@dataclass(frozen=True)
+class Rate:
+    """How fast an influence function labels: what it does once per sample, and what each pair takes on top.
+
+    Attributes:
+        row, target, pair: seconds for each pool row, each target and each pair.
+    """
+
+    row: float
+    target: float
+    pair: float
+
+    def seconds(self, rows: int, columns: int) -> float:
+        """Expected time of a grid."""
+        return self.row * rows + self.target * columns + self.pair * rows * columns
+
+    def pairs(self, seconds: float) -> int:
+        """Pairs of the largest grid, of `ROWS_PER_TARGET` rows to a target, that fits into a time; at least one."""
+        square = self.pair * ROWS_PER_TARGET
+        line = max(self.row * ROWS_PER_TARGET + self.target, 1e-9)  # the grain of the clock
+        # The root of square * c^2 + line * c = seconds, in a form that holds where square is 0 too.
+        columns = 2 * seconds / (line + math.sqrt(line**2 + 4 * square * seconds))
+        return min(max(int(ROWS_PER_TARGET * columns**2 + 1e-6), 1), _MOST_PAIRS)
+
+
+def measure_rate(function: InfluenceFunction, pool: Dataset, target: Dataset, *, seed: int = 0) -> Rate:
+    """The rate of an influence function, measured on a few random samples after a warm-up."""
     rng = np.random.default_rng(seed)
     rows = pool.select(np.sort(rng.permutation(len(pool))[: _TRIAL_ROWS + 1]))
     targets = target.select(np.sort(rng.permutation(len(target))[:_TRIAL_TARGETS]))
-    if hasattr(function, "prepare"):
-        function.prepare(rows, targets, None)
-    function(rows.select([0]), targets)  # loads the model, warms up
-    timed = rows.select(range(min(1, len(rows) - 1), len(rows)))
-    since = time.perf_counter()
-    function(timed, targets)
-    return (time.perf_counter() - since) / (len(timed) * len(targets))
+
+    def timed(some_rows: Dataset, some_targets: Dataset) -> tuple[float, float]:
+        since = time.perf_counter()
+        if hasattr(function, "prepare"):
+            function.prepare(some_rows, some_targets, None)
+        prepared = time.perf_counter()
+        function(some_rows, some_targets)
+        return prepared - since, time.perf_counter() - prepared
+
+    timed(rows.select([0]), targets.select([0]))  # loads the model, warms up
+    rows = rows.select(range(min(1, len(rows) - 1), len(rows)))
+    once, block = timed(rows, targets)
+    if getattr(function, "pointwise", False):
+        return Rate((once + block) / len(rows), 0.0, 0.0)
+    each = once / (len(rows) + len(targets))
+    return Rate(each, each, block / (len(rows) * len(targets)))

@@ -150,8 +150,8 @@ class LanguageModel:
             return Prefix(ids, None)
         cache = DynamicCache()
         row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
-        if self._in_memory(lambda: self._logits(self._tensor([ids]), cache, row, last)) is None:
-            raise self._too_big(len(ids))
+        if self.in_memory(lambda: self._logits(self._tensor([ids]), cache, row, last)) is None:
+            raise self.too_big(len(ids))
         self.forward_tokens += len(ids)
         return Prefix(ids, _shared(cache))
 
@@ -172,31 +172,98 @@ class LanguageModel:
         Raises:
             ModelError: one continuation alone does not fit into memory, or a token is not in the model.
         """
+        found = self.response_log_probabilities(prefix, queries, responses, batch_size=batch_size)
+        return [np.exp(values) for values in found]
+
+    def response_log_probabilities(
+        self, prefix: Prefix, queries: Sequence[list[int]], responses: Sequence[list[int]], *, batch_size: int = 32
+    ) -> list[np.ndarray]:
+        """The natural logarithms of `response_probabilities`, finite where a probability is too small for float32."""
         if any(not query or not response for query, response in zip(queries, responses, strict=True)):
             raise ValueError("a query and a response hold at least one token each")
         lengths = [len(query) + len(response) - 1 for query, response in zip(queries, responses, strict=True)]
+
+        def work(batch: list[int]) -> list[np.ndarray]:
+            return self._score(prefix, [(queries[j], responses[j]) for j in batch])
+
+        return self.in_batches(
+            work, lengths, [len(response) for response in responses], batch_size=batch_size, before=len(prefix.ids)
+        )
+
+    def next_token_logits(
+        self, prefix: Prefix, queries: Sequence[list[int]], tokens: Sequence[int], *, batch_size: int = 32
+    ) -> np.ndarray:
+        """Logits of K candidates for the token that follows the prefix and each of n queries.
+
+        Only the last position of a query meets the output layer. Queries must not be empty.
+
+        Returns:
+            (n, K) float32.
+
+        Raises:
+            ModelError: one query alone does not fit into memory, or a token is not in the model.
+        """
+        before = prefix.ids if prefix.cache is None else []
+
+        def work(batch: list[int]) -> list[np.ndarray]:
+            sequences = [[*before, *queries[j]] for j in batch]
+            last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+            logits = self._logits(self._tensor(sequences), prefix.cache, torch.arange(len(batch)), last)
+            self.forward_tokens += sum(map(len, sequences))
+            return list(logits[:, list(tokens)].float().cpu().numpy())
+
+        lengths = [len(query) for query in queries]
+        found = self.in_batches(work, lengths, [1] * len(lengths), batch_size=batch_size, before=len(prefix.ids))
+        return np.stack(found) if found else np.zeros((0, len(tokens)), np.float32)
+
+    def in_batches(
+        self,
+        work: Callable[[list[int]], Sequence[T]],
+        lengths: Sequence[int],
+        scored: Sequence[int],
+        *,
+        batch_size: int,
+        before: int = 0,
+    ) -> list[T]:
+        """What `work` gives for each of n rows, done in length-sorted batches that are halved when memory runs out.
+
+        Args:
+            work: gives one result per row of a batch of row numbers.
+            lengths: tokens of each row.
+            scored: how many positions of each row meet the output layer.
+            batch_size: rows in a batch, at most; halved for good when memory runs out.
+            before: tokens in front of every row, for the error alone.
+
+        Raises:
+            ModelError: one row alone does not fit into memory.
+        """
         order = sorted(range(len(lengths)), key=lambda j: -lengths[j])
-        probabilities: list[np.ndarray] = [np.empty(0, np.float32)] * len(order)
-        scored = [len(response) for response in responses]
-        waiting = deque(self._batches(order, lengths, scored, batch_size))
+        results: dict[int, T] = {}
+        waiting = deque(self.batches(order, lengths, scored, batch_size))
         while waiting:
             batch = waiting.popleft()
-            found = self._in_memory(partial(self._score, prefix, [(queries[j], responses[j]) for j in batch]))
+            found = self.in_memory(partial(work, batch))
             if found is not None:
-                for j, values in zip(batch, found, strict=True):
-                    probabilities[j] = values
+                results.update(zip(batch, found, strict=True))
                 continue
             if len(batch) == 1:
-                raise self._too_big(len(prefix.ids) + lengths[batch[0]])
+                raise self.too_big(before + lengths[batch[0]])
             self.oom_splits.append(len(batch))
             self._most_rows = len(batch) // 2
-            waiting = deque(self._batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
-        return probabilities
+            waiting = deque(self.batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
+        return [results[j] for j in range(len(lengths))]
 
-    def _batches(
+    def batches(
         self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int
     ) -> list[list[int]]:
-        """Cut the length-sorted rows into the batches that cost least: padded tokens, and a little for each batch."""
+        """Cut length-sorted rows into the batches that cost least: padded tokens, and a little for each batch.
+
+        Args:
+            order: row numbers, the longest row first.
+            lengths: tokens of each row.
+            scored: positions of each row that meet the output layer.
+            batch_size: rows of a batch, at most.
+        """
         most = min(batch_size, self._most_rows or batch_size)
         overhead = _OVERHEAD.get(self.device.type, _OVERHEAD_ACCELERATOR)
         cost, begin = [0] + [0] * len(order), [0] * (len(order) + 1)
@@ -217,7 +284,7 @@ class LanguageModel:
         return batches[::-1]
 
     def _score(self, prefix: Prefix, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-        """Response probabilities of one batch."""
+        """Log-probabilities of the response tokens of one batch."""
         before = prefix.ids if prefix.cache is None else []
         sequences = [[*before, *query, *response[:-1]] for query, response in rows]
         first = [len(before) + len(query) - 1 for query, _ in rows]  # the position that predicts the response's start
@@ -231,7 +298,7 @@ class LanguageModel:
         size = max(_CHUNK // logits.shape[1], 1)
         for start in range(0, len(logits), size):
             chunk, tokens = logits[start : start + size].float(), wanted[start : start + size, None]
-            parts.append((chunk.gather(1, tokens)[:, 0] - chunk.logsumexp(dim=1)).exp())
+            parts.append(chunk.gather(1, tokens)[:, 0] - chunk.logsumexp(dim=1))
         self.forward_tokens += sum(len(sequence) for sequence in sequences)
         values = torch.cat(parts).cpu().numpy()
         return np.split(values, np.cumsum([len(response) for _, response in rows])[:-1])
@@ -258,6 +325,35 @@ class LanguageModel:
                 hook.remove()
         return logits[0] if kept else logits[rows, columns]
 
+    @torch.inference_mode()
+    def states_entering(self, module: Any, sequences: Sequence[list[int]]) -> torch.Tensor:
+        """Hidden states that are given to a module of the model, where the forward pass ends.
+
+        Args:
+            module: a layer, or the output layer.
+            sequences: n lists of token ids.
+
+        Returns:
+            (n, longest, hidden), on the model's device and in its precision; what stands for padding is arbitrary.
+
+        Raises:
+            ModelError: the pass does not come to the module, or a token is not in the model.
+        """
+
+        def stop(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _FarEnough(arguments[0] if arguments else named["hidden_states"])
+
+        options = {"use_cache": False} if "use_cache" in self._parameters else {}
+        hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=self._tensor(sequences), **options)
+        except _FarEnough as reached:
+            self.forward_tokens += sum(map(len, sequences))
+            return reached.states
+        finally:
+            hook.remove()
+        raise ModelError(f"{self.name!r} does not run its own layers", "take another model")
+
     def _tensor(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Right-padded token ids on the model's device, (n, longest)."""
         ids = torch.zeros(len(sequences), max(len(sequence) for sequence in sequences), dtype=torch.long)
@@ -277,7 +373,7 @@ class LanguageModel:
             whole = self._all_logits(ids)
         except Exception as error:  # a model that wants images, a kernel that the device lacks
             if out_of_memory(error):
-                raise self._too_big(len(ids)) from error
+                raise self.too_big(len(ids)) from error
             raise ModelError(
                 f"{self.name!r} cannot read text alone ({first_line(error)})", "give a decoder-only language model"
             ) from error
@@ -308,7 +404,7 @@ class LanguageModel:
         positions = torch.arange(len(ids))
         return self._logits(self._tensor([ids]), None, torch.zeros_like(positions), positions).float()
 
-    def _in_memory(self, work: Callable[[], T]) -> T | None:
+    def in_memory(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or None when memory ran out on the way."""
         try:
             return work()
@@ -320,11 +416,20 @@ class LanguageModel:
             getattr(torch, self.device.type).empty_cache()
         return None
 
-    def _too_big(self, tokens: int) -> ModelError:
+    def too_big(self, tokens: int) -> ModelError:
+        """The error to raise when one sequence alone does not fit into memory."""
         return ModelError(
             f"{self.name!r} ran out of memory on one sequence of {tokens} tokens",
             "lower --max-length, use --dtype bfloat16, or take a smaller model",
         )
+
+
+class _FarEnough(Exception):
+    """Ends a forward pass at the module whose input was wanted."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
 
 
 class _SharedLayer(DynamicLayer):  # type: ignore[misc]

@@ -7,6 +7,8 @@ is a few rows of the grid with all its targets: what a block holds is fixed by t
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from nncift.errors import DataError
+from nncift.errors import DataError, ModelError
+from nncift.loading import out_of_memory
 from nncift.storage import read_table, write_table
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from nncift.influence import InfluenceFunction
 
 BLOCK_PAIRS = 128
+
+_log = logging.getLogger("nncift")
 
 
 @dataclass(frozen=True)
@@ -130,17 +135,23 @@ def collect(
     Returns:
         len(rows) * len(columns) pairs, row by row.
 
+    A block that does not fit into memory is done in halves, and the log says so. A pointwise function's blocks are
+    as tall as if there were one target, since its work does not grow with them.
+
     Raises:
         DataError: a value is not finite; the message names the pair.
+        ModelError: a single pair does not fit into memory.
     """
     finished = folder / "labels.parquet" if folder is not None else None
     if finished is not None and finished.exists():
         _drop_blocks(finished.parent)
         return LabelledPairs.load(finished)
     target_rows = target.select(columns)
+    if hasattr(function, "progress"):
+        function.progress = progress
     if hasattr(function, "prepare"):
         function.prepare(pool.select(rows), target_rows, folder)
-    height = max(BLOCK_PAIRS // len(columns), 1)
+    height = BLOCK_PAIRS if getattr(function, "pointwise", False) else max(BLOCK_PAIRS // len(columns), 1)
     blocks: list[LabelledPairs] = []
     with tqdm(total=len(rows) * len(columns), desc="labelling", unit=" pairs", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(rows), height)):
@@ -174,7 +185,7 @@ def _drop_blocks(folder: Path) -> None:
 def _label_block(
     function: InfluenceFunction, pool: Dataset, rows: np.ndarray, target_rows: Dataset, columns: np.ndarray
 ) -> LabelledPairs:
-    values = np.asarray(function(pool.select(rows), target_rows), dtype=np.float32)
+    values = _influence(function, pool.select(rows), target_rows)
     if values.shape != (len(rows), len(columns)):
         raise DataError(
             f"the influence function {function.name!r} gave shape {values.shape} for {len(rows)} pool samples"
@@ -190,3 +201,27 @@ def _label_block(
     return LabelledPairs(
         np.repeat(rows, len(columns)).astype(np.int32), np.tile(columns, len(rows)).astype(np.int32), values.ravel()
     )
+
+
+def _influence(function: InfluenceFunction, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+    """The block's values, (n_pool, n_target) float32, in halves where it does not fit into memory."""
+    try:
+        return np.asarray(function(pool_rows, target_rows), dtype=np.float32)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    gc.collect()  # only here, after the error is gone, is nothing of its frames held any more
+    height, width = len(pool_rows), len(target_rows)
+    if height == width == 1:
+        raise ModelError(
+            f"the influence of {pool_rows[0]['id']!r} on {target_rows[0]['id']!r} does not fit into memory",
+            "lower --max-length, use --dtype bfloat16, or take a smaller model",
+        )
+    _log.info("labels: memory ran out on a block of %d x %d pairs, which was halved", height, width)
+    rows, columns = range(height), range(width)
+    if height > 1:
+        halves = [(rows[: height // 2], columns), (rows[height // 2 :], columns)]
+    else:
+        halves = [(rows, columns[: width // 2]), (rows, columns[width // 2 :])]
+    parts = [_influence(function, pool_rows.select(i), target_rows.select(j)) for i, j in halves]
+    return np.concatenate(parts, axis=0 if height > 1 else 1)

@@ -19,6 +19,7 @@ from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.costs import Costs
 from nncift.embeddings import embed, feature_facts, load_encoder, own_features
 from nncift.fidelity import measure_fidelity
+from nncift.given_labels import keep_labels
 from nncift.greedy import lazy_greedy
 from nncift.inputs import (
     budget_count,
@@ -87,17 +88,24 @@ def select(
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
         check_budget(config, len(samples))
-        function = None if config.network is not None else make_influence(config, influence)
+        learned = config.network is not None
+        function = None if learned or config.labels_from is not None else make_influence(config, influence)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
+        if config.labels_from is not None:
+            with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
+                other = samples if targets is None else targets
+                pairs = keep_labels(config.labels_from, samples, other, folder / "labels")
         with costs.stage("features") as cost:
             features, target_features = _features(config, samples, targets, folder, progress=progress)
             cost.texts = len(features) + (len(target_features) if targets is not None else 0)
         if function is not None:
-            with costs.stage("labels") as cost:
+            with costs.stage("labels"):
                 pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
+        if not learned:
             with costs.stage("network"):
-                network = _learn(config, function, samples, targets, features, target_features, pairs, folder)
+                origin = describe(function) if function is not None else {"name": Path(str(config.labels_from)).name}
+                network = _learn(config, origin, samples, targets, features, target_features, pairs, folder)
         else:
             network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
         with costs.stage("estimate"):
@@ -203,13 +211,15 @@ def _plan(
     n_target = len(samples if targets is None else targets)
     pairs = number_of_pairs(amount, len(samples), n_target, rate)
     plan = plan_pairs(len(samples), None if targets is None else n_target, pairs, seed=config.seed)
-    write_json(path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "seconds_per_pair": rate})
+    write_json(
+        path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
+    )
     return plan
 
 
 def _learn(
     config: Config,
-    function: InfluenceFunction,
+    origin: dict[str, Any],
     samples: Dataset,
     targets: Dataset | None,
     features: np.ndarray,
@@ -217,7 +227,10 @@ def _learn(
     pairs: LabelledPairs,
     folder: Path,
 ) -> InfluenceNetwork:
-    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
+    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others.
+
+    `origin` describes where the labels come from.
+    """
     place = folder / "network"
     train, held_out = pairs.split(
         seed=config.seed,
@@ -231,14 +244,14 @@ def _learn(
         network.description_ = {
             "encoder": feature_facts(folder / "features")["encoder"],
             "own_features": config.features is not None,
-            "influence": describe(function),
+            "influence": origin,
             "pairs": len(train),
         }
         with atomic_write(place) as temporary:
             network.save_pretrained(temporary)
     if not (folder / "fidelity.json").exists():
         measured = measure_fidelity(network, features, target_features, held_out, train)
-        write_json(folder / "fidelity.json", {"influence": function.name, **dataclasses.asdict(measured)})
+        write_json(folder / "fidelity.json", {"influence": origin["name"], **dataclasses.asdict(measured)})
     return network
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.embeddings import embed_texts, load_encoder, sample_texts
 from nncift.errors import printable
+from nncift.given_labels import read_labels
 from nncift.inputs import (
     budget_count,
     check_budget,
@@ -95,7 +96,9 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         embedding, width = _embedding_rate(config, samples)
         seconds = {"features": embedding * (len(samples) + (0 if own_target else len(targets)))}
         pairs, tokens = 0, None
-        if config.network is None:
+        if config.labels_from is not None:
+            pairs = len(read_labels(config.labels_from, samples, targets))
+        elif config.network is None:
             pairs, tokens, seconds["labels"] = _label_plan(config, samples, None if own_target else targets)
         else:
             InfluenceNetwork.from_pretrained(network_folder(config.network))
@@ -142,7 +145,7 @@ def _label_plan(config: Config, samples: Dataset, targets: Dataset | None) -> tu
     tokens = None
     if hasattr(function, "tokens"):
         tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns)))
-    return len(grid), tokens, rate * len(grid)
+    return len(grid), tokens, rate.seconds(len(grid.rows), len(grid.columns))
 
 
 def _scoring_rate() -> float:

@@ -48,7 +48,7 @@ def write_summary(
             "target": None if target is None else target.to_dict(),
             "labelled_pairs": labelled,
             "all_pairs": all_pairs,
-            "exact_all_pairs": _extrapolate(folder, labelled, all_pairs),
+            "exact_all_pairs": None if config.labels_from else _extrapolate(folder, labelled, all_pairs),
             "selected": len(selection.indices),
             "tokens_selected": int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
             "objective": selection.objective,

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "delift": "nncift.influence.delift:Delift",
+    "response-similarity": "nncift.influence.response_similarity:ResponseSimilarity",
+    "representation-similarity": "nncift.influence.representation_similarity:RepresentationSimilarity",
     "embedding-similarity": "nncift.influence.embedding_similarity:EmbeddingSimilarity",
+    "bm25": "nncift.influence.bm25:BM25",
+    "selectit": "nncift.influence.selectit:SelectIT",
+    "ifd": "nncift.influence.ifd:IFD",
+    "perplexity": "nncift.influence.ifd:Perplexity",
 }
 
 
@@ -23,7 +29,12 @@ class InfluenceFunction(Protocol):
 
     A function that has to see all samples first, or wants to refuse some before any work is done, also has
     `prepare(pool, target, folder: Path | None)`. It is called with the samples to be labelled before their first
-    block, again after a kill, and keeps what it computes in `folder`.
+    block, again after a kill, and keeps what it computes in `folder`. Where the values depend on all samples (a
+    centre, document counts), a call without `prepare` is refused. A function with an attribute `progress` is told
+    there whether to show a bar meanwhile.
+
+    A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
+    score once, and gives equal columns.
     """
 
     name: str

@@ -14,26 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from nncift.errors import ConfigError
-from nncift.influence.wording import ChatPrompts, PlainPrompts, Prompts, WordedSample, Wording, messages_of
+from nncift.influence.base import LanguageModelFunction, ModelOptions
+from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel, Prefix
 from nncift.storage import fingerprint, read_array, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.config import Config
-
 _BASELINE = np.dtype([("sample", "S24"), ("distance", "<f8")])
 
 
-class Delift:
+class Delift(LanguageModelFunction):
     """In-context influence of one sample on the response to another.
 
     Args:
@@ -41,11 +38,7 @@ class Delift:
         wording: "plain" or a `Wording` of your own; "chat", the model's chat template with the example as an
             earlier exchange; "auto", chat when any sample comes from a chat and the model has a template, else plain.
         exponential: give exp(influence), DELIFT's variant.
-        batch_size: targets per forward pass, at most; halved by itself when memory runs out.
-        dtype: "float32", "bfloat16", "float16" or "auto".
-        device: "cuda", "mps", "cpu"; the best there is unless given.
-        max_length: longest sequence to read, in tokens; the model's own limit unless given.
-        trust_remote_code: run code that comes with the model.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
 
     Source: DELIFT (arXiv:2411.04425), equations 1 and 2.
     """
@@ -58,81 +51,19 @@ class Delift:
         *,
         wording: str | Wording = "auto",
         exponential: bool = False,
-        batch_size: int = 32,
-        dtype: str = "float32",
-        device: str | None = None,
-        max_length: int | None = None,
-        trust_remote_code: bool = False,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        self.model = model
+        super().__init__(model, **options)
         self.wording = wording
         self.exponential = exponential
-        self.batch_size = batch_size
-        self.dtype = dtype
-        self.device = device
-        self.max_length = max_length
-        self.trust_remote_code = trust_remote_code
-        self._cut: set[str] = set()
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
         self._known: dict[str, float] = {}  # distances without an example, by sample and setting
 
-    @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for."""
-        return cls(
-            config.model,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-            device=config.device,
-            max_length=config.max_length,
-            trust_remote_code=config.trust_remote_code,
-        )
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        """The model, loaded now.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
-        if isinstance(self.model, LanguageModel):
-            return self.model
-        return LanguageModel.load(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            max_length=self.max_length,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens that went through the model so far, padding not counted."""
-        return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
-
-    @property
-    def oom_splits(self) -> list[int]:
-        """Sizes of the batches that did not fit into memory and were halved."""
-        return self.language_model.oom_splits if "language_model" in self.__dict__ else []
-
-    @property
-    def cut(self) -> int:
-        """How many of the samples seen so far lost the start of their prompt to the model's context length."""
-        return len(self._cut)
-
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        model: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "max_length": self.max_length}
-        if isinstance(self.model, LanguageModel):
-            model = {
-                "model": self.model.name,
-                "dtype": str(self.model.dtype).removeprefix("torch."),
-                "max_length": self.model.context_length,
-            }
         plain = self.wording if isinstance(self.wording, Wording) else Wording()
         return {
-            "name": self.name,
-            **model,
+            **super().describe(),
             "wording": "own" if plain is self.wording else self.wording,
             "plain_wording": asdict(plain),
             "exponential": self.exponential,
@@ -205,14 +136,7 @@ class Delift:
 
     def _prompts_for(self, pool: Dataset, target: Dataset) -> Prompts:
         """The prompts that the wording asks for, and these samples when it leaves the choice to them."""
-        if isinstance(self.wording, Wording):
-            return PlainPrompts(self.language_model, self.wording)
-        if self.wording not in ("auto", "chat", "plain"):
-            raise ConfigError(f"wording {self.wording!r} is not known", 'give "auto", "chat", "plain" or a Wording')
-        from_chat = any(messages is not None for rows in (pool, target) for messages in messages_of(rows))
-        if self.wording == "chat" or (self.wording == "auto" and from_chat and self.language_model.has_chat_template):
-            return ChatPrompts(self.language_model)
-        return PlainPrompts(self.language_model, Wording())
+        return choose_prompts(self.language_model, self.wording, pool, target)
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)

@@ -100,25 +100,33 @@ class Prompts(Protocol):
 class PlainPrompts:
     """Samples in the plain text of a `Wording`.
 
+    Args:
+        model: the language model.
+        wording: the templates.
+        single: no sample will stand beside another, so each may fill the whole context.
+
     Raises:
         ModelError: the wording leaves no room in the model's context.
     """
 
-    def __init__(self, model: LanguageModel, wording: Wording) -> None:
+    def __init__(self, model: LanguageModel, wording: Wording, *, single: bool = False) -> None:
         self._model = model
+        self._single = single
         (without,) = model.encode([wording.without_example])
         self.no_example = [*model.leading_ids, *without]
         self._example = [model.leading_ids, *self._pieces(wording.with_example)]
         self._query = self._pieces(wording.query)
-        before = max(len(_fill(self._example, [], [])), len(self.no_example))
-        self._room = _room(model, before + len(_fill(self._query, [], [])))
+        before = len(self.no_example)
+        if not single:
+            before = max(before, len(_fill(self._example, [], [])))
+        self._room = _room(model, before + len(_fill(self._query, [], [])), single)
 
     def word(self, rows: Dataset) -> list[WordedSample]:
         """The samples in token ids."""
         prompts, responses = self._model.encode(rows["prompt"]), self._model.encode(rows["response"])
         samples = []
         for name, prompt, answer in zip(rows["id"], prompts, responses, strict=True):
-            response = _response(self._model, name, answer, self._room)
+            response = _response(self._model, name, answer, self._room, self._single)
             over = max(len(prompt) + len(response) - self._room, 0)
             query = _fill(self._query, prompt[over:], [])
             example = _fill(self._example, prompt[over:], answer)
@@ -138,13 +146,18 @@ class ChatPrompts:
     found by rendering: what two conversations that differ in their first response alone have in common at
     their end is what follows every example.
 
+    Args:
+        model: the language model.
+        single: no sample will stand beside another, so each may fill the whole context.
+
     Raises:
         ModelError: there is no template, it refuses the messages, what it renders of an example changes with
             what follows, or it leaves no room in the model's context.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, single: bool = False) -> None:
         self._model = model
+        self._single = single
         self.no_example: list[int] = []
         ask, yes, no = _turn("user", "Yes or no?"), _turn("assistant", "Yes"), _turn("assistant", "No")
         followed = [model.chat([ask, answer, ask]) for answer in (yes, no)]
@@ -153,7 +166,7 @@ class ChatPrompts:
         self._stand_in = [ask, yes]
         self._before = self._example(self._stand_in)
         self._wording = self._lengths(self._stand_in)
-        self._room = _room(model, self._wording.example + self._wording.query)
+        self._room = _room(model, self._wording.example + self._wording.query, single)
 
     def word(self, rows: Dataset) -> list[WordedSample]:
         """The samples in token ids."""
@@ -163,7 +176,7 @@ class ChatPrompts:
     def _word(self, name: str, prompt: str, answer: str, messages: str | None) -> WordedSample:
         turns = chat_messages(messages) if messages else [_turn("user", prompt), _turn("assistant", answer)]
         (answer_ids,) = self._model.encode([answer])
-        response = _response(self._model, name, answer_ids, self._room)
+        response = _response(self._model, name, answer_ids, self._room, self._single)
         try:
             fitting = self._fit(turns, len(response))
             if fitting is None:
@@ -252,9 +265,11 @@ def _fill(pieces: Sequence[str | list[int]], prompt: list[int], response: list[i
     return [token for piece in pieces for token in (texts[piece] if isinstance(piece, str) else piece)]
 
 
-def _room(model: LanguageModel, wording: int) -> int:
+def _room(model: LanguageModel, wording: int, single: bool) -> int:
     """How many tokens a sample may fill in either role."""
-    room = (model.context_length - wording) // 2
+    room = model.context_length - wording
+    if not single:
+        room //= 2
     if room < 2:
         raise ModelError(
             f"the context of {model.name!r} is {model.context_length} tokens, and the wording alone takes {wording}",
@@ -263,15 +278,42 @@ def _room(model: LanguageModel, wording: int) -> int:
     return room
 
 
-def _response(model: LanguageModel, name: str, answer: list[int], room: int) -> list[int]:
+def _response(model: LanguageModel, name: str, answer: list[int], room: int, single: bool) -> list[int]:
     """The tokens of a response that are scored."""
     response = [*answer, *model.end_ids]
     if not response:
         raise DataError(f"the response of {name!r} holds no tokens for {model.name!r}", "drop the sample")
     if len(response) > room:
+        beside = "" if single else " beside another sample"
         raise DataError(
             f"the response of {name!r} takes {len(response)} tokens of {model.name!r}",
-            f"at most {room} fit beside another sample in its context of {model.context_length}: drop the sample,"
+            f"at most {room} fit{beside} in its context of {model.context_length}: drop the sample,"
             " raise --max-length, or take a model with a longer context",
         )
     return response
+
+
+def choose_prompts(
+    model: LanguageModel, wording: str | Wording, *datasets: Dataset, single: bool = False
+) -> PlainPrompts | ChatPrompts:
+    """The prompts that a `wording` option asks for, and these samples when it leaves the choice to them.
+
+    Args:
+        model: the language model.
+        wording: "plain" or a `Wording`; "chat", the model's own template; "auto", chat when any sample comes from
+            a chat and the model has a template, else plain.
+        datasets: all samples that will be worded.
+        single: no sample will stand beside another.
+
+    Raises:
+        ConfigError: `wording` is none of these.
+        ModelError: the template cannot be used, or the wording leaves no room in the model's context.
+    """
+    if isinstance(wording, Wording):
+        return PlainPrompts(model, wording, single=single)
+    if wording not in ("auto", "chat", "plain"):
+        raise ConfigError(f"wording {wording!r} is not known", 'give "auto", "chat", "plain" or a Wording')
+    from_chat = any(messages is not None for rows in datasets for messages in messages_of(rows))
+    if wording == "chat" or (wording == "auto" and from_chat and model.has_chat_template):
+        return ChatPrompts(model, single=single)
+    return PlainPrompts(model, Wording(), single=single)

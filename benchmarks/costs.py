@@ -1,0 +1,75 @@
+"""What each built-in influence function costs: tokens and seconds per sample and per pair, on P3 samples.
+
+Per sample is what `prepare` takes, over pool samples and targets together (a pointwise function: all it does, over
+the pool samples); per pair is what the call takes after that. The model is loaded, and warm, before the clock starts.
+
+    python benchmarks/costs.py --rows 24 --targets 12
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+
+from nncift.embeddings import load_encoder
+from nncift.influence import BUILT_IN
+from nncift.language_model import LanguageModel
+from nncift.registry import resolve
+
+DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--targets", type=int, default=12)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--encoder", default="embedded")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--functions", nargs="*", default=list(BUILT_IN))
+    options = parser.parse_args()
+
+    data = load_dataset("json", data_files=str(DATA / "p3_pool.jsonl.gz"), split="train").shuffle(seed=0)
+    pool = data.select(range(options.rows))
+    target = data.select(range(options.rows, options.rows + options.targets))
+    model = LanguageModel.load(options.model, device=options.device)
+    tokens = sum(map(len, model.encode([f"{row['prompt']}\n{row['response']}" for row in pool])))
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {model.device.type}, {options.model}")
+    print(f"{options.rows} x {options.targets} samples of P3, {tokens / options.rows:.0f} tokens each")
+    print(f"{'':<26}{'per sample':>24}{'per pair':>24}")
+    for name in options.functions:
+        kind = resolve(name, BUILT_IN, "nncift.influence")
+        arguments = {"bm25": (), "embedding-similarity": (load_encoder(options.encoder, device=options.device),)}
+        function = kind(*arguments.get(name, (model,)))
+        function.prepare(pool.select([0]), target.select([0]))
+        function(pool.select([0]), target.select([0]))  # warm
+        marks = [(time.perf_counter(), function_tokens(function))]
+        function.prepare(pool, target)
+        marks.append((time.perf_counter(), function_tokens(function)))
+        function(pool, target)
+        marks.append((time.perf_counter(), function_tokens(function)))
+        (once, read), (block, more) = ((b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks))
+        samples, pairs = options.rows + options.targets, options.rows * options.targets
+        if getattr(function, "pointwise", False):
+            once, read, block, more, samples = once + block, read + more, 0.0, 0, options.rows
+        print(
+            f"{name:<26}{read / samples:>10,.0f} tok {once / samples * 1e3:>7,.1f} ms"
+            f"{more / pairs:>10,.0f} tok {block / pairs * 1e3:>7.3f} ms",
+            flush=True,
+        )
+
+
+def function_tokens(function) -> int:
+    """LLM tokens that a function has read so far."""
+    return int(getattr(function, "forward_tokens", 0)) + int(getattr(function, "backward_tokens", 0))
+
+
+if __name__ == "__main__":
+    main()

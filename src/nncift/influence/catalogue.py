@@ -1,0 +1,182 @@
+"""What each built-in influence function is: the one table that `nncift influences` prints and the docs show."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nncift.influence import BUILT_IN
+from nncift.registry import resolve
+
+
+@dataclass(frozen=True)
+class About:
+    """An influence function in a few words.
+
+    Attributes:
+        name: as in `--influence`.
+        formula: entry [i, j], pool sample i on target j; larger is better.
+        source: where it comes from.
+        kind: "pairwise", or "pointwise": one score per sample, whatever the target.
+        scale: the values it takes and what they mean.
+        per_sample: cost of each sample that is labelled.
+        per_pair: cost of each labelled pair on top of that.
+        good_for: when to take it.
+    """
+
+    name: str
+    formula: str
+    source: str
+    kind: Literal["pairwise", "pointwise"]
+    scale: str
+    per_sample: str
+    per_pair: str
+    good_for: str
+
+    @property
+    def target(self) -> str:
+        """Whether it needs a target."""
+        return "not used" if self.kind == "pointwise" else "needed; the pool is its own without one"
+
+
+CATALOGUE = (
+    About(
+        name="delift",
+        formula="d(no example, j) - d(example i, j), with d = norm(p - 1) / sqrt(T) over the probabilities p of the T"
+        " tokens of j's response",
+        source="DELIFT, arXiv:2411.04425, eq. 1-2",
+        kind="pairwise",
+        scale="-1 to 1; below 0 the example does harm",
+        per_sample="one pass over it, as an example or as a query without one",
+        per_pair="one pass over the target; the example is read once for all targets",
+        good_for="the default: what really helps in context; the dearest of these",
+    ),
+    About(
+        name="response-similarity",
+        formula="cos(h_i - c, h_j - c), with h the mean over the response tokens of the states that enter the middle"
+        " layer, c the mean h of all samples seen",
+        source="this project",
+        kind="pairwise",
+        scale="-1 to 1; 0 is no more alike than any two samples",
+        per_sample="half a pass",
+        per_pair="a dot product",
+        good_for="nearly what delift tells about training, at a fraction of its cost",
+    ),
+    About(
+        name="representation-similarity",
+        formula="cos(h_i, h_j), with h = sum_t t * h_t / sum_t t over the last hidden states h_t of prompt"
+        " and response",
+        source="RDS+, Ivison et al. 2025, arXiv:2503.01807",
+        kind="pairwise",
+        scale="-1 to 1, mostly near 1: the order counts",
+        per_sample="one pass",
+        per_pair="a dot product",
+        good_for="a widely used baseline of targeted selection",
+    ),
+    About(
+        name="embedding-similarity",
+        formula="cos(e_i, e_j), with e the sentence embedding of prompt and response",
+        source="DELIFT (SE), arXiv:2411.04425, sec. 5",
+        kind="pairwise",
+        scale="-1 to 1; alike in topic, which may teach nothing",
+        per_sample="one pass of the sentence encoder, no language model",
+        per_pair="a dot product",
+        good_for="a first look without a language model",
+    ),
+    About(
+        name="bm25",
+        formula="sum over the words w of j: ln(1 + (N - n_w + 0.5) / (n_w + 0.5)) * f_w / (f_w + k1 * (1 - b + b *"
+        " L_i / L)), with f_w how often i has w, n_w in how many of the N pool samples w is",
+        source="Lucene's BM25, through bm25s, arXiv:2407.03618",
+        kind="pairwise",
+        scale="0 and up; no word shared is 0, long targets score higher",
+        per_sample="its words are counted, no model",
+        per_pair="a look-up of the target's words",
+        good_for="the lexical baseline that is hard to beat; no model at all",
+    ),
+    About(
+        name="selectit",
+        formula="mean(t) / (1 + alpha * std(t)) over the rating prompts, with t = b * mean margin of the most probable"
+        " rating b of 1..K; mean over models by size",
+        source="SelectIT, NeurIPS 2024, arXiv:2402.16705",
+        kind="pointwise",
+        scale="0 to K; rated high and surely",
+        per_sample="one pass for each rating prompt (5) and model",
+        per_pair="nothing",
+        good_for="general quality when there is no target; needs a model that can rate",
+    ),
+    About(
+        name="ifd",
+        formula="L(response after the prompt) / L(response alone), with L the mean negative log-probability of its"
+        " tokens",
+        source="Cherry LLM, NAACL 2024, arXiv:2308.12032",
+        kind="pointwise",
+        scale="0 and up; near 0 the prompt gives the response away, above 1 it misleads",
+        per_sample="two passes, one of them over the response alone",
+        per_pair="nothing",
+        good_for="samples that are hard to follow; likes noise too, so clean the pool first",
+    ),
+    About(
+        name="perplexity",
+        formula="exp(L(response after the prompt))",
+        source="a common baseline",
+        kind="pointwise",
+        scale="1 and up; larger is harder",
+        per_sample="one pass",
+        per_pair="nothing",
+        good_for="a baseline; likes noise",
+    ),
+)
+
+_WIDTH = 100  # of the terminal
+_COLUMNS = ("name", "formula", "source", "kind", "target", "scale", "per_sample", "per_pair", "good_for")
+_TITLES = (
+    "name",
+    "influence[i, j]",
+    "source",
+    "kind",
+    "target",
+    "scale",
+    "cost per sample",
+    "cost per pair",
+    "good for",
+)
+
+
+def overview() -> str:
+    """All built-in functions for the terminal, one paragraph each."""
+    return "\n\n".join(_paragraph(about) for about in CATALOGUE)
+
+
+def markdown() -> str:
+    """All built-in functions as a Markdown table."""
+    rows = [_TITLES, ("---",) * len(_TITLES), *(tuple(_cells(about)) for about in CATALOGUE)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def explain(name: str) -> str:
+    """One function at length: its line of the table, then what its module and class say of themselves.
+
+    Raises:
+        ConfigError: there is no function of that name.
+    """
+    function: Any = resolve(name, BUILT_IN, "nncift.influence")
+    parts = [_paragraph(about) for about in CATALOGUE if about.name == name]
+    module = inspect.getdoc(sys.modules[function.__module__]) if inspect.isclass(function) else None
+    return "\n\n".join([*parts, *(text for text in (module, inspect.getdoc(function)) if text)])
+
+
+def _cells(about: About) -> list[str]:
+    name, formula, *others = (str(getattr(about, column)) for column in _COLUMNS)
+    return [f"`{name}`", f"`{formula}`", *others]
+
+
+def _paragraph(about: About) -> str:
+    lines = [about.name]
+    for title, column in zip(_TITLES[1:], _COLUMNS[1:], strict=True):
+        text, first = str(getattr(about, column)), f"  {title:<16} "
+        lines.append(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first)))
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""Collecting exact values: memory that runs out, and how blocks are cut."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from nncift.errors import ModelError
+from nncift.pairs import collect
+from test_influence import named
+
+
+@pytest.fixture
+def pool():
+    return named([("a", "b")] * 300, "x")
+
+
+class Product:
+    """Influence by row and column number, with memory for blocks of a few pairs."""
+
+    name = "product"
+
+    def __init__(self, most: int = 10**9) -> None:
+        self.most = most
+        self.blocks: list[tuple[int, int]] = []
+
+    def __call__(self, pool_rows, target_rows):
+        if len(pool_rows) * len(target_rows) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        self.blocks.append((len(pool_rows), len(target_rows)))
+        rows, columns = ([int(name[1:]) for name in samples["id"]] for samples in (pool_rows, target_rows))
+        return np.outer(rows, columns)
+
+
+class Pointwise(Product):
+    pointwise = True
+    progress = False
+
+
+@pytest.mark.parametrize("most", [40, 5, 1])
+def test_a_block_that_does_not_fit_is_halved_and_the_log_says_so(pool, tmp_path, caplog, most):
+    rows, columns = np.arange(3, 11), np.arange(20, 36)
+    whole = collect(Product(), pool, pool, rows, columns)
+    function = Product(most)
+    with caplog.at_level(logging.INFO, "nncift"):
+        halved = collect(function, pool, pool, rows, columns, folder=tmp_path)
+    for name in ("pool_index", "target_index", "influence"):
+        np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name))
+    np.testing.assert_array_equal(halved.influence, (halved.pool_index * halved.target_index).astype(np.float32))
+    assert max(height * width for height, width in function.blocks) <= most
+    assert "memory ran out on a block of 8 x 16 pairs, which was halved" in caplog.text
+
+
+def test_a_pair_that_does_not_fit_is_named(pool):
+    with pytest.raises(ModelError, match="the influence of 'x7' on 'x9' does not fit into memory"):
+        collect(Product(0), pool, pool, np.array([7]), np.array([9]))
+
+
+def test_other_errors_pass(pool):
+    class Broken(Product):
+        def __call__(self, pool_rows, target_rows):
+            raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        collect(Broken(), pool, pool, np.array([7]), np.array([9]))
+
+
+def test_blocks_of_a_pointwise_function_are_tall(pool):
+    pairwise, pointwise = Product(), Pointwise()
+    for function in (pairwise, pointwise):
+        collect(function, pool, pool, np.arange(200), np.arange(64), progress=function is pointwise)
+    assert pairwise.blocks[0] == (2, 64)
+    assert pointwise.blocks == [(128, 64), (72, 64)]
+    assert pointwise.progress
+    assert not hasattr(pairwise, "progress")
