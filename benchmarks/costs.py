@@ -12,17 +12,14 @@ import argparse
 import os
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from datasets import load_dataset
 
 from nncift.embeddings import load_encoder
 from nncift.influence import BUILT_IN
 from nncift.language_model import LanguageModel
 from nncift.registry import resolve
-
-DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+from samples import shuffled_samples
 
 
 def main() -> None:
@@ -36,7 +33,7 @@ def main() -> None:
     parser.add_argument("--functions", nargs="*", default=list(BUILT_IN))
     options = parser.parse_args()
 
-    data = load_dataset("json", data_files=str(DATA / "p3_pool.jsonl.gz"), split="train").shuffle(seed=0)
+    data = shuffled_samples()
     pool = data.select(range(options.rows))
     target = data.select(range(options.rows, options.rows + options.targets))
     model = LanguageModel.load(options.model, device=options.device)

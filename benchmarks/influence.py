@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
 
 from nncift.costs import peak_memory
 from nncift.influence.delift import Delift
 from nncift.influence.wording import PlainPrompts, Wording
 from nncift.language_model import LanguageModel
-
-DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+from samples import shuffled_samples
 
 
 def naive_distances(model: LanguageModel, contexts: list[list[int]], responses: list[list[int]], batch_size: int):
@@ -60,7 +58,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="how often the two take turns")
     options = parser.parse_args()
 
-    data = load_dataset("json", data_files=str(DATA / "p3_pool.jsonl.gz"), split="train").shuffle(seed=0)
+    data = shuffled_samples()
     pool = data.select(range(options.rows))
     target = data.select(range(options.rows, options.rows + options.targets))
     model = LanguageModel.load(options.model, dtype=options.dtype, device=options.device)
@@ -84,6 +82,7 @@ def main() -> None:
         slow += time.perf_counter() - since
         naive_tokens += sum(map(len, contexts)) + len(rows) * sum(map(len, responses))
         worst = max(worst, np.abs(alone - distances.reshape(len(rows), -1) - influence).max())
+        print(f"rows {rows[0]}-{rows[-1]}: naive {slow:.1f} s, nncift {fast:.1f} s so far", file=sys.stderr, flush=True)
     tokens = model.forward_tokens - tokens
 
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type
