@@ -62,3 +62,18 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two checkpoints of an adapter on the tiny model, trained hard enough that no gradient is near zero."""
+    from nncift.adapters import Lora
+    from nncift.examples import Example
+    from nncift.language_model import LanguageModel
+    from nncift.training import Training, fine_tune
+
+    model = LanguageModel.load(tiny_model, device="cpu")
+    words = model.encode(["one two three four five six seven eight nine ten"])[0]
+    examples = [Example(str(k), [*words[k:], *words[:k]], 1 + k % 5, False) for k in range(8)]
+    training = Training(lora=Lora(rank=4, alpha=16), epochs=2, learning_rate=1e-2)
+    return [point.folder for point in fine_tune(model, examples, training, tmp_path_factory.mktemp("checkpoints"))]

@@ -127,3 +127,57 @@ def bm25(documents: list[list[str]], query: list[str], *, k1: float, b: float) -
             score += idf * f / (f + k1 * (1 - b + b * len(document) / mean)) if f else 0.0
         scores.append(score)
     return scores
+
+
+def response_loss(model, ids: list[int], start: int) -> torch.Tensor:
+    """Mean negative log-likelihood of the tokens from `start` on, from the logits of all positions."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0]
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    return -torch.stack([log_probabilities[t - 1, ids[t]] for t in range(start, len(ids))]).mean()
+
+
+def adapter_gradients(adapter, ids: list[int], start: int) -> dict[str, torch.Tensor]:
+    """Gradient of one sample's loss with respect to every weight of a peft adapter, by a backward pass of its own."""
+    weights = {name: weight for name, weight in adapter.named_parameters() if "lora_" in name}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    gradients = torch.autograd.grad(response_loss(adapter, ids, start), list(weights.values()))
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    return dict(zip(weights, gradients, strict=True))
+
+
+def adam_direction(gradient, first, second, betas=(0.9, 0.999), epsilon=1e-8):
+    """m' / sqrt(v' + eps) after one more gradient, without bias correction."""
+    m = betas[0] * first + (1 - betas[0]) * gradient
+    v = betas[1] * second + (1 - betas[1]) * gradient**2
+    return m / torch.sqrt(v + epsilon)
+
+
+def less(adapters: list, moments: list[dict], rates: list[float], pool: list, target: list, preconditioned: str):
+    """LESS without a projection, (n_pool, n_target).
+
+    Args:
+        adapters: for each checkpoint, a function that gives the model with that adapter on it.
+        moments: Adam's (first, second) by the adapter's parameter name.
+        rates: the checkpoints' learning rates.
+        pool: (token ids, start of the response) of each sample.
+        target: likewise.
+        preconditioned: "no", "pool" or "both".
+    """
+    influence = np.zeros((len(pool), len(target)))
+    for make, state, rate in zip(adapters, moments, rates, strict=True):
+        with make() as adapter:
+            features = []
+            for samples, side in ((pool, "pool"), (target, "target")):
+                for ids, start in samples:
+                    gradients = adapter_gradients(adapter, ids, start)
+                    if side == "pool" and preconditioned != "no":
+                        gradients = {name: adam_direction(g, *state[name]) for name, g in gradients.items()}
+                    if side == "target" and preconditioned == "both":
+                        gradients = {name: g / torch.sqrt(state[name][1] + 1e-8) for name, g in gradients.items()}
+                    flat = torch.cat([g.flatten().double() for g in gradients.values()])
+                    features.append(flat / flat.norm())
+        products = torch.stack(features[: len(pool)]) @ torch.stack(features[len(pool) :]).T
+        influence += rate / sum(rates) * products.numpy()
+    return influence

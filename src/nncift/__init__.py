@@ -21,11 +21,13 @@ _HOME = {
     "FacilityLocation": "objectives",
     "FacilityLocationMutualInformation": "objectives",
     "IFD": "influence.ifd",
+    "GradientSimilarity": "influence.gradient_similarity",
     "InfluenceFunction": "influence",
     "InfluenceMatrix": "matrix",
     "InfluenceNetwork": "network",
     "LabelledPairs": "pairs",
     "LanguageModel": "language_model",
+    "Less": "influence.less",
     "NNCIFTError": "errors",
     "Perplexity": "influence.ifd",
     "RepresentationSimilarity": "influence.representation_similarity",
@@ -51,11 +53,13 @@ __all__ = [  # the keys of _HOME, which a test compares
     "EmbeddingSimilarity",
     "FacilityLocation",
     "FacilityLocationMutualInformation",
+    "GradientSimilarity",
     "InfluenceFunction",
     "InfluenceMatrix",
     "InfluenceNetwork",
     "LabelledPairs",
     "LanguageModel",
+    "Less",
     "NNCIFTError",
     "Perplexity",
     "RepresentationSimilarity",
@@ -84,7 +88,9 @@ if TYPE_CHECKING:
     from nncift.influence.bm25 import BM25
     from nncift.influence.delift import Delift
     from nncift.influence.embedding_similarity import EmbeddingSimilarity
+    from nncift.influence.gradient_similarity import GradientSimilarity
     from nncift.influence.ifd import IFD, Perplexity
+    from nncift.influence.less import Less
     from nncift.influence.representation_similarity import RepresentationSimilarity
     from nncift.influence.response_similarity import ResponseSimilarity
     from nncift.influence.selectit import SelectIT

@@ -62,6 +62,7 @@ class LanguageModel:
         end_ids: the end-of-text token, or nothing for a tokenizer without one.
         shares_prefix: whether prefixes are encoded once.
         forward_tokens: tokens that went through the model so far, padding not counted.
+        backward_tokens: tokens whose gradients went back through it, padding not counted.
         oom_splits: sizes of the batches that did not fit into memory and were halved.
 
     Raises:
@@ -80,6 +81,7 @@ class LanguageModel:
         self.leading_ids = _leading_ids(tokenizer)
         self.end_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.forward_tokens = 0
+        self.backward_tokens = 0
         self.oom_splits: list[int] = []
         self._most_rows: int | None = None  # learned when memory ran out
         self._parameters = inspect.signature(model.forward).parameters
@@ -303,8 +305,28 @@ class LanguageModel:
         values = torch.cat(parts).cpu().numpy()
         return np.split(values, np.cumsum([len(response) for _, response in rows])[:-1])
 
+    def logits_at(self, sequences: Sequence[list[int]], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The model's logits at the given positions alone, through which gradients can go back.
+
+        Args:
+            sequences: n lists of token ids; padding does not change what stands before it.
+            rows: (positions,) int64, which sequence.
+            columns: (positions,) int64, which of its tokens; the logits are about the one after it.
+
+        Returns:
+            (positions, vocabulary), on the model's device and in its precision.
+
+        Raises:
+            ModelError: a token is not in the model.
+        """
+        self.forward_tokens += sum(map(len, sequences))
+        return self._positions(self._tensor(sequences), None, rows, columns)
+
     @torch.inference_mode()
     def _logits(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return self._positions(ids, cache, rows, columns)
+
+    def _positions(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The model's logits at the given positions alone, (positions, vocabulary)."""
         kept = False
 

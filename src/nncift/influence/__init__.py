@@ -21,6 +21,8 @@ BUILT_IN = {
     "selectit": "nncift.influence.selectit:SelectIT",
     "ifd": "nncift.influence.ifd:IFD",
     "perplexity": "nncift.influence.ifd:Perplexity",
+    "gradient-similarity": "nncift.influence.gradient_similarity:GradientSimilarity",
+    "less": "nncift.influence.less:Less",
 }
 
 

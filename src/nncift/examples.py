@@ -1,0 +1,96 @@
+"""Samples as fine-tuning sees them: token ids, of which those of the response are learned.
+
+A sample is worded by itself, whatever stands beside it: a chat in the model's chat template where it has one,
+anything else in plain text. What does not fit into the context loses the start of its prompt, never any of its
+response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from nncift.errors import DataError
+from nncift.language_model import LanguageModel
+from nncift.schemas import chat_messages
+from nncift.storage import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PLAIN = "Request:\n{prompt}\n\nResponse:\n"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample in token ids.
+
+    Attributes:
+        id: the sample's id.
+        ids: prompt and response, the end-of-text token included.
+        start: where in `ids` the response begins; at least 1.
+        cut: whether the start of the prompt was left out.
+    """
+
+    id: str
+    ids: list[int]
+    start: int
+    cut: bool
+
+    @property
+    def key(self) -> str:
+        """A hash of the tokens, the same for samples that a model cannot tell apart."""
+        return fingerprint(self.start, self.ids)
+
+
+def encode_examples(model: LanguageModel, rows: Dataset) -> list[Example]:
+    """The samples in the model's token ids.
+
+    Raises:
+        DataError: a response alone does not fit into the context, or holds no tokens.
+        ModelError: the model's chat template refuses a chat.
+    """
+    if not len(rows):
+        return []
+    messages = rows["messages"] if "messages" in rows.column_names else [None] * len(rows)
+    asked = model.encode(
+        [
+            model.chat(chat_messages(chat)[:-1])
+            if chat and model.has_chat_template
+            else PLAIN.replace("{prompt}", prompt)
+            for prompt, chat in zip(rows["prompt"], messages, strict=True)
+        ]
+    )
+    answers = model.encode(rows["response"])
+    return [_example(model, *parts) for parts in zip(rows["id"], asked, answers, messages, strict=True)]
+
+
+def _example(model: LanguageModel, name: str, asked: list[int], answer: list[int], chat: str | None) -> Example:
+    leading = [] if chat and model.has_chat_template else model.leading_ids  # a template brings its own
+    response = [*answer, *model.end_ids]
+    room = model.context_length - len(leading) - len(response)
+    if not response:
+        raise DataError(f"the response of {name!r} holds no tokens for {model.name!r}", "drop the sample")
+    if room < 1:
+        raise DataError(
+            f"the response of {name!r} takes {len(response)} tokens of {model.name!r}",
+            f"its context is {model.context_length}: drop the sample, raise --max-length, or take a model with a"
+            " longer context",
+        )
+    prompt = [*leading, *asked[-room:]]
+    return Example(name, [*prompt, *response], len(prompt), len(asked) > room)
+
+
+def response_losses(model: LanguageModel, batch: Sequence[Example]) -> torch.Tensor:
+    """Mean negative log-likelihood of each response's tokens, (n,) float32, through which gradients can go back."""
+    lengths = [len(example.ids) - example.start for example in batch]
+    rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
+    columns = torch.cat([torch.arange(example.start - 1, len(example.ids) - 1) for example in batch])
+    wanted = torch.tensor([token for example in batch for token in example.ids[example.start :]], device=model.device)
+    logits = model.logits_at([example.ids[:-1] for example in batch], rows, columns).float()
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    parts = losses.split(lengths)  # type: ignore[no-untyped-call]
+    return torch.stack([part.mean() for part in parts])

@@ -1,0 +1,257 @@
+"""Gradients of each sample of a batch from one forward and one backward pass, streamed into a random projection.
+
+The gradient of a linear layer's weight is a sum over positions of (gradient of its output) x (its input). Kept
+apart by sample, both are there after one backward pass of the summed losses, since a sample's loss depends on
+its own rows alone: G_n = sum over t of g[n, t] x[n, t]^T, one batched matrix product per layer. An adapter's two
+factors, lora_A and lora_B, are linear layers of their own, so nothing here knows about adapters, dropout (off) or
+scaling. Padding adds nothing: no loss reaches it, so its g is exactly zero.
+
+All weights are frozen, which spares the backward pass their batch gradients; the embeddings' output asks for a
+gradient in their place. A layer's (n, out, in) gradients are made when the backward pass arrives there, go through
+Adam's formula where that is asked for, are added to the (n, dimension) features, and are gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from nncift.errors import ModelError
+from nncift.examples import Example, response_losses
+from nncift.frozen import frozen_linears
+from nncift.language_model import LanguageModel
+
+Shapes = Mapping[str, tuple[int, int]]
+Moments = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def stream_gradients(
+    model: LanguageModel,
+    batch: Sequence[Example],
+    layers: Mapping[str, torch.nn.Module],
+    consume: Callable[[str, torch.Tensor, torch.Tensor], None],
+) -> torch.Tensor:
+    """One forward and one backward pass of the sum of the samples' mean response losses.
+
+    Args:
+        model: the language model that holds the layers.
+        batch: n samples.
+        layers: linear layers without bias, by name.
+        consume: called as consume(name, g, x) when the backward pass arrives at a layer, the last layer first, with
+            g (n, positions, out) the gradient of its output and x (n, positions, in) its input. Sample k's gradient
+            of the weight is g[k].T @ x[k].
+
+    Returns:
+        The losses, (n,) float32.
+
+    Raises:
+        ModelError: a layer is used otherwise than once on all positions of the batch, as shared layers and experts are.
+    """
+    used: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def forward(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
+            inputs = arguments[0].detach()
+            if name in used or inputs.ndim != 3 or len(inputs) != len(batch):
+                raise ModelError(
+                    f"{name} is not used once on every token, as gradients of single samples need it",
+                    "take an adapter on other layers",
+                )
+            used.add(name)
+
+            def backward(gradient: torch.Tensor) -> None:  # what a hook returns would take the gradient's place
+                consume(name, gradient, inputs)
+
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+        return forward
+
+    def ask(module: Any, arguments: Any, output: torch.Tensor) -> None:
+        output.requires_grad_()
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    hooks.append(model.model.get_input_embeddings().register_forward_hook(ask))
+    try:
+        with torch.enable_grad(), frozen_linears(model.model):
+            losses = response_losses(model, batch)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    model.backward_tokens += sum(len(example.ids) - 1 for example in batch)
+    return losses.detach()
+
+
+class SignSketch:
+    """A random projection that flips signs at random and folds: a count sketch with balanced buckets.
+
+    Coordinate k of the projection is the sum of s_e g_e over the entries e of the gradient that fall into bucket
+    k, with independent random signs s_e. The expected inner product of two projections is that of the gradients,
+    and its variance is that of a dense projection with random signs: the sum of (g_e h_f)^2 + g_e h_e g_f h_f over
+    pairs e, f that share a bucket, about (|g|^2 |h|^2 + <g, h>^2) / dimension. It costs one multiplication and
+    one addition per entry, and one sign per entry is all it holds. A gradient with no more entries than
+    `dimension` is kept whole.
+
+    The entries go round the buckets in order. A layer's rows are padded to a length that shares no divisor with
+    `dimension`, so that neither a row nor a column of its gradient meets itself in a bucket before it has met all
+    others: columns are what outlier features light up.
+
+    Args:
+        shapes: (out, in) of each layer's weight.
+        dimension: width of the projection.
+        seed: of the signs.
+        device: where the signs are kept, float32.
+
+    Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002); Weinberger et al.,
+    "Feature hashing for large scale multitask learning" (2009).
+    """
+
+    def __init__(self, shapes: Shapes, dimension: int, *, seed: int = 0, device: Any = "cpu") -> None:
+        self.dimension = dimension
+        self.widths: dict[str, int] = {}
+        self._start: dict[str, int] = {}
+        self._signs: dict[str, torch.Tensor] = {}
+        total = 0
+        for number, (name, (rows, columns)) in enumerate(shapes.items()):
+            width = next(w for w in range(columns, columns + dimension + 1) if math.gcd(w, dimension) == 1)
+            bits = np.random.Generator(np.random.PCG64([seed, number])).bytes((rows * width + 7) // 8)
+            signs = np.unpackbits(np.frombuffer(bits, np.uint8))[: rows * width].astype(np.float32) * 2 - 1
+            self.widths[name], self._start[name] = width, total % dimension
+            self._signs[name] = torch.from_numpy(signs).view(rows, width).to(device)
+            total += rows * width
+
+    def gradients(self, name: str, g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """A layer's gradients of each sample with padded rows, (n, out, width) float32."""
+        padded = pad(x.float(), (0, self.widths[name] - x.shape[-1]))
+        return torch.bmm(g.float().transpose(1, 2), padded)
+
+    def add(self, features: torch.Tensor, name: str, gradients: torch.Tensor) -> None:
+        """Add the projection of a layer's gradients (n, out, width), which are overwritten, to features (n, d)."""
+        signed = gradients.mul_(self._signs[name]).flatten(1)
+        start, size = self._start[name], signed.shape[1]
+        head = min(self.dimension - start, size)
+        features[:, start : start + head] += signed[:, :head]
+        rounds = (size - head) // self.dimension
+        whole = signed[:, head : head + rounds * self.dimension]
+        features += whole.reshape(len(whole), rounds, self.dimension).sum(1)
+        rest = signed[:, head + rounds * self.dimension :]
+        features[:, : rest.shape[1]] += rest
+
+
+class Adam:
+    """What Adam makes of a gradient, from the moments that it held at a checkpoint.
+
+    Args:
+        moments: first and second moment of each layer's weight, (out, in) float32.
+        widths: length to which each layer's rows are padded, as in `SignSketch.widths`.
+        betas: its decay rates.
+        epsilon: added under the root.
+        device: where the moments are kept.
+
+    Source: LESS (arXiv:2402.04333), section 3.1; no bias correction, as in its code.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        widths: Mapping[str, int],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        device: Any = "cpu",
+    ) -> None:
+        self.betas = betas
+        self.epsilon = epsilon
+        self._moments = {
+            name: [pad(moment.to(device).float(), (0, widths[name] - moment.shape[1])) for moment in both]
+            for name, both in moments.items()
+        }
+
+    def update(self, name: str, gradients: torch.Tensor) -> None:
+        """In place, g -> m' / sqrt(v' + eps) with m' = b1 m + (1 - b1) g and v' = b2 v + (1 - b2) g^2."""
+        first, second = self._moments[name]
+        beta1, beta2 = self.betas
+        root = torch.addcmul(second * beta2 + self.epsilon, gradients, gradients, value=1 - beta2).rsqrt_()
+        gradients.lerp_(first, beta1).mul_(root)
+
+    def scale(self, name: str, gradients: torch.Tensor) -> None:
+        """In place, g -> g / sqrt(v + eps)."""
+        gradients.mul_((self._moments[name][1] + self.epsilon).rsqrt_())
+
+
+def sample_features(
+    model: LanguageModel,
+    batch: Sequence[Example],
+    layers: Mapping[str, torch.nn.Module],
+    sketch: SignSketch,
+    change: Callable[[str, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Projected gradients of each sample of a batch.
+
+    Args:
+        model: the language model that holds the layers, all its weights frozen.
+        batch: n samples.
+        layers: linear layers without bias, by name.
+        sketch: the projection, made for these layers.
+        change: changes a layer's gradients (n, out, width) in place first: `Adam.update`, `Adam.scale`.
+
+    Returns:
+        (n, dimension) float32, on the model's device.
+    """
+    features = torch.zeros(len(batch), sketch.dimension, device=model.device)
+
+    def consume(name: str, g: torch.Tensor, x: torch.Tensor) -> None:
+        gradients = sketch.gradients(name, g, x)
+        if change is not None:
+            change(name, gradients)
+        sketch.add(features, name, gradients)
+
+    stream_gradients(model, batch, layers, consume)
+    return features
+
+
+def like_batches(model: LanguageModel, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """The numbers of the examples in batches of like length, so that little is padded, the longest first."""
+    lengths = [len(example.ids) - 1 for example in examples]
+    scored = [len(example.ids) - example.start for example in examples]
+    order = sorted(range(len(examples)), key=lambda k: -lengths[k])
+    return model.batches(order, lengths, scored, batch_size)
+
+
+def batched_features(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    layers: Mapping[str, torch.nn.Module],
+    sketch: SignSketch,
+    change: Callable[[str, torch.Tensor], None] | None = None,
+    *,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """`sample_features` of any number of samples in batches of like length, (n, dimension) float32.
+
+    A batch that does not fit into memory is halved.
+
+    Raises:
+        ModelError: one sample alone does not fit into memory.
+    """
+    waiting = deque(like_batches(model, examples, batch_size))
+    features = np.empty((len(examples), sketch.dimension), np.float32)
+    while waiting:
+        batch = waiting.popleft()
+        found = model.in_memory(partial(sample_features, model, [examples[k] for k in batch], layers, sketch, change))
+        if found is not None:
+            features[batch] = found.cpu().numpy()
+        elif len(batch) > 1:
+            model.oom_splits.append(len(batch))
+            middle = len(batch) // 2
+            waiting.extendleft([batch[middle:], batch[:middle]])
+        else:
+            raise model.too_big(len(examples[batch[0]].ids))
+    return features
