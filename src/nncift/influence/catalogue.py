@@ -129,6 +129,27 @@ CATALOGUE = (
         per_pair="nothing",
         good_for="a baseline; likes noise",
     ),
+    About(
+        name="gradient-similarity",
+        formula="cos(g_i, g_j), with g the projected gradient of a response's mean loss at a fresh LoRA adapter",
+        source="TracIn at one checkpoint, arXiv:2002.08484",
+        kind="pairwise",
+        scale="-1 to 1; 1 for the same gradient",
+        per_sample="one forward and one backward pass",
+        per_pair="an inner product",
+        good_for="what training would do, without training; linear in the samples",
+    ),
+    About(
+        name="less",
+        formula="sum over checkpoints k: w_k cos(G_ik, g_jk), with g the projected LoRA gradient, G = m' / sqrt(v' +"
+        " 1e-8) what Adam makes of it, w_k the share of the learning rate",
+        source="LESS, arXiv:2402.04333",
+        kind="pairwise",
+        scale="-1 to 1",
+        per_sample="one forward and one backward pass per checkpoint (4), after a LoRA warm-up on 5 % of the samples",
+        per_pair="an inner product per checkpoint",
+        good_for="a target task; what training really does; linear in the samples",
+    ),
 )
 
 TOKENS = "Tokens are those of SmolLM2-135M, measured on samples of P3, 140 tokens long on average."
