@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
 
 from nncift.adapters import Lora, adapted, adapter_layers, adapter_weights
 from nncift.costs import peak_memory
 from nncift.examples import Example, encode_examples
 from nncift.gradients import Adam, SignSketch, batched_features, like_batches, stream_gradients
 from nncift.language_model import LanguageModel
+from samples import shuffled_samples
 
-DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 BLOCK = 2**13  # parameters whose signs are made at a time
 
 
@@ -82,7 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
 
-    data = load_dataset("json", data_files=str(DATA / "p3_pool.jsonl.gz"), split="train").shuffle(seed=0)
+    data = shuffled_samples()
     rows = data.select(range(options.samples))
     rows = rows.remove_columns([c for c in rows.column_names if c not in ("prompt", "response")])
     rows = rows.add_column("id", [str(k) for k in range(len(rows))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import reasoning_gym
 import torch
 from datasets import Dataset
 
+import nncift
 import references
 from nncift.adapters import Lora, adapted, adapter_weights, plain_name, read_checkpoint, read_moments
 from nncift.errors import ConfigError, DataError, ModelError, RunError
@@ -216,3 +218,20 @@ class TestGradientSimilarity:
         (tmp_path / function.name / "samples.json").write_text("{")
         with pytest.raises(RunError, match="not valid JSON"):
             function.prepare(pool, target, tmp_path)
+
+
+def test_a_run_warms_up_on_the_whole_pool(tiny_model, minilm, tmp_path, monkeypatch):
+    """The labelled rows are few; the warm-up draws its fraction from all."""
+    seen = []
+    plain = Less.warm_up
+    monkeypatch.setattr(
+        Less, "warm_up", lambda self, pool, *a, **k: seen.append(len(pool)) or plain(self, pool, *a, **k)
+    )
+    rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
+    options = {"model": tiny_model, "encoder": minilm, "device": "cpu", "labels": 60, "budget": 5}
+    selection = nncift.select(rows, influence="less", output=tmp_path / "run", **options)
+    assert seen == [50]
+    assert len(selection.indices) == 5
+    costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
+    assert costs["backward_tokens"] > 0
+    assert not (tmp_path / "run/labels/less-warm-up").exists()

@@ -180,6 +180,8 @@ def _label(
         cost.backward_tokens = int(getattr(function, "backward_tokens", 0))
         costs.save()
 
+    if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
+        function.warm_up(samples, place / "warm-up", progress=progress)
     pairs = collect(
         function,
         samples,

@@ -89,6 +89,8 @@ class Less(GradientInfluence):
             ModelError: the model cannot be loaded or has no such layers, or a batch does not fit into memory.
             RunError: the folder holds the training of other samples or settings.
         """
+        if self.checkpoints:
+            return self._given
         self._warm = self._train(pool, folder, progress=progress)
         self._known = {}
         return self._warm
