@@ -88,6 +88,13 @@ def test_hostile_file_names_do_not_reach_the_terminal(capsys, tmp_path):
     assert "\x1b" not in err
 
 
+def test_a_reader_that_stops_early_gets_no_traceback():
+    command = f"{sys.executable} -u -m nncift influences | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "delift\n"
+    assert done.stderr == ""
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
     monkeypatch.setattr("nncift.pipeline.read_samples", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -175,6 +175,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except cyclopts.CycloptsError as error:
         _fail(f"{printable(error)} See nncift --help.")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nnncift: stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
