@@ -1,101 +1,160 @@
-"""DELIFT as the package computes it beside the naive form, on P3 pairs, in one run.
+"""Influence functions judged on known truth, beside random: families, shuffled responses, and what training did.
 
-The naive form reads the full prompt (example, query, response) for each pair and takes the logits of the whole
-vocabulary at all positions; it has the same batch size, the same threads and length-sorted batches too. Both
-halves are interleaved over the same pairs, so that a machine that slows down slows both.
+    python benchmarks/influence.py families  # precision: does a target of one family find that family?
+    python benchmarks/influence.py noise     # AUC: do samples with another's response come last?
+    python benchmarks/influence.py judge     # linear datamodelling score, on the committed outcomes of training
+    python benchmarks/influence.py train     # makes those outcomes: hours; several processes share the work
 
-    python benchmarks/influence.py --rows 16 --targets 32
+Everything that is computed is kept under `--folder`; the same command goes on where a killed one stopped.
+`benchmarks/delift.py` and `benchmarks/gradients.py` measure speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
+from scipy.stats import rankdata
 
-from nncift.costs import peak_memory
-from nncift.influence.delift import Delift
-from nncift.influence.wording import PlainPrompts, Wording
+from functions import NAMES, make_function
+from known_truth import (
+    OUTCOMES,
+    TRAINING,
+    family_samples,
+    noisy_samples,
+    trained_samples,
+    trained_subsets,
+)
 from nncift.language_model import LanguageModel
-from samples import shuffled_samples
+from nncift.pairs import collect
+from nncift.truth import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
+
+PER_PAIR = ("delift",)  # each pair is a pass of the model, so they are judged on fewer targets
+PER_TARGET_SET = ("lossval",)  # one score for all targets that it is given: it is given one family at a time
 
 
-def naive_distances(model: LanguageModel, contexts: list[list[int]], responses: list[list[int]], batch_size: int):
-    """Distance of each response from certainty after its context; full sequences, full logits."""
-    distances = np.empty(len(contexts))
-    order = sorted(range(len(contexts)), key=lambda k: -len(contexts[k]) - len(responses[k]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        sequences = [contexts[k] + responses[k] for k in batch]
-        longest = max(map(len, sequences))
-        ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
-        mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
-        with torch.inference_mode():
-            logits = model.model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        for row, k in enumerate(batch):
-            end = len(contexts[k]) + len(responses[k])
-            probabilities = logits[row, len(contexts[k]) - 1 : end - 1].float().softmax(dim=-1)
-            wanted = torch.tensor(responses[k], device=model.device)
-            right = probabilities.gather(1, wanted[:, None])[:, 0].cpu().numpy().astype(np.float64)
-            distances[k] = np.sqrt(np.mean(np.square(1 - right)))
-        del logits
-    return distances
+def values(function_name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
+    """Exact influence of every pool sample on every target, (n_pool, n_target), kept in the folder."""
+    rows, columns = np.arange(len(pool)), np.arange(len(target))
+    since = time.perf_counter()
+    function = make_function(function_name, model)
+    place = folder / function_name.replace(", ", "-").replace(" ", "-")
+    pairs = collect(function, pool, target, rows, columns, folder=place, progress=True)
+    print(f"{function_name}: {time.perf_counter() - since:.0f} s", flush=True)
+    return pairs.influence.reshape(len(rows), len(columns))
+
+
+def families(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
+    """Share of the family among as many best samples as the family has, for each family of targets."""
+    pool, target, family, of_target = family_samples(
+        options.rows, 5, options.targets, longest=options.longest, seed=options.seed
+    )
+    names = np.unique(of_target)
+    scores = {"random": np.random.default_rng(0).random((len(pool), len(target)))}
+    for name in options.functions:
+        kept = np.ones(len(target), bool)
+        if name in PER_PAIR:
+            kept = np.arange(len(target)) % options.targets < options.pair_targets
+        parts = [of_target == one for one in names] if name in PER_TARGET_SET else [kept]
+        scores[name] = np.full((len(pool), len(target)), np.nan)
+        for number, part in enumerate(parts):
+            place = folder / str(number) if name in PER_TARGET_SET else folder
+            scores[name][:, part] = values(name, model, pool, target.select(np.flatnonzero(part)), place)
+    table = {}
+    for name, influence in scores.items():
+        table[name] = {}
+        for one in names:
+            mean = np.nanmean(influence[:, of_target == one], axis=1)
+            size = int((family == one).sum())
+            table[name][f"{one} ({size})"] = float((family[np.argsort(-mean, kind="stable")[:size]] == one).mean())
+        table[name]["mean"] = float(np.mean(list(table[name].values())))
+    return table
+
+
+def noise(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
+    """Probability that a sample with another's response scores below one with its own."""
+    pool, target, shuffled = noisy_samples(
+        options.rows, options.targets, share=0.2, longest=options.longest, seed=options.seed
+    )
+    table = {"random": {"AUC": area(np.random.default_rng(0).random(len(pool)), shuffled)}}
+    for name in options.functions:
+        some = target.select(range(options.pair_targets)) if name in PER_PAIR else target
+        table[name] = {"AUC": area(values(name, model, pool, some, folder).mean(axis=1), shuffled)}
+    return table
+
+
+def area(scores: np.ndarray, below: np.ndarray) -> float:
+    """Area under the curve of telling the samples that should be below from the others, ties half."""
+    ranks = rankdata(scores)
+    n, m = int((~below).sum()), int(below.sum())
+    return float((ranks[~below].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
+    """Linear datamodelling score on the committed outcomes, with its interval; the noise ceiling beside it."""
+    pool, target, family, of_target = trained_samples()
+    outcomes = TrainingOutcomes.load(OUTCOMES)
+    if tuple(pool["id"]) != outcomes.pool_ids or tuple(target["id"]) != outcomes.target_ids:
+        raise SystemExit("the samples are not those of the outcomes")
+    target = target.add_column("task", of_target.tolist())
+    influence = {
+        "random": np.random.default_rng(0).random((len(pool), len(target))),
+        "the family is known": (family[:, None] == of_target).astype(np.float64),
+    }
+    influence |= {name: values(name, model, pool, target, folder) for name in options.functions}
+    table = {}
+    for name, matrix in influence.items():
+        score = linear_datamodelling_score(matrix, outcomes)
+        table[name] = {"LDS": score.value, "low": score.low, "high": score.high}
+    again, ceiling = noise_ceiling(outcomes)
+    table["the same training, another seed"] = {"LDS": again.value, "low": again.low, "high": again.high}
+    table["perfect (from that)"] = {"LDS": ceiling}
+    return table
+
+
+def train(options: argparse.Namespace, model: LanguageModel, folder: Path) -> None:
+    """Fine-tune on every subset with two seeds and store the outcomes."""
+    pool, target, _, _ = trained_samples()
+    outcomes = measure_outcomes(model, pool, target, trained_subsets(), TRAINING, folder, progress=True)
+    outcomes.save(OUTCOMES)
+    print(f"written to {OUTCOMES}")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--targets", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=32)
+    tasks = {"families": families, "noise": noise, "judge": judge, "train": train}
+    parser.add_argument("what", choices=tasks)
+    parser.add_argument("--functions", nargs="*", default=list(NAMES), help="names, such as delift 'less, both sides'")
+    parser.add_argument("--rows", type=int, default=1000, help="pool samples")
+    parser.add_argument("--targets", type=int, default=20, help="targets; of each family for `families`")
+    parser.add_argument("--pair-targets", type=int, default=4, help="the same for functions with a pass for each pair")
+    parser.add_argument("--longest", type=int, default=400, help="characters of a sample, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--blocks", type=int, default=4, help="how often the two take turns")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-influence"))
     options = parser.parse_args()
-
-    data = shuffled_samples()
-    pool = data.select(range(options.rows))
-    target = data.select(range(options.rows, options.rows + options.targets))
-    model = LanguageModel.load(options.model, dtype=options.dtype, device=options.device)
-    function = Delift(model, wording="plain", batch_size=options.batch_size)
-    prompts = PlainPrompts(model, Wording())
-    examples, targets = prompts.word(pool), prompts.word(target)
-    responses = [sample.response for sample in targets]
-    function.prepare(pool, target)  # warms up; both are given the distances without an example
-    alone = np.array([*function._known.values()])
-
-    tokens = model.forward_tokens
-    fast = slow = 0.0
-    naive_tokens, worst = 0, 0.0
-    for rows in np.array_split(np.arange(options.rows), min(options.blocks, options.rows)):
-        since = time.perf_counter()
-        influence = function(pool.select(rows), target)
-        fast += time.perf_counter() - since
-        contexts = [examples[i].example + sample.query for i in rows for sample in targets]
-        since = time.perf_counter()
-        distances = naive_distances(model, contexts, responses * len(rows), options.batch_size)
-        slow += time.perf_counter() - since
-        naive_tokens += sum(map(len, contexts)) + len(rows) * sum(map(len, responses))
-        worst = max(worst, np.abs(alone - distances.reshape(len(rows), -1) - influence).max())
-        print(f"rows {rows[0]}-{rows[-1]}: naive {slow:.1f} s, nncift {fast:.1f} s so far", file=sys.stderr, flush=True)
-    tokens = model.forward_tokens - tokens
-
-    device = torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type
-    pairs = options.rows * options.targets
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, {options.dtype}, {options.model}")
-    print(f"{options.rows} x {options.targets} = {pairs} pairs, batches of {options.batch_size}")
-    print(
-        f"naive   {slow:8.1f} s  {pairs / slow:8.2f} pairs/s  {naive_tokens:9,} tokens  {naive_tokens / slow:8,.0f}/s"
-    )
-    print(f"nncift  {fast:8.1f} s  {pairs / fast:8.2f} pairs/s  {tokens:9,} tokens  {tokens / fast:8,.0f}/s")
-    print(
-        f"ratio   {slow / fast:8.2f}    largest difference {worst:.1e}    peak memory {peak_memory() / 2**30:.1f} GiB"
-    )
+    torch.set_num_threads(options.threads)
+    model = LanguageModel.load(options.model, device=options.device)
+    given = {"families": "rows targets pair_targets longest seed", "noise": "rows targets pair_targets longest seed"}
+    settings = "-".join(str(getattr(options, name)) for name in given.get(options.what, "").split())
+    folder = options.folder / (f"{options.what}-{settings}" if settings else options.what)
+    table = tasks[options.what](options, model, folder)
+    if table is None:
+        return
+    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    print("| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for name, row in table.items():
+        print(f"| {name} | " + " | ".join(f"{row[c]:.2f}" if c in row else "" for c in columns) + " |")
 
 
 if __name__ == "__main__":
