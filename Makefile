@@ -24,8 +24,7 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/influence.py
-	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/influence.py speed
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -4,7 +4,8 @@ The naive form reads the full prompt (example, query, response) for each pair an
 vocabulary at all positions; it has the same batch size, the same threads and length-sorted batches too. Both
 halves are interleaved over the same pairs, so that a machine that slows down slows both.
 
-    python benchmarks/influence.py --rows 16 --targets 32
+    python benchmarks/influence.py speed        # this, then benchmarks/gradients.py
+    python benchmarks/delift.py --rows 32 --targets 64
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def naive_distances(model: LanguageModel, contexts: list[list[int]], responses: 
     return distances
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16)
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default=None)
     parser.add_argument("--blocks", type=int, default=4, help="how often the two take turns")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     data = shuffled_samples()
     pool = data.select(range(options.rows))

@@ -66,7 +66,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=32)
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     data = shuffled_samples()
     rows = data.select(range(options.samples))

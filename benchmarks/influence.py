@@ -4,9 +4,9 @@
     python benchmarks/influence.py noise     # AUC: do samples with another's response come last?
     python benchmarks/influence.py judge     # linear datamodelling score, on the committed outcomes of training
     python benchmarks/influence.py train     # makes those outcomes: hours; several processes share the work
+    python benchmarks/influence.py speed     # DELIFT and per-sample gradients beside their naive forms
 
 Everything that is computed is kept under `--folder`; the same command goes on where a killed one stopped.
-`benchmarks/delift.py` and `benchmarks/gradients.py` measure speed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import torch
 from datasets import Dataset
 from scipy.stats import rankdata
 
+import delift
+import gradients
 from functions import NAMES, make_function
 from known_truth import (
     OUTCOMES,
@@ -130,12 +132,12 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = {"families": families, "noise": noise, "judge": judge, "train": train}
-    parser.add_argument("what", choices=tasks)
+    parser.add_argument("what", choices=(*tasks, "speed"))
     parser.add_argument("--functions", nargs="*", default=list(NAMES), help="names, such as delift 'less, both sides'")
     parser.add_argument("--rows", type=int, default=1000, help="pool samples")
     parser.add_argument("--targets", type=int, default=20, help="targets; of each family for `families`")
     parser.add_argument("--pair-targets", type=int, default=4, help="the same for functions with a pass for each pair")
-    parser.add_argument("--longest", type=int, default=400, help="characters of a sample, at most")
+    parser.add_argument("--longest", type=int, default=250, help="characters of a sample, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default=None)
@@ -143,6 +145,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-influence"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.what == "speed":
+        common = ["--model", options.model, *(["--device", options.device] if options.device else [])]
+        delift.main(["--rows", "32", "--targets", "64", *common])
+        gradients.main(common)
+        return
     model = LanguageModel.load(options.model, device=options.device)
     given = {"families": "rows targets pair_targets longest seed", "noise": "rows targets pair_targets longest seed"}
     settings = "-".join(str(getattr(options, name)) for name in given.get(options.what, "").split())

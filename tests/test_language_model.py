@@ -141,6 +141,18 @@ class TestProbabilities:
         tiny.response_probabilities(tiny.prefix(token_ids(50)[0]), token_ids(40, 40), token_ids(3, 2))
         assert seen == [(1, 1), (1, 5)]  # the prefix shows it one position, since every forward ends in it
 
+    @pytest.mark.parametrize(("dtype", "most"), [("8bit", 0.05), ("4bit", 0.2)])
+    def test_weights_of_few_bits_stay_near_the_real_model(self, smollm2, dtype, most):
+        full = LanguageModel.load(smollm2, device="cpu")
+        small = LanguageModel.load(smollm2, dtype=dtype, device="cpu")
+        assert small.model.get_memory_footprint() < 0.6 * full.model.get_memory_footprint()
+        query, response = full.encode(["The capital of France is", " Paris, a city on the Seine."])
+        wanted, found = (
+            model.response_probabilities(model.prefix(full.encode(["Answer briefly."])[0]), [query], [response])[0]
+            for model in (full, small)
+        )
+        assert 0 < np.abs(wanted - found).mean() < most
+
     def test_half_precision_is_close(self, tiny_model, tiny):
         half = LanguageModel.load(tiny_model, dtype="bfloat16", device="cpu")
         assert half.dtype == torch.bfloat16

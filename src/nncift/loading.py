@@ -8,15 +8,17 @@ here each becomes one `ModelError` that says what to do.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nncift.errors import ConfigError, ModelError
+from nncift.errors import ConfigError, DependencyError, ModelError
 from nncift.hub import find_model
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+QUANTISED = ("8bit", "4bit")
+DTYPES = ("float32", "bfloat16", "float16", "auto", *QUANTISED)
 
 
 def load_causal_lm(
@@ -26,7 +28,8 @@ def load_causal_lm(
 
     Args:
         name: a folder, a hub id such as "org/name", or "embedded".
-        dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
+        dtype: "float32", "bfloat16", "float16", or "auto" (as stored); "8bit" or "4bit" weights through
+            bitsandbytes, which compute in bfloat16, on the CPU in float32.
         device: "cuda", "mps", "cpu"; the best there is unless given.
         trust_remote_code: run code that comes with the model.
 
@@ -35,6 +38,7 @@ def load_causal_lm(
 
     Raises:
         ConfigError: `dtype` is none of these, or the device cannot be used.
+        DependencyError: bitsandbytes is asked for and not installed.
         ModelError: the model cannot be found or loaded; says why and what to do.
     """
     import torch
@@ -49,6 +53,7 @@ def load_causal_lm(
         raise ConfigError(
             f"device {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
         ) from error
+    weights = _quantised(dtype, device) if dtype in QUANTISED else {"dtype": dtype}
     source = find_model(name, "language model")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise ModelError(f"the folder {name!r} has no config.json", "give the folder that holds the model")
@@ -56,14 +61,14 @@ def load_causal_lm(
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=dtype,
+                **weights,
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             missing = sorted(report["missing_keys"])
-            if not missing:
+            if not missing and dtype not in QUANTISED:
                 model.to(device)
     except Exception as error:  # what a damaged or foreign folder makes the libraries raise has no common class
         raise ModelError(*_reason(name, error)) from error
@@ -73,6 +78,31 @@ def load_causal_lm(
             "give a causal language model, or download it again",
         )
     return model, tokenizer
+
+
+def _quantised(dtype: str, device: str) -> dict[str, Any]:
+    """What transformers is to be told for weights of 8 or 4 bits."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("accelerate") is None:
+        raise DependencyError(f"--dtype {dtype} needs bitsandbytes", "pip install 'nncift[quantised]'")
+    computing = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    config = BitsAndBytesConfig(
+        load_in_8bit=dtype == "8bit",
+        load_in_4bit=dtype == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=computing,
+    )
+    return {"dtype": computing, "quantization_config": config, "device_map": {"": device}}
+
+
+def default_dtype(device: str | None = None) -> str:
+    """bfloat16 where a GPU computes in it, else float32."""
+    import torch
+
+    on_cuda = torch.device(device or best_device()).type == "cuda" and torch.cuda.is_available()
+    return "bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32"
 
 
 def best_device() -> str:
