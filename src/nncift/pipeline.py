@@ -82,14 +82,14 @@ def select(
     """
     config = make_config(pool, target=target, influence=influence, **options)
     folder = config.folder
+    learned = config.network is not None
+    function = None if learned or config.labels_from is not None else make_influence(config, influence)
     with open_run(folder, config.identity()), run_log(folder):
         costs = Costs(folder / "costs.json")
         with costs.stage("read"):
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
         check_budget(config, len(samples))
-        learned = config.network is not None
-        function = None if learned or config.labels_from is not None else make_influence(config, influence)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
         if config.labels_from is not None:

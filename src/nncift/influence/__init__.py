@@ -37,6 +37,9 @@ class InfluenceFunction(Protocol):
 
     A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
     score once, and gives equal columns.
+
+    A class that is named instead of an object is made with the options that the user gives, which its constructor
+    lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.
     """
 
     name: str
