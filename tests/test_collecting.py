@@ -76,3 +76,14 @@ def test_blocks_of_a_pointwise_function_are_tall(pool):
     assert pointwise.blocks == [(128, 64), (72, 64)]
     assert pointwise.progress
     assert not hasattr(pairwise, "progress")
+
+
+@pytest.mark.parametrize("most", [10**9, 3])
+def test_of_a_pointwise_function_each_row_has_one_pair(pool, tmp_path, most):
+    rows, columns = np.arange(300)[::2], np.arange(40, 47)
+    pairs = collect(Pointwise(most), pool, pool, rows, columns, folder=tmp_path)
+    np.testing.assert_array_equal(pairs.pool_index, rows)
+    np.testing.assert_array_equal(pairs.target_index, np.resize(columns, 150))
+    np.testing.assert_array_equal(pairs.influence, pairs.pool_index * pairs.target_index)
+    train, held_out = pairs.split()
+    assert set(held_out.quadrants(train)) == {"Q2", "Q3", "Q4"}

@@ -44,7 +44,8 @@ class Config:
     """An option of the influence function's own, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
     labels: str | None = None
-    """Pairs to compute exactly: a number (2000), a fraction of all (0.01) or a time (90s, 15m). By default 2000."""
+    """Pairs to compute exactly, or samples where a score holds for every target: a number (2000), a fraction of all
+    (0.01) or a time (90s, 15m). By default 2000."""
     labels_from: str | None = None
     """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
     influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""

@@ -2,7 +2,8 @@
 
 The pairs to label form a grid, rows of the pool times targets, since an influence function can share an
 example's work over many targets, and since a grid leaves whole samples to hold out on both sides. A block
-is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing.
+is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing. A pointwise
+function gives a row the same value for every target, so one pair of each row is kept.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def collect(
         after_block: called after each block, for example to save the costs.
 
     Returns:
-        len(rows) * len(columns) pairs, row by row.
+        len(rows) * len(columns) pairs, row by row; of a pointwise function len(rows), row k with column k, 0 following
+        the last.
 
     A block that does not fit into memory is done in halves, and the log says so. A pointwise function's blocks are
     as tall as if there were one target, since its work does not grow with them.
@@ -151,15 +153,20 @@ def collect(
         function.progress = progress
     if hasattr(function, "prepare"):
         function.prepare(pool.select(rows), target_rows, folder)
-    height = BLOCK_PAIRS if getattr(function, "pointwise", False) else max(BLOCK_PAIRS // len(columns), 1)
+    pointwise = bool(getattr(function, "pointwise", False))
+    height = BLOCK_PAIRS if pointwise else max(BLOCK_PAIRS // len(columns), 1)
     blocks: list[LabelledPairs] = []
-    with tqdm(total=len(rows) * len(columns), desc="labelling", unit=" pairs", disable=not progress) as bar:
+    with tqdm(
+        total=len(rows) * (1 if pointwise else len(columns)), desc="labelling", unit=" pairs", disable=not progress
+    ) as bar:
         for number, start in enumerate(range(0, len(rows), height)):
             path = folder / f"block-{number:06d}.parquet" if folder is not None else None
             if path is not None and path.exists():
                 block = LabelledPairs.load(path)
             else:
                 block = _label_block(function, pool, rows[start : start + height], target_rows, columns)
+                if pointwise:
+                    block = block.take(_one_of_each_row(start, len(block), len(columns)))
                 if path is not None:
                     block.save(path)
                 after_block()
@@ -174,6 +181,12 @@ def collect(
         pairs.save(finished)
         _drop_blocks(finished.parent)
     return pairs
+
+
+def _one_of_each_row(start: int, n: int, columns: int) -> np.ndarray:
+    """Which of the n pairs of a block of rows x columns are kept where each row needs one, (n,) bool."""
+    column = (start + np.arange(n // columns)) % columns
+    return np.asarray((np.arange(columns) == column[:, None]).ravel())
 
 
 def _drop_blocks(folder: Path) -> None:

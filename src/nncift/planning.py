@@ -24,7 +24,7 @@ from nncift.inputs import (
     network_folder,
     read_samples,
 )
-from nncift.labelling import measure_rate, number_of_pairs, plan_pairs
+from nncift.labelling import measure_rate, plan_labels
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 
@@ -142,13 +142,16 @@ def _label_plan(
 ) -> tuple[int, int | None, float]:
     """Pairs, LLM tokens and seconds of the labelling."""
     seen_targets = samples if targets is None else targets
+    if hasattr(function, "check"):
+        function.check(samples, seen_targets)
     rate = measure_rate(function, samples, seen_targets, seed=config.seed)
     amount = parse_labels(config.labels or DEFAULT_LABELS)
-    wanted = number_of_pairs(amount, len(samples), len(seen_targets), rate)
-    grid = plan_pairs(len(samples), None if targets is None else len(targets), wanted, seed=config.seed)
+    n_target = None if targets is None else len(targets)
+    grid = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
     tokens = None
     if hasattr(function, "tokens"):
-        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns)))
+        warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
+        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns), **warm_up))
     return len(grid), tokens, rate.seconds(len(grid.rows), len(grid.columns))
 
 

@@ -11,10 +11,12 @@ inner product. Shards hold a fixed range of samples: a killed run repeats at mos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.adapters import Lora, adapted, adapter_layers, adapter_weights, read_moments
 from nncift.errors import ConfigError, DataError, RunError
@@ -101,13 +103,7 @@ class GradientInfluence(LanguageModelFunction):
             DataError: a response does not fit into the context, or a gradient is not finite.
             ModelError: the model cannot be loaded, or one sample alone does not fit into memory.
         """
-        pool, target = self._examples(pool_rows), self._examples(target_rows)
-        points = self._adapters()
-        influence = np.zeros((len(pool), len(target)), np.float32)
-        if influence.size:
-            for k, point in enumerate(points):
-                influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
-        return np.clip(influence, -1, 1)
+        return self._products(self._examples(pool_rows), self._examples(target_rows))
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Compute every sample's features once.
@@ -128,14 +124,17 @@ class GradientInfluence(LanguageModelFunction):
         if place is not None:
             _same_samples(place / "samples.json", self.describe(), examples)
         self._known = {}
-        for k, point in enumerate(self._adapters()):
-            for side in _SIDES:
+        points = self._adapters()
+        total = len(points) * sum(map(len, examples.values()))
+        with tqdm(total=total, desc=self.name, unit=" samples", disable=not self.progress) as bar:
+            for (k, point), side in product(enumerate(points), _SIDES):
                 known = self._known.setdefault((k, side), {})
                 for start in range(0, len(examples[side]), SHARD):
                     shard = examples[side][start : start + SHARD]
                     path = None if place is None else place / f"{side}-{k + 1}-{start // SHARD:06d}.npy"
                     features = self._shard(point, side, shard, path)
                     known |= zip((example.key for example in shard), features, strict=True)
+                    bar.update(len(shard))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
         """How many tokens go through the model, and back, when `prepare` is given these rows."""
@@ -154,6 +153,15 @@ class GradientInfluence(LanguageModelFunction):
         examples = encode_examples(self.language_model, rows)
         self._cut.update(example.id for example in examples if example.cut)
         return examples
+
+    def _products(self, pool: Sequence[Example], target: Sequence[Example]) -> np.ndarray:
+        """Weighted sums of the features' inner products, (n_pool, n_target) float32 in [-1, 1]."""
+        points = self._adapters()
+        influence = np.zeros((len(pool), len(target)), np.float32)
+        if influence.size:
+            for k, point in enumerate(points):
+                influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
+        return np.clip(influence, -1, 1)
 
     def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Features of the examples, (n, dimension) float32; what `prepare` computed is not repeated."""
