@@ -78,12 +78,11 @@ def test_blocks_of_a_pointwise_function_are_tall(pool):
     assert not hasattr(pairwise, "progress")
 
 
-@pytest.mark.parametrize("most", [10**9, 3])
-def test_of_a_pointwise_function_each_row_has_one_pair(pool, tmp_path, most):
+def test_of_a_pointwise_function_each_row_has_one_pair(pool, tmp_path):
     rows, columns = np.arange(300)[::2], np.arange(40, 47)
-    pairs = collect(Pointwise(most), pool, pool, rows, columns, folder=tmp_path)
+    pairs = collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path)
     np.testing.assert_array_equal(pairs.pool_index, rows)
     np.testing.assert_array_equal(pairs.target_index, np.resize(columns, 150))
     np.testing.assert_array_equal(pairs.influence, pairs.pool_index * pairs.target_index)
     train, held_out = pairs.split()
-    assert set(held_out.quadrants(train)) == {"Q2", "Q3", "Q4"}
+    assert set(held_out.quadrants(train)) == {"Q2", "Q4"}  # a row is held out with its target
