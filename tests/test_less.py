@@ -138,6 +138,15 @@ class TestLess:
         given = Less(tiny, checkpoints=[point.folder for point in points])
         np.testing.assert_array_equal(function(pool.select([0, 1]), target), given(pool.select([0, 1]), target))
 
+    def test_what_was_trained_without_a_folder_is_removed(self, tiny, pool, target):
+        function = Less(tiny, training=WARM_UP)
+        first = function.warm_up(pool)[0].folder
+        second = function.warm_up(pool.select([0, 1]))[0].folder
+        assert not first.exists()
+        assert function(pool, target).shape == (6, 4)
+        del function
+        assert not second.exists()
+
     def test_collect(self, tiny, pool, target, tmp_path):
         pairs = collect(Less(tiny, training=WARM_UP), pool, target, np.array([1, 4]), np.array([0, 3]), folder=tmp_path)
         assert pairs.influence.shape == (4,)

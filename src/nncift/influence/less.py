@@ -79,6 +79,7 @@ class Less(GradientInfluence):
         self.training = training or Training(lora=Lora(seed=seed), seed=seed)
         self._warm: list[Checkpoint] = []  # of `warm_up`, which the user or a pipeline called
         self._trained: list[Checkpoint] = []  # of `prepare`
+        self._discard: weakref.finalize[Any, Any] | None = None  # removes what was trained without a folder
         self._targets: tuple[list[Example], list[str]] | None = None  # that `prepare` saw, and the task of each
 
     def describe(self) -> dict[str, Any]:
@@ -182,11 +183,16 @@ class Less(GradientInfluence):
         return len(self._given or self._warm) or self.training.epochs
 
     def _train(self, pool: Dataset, folder: Path | None, *, progress: bool = False) -> list[Checkpoint]:
-        if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="nncift-less-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         chosen = self._examples(pool.select(choose_samples(len(pool), self.training)))
-        return fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        if folder is not None:
+            return fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        folder = Path(tempfile.mkdtemp(prefix="nncift-less-"))
+        discard = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        found = fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        if self._discard is not None:
+            self._discard()  # the adapters of an earlier training take much space
+        self._discard = discard
+        return found
 
     @cached_property
     def _given(self) -> list[Checkpoint]:
