@@ -78,9 +78,9 @@ def test_blocks_of_a_pointwise_function_are_tall(pool):
     assert not hasattr(pairwise, "progress")
 
 
-def test_of_a_pointwise_function_each_row_has_one_pair(pool, tmp_path):
+def test_one_pair_of_each_row(pool, tmp_path):
     rows, columns = np.arange(300)[::2], np.arange(40, 47)
-    pairs = collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path)
+    pairs = collect(Pointwise(), pool, pool, rows, columns, one_per_row=True, folder=tmp_path)
     np.testing.assert_array_equal(pairs.pool_index, rows)
     np.testing.assert_array_equal(pairs.target_index, np.resize(columns, 150))
     np.testing.assert_array_equal(pairs.influence, pairs.pool_index * pairs.target_index)

@@ -58,6 +58,14 @@ class Needy(Lengths):
         self.given = shape
 
 
+class Shaped(Lengths):
+    name = "shaped"
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+
 class Closed(Lengths):
     """With a `from_config` that takes no options."""
 
@@ -193,6 +201,7 @@ class TestOptions:
         needy = made(f"{__name__}:Needy", ["exponent=3", "shape.width=4"])
         assert (needy.power, needy.given) == (3, Shape(4))
         assert made(f"{__name__}:Unannotated", ["scale=3", "flag=on", "note=1"]).values == (3.0, True, "1")
+        assert made(f"{__name__}:Shaped", {"shape": Shape(2)}).shape == Shape(2)
         assert made(f"{__name__}:Dataclass", ["shape.names=b,c"]).shape == Shape(3, ("b", "c"))
 
 
@@ -213,6 +222,7 @@ class TestOptions:
         (OWN, {"field": "id"}, "field=id: give one of prompt, response"),
         (f"{__name__}:Closed", {"power": 2}, "Closed has no option 'power': it takes none"),
         (f"{__name__}:Needy", {}, "Needy needs exponent: give --influence-option exponent=VALUE"),
+        (f"{__name__}:Shaped", {}, "Shaped needs shape"),
         (f"{__name__}:Needy", ["exponent=1", "shape.names=a"], "Needy needs shape.width"),
     ],
 )

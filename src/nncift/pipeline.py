@@ -190,6 +190,7 @@ def _label(
         samples if targets is None else targets,
         plan.rows,
         plan.columns,
+        one_per_row=plan.pointwise,
         folder=place,
         progress=progress,
         after_block=count_tokens,

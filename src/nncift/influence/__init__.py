@@ -41,7 +41,7 @@ class InfluenceFunction(Protocol):
     model; with `warm_up`, there is a third argument `pool`, on which that is done before.
 
     A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
-    score once, and gives equal columns. Each sample is then labelled with one target alone.
+    score once, and gives equal columns. Each sample is then labelled once, with one of the targets.
 
     A class that is named instead of an object is made with the options that the user gives, which its constructor
     lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.

@@ -12,6 +12,7 @@ import inspect
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nncift.config import Config
@@ -90,15 +91,13 @@ def make_function(kind: Any, config: Config, *, name: str) -> InfluenceFunction:
         ConfigError: an option is unknown, is missing, or has a value that cannot be used.
     """
     own, inner = _grouped(read_options(kind, config.influence_options or (), name=name))
-    _require(name, "", options_of(kind), {*own, *inner})
-    make = getattr(kind, "from_config", None)
-    made = kind(**own) if make is None else make(config, **own)
-    if inner:
-        hints = {option: hint for option, (hint, _) in _parameters(kind)}
-        for option, fields in inner.items():
-            own[option] = _fill(name, f"{option}.", hints[option], getattr(made, option, None), fields)
-        made = kind(**own) if make is None else make(config, **own)
-    return typing.cast("InfluenceFunction", made)
+    known = dict(_parameters(kind))
+    _require(name, "", known, {*own, *inner})
+    make = partial(kind.from_config, config) if hasattr(kind, "from_config") else kind
+    made = None if any(known[option].default is _NONE for option in inner) else make(**own)
+    for option, fields in inner.items():
+        own[option] = _fill(name, f"{option}.", known[option].hint, getattr(made, option, None), fields)
+    return typing.cast("InfluenceFunction", make(**own) if inner else made)
 
 
 def _fill(name: str, place: str, hint: Any, base: Any, values: Mapping[str, Any]) -> Any:
@@ -115,8 +114,8 @@ def _fill(name: str, place: str, hint: Any, base: Any, values: Mapping[str, Any]
 
 
 def _require(name: str, place: str, known: Mapping[str, Option], given: typing.Container[str]) -> None:
-    for option, (_, default) in known.items():
-        if default is _NONE and "." not in option and option not in given:
+    for option, (hint, default) in known.items():
+        if default is _NONE and option not in given and (is_readable(hint) or dataclass_in(hint)):
             raise ConfigError(f"{name} needs {place}{option}", f"give --influence-option {place}{option}=VALUE")
 
 
