@@ -85,7 +85,27 @@ def test_without_a_target_no_sample_is_on_both_sides(n_pool, pairs):
     assert not set(plan.rows) & set(plan.columns)
 
 
+@given(st.integers(2, 400), st.integers(1, 60), st.integers(2, 3000), st.integers(0, 5))
+def test_a_pointwise_plan_has_a_row_for_each_label(n_pool, n_target, pairs, seed):
+    plan = plan_pairs(n_pool, n_target, pairs, seed=seed, pointwise=True)
+    assert len(plan) == len(np.unique(plan.rows)) == min(pairs, n_pool)
+    assert 1 <= len(np.unique(plan.columns)) == len(plan.columns) <= n_target
+    assert plan.rows.max() < n_pool
+    assert plan.columns.max() < n_target
+
+
+@given(st.integers(4, 400), st.integers(3, 3000))
+def test_a_pointwise_plan_without_a_target(n_pool, pairs):
+    plan = plan_pairs(n_pool, None, pairs, pointwise=True)
+    assert not set(plan.rows) & set(plan.columns)
+    assert len(plan) == min(pairs, n_pool - len(plan.columns))
+
+
 def test_amounts_become_pairs():
+    assert number_of_pairs(Amount("fraction", 0.1), 100, 50, pointwise=True) == 10
+    assert number_of_pairs(Amount("seconds", 90), 100, 50, Rate(0.5, 0, 0, warm_up=60), pointwise=True) == 60
+    assert number_of_pairs(Amount("seconds", 90), 100, 50, Rate(0, 0, 0.5, warm_up=60)) == 60
+    assert number_of_pairs(Amount("seconds", 90), 100, 50, Rate(0, 0, 0.5, warm_up=100)) == 1
     assert number_of_pairs(Amount("count", 1500), 10, 10) == 1500
     assert number_of_pairs(Amount("fraction", 0.01), 100, 50) == 50
     assert number_of_pairs(Amount("seconds", 90), 100, 50, Rate(0, 0, 0.5)) == 180
@@ -126,6 +146,32 @@ def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise):
     function.pointwise = pointwise
     samples = Dataset.from_list([{"id": str(i)} for i in range(20)])
     assert measure_rate(function, samples, samples) == (Rate(5, 0, 0) if pointwise else Rate(3, 3, 2))
+
+
+def test_the_rate_tells_what_warming_up_on_the_whole_pool_takes(monkeypatch):
+    """A function that warms up on every sample for seven seconds after five to start and ten to load."""
+    clock = [0.0]
+    monkeypatch.setattr("nncift.labelling.time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        name = "slow"
+        loaded = False
+
+        def warm_up(self, pool, folder=None, *, progress=False):
+            clock[0] += 5 + 7 * len(pool) + (0 if self.loaded else 10)
+            self.loaded = True
+
+        def tokens(self, pool_rows, target_rows, pool=None):
+            return 100 * len(pool)
+
+        def __call__(self, pool_rows, target_rows):
+            clock[0] += 2 * len(pool_rows) * len(target_rows)
+            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
+
+    samples = Dataset.from_list([{"id": str(i)} for i in range(20)])
+    rate = measure_rate(Slow(), samples, samples)
+    assert (rate.row, rate.pair, rate.warm_up) == (0, 2, pytest.approx(5 + 7 * 20))
+    assert rate.seconds(3, 2) == pytest.approx(145 + 12)
 
 
 # --- splitting

@@ -18,9 +18,11 @@ from nncift.adapters import Lora, adapted, adapter_weights, plain_name, read_che
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.examples import encode_examples
 from nncift.influence.gradient_similarity import GradientSimilarity
-from nncift.influence.less import Less, by_task
+from nncift.influence.less import Less, by_task, read_tasks
+from nncift.inputs import make_config
 from nncift.language_model import LanguageModel
 from nncift.pairs import collect
+from nncift.planning import plan
 from nncift.training import Training
 
 WARM_UP = Training(lora=Lora(rank=2, alpha=8), epochs=2, learning_rate=5e-3)
@@ -136,6 +138,15 @@ class TestLess:
         given = Less(tiny, checkpoints=[point.folder for point in points])
         np.testing.assert_array_equal(function(pool.select([0, 1]), target), given(pool.select([0, 1]), target))
 
+    def test_what_was_trained_without_a_folder_is_removed(self, tiny, pool, target):
+        function = Less(tiny, training=WARM_UP)
+        first = function.warm_up(pool)[0].folder
+        second = function.warm_up(pool.select([0, 1]))[0].folder
+        assert not first.exists()
+        assert function(pool, target).shape == (6, 4)
+        del function
+        assert not second.exists()
+
     def test_collect(self, tiny, pool, target, tmp_path):
         pairs = collect(Less(tiny, training=WARM_UP), pool, target, np.array([1, 4]), np.array([0, 3]), folder=tmp_path)
         assert pairs.influence.shape == (4,)
@@ -176,6 +187,65 @@ def test_by_task():
     for tasks in ([], ["a"] * 3):
         with pytest.raises(ConfigError, match="tasks were given for 4 targets"):
             by_task(influence, tasks)
+
+
+class TestTasks:
+    """LESS's own score: the mean over the targets of a task, and of those means the largest."""
+
+    @pytest.fixture
+    def of_tasks(self, target) -> Dataset:
+        return target.add_column("task", ["sums", "sums", "ciphers", "ciphers"])
+
+    def test_one_score_for_all_targets(self, tiny, tiny_checkpoints, pool, of_tasks):
+        pairwise = Less(tiny, checkpoints=tiny_checkpoints)(pool, of_tasks)
+        function = Less(tiny, checkpoints=tiny_checkpoints, aggregate="task")
+        assert function.pointwise
+        assert not Less(tiny).pointwise
+        function.prepare(pool, of_tasks)
+        found = function(pool, of_tasks.select([1]))
+        expected = np.maximum(pairwise[:, :2].mean(axis=1), pairwise[:, 2:].mean(axis=1))
+        np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
+        np.testing.assert_array_equal(function(pool, of_tasks), np.repeat(found, 4, axis=1))
+        assert function(pool.select([]), of_tasks).shape == (0, 4)
+        assert function.describe()["aggregate"] == "task"
+        assert "aggregate" not in Less(tiny).describe()
+
+    def test_the_task_of_a_row_that_was_read_from_a_file(self, tmp_path):
+        rows = [{"question": f"q{k}", "answer": "a", "task": task} for k, task in enumerate(["x", 7, "y"])]
+        path = tmp_path / "target.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert read_tasks(nncift.load_pool(path)) == read_tasks(nncift.load_pool(rows)) == ["x", "7", "y"]
+
+    def test_what_is_missing_is_named(self, tiny, tiny_checkpoints, pool, target, of_tasks):
+        function = Less(tiny, checkpoints=tiny_checkpoints, aggregate="task")
+        with pytest.raises(ConfigError, match=r"needs the targets of all tasks: call prepare\(pool, target\)"):
+            function(pool, of_tasks)
+        with pytest.raises(DataError, match="the target 'chain_sum-0' has no task"):
+            function.prepare(pool, target)
+        with pytest.raises(DataError, match="the target 'chain_sum-0' has no task"):
+            function.check(pool, target)
+        with pytest.raises(ConfigError, match="aggregate 'mean' is not known"):
+            Less(tiny, aggregate="mean")
+        with pytest.raises(ModelError, match="the checkpoint '/no/such'"):
+            Less(tiny, checkpoints=["/no/such"]).check(pool, target)
+
+    def test_a_run(self, tiny_model, tiny_checkpoints, minilm, tmp_path):
+        rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
+        target = [{"prompt": f"Say {i}.", "response": f"{i}", "task": f"task {i % 2}"} for i in range(6)]
+        folders = [str(folder) for folder in tiny_checkpoints]
+        options = {"model": tiny_model, "encoder": minilm, "device": "cpu", "labels": 20, "budget": 5}
+        options |= {"influence": "less", "influence_options": {"aggregate": "task", "checkpoints": folders}}
+        with pytest.raises(DataError, match="has no task"):
+            nncift.select(rows, output=tmp_path / "refused", **options)
+        assert not (tmp_path / "refused/features").exists()
+        nncift.select(rows, target=target, output=tmp_path / "run", **options)
+        labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
+        assert len(labels) == len(np.unique(labels.pool_index)) == 20  # as many scores as labels
+        assert len(np.unique(labels.target_index)) == 6
+        summary = json.loads((tmp_path / "run/summary.json").read_text())
+        costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
+        assert summary["labelled_pairs"] == 20
+        assert summary["exact_all_pairs"]["forward_tokens"] == round(costs["forward_tokens"] * 50 / 20)
 
 
 class TestGradientSimilarity:
@@ -235,3 +305,28 @@ def test_a_run_warms_up_on_the_whole_pool(tiny_model, minilm, tmp_path, monkeypa
     costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
     assert costs["backward_tokens"] > 0
     assert not (tmp_path / "run/labels/less-warm-up").exists()
+
+
+def test_a_plan_counts_the_warm_up_on_the_whole_pool(tiny_model, minilm, tmp_path):
+    path = tmp_path / "pool.jsonl"
+    rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"model": tiny_model, "encoder": minilm, "device": "cpu", "labels": "20", "influence": "less"}
+    options["influence_options"] = {"training": {"epochs": 2, "lora": {"rank": 2}}}
+    planned = plan(make_config(path, **options))
+    nncift.select(path, output=tmp_path / "run", **options)
+    costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
+    assert planned.tokens == costs["forward_tokens"] == costs["backward_tokens"]
+    assert planned.seconds["labels"] > 0
+
+
+def test_progress_while_features_are_computed(tiny, pool, target, capsys):
+    function = Less(tiny, training=WARM_UP)
+    function.progress = True
+    function.prepare(pool, target)
+    shown = capsys.readouterr().err
+    assert "training, epoch 2" in shown
+    assert "20/20" in shown.rpartition("less")[2]  # two checkpoints, six and four samples
+    function.progress = False
+    function.prepare(pool, target)
+    assert capsys.readouterr().err == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,13 @@ app = App(
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options(Config):
+    """The options of a run, with those of the influence function as NAME=VALUE texts."""
+
+    influence_options: Annotated[tuple[str, ...], Parameter(name="--influence-option")] = ()
+
+
 def _examples(*lines: str) -> str:
     return "\n".join(["Examples:", "", *(f"- `{line}`" for line in lines)])
 
@@ -31,13 +39,14 @@ def _examples(*lines: str) -> str:
     help_epilogue=_examples(
         "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
         "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
+        "nncift select pool.jsonl --target task.jsonl --influence less --influence-option training.epochs=2",
         "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
         "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
         "nncift select --config run.yaml --seed 1",
     )
 )
 def select(
-    config: Annotated[Config, Parameter(name="*")],
+    config: Annotated[_Options, Parameter(name="*")],
     *,
     dry_run: bool = False,
     quiet: bool = False,
@@ -164,12 +173,25 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
+def _read_config_file(file: Path) -> Callable[..., None]:
+    """A YAML file of options, the mapping `influence_options` in the form of the command line."""
+    yaml = cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False)
+    options = yaml.config
+    if not isinstance(options, dict) or "influence_options" not in options:
+        return yaml
+    from nncift.influence.options import option_texts
+
+    options = {**options, "influence_option": option_texts(options["influence_options"] or ())}
+    del options["influence_options"]
+    return cyclopts.config.Dict(options, source=str(file), use_commands_as_keys=False)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
     _settle_libraries()
     try:
         rest, file = _take_config_file(list(sys.argv[1:] if arguments is None else arguments))
-        app.config = () if file is None else (cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False),)
+        app.config = () if file is None else (_read_config_file(file),)
         app(rest, exit_on_error=False, print_error=False)
     except NNCIFTError as error:
         _fail(str(error))

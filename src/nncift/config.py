@@ -1,9 +1,11 @@
-"""What a run is asked to do: one frozen dataclass. The command line, its help, YAML and validation come from it."""
+"""What a run is asked to do: one frozen dataclass. The command line, its help, YAML and validation come from it.
 
-from __future__ import annotations
+The types are not put off by `from __future__ import annotations`: the command line reads them from a sub-class.
+"""
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,8 +40,12 @@ class Config:
     influence: str | None = None
     """The exact influence function: a name that `nncift influences` lists, or your own "module:Class". By default
     delift."""
+    influence_options: Mapping[str, Any] | Sequence[str] | None = None
+    """An option of the influence function's own, NAME=VALUE, such as training.epochs=2; may be given several times.
+    `nncift influences NAME` lists them."""
     labels: str | None = None
-    """Pairs to compute exactly: a number (2000), a fraction of all (0.01) or a time (90s, 15m). By default 2000."""
+    """Pairs to compute exactly, or samples where a score holds for every target: a number (2000), a fraction of all
+    (0.01) or a time (90s, 15m). By default 2000."""
     labels_from: str | None = None
     """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
     influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
@@ -88,18 +94,10 @@ class Config:
     def __post_init__(self) -> None:
         parse_budget(self.budget)
         if self.network is not None:
-            taken = [name for name in ("influence", "labels") if getattr(self, name) is not None]
-            if taken:
-                raise ConfigError(
-                    f"--network computes no influence, so --{taken[0]} cannot be given with it", "leave one of them out"
-                )
+            self._refuse("--network computes no influence", "influence", "influence_options", "labels")
         if self.labels_from is not None:
-            taken = [name for name in ("network", "influence", "labels") if getattr(self, name) is not None]
-            if taken:
-                raise ConfigError(
-                    f"--labels-from brings the exact values, so --{taken[0]} cannot be given with it",
-                    "leave one of them out",
-                )
+            reason = "--labels-from brings the exact values"
+            self._refuse(reason, "network", "influence", "influence_options", "labels")
         if self.labels is not None:
             parse_labels(self.labels)
         if self.features is not None and self.encoder is not None:
@@ -116,6 +114,15 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is too small", f"give at least {least}")
+
+    def _refuse(self, reason: str, *names: str) -> None:
+        """Refuse options that do not go with another."""
+        taken = [
+            name.removesuffix("s") if name == "influence_options" else name for name in names if getattr(self, name)
+        ]
+        if taken:
+            option = taken[0].replace("_", "-")
+            raise ConfigError(f"{reason}, so --{option} cannot be given with it", "leave one of them out")
 
     @property
     def folder(self) -> Path:

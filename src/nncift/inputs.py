@@ -16,6 +16,7 @@ from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, Config, parse_budg
 from nncift.errors import ConfigError, ModelError
 from nncift.hub import find_model
 from nncift.influence import BUILT_IN, InfluenceFunction
+from nncift.influence.options import make_function, nested, read_options
 from nncift.pool import PoolFacts, read_pool
 from nncift.registry import resolve
 from nncift.sources import SourceLike
@@ -48,12 +49,24 @@ def make_config(
         options["exclude"] = (str(exclude),)
     else:
         options["exclude"] = tuple(str(path) for path in exclude)
-    return Config(
+    config = Config(
         _source_name(pool),
         target=None if target is None else _source_name(target),
         influence=influence if influence is None or isinstance(influence, str) else json.dumps(describe(influence)),
         **options,
     )
+    if config.influence_options and not isinstance(influence, str | None):
+        raise ConfigError("influence_options are for a function given by its name", "give them to the object itself")
+    return dataclasses.replace(config, influence_options=_plain_options(config))
+
+
+def _plain_options(config: Config) -> dict[str, Any] | None:
+    """The influence function's own options in one form, however they were given, ready for JSON."""
+    if not config.influence_options:
+        return None
+    kind, name = _named_influence(config)
+    values = read_options(kind, config.influence_options, name=name)
+    return dict(json.loads(json.dumps(nested(values), default=str)))
 
 
 def _source_name(source: SourceLike) -> str:
@@ -68,11 +81,21 @@ def describe(function: InfluenceFunction) -> dict[str, Any]:
 
 
 def make_influence(config: Config, influence: str | InfluenceFunction | None = None) -> InfluenceFunction:
-    """The influence function that the config names, or the object itself."""
+    """The influence function that the config names, with the options that it gives, or the object itself.
+
+    Raises:
+        ConfigError: there is no such function, or an option of its own cannot be used.
+    """
     if influence is not None and not isinstance(influence, str):
         return influence
-    kind = resolve(config.influence or DEFAULT_INFLUENCE, BUILT_IN, "nncift.influence")
-    return kind.from_config(config) if hasattr(kind, "from_config") else kind()  # type: ignore[no-any-return]
+    kind, name = _named_influence(config)
+    return make_function(kind, config, name=name)
+
+
+def _named_influence(config: Config) -> tuple[Any, str]:
+    """What makes the influence function that the config names, and that name."""
+    name = config.influence or DEFAULT_INFLUENCE
+    return resolve(name, BUILT_IN, "nncift.influence"), name
 
 
 def read_samples(

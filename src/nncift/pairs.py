@@ -2,7 +2,8 @@
 
 The pairs to label form a grid, rows of the pool times targets, since an influence function can share an
 example's work over many targets, and since a grid leaves whole samples to hold out on both sides. A block
-is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing.
+is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing. A pointwise
+function gives a row the same value for every target, so one pair of each row is enough.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def collect(
     rows: np.ndarray,
     columns: np.ndarray,
     *,
+    one_per_row: bool = False,
     folder: Path | None = None,
     progress: bool = False,
     after_block: Callable[[], None] = lambda: None,
@@ -127,13 +129,15 @@ def collect(
         target: the samples to be helped.
         rows: indices into `pool`.
         columns: indices into `target`.
+        one_per_row: keep of row k the pair with column k alone, the first following the last: all that a pointwise
+            function has to say of it.
         folder: keep `block-*.parquet` here while running, then `labels.parquet`; what is there already is not
             computed again.
         progress: show a progress bar.
         after_block: called after each block, for example to save the costs.
 
     Returns:
-        len(rows) * len(columns) pairs, row by row.
+        len(rows) * len(columns) pairs, row by row; or len(rows).
 
     A block that does not fit into memory is done in halves, and the log says so. A pointwise function's blocks are
     as tall as if there were one target, since its work does not grow with them.
@@ -153,13 +157,16 @@ def collect(
         function.prepare(pool.select(rows), target_rows, folder)
     height = BLOCK_PAIRS if getattr(function, "pointwise", False) else max(BLOCK_PAIRS // len(columns), 1)
     blocks: list[LabelledPairs] = []
-    with tqdm(total=len(rows) * len(columns), desc="labelling", unit=" pairs", disable=not progress) as bar:
+    total = len(rows) * (1 if one_per_row else len(columns))
+    with tqdm(total=total, desc="labelling", unit=" pairs", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(rows), height)):
             path = folder / f"block-{number:06d}.parquet" if folder is not None else None
             if path is not None and path.exists():
                 block = LabelledPairs.load(path)
             else:
                 block = _label_block(function, pool, rows[start : start + height], target_rows, columns)
+                if one_per_row:
+                    block = block.take(_one_of_each_row(start, len(block), len(columns)))
                 if path is not None:
                     block.save(path)
                 after_block()
@@ -174,6 +181,12 @@ def collect(
         pairs.save(finished)
         _drop_blocks(finished.parent)
     return pairs
+
+
+def _one_of_each_row(start: int, n: int, columns: int) -> np.ndarray:
+    """Which of the n pairs of a block of rows x columns are kept where each row needs one, (n,) bool."""
+    column = (start + np.arange(n // columns)) % columns
+    return np.asarray((np.arange(columns) == column[:, None]).ravel())
 
 
 def _drop_blocks(folder: Path) -> None:

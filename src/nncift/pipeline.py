@@ -34,7 +34,7 @@ from nncift.inputs import (
     read_samples,
     token_counts,
 )
-from nncift.labelling import PairPlan, measure_rate, number_of_pairs, plan_pairs
+from nncift.labelling import PairPlan, measure_rate, plan_labels
 from nncift.network import InfluenceNetwork
 from nncift.objectives import FacilityLocation, FacilityLocationMutualInformation
 from nncift.pairs import LabelledPairs, collect
@@ -82,16 +82,18 @@ def select(
     """
     config = make_config(pool, target=target, influence=influence, **options)
     folder = config.folder
+    learned = config.network is not None
+    function = None if learned or config.labels_from is not None else make_influence(config, influence)
     with open_run(folder, config.identity()), run_log(folder):
         costs = Costs(folder / "costs.json")
         with costs.stage("read"):
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
         check_budget(config, len(samples))
-        learned = config.network is not None
-        function = None if learned or config.labels_from is not None else make_influence(config, influence)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
+            if function is not None and hasattr(function, "check"):
+                function.check(samples, samples if targets is None else targets)
         if config.labels_from is not None:
             with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
                 other = samples if targets is None else targets
@@ -188,6 +190,7 @@ def _label(
         samples if targets is None else targets,
         plan.rows,
         plan.columns,
+        one_per_row=plan.pointwise,
         folder=place,
         progress=progress,
         after_block=count_tokens,
@@ -205,17 +208,15 @@ def _plan(
     """The pairs to label, recorded before the first is labelled, so that a resumed run labels the same."""
     if path.exists():
         stored = read_json(path)
-        return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
+        return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
     amount = parse_labels(config.labels or DEFAULT_LABELS)
     rate = None
     if amount.kind == "seconds":
         rate = measure_rate(function, samples, samples if targets is None else targets, seed=config.seed)
-    n_target = len(samples if targets is None else targets)
-    pairs = number_of_pairs(amount, len(samples), n_target, rate)
-    plan = plan_pairs(len(samples), None if targets is None else n_target, pairs, seed=config.seed)
-    write_json(
-        path, {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
-    )
+    n_target = None if targets is None else len(targets)
+    plan = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
+    stored = {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
+    write_json(path, stored | ({"pointwise": True} if plan.pointwise else {}))
     return plan
 
 

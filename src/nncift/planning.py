@@ -24,12 +24,14 @@ from nncift.inputs import (
     network_folder,
     read_samples,
 )
-from nncift.labelling import measure_rate, number_of_pairs, plan_pairs
+from nncift.labelling import measure_rate, plan_labels
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from nncift.influence import InfluenceFunction
 
 _TRIAL_TEXTS = 64
 _HIDDEN_BYTES = 4 * 100  # one projected sample: float32 x the network's hidden units
@@ -81,6 +83,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     Raises:
         NNCIFTError: the run itself would be refused.
     """
+    function = None if config.network or config.labels_from else make_influence(config)
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
         folder = Path(temporary)
         samples, _ = read_samples(config, config.pool, "pool", folder / "pool", progress=progress)
@@ -98,10 +101,10 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         pairs, tokens = 0, None
         if config.labels_from is not None:
             pairs = len(read_labels(config.labels_from, samples, targets))
-        elif config.network is None:
-            pairs, tokens, seconds["labels"] = _label_plan(config, samples, None if own_target else targets)
+        elif function is not None:
+            pairs, tokens, seconds["labels"] = _label_plan(config, function, samples, None if own_target else targets)
         else:
-            InfluenceNetwork.from_pretrained(network_folder(config.network))
+            InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
         rows = len(samples) + (0 if own_target else len(targets))
         seconds["select"] = len(samples) * len(targets) / _scoring_rate()
         result = RunPlan(
@@ -134,17 +137,21 @@ def _embedding_rate(config: Config, samples: Dataset) -> tuple[float, int]:
     return (time.perf_counter() - since) / len(texts), features.shape[1]
 
 
-def _label_plan(config: Config, samples: Dataset, targets: Dataset | None) -> tuple[int, int | None, float]:
+def _label_plan(
+    config: Config, function: InfluenceFunction, samples: Dataset, targets: Dataset | None
+) -> tuple[int, int | None, float]:
     """Pairs, LLM tokens and seconds of the labelling."""
-    function = make_influence(config)
     seen_targets = samples if targets is None else targets
+    if hasattr(function, "check"):
+        function.check(samples, seen_targets)
     rate = measure_rate(function, samples, seen_targets, seed=config.seed)
     amount = parse_labels(config.labels or DEFAULT_LABELS)
-    wanted = number_of_pairs(amount, len(samples), len(seen_targets), rate)
-    grid = plan_pairs(len(samples), None if targets is None else len(targets), wanted, seed=config.seed)
+    n_target = None if targets is None else len(targets)
+    grid = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
     tokens = None
     if hasattr(function, "tokens"):
-        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns)))
+        warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
+        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns), **warm_up))
     return len(grid), tokens, rate.seconds(len(grid.rows), len(grid.columns))
 
 

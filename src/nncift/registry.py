@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -25,12 +25,9 @@ def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
     plugins = {point.name: point.value for point in entry_points(group=group)}
     path = built_in.get(name) or plugins.get(name) or (name if ":" in name else None)
     if path is None:
-        known = sorted({*built_in, *plugins})
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? Known" if close else "known"
         raise ConfigError(
             f"there is no {group.rpartition('.')[2]} {name!r}",
-            f'{hint}: {", ".join(known)}, or your own "module:Class"',
+            f'{suggest(name, sorted({*built_in, *plugins}))}, or your own "module:Class"',
         )
     module_name, _, attribute = path.partition(":")
     try:
@@ -39,3 +36,9 @@ def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
         raise ConfigError(
             f"cannot import {path!r} ({error})", "check the module's name and that it is installed"
         ) from error
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """What to write instead of an unknown name: the closest one that there is, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? Known: " if close else "known: ") + ", ".join(known)

@@ -48,7 +48,7 @@ def write_summary(
             "target": None if target is None else target.to_dict(),
             "labelled_pairs": labelled,
             "all_pairs": all_pairs,
-            "exact_all_pairs": None if config.labels_from else _extrapolate(folder, labelled, all_pairs),
+            "exact_all_pairs": None if config.labels_from else _extrapolate(folder, labelled, all_pairs, pool.rows),
             "selected": len(selection.indices),
             "tokens_selected": int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
             "objective": selection.objective,
@@ -61,12 +61,16 @@ def write_summary(
     )
 
 
-def _extrapolate(folder: Path, labelled: int, all_pairs: int) -> dict[str, float] | None:
-    """What labelling every pair exactly would have cost, at the measured cost per labelled pair."""
+def _extrapolate(folder: Path, labelled: int, all_pairs: int, samples: int) -> dict[str, float] | None:
+    """What labelling every pair exactly would have cost, at the measured cost per labelled pair.
+
+    Where a score holds for all targets, that is one pair for each sample.
+    """
     if not labelled:
         return None
     cost = read_json(folder / "costs.json")["stages"]["labels"]
-    share = all_pairs / labelled
+    pointwise = read_json(folder / "labels" / "plan.json").get("pointwise", False)
+    share = (samples if pointwise else all_pairs) / labelled
     return {"seconds": cost["seconds"] * share, "forward_tokens": round(cost["forward_tokens"] * share)}
 
 

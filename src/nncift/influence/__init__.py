@@ -35,8 +35,16 @@ class InfluenceFunction(Protocol):
     centre, document counts), a call without `prepare` is refused. A function with an attribute `progress` is told
     there whether to show a bar meanwhile.
 
+    A function that is trained on the pool first, whatever is labelled, has `warm_up(pool, folder, *, progress)`; it
+    sees all samples, before `prepare`. `check(pool, target)` refuses all samples before anything costly, and loads
+    nothing. `tokens(pool_rows, target_rows)` says how many tokens labelling these samples will send through the
+    model; with `warm_up`, there is a third argument `pool`, on which that is done before.
+
     A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
-    score once, and gives equal columns.
+    score once, and gives equal columns. Each sample is then labelled once, with one of the targets.
+
+    A class that is named instead of an object is made with the options that the user gives, which its constructor
+    lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.
     """
 
     name: str

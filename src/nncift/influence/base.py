@@ -55,8 +55,8 @@ class LanguageModelFunction:
         self._cut: set[str] = set()  # ids of samples that lost the start of their prompt
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for."""
+    def from_config(cls, config: Config, **options: Any) -> Self:
+        """The function that a run's config asks for, with options of its own."""
         return cls(
             config.model,
             batch_size=config.batch_size,
@@ -64,6 +64,7 @@ class LanguageModelFunction:
             device=config.device,
             max_length=config.max_length,
             trust_remote_code=config.trust_remote_code,
+            **options,
         )
 
     @cached_property
@@ -95,6 +96,11 @@ class LanguageModelFunction:
     def forward_tokens(self) -> int:
         """Tokens that went through the model so far, padding not counted."""
         return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
+
+    @property
+    def backward_tokens(self) -> int:
+        """Tokens whose gradients went back through it, padding not counted."""
+        return self.language_model.backward_tokens if "language_model" in self.__dict__ else 0
 
     @property
     def oom_splits(self) -> list[int]:

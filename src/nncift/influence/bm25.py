@@ -49,9 +49,9 @@ class BM25:
         self._place: dict[str, int] = {}  # text -> document number
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for; nothing of it matters."""
-        return cls()
+    def from_config(cls, config: Config, **options: Any) -> Self:
+        """The function with options of its own; nothing of a run's config matters."""
+        return cls(**options)
 
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nncift.influence import BUILT_IN
+from nncift.influence.options import options_of
 from nncift.registry import resolve
 
 
@@ -180,7 +181,7 @@ def markdown() -> str:
 
 
 def explain(name: str) -> str:
-    """One function at length: its line of the table, then what its module and class say of themselves.
+    """One function at length: its line of the table, what its module and class say of themselves, its options.
 
     Raises:
         ConfigError: there is no function of that name.
@@ -188,7 +189,13 @@ def explain(name: str) -> str:
     function: Any = resolve(name, BUILT_IN, "nncift.influence")
     parts = [_paragraph(about) for about in CATALOGUE if about.name == name]
     module = inspect.getdoc(sys.modules[function.__module__]) if inspect.isclass(function) else None
-    return "\n\n".join([*parts, *(text for text in (module, inspect.getdoc(function)) if text)])
+    return "\n\n".join([*parts, *(text for text in (module, inspect.getdoc(function), _options(function)) if text)])
+
+
+def _options(function: Any) -> str:
+    """What `--influence-option` can set, a line each; nothing where there is none."""
+    lines = [f"  {name:<24} {option}" for name, option in options_of(function).items()]
+    return "\n".join(["Options (--influence-option NAME=VALUE):", *lines]) if lines else ""
 
 
 def _cells(about: About) -> list[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel, Prefix
 from nncift.storage import fingerprint, read_array, write_array
 
@@ -49,7 +49,7 @@ class Delift(LanguageModelFunction):
         self,
         model: str | LanguageModel,
         *,
-        wording: str | Wording = "auto",
+        wording: Style | Wording = "auto",
         exponential: bool = False,
         **options: Unpack[ModelOptions],
     ) -> None:

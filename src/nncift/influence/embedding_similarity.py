@@ -53,13 +53,14 @@ class EmbeddingSimilarity:
         self._known: dict[str, np.ndarray] = {}  # embeddings of the texts that `prepare` saw
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for."""
+    def from_config(cls, config: Config, **options: Any) -> Self:
+        """The function that a run's config asks for, with options of its own."""
         return cls(
             config.encoder or DEFAULT_ENCODER,
             batch_size=config.batch_size,
             device=config.device,
             trust_remote_code=config.trust_remote_code,
+            **options,
         )
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:

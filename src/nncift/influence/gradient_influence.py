@@ -11,16 +11,18 @@ inner product. Shards hold a fixed range of samples: a killed run repeats at mos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.adapters import Lora, adapted, adapter_layers, adapter_weights, read_moments
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.examples import Example, encode_examples
 from nncift.gradients import Adam, SignSketch, batched_features
+from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.language_model import LanguageModel
 from nncift.storage import fingerprint, read_array, read_json, write_array, write_json
 
@@ -42,7 +44,7 @@ class Point(NamedTuple):
     weight: float
 
 
-class GradientInfluence:
+class GradientInfluence(LanguageModelFunction):
     """Inner products of projected, normalised per-sample gradients of an adapter's weights.
 
     Args:
@@ -50,17 +52,13 @@ class GradientInfluence:
             while gradients are computed.
         dimension: width of the projection. Adapters with no more weights than that are not projected.
         seed: of the projection, and of what a subclass draws.
-        batch_size: samples per pass, at most; halved by itself when memory runs out.
-        dtype: "float32", "bfloat16", "float16" or "auto".
-        device: "cuda", "mps", "cpu"; the best there is unless given.
-        max_length: longest sequence to read, in tokens; the model's own limit unless given.
-        trust_remote_code: run code that comes with the model.
+        **options: batch_size (16 unless given), dtype, device, max_length, trust_remote_code of
+            `LanguageModelFunction`.
 
     Raises:
         ConfigError: an option has a value that cannot be used.
     """
 
-    name: str
     preconditioned: Preconditioned = "no"
     """Which side's gradients Adam's moments change."""
 
@@ -70,87 +68,26 @@ class GradientInfluence:
         *,
         dimension: int = 8192,
         seed: int = 0,
-        batch_size: int = 16,
-        dtype: str = "float32",
-        device: str | None = None,
-        max_length: int | None = None,
-        trust_remote_code: bool = False,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        for option, value in (("dimension", dimension), ("batch_size", batch_size)):
+        options.setdefault("batch_size", 16)
+        for option, value in (("dimension", dimension), ("batch_size", options["batch_size"])):
             if value < 1:
                 raise ConfigError(f"{option} {value} is too small", "give at least 1")
-        self.model = model
+        super().__init__(model, **options)
         self.dimension = dimension
         self.seed = seed
-        self.batch_size = batch_size
-        self.dtype = dtype
-        self.device = device
-        self.max_length = max_length
-        self.trust_remote_code = trust_remote_code
         self._known: dict[tuple[int, Side], dict[str, np.ndarray]] = {}  # features by what `Example.key` says
-        self._cut: set[str] = set()
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for."""
-        return cls(
-            config.model,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-            device=config.device,
-            max_length=config.max_length,
-            trust_remote_code=config.trust_remote_code,
-        )
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        """The model, loaded now.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
-        if isinstance(self.model, LanguageModel):
-            return self.model
-        return LanguageModel.load(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            max_length=self.max_length,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens that went through the model so far, padding not counted."""
-        return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
-
-    @property
-    def backward_tokens(self) -> int:
-        """Tokens whose gradients went back through it, padding not counted."""
-        return self.language_model.backward_tokens if "language_model" in self.__dict__ else 0
-
-    @property
-    def oom_splits(self) -> list[int]:
-        """Sizes of the batches that did not fit into memory and were halved."""
-        return self.language_model.oom_splits if "language_model" in self.__dict__ else []
-
-    @property
-    def cut(self) -> int:
-        """How many of the samples seen so far lost the start of their prompt to the model's context length."""
-        return len(self._cut)
+    def from_config(cls, config: Config, **options: Any) -> Self:
+        """The function that a run's config asks for, with options of its own."""
+        return super().from_config(config, seed=config.seed, **options)
 
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        model: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "max_length": self.max_length}
-        if isinstance(self.model, LanguageModel):
-            model = {
-                "model": self.model.name,
-                "dtype": str(self.model.dtype).removeprefix("torch."),
-                "max_length": self.model.context_length,
-            }
         settings = {name: getattr(self, name) for name in ("preconditioned", "dimension", "seed")}
-        return {"name": self.name, **model, **settings}
+        return super().describe() | settings
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Influence of each pool sample on each target.
@@ -166,13 +103,7 @@ class GradientInfluence:
             DataError: a response does not fit into the context, or a gradient is not finite.
             ModelError: the model cannot be loaded, or one sample alone does not fit into memory.
         """
-        pool, target = self._examples(pool_rows), self._examples(target_rows)
-        points = self._adapters()
-        influence = np.zeros((len(pool), len(target)), np.float32)
-        if influence.size:
-            for k, point in enumerate(points):
-                influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
-        return np.clip(influence, -1, 1)
+        return self._products(self._examples(pool_rows), self._examples(target_rows))
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Compute every sample's features once.
@@ -193,14 +124,17 @@ class GradientInfluence:
         if place is not None:
             _same_samples(place / "samples.json", self.describe(), examples)
         self._known = {}
-        for k, point in enumerate(self._adapters()):
-            for side in _SIDES:
+        points = self._adapters()
+        total = len(points) * sum(map(len, examples.values()))
+        with tqdm(total=total, desc=self.name, unit=" samples", disable=not self.progress) as bar:
+            for (k, point), side in product(enumerate(points), _SIDES):
                 known = self._known.setdefault((k, side), {})
                 for start in range(0, len(examples[side]), SHARD):
                     shard = examples[side][start : start + SHARD]
                     path = None if place is None else place / f"{side}-{k + 1}-{start // SHARD:06d}.npy"
                     features = self._shard(point, side, shard, path)
                     known |= zip((example.key for example in shard), features, strict=True)
+                    bar.update(len(shard))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
         """How many tokens go through the model, and back, when `prepare` is given these rows."""
@@ -219,6 +153,15 @@ class GradientInfluence:
         examples = encode_examples(self.language_model, rows)
         self._cut.update(example.id for example in examples if example.cut)
         return examples
+
+    def _products(self, pool: Sequence[Example], target: Sequence[Example]) -> np.ndarray:
+        """Weighted sums of the features' inner products, (n_pool, n_target) float32 in [-1, 1]."""
+        points = self._adapters()
+        influence = np.zeros((len(pool), len(target)), np.float32)
+        if influence.size:
+            for k, point in enumerate(points):
+                influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
+        return np.clip(influence, -1, 1)
 
     def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Features of the examples, (n, dimension) float32; what `prepare` computed is not repeated."""

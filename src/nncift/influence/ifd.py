@@ -19,7 +19,7 @@ import numpy as np
 from nncift.errors import ModelError
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import broadcast
-from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel, Prefix
 from nncift.readings import response_losses
 
@@ -41,7 +41,7 @@ class Perplexity(LanguageModelFunction):
     pointwise = True
 
     def __init__(
-        self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Unpack[ModelOptions]
+        self, model: str | LanguageModel, *, wording: Style | Wording = "auto", **options: Unpack[ModelOptions]
     ) -> None:
         super().__init__(model, **options)
         self.wording = wording
@@ -128,7 +128,7 @@ class IFD(Perplexity):
         model: str | LanguageModel,
         *,
         zero_above_one: bool = False,
-        wording: str | Wording = "auto",
+        wording: Style | Wording = "auto",
         **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__(model, wording=wording, **options)

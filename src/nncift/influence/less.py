@@ -16,13 +16,15 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from nncift.adapters import Checkpoint, Lora, read_checkpoint
-from nncift.errors import ConfigError
+from nncift.errors import ConfigError, DataError
+from nncift.examples import Example
 from nncift.influence.gradient_influence import GradientInfluence, Point, Preconditioned
+from nncift.influence.per_sample import broadcast
 from nncift.language_model import LanguageModel
 from nncift.training import Training, choose_samples, fine_tune
 
@@ -40,6 +42,8 @@ class Less(GradientInfluence):
         training: how; LESS's warm-up unless given.
         preconditioned: "pool", as in LESS; "both" divides the targets' gradients by the root of Adam's second
             moment too; "no" takes plain gradients.
+        aggregate: "task" gives a pool sample one score for all targets, LESS's own: the mean over the targets of a
+            task, and of those means the largest. The tasks are the column `task` of the targets that `prepare` sees.
         **options: of `GradientInfluence`: dimension, seed, batch_size, dtype, device, max_length,
             trust_remote_code.
 
@@ -58,6 +62,7 @@ class Less(GradientInfluence):
         checkpoints: Sequence[str | Path] = (),
         training: Training | None = None,
         preconditioned: Preconditioned = "pool",
+        aggregate: Literal["task"] | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -65,16 +70,35 @@ class Less(GradientInfluence):
         if preconditioned not in get_args(Preconditioned):
             known = ", ".join(get_args(Preconditioned))
             raise ConfigError(f"preconditioned {preconditioned!r} is not known", f"give one of {known}")
+        if aggregate not in ("task", None):
+            raise ConfigError(f"aggregate {aggregate!r} is not known", 'give "task" or None')
         self.preconditioned = preconditioned
+        self.aggregate = aggregate
+        self.pointwise = aggregate is not None
         self.checkpoints = tuple(checkpoints)
         self.training = training or Training(lora=Lora(seed=seed), seed=seed)
         self._warm: list[Checkpoint] = []  # of `warm_up`, which the user or a pipeline called
         self._trained: list[Checkpoint] = []  # of `prepare`
+        self._discard: weakref.finalize[Any, Any] | None = None  # removes what was trained without a folder
+        self._targets: tuple[list[Example], list[str]] | None = None  # that `prepare` saw, and the task of each
 
     def describe(self) -> dict[str, Any]:
         """What the values depend on beside the samples, ready for JSON; loads nothing."""
         given = [str(folder) for folder in self.checkpoints]
-        return super().describe() | {"checkpoints": given or json.loads(json.dumps(dataclasses.asdict(self.training)))}
+        aggregate = {"aggregate": self.aggregate} if self.aggregate else {}
+        training = json.loads(json.dumps(dataclasses.asdict(self.training)))
+        return super().describe() | {"checkpoints": given or training} | aggregate
+
+    def check(self, pool: Dataset, target: Dataset) -> None:
+        """Refuse checkpoints that are none, and targets without a task where they are asked for; loads no model.
+
+        Raises:
+            DataError: a target has no task.
+            ModelError: a checkpoint is not there or is damaged.
+        """
+        _ = self._given
+        if self.aggregate:
+            read_tasks(target)
 
     def warm_up(self, pool: Dataset, folder: Path | None = None, *, progress: bool = False) -> list[Checkpoint]:
         """Train the adapter on a seeded fraction of the pool, where no checkpoints were given.
@@ -105,31 +129,70 @@ class Less(GradientInfluence):
                 goes on.
 
         Raises:
-            DataError: a response does not fit into the context, or a gradient is not finite.
+            DataError: a response does not fit into the context, a gradient is not finite, or a target has no task
+                where the influence is aggregated.
             ModelError: the model cannot be loaded or has no such layers, or memory ran out.
             RunError: the folder holds the features of other samples or settings.
         """
+        tasks = read_tasks(target) if self.aggregate else []
         if not self.checkpoints and not self._warm:
-            self._trained = self._train(pool, None if folder is None else folder / f"{self.name}-warm-up")
+            place = None if folder is None else folder / f"{self.name}-warm-up"
+            self._trained = self._train(pool, place, progress=self.progress)
         super().prepare(pool, target, folder)
+        self._targets = (self._examples(target), tasks) if self.aggregate else None
 
-    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
-        """How many tokens go through the model, and back, when `prepare` is given these rows."""
+    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+        """Influence of each pool sample on each target, or its one score for all where it is aggregated.
+
+        Args:
+            pool_rows: n_pool samples.
+            target_rows: n_target samples.
+
+        Returns:
+            (n_pool, n_target) float32 in [-1, 1]; larger is better.
+
+        Raises:
+            ConfigError: there is no checkpoint, or `prepare` has not seen the targets to aggregate over.
+            DataError: a response does not fit into the context, or a gradient is not finite.
+            ModelError: the model cannot be loaded, or one sample alone does not fit into memory.
+        """
+        if not self.aggregate:
+            return super().__call__(pool_rows, target_rows)
+        if self._targets is None:
+            raise ConfigError(f"{self.name} needs the targets of all tasks", "call prepare(pool, target) first")
+        targets, tasks = self._targets
+        scores = by_task(self._products(self._examples(pool_rows), targets), tasks)
+        return broadcast(scores, len(target_rows))
+
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
+        """How many tokens go through the model, and back, when `prepare` is given these rows.
+
+        Args:
+            pool_rows: the pool samples.
+            target_rows: the targets.
+            pool: what `warm_up` is given before; without it, `prepare` warms up if `warm_up` has not been called.
+        """
         features = super().tokens(pool_rows, target_rows)
-        if self._given or self._warm:
+        if self._given or (self._warm and pool is None):
             return features
-        chosen = self._examples(pool_rows.select(choose_samples(len(pool_rows), self.training)))
+        trained = pool_rows if pool is None else pool
+        chosen = self._examples(trained.select(choose_samples(len(trained), self.training)))
         return features + self.training.epochs * sum(len(example.ids) - 1 for example in chosen)
 
     def _passes(self) -> int:
         return len(self._given or self._warm) or self.training.epochs
 
     def _train(self, pool: Dataset, folder: Path | None, *, progress: bool = False) -> list[Checkpoint]:
-        if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="nncift-less-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         chosen = self._examples(pool.select(choose_samples(len(pool), self.training)))
-        return fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        if folder is not None:
+            return fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        folder = Path(tempfile.mkdtemp(prefix="nncift-less-"))
+        discard = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        found = fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
+        if self._discard is not None:
+            self._discard()  # the adapters of an earlier training take much space
+        self._discard = discard
+        return found
 
     @cached_property
     def _given(self) -> list[Checkpoint]:
@@ -166,3 +229,22 @@ def by_task(influence: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     names = np.asarray(tasks)
     means = [influence[:, names == task].mean(axis=1) for task in np.unique(names)]
     return np.asarray(np.max(means, axis=0), dtype=np.float32)
+
+
+def read_tasks(rows: Dataset) -> list[str]:
+    """The task of each sample: its column `task`, else the field of that name that its source row had.
+
+    Raises:
+        DataError: a sample has none.
+    """
+    column = next((name for name in ("task", "original") if name in rows.column_names), None)
+    tasks: list[str] = []
+    for batch in rows.select_columns(["id", *([column] if column else [])]).iter(1000):
+        for name, value in zip(batch["id"], batch.get(column, [None] * len(batch["id"])), strict=True):
+            task = json.loads(value).get("task") if column == "original" else value
+            if task in (None, ""):
+                raise DataError(
+                    f"the target {name!r} has no task", "give every target one, or leave aggregate out", field="task"
+                )
+            tasks.append(str(task))
+    return tasks

@@ -14,7 +14,7 @@ import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import once_per_sample
-from nncift.influence.wording import Prompts, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
 from nncift.language_model import LanguageModel
 from nncift.readings import mean_states
 from nncift.storage import fingerprint
@@ -38,7 +38,7 @@ class RepresentationSimilarity(LanguageModelFunction):
     name = "representation-similarity"
 
     def __init__(
-        self, model: str | LanguageModel, *, wording: str | Wording = "auto", **options: Unpack[ModelOptions]
+        self, model: str | LanguageModel, *, wording: Style | Wording = "auto", **options: Unpack[ModelOptions]
     ) -> None:
         super().__init__(model, **options)
         self.wording = wording

@@ -16,7 +16,7 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.influence.base import ModelOptions
 from nncift.influence.representation_similarity import RepresentationSimilarity
-from nncift.influence.wording import Wording
+from nncift.influence.wording import Style, Wording
 from nncift.language_model import LanguageModel
 from nncift.readings import layer_count
 
@@ -41,7 +41,7 @@ class ResponseSimilarity(RepresentationSimilarity):
         model: str | LanguageModel,
         *,
         layer: int | None = None,
-        wording: str | Wording = "auto",
+        wording: Style | Wording = "auto",
         **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__(model, wording=wording, **options)

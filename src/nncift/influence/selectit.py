@@ -124,9 +124,9 @@ class SelectIT(LanguageModelFunction):
         self._known: dict[str, np.ndarray] = {}  # [score, parameters] by model and sample
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """The function that a run's config asks for; models are parted by commas."""
-        function = super().from_config(config)
+    def from_config(cls, config: Config, **options: Any) -> Self:
+        """The function that a run's config asks for, with options of its own; models are parted by commas."""
+        function = super().from_config(config, **options)
         function.models = config.models
         return function
 

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.language_model import LanguageModel
@@ -21,6 +21,8 @@ from nncift.schemas import chat_messages
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Style = Literal["auto", "chat", "plain"]
 
 _PLACEHOLDER = re.compile(r"(\{prompt\}|\{response\})")
 
@@ -294,7 +296,7 @@ def _response(model: LanguageModel, name: str, answer: list[int], room: int, sin
 
 
 def choose_prompts(
-    model: LanguageModel, wording: str | Wording, *datasets: Dataset, single: bool = False
+    model: LanguageModel, wording: Style | Wording, *datasets: Dataset, single: bool = False
 ) -> PlainPrompts | ChatPrompts:
     """The prompts that a `wording` option asks for, and these samples when it leaves the choice to them.
 
@@ -311,7 +313,7 @@ def choose_prompts(
     """
     if isinstance(wording, Wording):
         return PlainPrompts(model, wording, single=single)
-    if wording not in ("auto", "chat", "plain"):
+    if wording not in get_args(Style):
         raise ConfigError(f"wording {wording!r} is not known", 'give "auto", "chat", "plain" or a Wording')
     from_chat = any(messages is not None for rows in datasets for messages in messages_of(rows))
     if wording == "chat" or (wording == "auto" and from_chat and model.has_chat_template):
