@@ -15,7 +15,7 @@ from dattri_llm.gradient.streaming import GradientStreamer
 from job import Job, adapted_model, best_batch_size, padded, read_job, report, summed_loss, timed
 
 SIDE = 16  # of the projection of each matrix
-SIZES = (1, 2, 4)  # 8 was slower on the CPUs tried
+SIZES = {"logra": (1, 2, 4), "less": (4, 8)}  # a batch costs `less` seconds of its own; 8 was slower for `logra`
 
 
 def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -59,7 +59,7 @@ def main(job: Job) -> None:
                 blocks = [list(gradient.data.values()) for _, gradient, _ in source]
             return torch.cat([torch.cat([part.flatten(1) for part in block], dim=1) for block in blocks])
 
-        size = best_batch_size(job, SIZES, features)
+        size = best_batch_size(job, SIZES[job.method], features)
         seconds, found = timed(lambda: features(list(range(len(job.rows))), size))
     shape = f"Adam, dense to {width}" if less else f"{SIDE} x {SIDE}"
     what = f"{shape} of each factor, {found.shape[1]:,} numbers; {size} at a time"
