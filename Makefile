@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nncift demo
@@ -25,6 +25,10 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/influence.py speed
+
+# The peers live in an environment of their own, which benchmarks/requirements-peers.txt says how to make.
+bench-peers: $(VENV)/.test
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
