@@ -58,6 +58,15 @@ class CausalModel:
         self._embeddings = int(model.get_input_embeddings().weight.shape[0])
         self.vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", self._embeddings))
 
+    @property
+    def precision(self) -> str:
+        """How precise the weights are: "float32", "bfloat16", ..., or "8bit", "4bit" or another quantisation's name."""
+        quantised = getattr(self.model.config, "quantization_config", None)
+        if quantised is None:
+            return str(self.dtype).removeprefix("torch.")
+        bits = [name for name in ("8bit", "4bit") if getattr(quantised, f"load_in_{name}", False)]
+        return bits[0] if bits else str(getattr(quantised, "quant_method", "quantised"))
+
     def logits_at(self, sequences: Sequence[list[int]], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The model's logits at the given positions alone, through which gradients can go back.
 

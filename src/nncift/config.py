@@ -78,12 +78,12 @@ class Config:
     """The InfluenceNetwork: "paper" is NN-CIFT's (one hidden layer of 100 units)."""
     eta: float | None = None
     """With a target: weight of each sample's own relevance. By default number of targets / number to choose."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the language model."""
+    dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None = None
+    """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 on CUDA."""
     device: str | None = None
     """cuda, mps or cpu; the best there is by default."""
-    batch_size: int = 32
-    """Texts per forward pass; halved by itself when memory runs out."""
+    batch_size: int | None = None
+    """Texts per forward pass, at most; halved by itself when memory runs out. By default 32, on CUDA as many as fit."""
     max_length: int | None = None
     """Longest sequence the language model reads, in tokens; the model's own limit by default."""
     trust_remote_code: bool = False

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nncift.errors import DataError, ModelError
 from nncift.hub import find_model
+from nncift.loading import default_batch_size
 from nncift.storage import atomic_write, read_array, read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_encoder(name: str, *, device: str | None = None, trust_remote_code: boo
 
 
 def embed_texts(
-    texts: Sequence[str], encoder: str | Encoder, *, batch_size: int = 64, device: str | None = None
+    texts: Sequence[str], encoder: str | Encoder, *, batch_size: int | None = None, device: str | None = None
 ) -> np.ndarray:
     """Normalised sentence embeddings, (n, d) float32, in length-sorted batches.
 
@@ -67,6 +68,7 @@ def embed_texts(
 
     if isinstance(encoder, str):
         encoder = load_encoder(encoder, device=device)
+    batch_size = batch_size or default_batch_size(str(getattr(encoder, "device", "cpu")))
     while True:
         try:
             embeddings = encoder.encode(
@@ -87,7 +89,7 @@ def embed(
     *,
     folder: Path | None = None,
     name: str = "pool",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str | None = None,
     source: str | None = None,
     progress: bool = False,
@@ -100,7 +102,7 @@ def embed(
         folder: keep shards here while running, then `<name>.npy` and `<name>.json`; what is there already is
             not computed again.
         name: file name in `folder`.
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; 32 unless given, on CUDA as many as fit.
         device: where a model given by name is loaded; the library's choice unless given.
         source: the name to record for a model given as an object.
         progress: show a progress bar.
@@ -139,7 +141,7 @@ def embed(
     return _join(paths, len(samples), folder, name, {"encoder": source or "your own", "truncated": truncated})
 
 
-def _embed_shard(texts: list[str], encoder: Encoder, batch_size: int) -> dict[str, np.ndarray]:
+def _embed_shard(texts: list[str], encoder: Encoder, batch_size: int | None) -> dict[str, np.ndarray]:
     features = embed_texts(texts, encoder, batch_size=batch_size)
     if not np.isfinite(features).all():
         bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])

@@ -72,13 +72,14 @@ class LanguageModel(CausalModel):
 
         Args:
             name: a folder, a hub id such as "org/name", or "embedded".
-            dtype: "float32", "bfloat16", "float16", or "auto" (as stored).
+            dtype: "float32", "bfloat16", "float16", "auto" (as stored), "8bit" or "4bit" (through bitsandbytes).
             device: "cuda", "mps", "cpu"; the best there is unless given.
             max_length: longest sequence to read, in tokens.
             trust_remote_code: run code that comes with the model.
 
         Raises:
             ConfigError: `dtype` is none of these.
+            DependencyError: bitsandbytes is asked for and not installed.
             ModelError: the model cannot be found, loaded or used; says why and what to do.
         """
         model, tokenizer = load_causal_lm(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -101,8 +101,17 @@ def default_dtype(device: str | None = None) -> str:
     """bfloat16 where a GPU computes in it, else float32."""
     import torch
 
-    on_cuda = torch.device(device or best_device()).type == "cuda" and torch.cuda.is_available()
-    return "bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32"
+    fits = _on_cuda(device) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if fits else "float32"
+
+
+def default_batch_size(device: str | None = None, *, cpu: int = 32) -> int:
+    """Sequences per pass: few on the CPU; on CUDA more than fits, since batches are halved until they do."""
+    return 512 if _on_cuda(device) else cpu
+
+
+def _on_cuda(device: str | None) -> bool:
+    return (device or best_device()).partition(":")[0] == "cuda"
 
 
 def best_device() -> str:

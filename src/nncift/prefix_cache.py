@@ -57,7 +57,7 @@ def continues_prefix(model: CausalModel) -> bool:
         raise ModelError(
             f"{model.name!r} gives logits that are not finite", "try --dtype float32, or download it again"
         )
-    tolerance = float(whole.std()) * (1e-3 if model.dtype == torch.float32 else 0.1)
+    tolerance = float(whole.std()) * (1e-3 if model.precision == "float32" else 0.1)
 
     def differs(some: torch.Tensor, other: torch.Tensor) -> bool:
         return float((some - other).abs().mean()) > tolerance

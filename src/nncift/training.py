@@ -110,7 +110,7 @@ def fine_tune(
     if not examples:
         raise ConfigError("there are no samples to train on", "give a pool")
     identity = fingerprint(
-        model.name, str(model.dtype), dataclasses.asdict(training), sorted(example.key for example in examples)
+        model.name, model.precision, dataclasses.asdict(training), sorted(example.key for example in examples)
     )
     places = [folder / f"epoch-{epoch}" for epoch in range(1, training.epochs + 1)]
     finished = [read_checkpoint(place) for place in takewhile(Path.exists, places)]

@@ -154,7 +154,7 @@ def measure_outcomes(
     examples, targets = encode_examples(model, pool), encode_examples(model, target)
     settings = {
         "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.precision,
         "training": json.loads(json.dumps(dataclasses.asdict(training))),
         "seeds": list(seeds),
     }

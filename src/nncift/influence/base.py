@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
+from nncift.errors import ConfigError
 from nncift.language_model import LanguageModel
+from nncift.loading import default_batch_size, default_dtype
 
 if TYPE_CHECKING:
     from nncift.config import Config
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 class ModelOptions(TypedDict, total=False):
     """The options of `LanguageModelFunction` beside the model."""
 
-    batch_size: int
-    dtype: str
+    batch_size: int | None
+    dtype: str | None
     device: str | None
     max_length: int | None
     trust_remote_code: bool
@@ -26,11 +28,16 @@ class LanguageModelFunction:
 
     Args:
         model: a folder, a hub id, "embedded", or a `LanguageModel`.
-        batch_size: sequences per forward pass, at most; halved by itself when memory runs out.
-        dtype: "float32", "bfloat16", "float16" or "auto".
+        batch_size: sequences per forward pass, at most; halved by itself when memory runs out. 32 unless given, on
+            CUDA as many as fit.
+        dtype: "float32", "bfloat16", "float16", "auto" (as stored), "8bit" or "4bit"; bfloat16 on CUDA and else
+            float32 unless given.
         device: "cuda", "mps", "cpu"; the best there is unless given.
         max_length: longest sequence to read, in tokens; the model's own limit unless given.
         trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ConfigError: `batch_size` is below 1.
     """
 
     name: str
@@ -40,15 +47,17 @@ class LanguageModelFunction:
         self,
         model: str | LanguageModel,
         *,
-        batch_size: int = 32,
-        dtype: str = "float32",
+        batch_size: int | None = None,
+        dtype: str | None = None,
         device: str | None = None,
         max_length: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.model = model
-        self.batch_size = batch_size
-        self.dtype = dtype
+        self.batch_size = default_batch_size(device) if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} is too small", "give at least 1")
+        self.dtype = dtype or default_dtype(device)
         self.device = device
         self.max_length = max_length
         self.trust_remote_code = trust_remote_code
@@ -121,7 +130,7 @@ class LanguageModelFunction:
         if isinstance(model, LanguageModel):
             return {
                 "model": model.name,
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": model.precision,
                 "max_length": model.context_length,
             }
         return {"model": model, "dtype": self.dtype, "max_length": self.max_length}

@@ -26,7 +26,7 @@ class EmbeddingSimilarity:
     Args:
         encoder: a sentence-transformers model, or its folder or hub id; loaded on first use.
         scaled: give (cosine + 1) / 2, in [0, 1], as DELIFT's code does, instead of the cosine in [-1, 1].
-        batch_size: texts per forward pass.
+        batch_size: texts per forward pass; 32 unless given, on CUDA as many as fit.
         device: "cuda", "mps", "cpu"; the best there is unless given.
         trust_remote_code: run code that comes with the encoder.
 
@@ -40,7 +40,7 @@ class EmbeddingSimilarity:
         encoder: Any = DEFAULT_ENCODER,
         *,
         scaled: bool = False,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:

@@ -24,6 +24,7 @@ from nncift.examples import Example, encode_examples
 from nncift.gradients import Adam, SignSketch, batched_features
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.language_model import LanguageModel
+from nncift.loading import default_batch_size
 from nncift.storage import fingerprint, read_array, read_json, write_array, write_json
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ class GradientInfluence(LanguageModelFunction):
         seed: int = 0,
         **options: Unpack[ModelOptions],
     ) -> None:
-        options.setdefault("batch_size", 16)
-        for option, value in (("dimension", dimension), ("batch_size", options["batch_size"])):
-            if value < 1:
-                raise ConfigError(f"{option} {value} is too small", "give at least 1")
+        if dimension < 1:
+            raise ConfigError(f"dimension {dimension} is too small", "give at least 1")
+        if options.get("batch_size") is None:
+            options["batch_size"] = default_batch_size(options.get("device"), cpu=16)
         super().__init__(model, **options)
         self.dimension = dimension
         self.seed = seed
