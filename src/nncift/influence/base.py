@@ -97,6 +97,11 @@ class LanguageModelFunction:
         return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
 
     @property
+    def backward_tokens(self) -> int:
+        """Tokens whose gradients went back through it, padding not counted."""
+        return self.language_model.backward_tokens if "language_model" in self.__dict__ else 0
+
+    @property
     def oom_splits(self) -> list[int]:
         """Sizes of the batches that did not fit into memory and were halved."""
         return self.language_model.oom_splits if "language_model" in self.__dict__ else []
