@@ -26,6 +26,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/influence.py
 	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/in_run.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -56,8 +56,8 @@ def _endless(numbers: np.ndarray, *seed: int) -> Iterator[int]:
 class InnerProducts:
     """An `Observer` that adds up learning rate x <gradient of a sample, gradient of the targets> over the steps.
 
-    The targets' gradient of a group is the mean over those that the step drew, or an estimate of it where the step
-    did not draw equally many of each group: a target counts as groups / size.
+    A group's gradient is the mean over the targets of it that the step drew where all groups have equally many, else a
+    sum in which each target counts as groups / size, so that it is the mean on average over the steps.
 
     Args:
         n: samples that are trained on.
