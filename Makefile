@@ -25,6 +25,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/influence.py speed
+	$(BIN)/python benchmarks/in_run.py
 
 # The peers live in an environment of their own, which benchmarks/requirements-peers.txt says how to make.
 bench-peers: $(VENV)/.test

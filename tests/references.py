@@ -181,3 +181,43 @@ def less(adapters: list, moments: list[dict], rates: list[float], pool: list, ta
         products = torch.stack(features[: len(pool)]) @ torch.stack(features[len(pool) :]).T
         influence += rate / sum(rates) * products.numpy()
     return influence
+
+
+def in_run(adapter, pool: list, targets: list, groups: list, steps: list, preconditioned: bool, clip=1.0, epsilon=1e-8):
+    """First-order in-run data Shapley, (n_pool, groups): a backward pass for every sample and target of every step.
+
+    Args:
+        adapter: the model with a fresh adapter on it, which is trained here.
+        pool: (token ids, start of the response) of each sample.
+        targets: likewise.
+        groups: the group of each target.
+        steps: for each its learning rate, the numbers of its samples, and those of its targets.
+        preconditioned: whether the targets' gradient goes through Adam's second moment.
+        clip: longest gradient of a step.
+        epsilon: Adam's.
+    """
+    weights = {name: weight for name, weight in adapter.named_parameters() if "lora_" in name}
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, eps=epsilon)
+    scores = np.zeros((len(pool), len(set(groups))))
+    for t, (rate, samples, drawn) in enumerate(steps, start=1):
+        own = {k: adapter_gradients(adapter, *pool[k]) for k in samples}
+        of_targets = {k: adapter_gradients(adapter, *targets[k]) for k in drawn}
+        for group in set(groups):
+            share = len(set(groups)) / len(drawn)
+            for name, weight in weights.items():
+                mean = torch.zeros_like(weight)
+                for k in drawn:
+                    if groups[k] == group:
+                        mean += share * of_targets[k][name]
+                if preconditioned:
+                    earlier = optimizer.state[weight]["exp_avg_sq"] if t > 1 else torch.zeros_like(weight)
+                    second = (0.999 * earlier + 0.001 * mean**2) / (1 - 0.999**t)
+                    mean = mean / (torch.sqrt(second) + epsilon)
+                for k in samples:
+                    scores[k, group] += rate * float((own[k][name] * mean).sum())
+        for name, weight in weights.items():
+            weight.grad = torch.stack([own[k][name] for k in samples]).mean(dim=0)
+        torch.nn.utils.clip_grad_norm_(weights.values(), clip)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    return scores

@@ -169,6 +169,15 @@ class TestFrozenLinears:
             layers(torch.zeros(2, 3))
         assert all("forward" not in vars(layer) for layer in layers)
 
+    def test_a_block_inside_another_adds_what_was_frozen_since(self):
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 4).requires_grad_(False), torch.nn.Linear(4, 4))
+        with frozen_linears(layers):
+            layers.requires_grad_(False)
+            with frozen_linears(layers):
+                assert all("forward" in vars(layer) for layer in layers)
+            assert ["forward" in vars(layer) for layer in layers] == [True, False]
+        assert all("forward" not in vars(layer) for layer in layers)
+
 
 class TestAdam:
     def test_is_the_definition(self):

@@ -106,7 +106,7 @@ def short(tiny_model) -> LanguageModel:
     return LanguageModel.load(tiny_model, device="cpu", max_length=128)
 
 
-DEPEND_ON_ALL = {"response-similarity", "bm25", "less"}  # on what `prepare` sees, beside the two samples
+DEPEND_ON_ALL = {"response-similarity", "bm25", "less", "in-run"}  # on what `prepare` sees, beside the two samples
 
 
 class TestEveryFunction:

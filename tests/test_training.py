@@ -130,7 +130,7 @@ fine_tune(model, {examples!r}, {SMALL!r}, Path({str(tmp_path)!r}))
         assert not adapter_layers(tiny)
 
     def test_settings_are_checked(self, tiny, tmp_path):
-        for wrong in ({"epochs": 0}, {"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}):
+        for wrong in ({"epochs": 0}, {"batch_size": 0}, {"fewest_steps": 0}, {"fraction": 0.0}, {"fraction": 1.5}):
             with pytest.raises(ConfigError, match=next(iter(wrong))):
                 Training(**wrong)
         with pytest.raises(ConfigError, match="there are no samples to train on"):

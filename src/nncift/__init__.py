@@ -22,6 +22,7 @@ _HOME = {
     "FacilityLocationMutualInformation": "objectives",
     "IFD": "influence.ifd",
     "GradientSimilarity": "influence.gradient_similarity",
+    "InRun": "influence.in_run",
     "InfluenceFunction": "influence",
     "InfluenceMatrix": "matrix",
     "InfluenceNetwork": "network",
@@ -54,6 +55,7 @@ __all__ = [  # the keys of _HOME, which a test compares
     "FacilityLocation",
     "FacilityLocationMutualInformation",
     "GradientSimilarity",
+    "InRun",
     "InfluenceFunction",
     "InfluenceMatrix",
     "InfluenceNetwork",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from nncift.influence.embedding_similarity import EmbeddingSimilarity
     from nncift.influence.gradient_similarity import GradientSimilarity
     from nncift.influence.ifd import IFD, Perplexity
+    from nncift.influence.in_run import InRun
     from nncift.influence.less import Less
     from nncift.influence.representation_similarity import RepresentationSimilarity
     from nncift.influence.response_similarity import ResponseSimilarity

@@ -22,7 +22,7 @@ from nncift.errors import ModelError
 from nncift.gradients import Moments
 from nncift.language_model import LanguageModel
 from nncift.loading import first_line, quiet
-from nncift.storage import atomic_write, read_json, read_tensors, write_json, write_tensors
+from nncift.storage import atomic_write, read_json, read_tensors, write_array, write_json, write_tensors
 
 _FACTOR = re.compile(r"\.(lora_[AB])(\.\w+)?(?=\.weight$)")
 _WEIGHTS, _MOMENTS, _STATE = "adapter_model.safetensors", "optimizer.safetensors", "state.json"
@@ -153,8 +153,10 @@ def plain_name(name: str) -> str:
     return _FACTOR.sub(r".\1", name.removeprefix("base_model.model."))
 
 
-def save_checkpoint(folder: Path, adapter: Any, moments: Moments, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint's folder; it is complete or absent."""
+def save_checkpoint(
+    folder: Path, adapter: Any, moments: Moments, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Write a checkpoint's folder, with further arrays as `NAME.npy`; it is complete or absent."""
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(adapter, save_embedding_layers=False)
@@ -167,6 +169,8 @@ def save_checkpoint(folder: Path, adapter: Any, moments: Moments, state: Mapping
         write_tensors(temporary / _WEIGHTS, {name: _numpy(tensor) for name, tensor in weights.items()})
         both = {f"{kind}.{name}": _numpy(pair[k]) for name, pair in moments.items() for k, kind in enumerate(_KINDS)}
         write_tensors(temporary / _MOMENTS, both)
+        for name, array in arrays.items():
+            write_array(temporary / f"{name}.npy", array)
         write_json(temporary / _STATE, dict(state))
 
 

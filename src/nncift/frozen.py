@@ -18,8 +18,12 @@ import torch
 
 @contextlib.contextmanager
 def frozen_linears(model: torch.nn.Module) -> Iterator[None]:
-    """Run the model's frozen float32 linear layers on the CPU through oneDNN inside the block."""
-    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and _fits(layer.weight)]
+    """Run the model's frozen float32 linear layers on the CPU through oneDNN inside the block.
+
+    A block inside another adds those that were frozen since.
+    """
+    linears = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)]
+    layers = [layer for layer in linears if _fits(layer.weight)]
     for layer in layers:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     try:

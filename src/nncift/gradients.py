@@ -13,9 +13,10 @@ Adam's formula where that is asked for, are added to the (n, dimension) features
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,24 +33,19 @@ Shapes = Mapping[str, tuple[int, int]]
 Moments = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def stream_gradients(
-    model: LanguageModel,
-    batch: Sequence[Example],
-    layers: Mapping[str, torch.nn.Module],
-    consume: Callable[[str, torch.Tensor, torch.Tensor], None],
-) -> torch.Tensor:
-    """One forward and one backward pass of the sum of the samples' mean response losses.
+Consume = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+@contextlib.contextmanager
+def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> Iterator[None]:
+    """Show what one forward and one backward pass inside the block bring to layers; the passes stay as they are.
 
     Args:
-        model: the language model that holds the layers.
-        batch: n samples.
         layers: linear layers without bias, by name.
+        n: samples that go through the model.
         consume: called as consume(name, g, x) when the backward pass arrives at a layer, the last layer first, with
             g (n, positions, out) the gradient of its output and x (n, positions, in) its input. Sample k's gradient
             of the weight is g[k].T @ x[k].
-
-    Returns:
-        The losses, (n,) float32.
 
     Raises:
         ModelError: a layer is used otherwise than once on all positions of the batch, as shared layers and experts are.
@@ -59,7 +55,7 @@ def stream_gradients(
     def watch(name: str) -> Any:
         def forward(module: Any, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
             inputs = arguments[0].detach()
-            if name in used or inputs.ndim != 3 or len(inputs) != len(batch):
+            if name in used or inputs.ndim != 3 or len(inputs) != n:
                 raise ModelError(
                     f"{name} is not used once on every token, as gradients of single samples need it",
                     "take an adapter on other layers",
@@ -73,18 +69,42 @@ def stream_gradients(
 
         return forward
 
-    def ask(module: Any, arguments: Any, output: torch.Tensor) -> None:
-        output.requires_grad_()
-
     hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    hooks.append(model.model.get_input_embeddings().register_forward_hook(ask))
     try:
-        with torch.enable_grad(), frozen_linears(model.model):
-            losses = response_losses(model, batch)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def stream_gradients(
+    model: LanguageModel, batch: Sequence[Example], layers: Mapping[str, torch.nn.Module], consume: Consume
+) -> torch.Tensor:
+    """One forward and one backward pass of the sum of the samples' mean response losses.
+
+    Args:
+        model: the language model that holds the layers, all its weights frozen.
+        batch: n samples.
+        layers: linear layers without bias, by name.
+        consume: as for `watched`.
+
+    Returns:
+        The losses, (n,) float32.
+
+    Raises:
+        ModelError: as of `watched`.
+    """
+
+    def ask(module: Any, arguments: Any, output: torch.Tensor) -> None:
+        output.requires_grad_()
+
+    hook = model.model.get_input_embeddings().register_forward_hook(ask)
+    try:
+        with torch.enable_grad(), frozen_linears(model.model), watched(layers, len(batch), consume):
+            losses = response_losses(model, batch)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+    finally:
+        hook.remove()
     model.backward_tokens += sum(len(example.ids) - 1 for example in batch)
     return losses.detach()
 

@@ -23,6 +23,7 @@ BUILT_IN = {
     "perplexity": "nncift.influence.ifd:Perplexity",
     "gradient-similarity": "nncift.influence.gradient_similarity:GradientSimilarity",
     "less": "nncift.influence.less:Less",
+    "in-run": "nncift.influence.in_run:InRun",
 }
 
 

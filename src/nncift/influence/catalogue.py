@@ -151,6 +151,17 @@ CATALOGUE = (
         per_pair="an inner product per checkpoint",
         good_for="a target task; what training really does; linear in the samples",
     ),
+    About(
+        name="in-run",
+        formula="sum over the steps t that train on i: r_t <g_it, G_jt>, with r the learning rate, g the LoRA gradient"
+        " of i, G that of the targets of j's task over sqrt(v) + 1e-8, v Adam's second moment",
+        source="In-Run Data Shapley, arXiv:2406.11011",
+        kind="pairwise",
+        scale="around 0; below 0 it does harm; equal for targets of one task",
+        per_sample="four epochs of LoRA fine-tuning at about 1.5 times its plain cost, targets included",
+        per_pair="nothing",
+        good_for="what each sample did in one real training, for the target as a whole or for each task in it",
+    ),
 )
 
 TOKENS = "Tokens are those of SmolLM2-135M, measured on samples of P3, 140 tokens long on average."
