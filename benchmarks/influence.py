@@ -114,6 +114,8 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     for name, matrix in influence.items():
         score = linear_datamodelling_score(matrix, outcomes)
         table[name] = {"LDS": score.value, "low": score.low, "high": score.high}
+    if len(outcomes.after) < 2:
+        return table
     again, ceiling = noise_ceiling(outcomes)
     table["the same training, another seed"] = {"LDS": again.value, "low": again.low, "high": again.high}
     table["perfect (from that)"] = {"LDS": ceiling}
