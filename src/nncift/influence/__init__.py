@@ -23,6 +23,7 @@ BUILT_IN = {
     "perplexity": "nncift.influence.ifd:Perplexity",
     "gradient-similarity": "nncift.influence.gradient_similarity:GradientSimilarity",
     "less": "nncift.influence.less:Less",
+    "lossval": "nncift.influence.lossval:LossVal",
 }
 
 
@@ -35,8 +36,8 @@ class InfluenceFunction(Protocol):
     centre, document counts), a call without `prepare` is refused. A function with an attribute `progress` is told
     there whether to show a bar meanwhile.
 
-    A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
-    score once, and gives equal columns.
+    A pointwise function scores each pool sample for no target, or for all targets together: it has `pointwise = True`,
+    computes each score once, and gives equal columns.
     """
 
     name: str
