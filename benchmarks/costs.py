@@ -43,7 +43,8 @@ def main() -> None:
     print(f"{'':<26}{'per sample':>24}{'per pair':>24}")
     for name in options.functions:
         kind = resolve(name, BUILT_IN, "nncift.influence")
-        arguments = {"bm25": (), "embedding-similarity": (load_encoder(options.encoder, device=options.device),)}
+        encoder = load_encoder(options.encoder, device=options.device)
+        arguments = {"bm25": (), "embedding-similarity": (encoder,), "lossval": (encoder,)}
         function = kind(*arguments.get(name, (model,)))
         function.prepare(pool.select([0]), target.select([0]))
         function(pool.select([0]), target.select([0]))  # warm
