@@ -15,10 +15,9 @@ from itertools import pairwise
 
 import torch
 
-from nncift.embeddings import load_encoder
+from functions import make_function
 from nncift.influence import BUILT_IN
 from nncift.language_model import LanguageModel
-from nncift.registry import resolve
 from samples import shuffled_samples
 
 
@@ -42,9 +41,7 @@ def main() -> None:
     print(f"{options.rows} x {options.targets} samples of P3, {tokens / options.rows:.0f} tokens each")
     print(f"{'':<26}{'per sample':>24}{'per pair':>24}")
     for name in options.functions:
-        kind = resolve(name, BUILT_IN, "nncift.influence")
-        arguments = {"bm25": (), "embedding-similarity": (load_encoder(options.encoder, device=options.device),)}
-        function = kind(*arguments.get(name, (model,)))
+        function = make_function(name, model, options.encoder)
         function.prepare(pool.select([0]), target.select([0]))
         function(pool.select([0]), target.select([0]))  # warm
         marks = [(time.perf_counter(), function_tokens(function))]

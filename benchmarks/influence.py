@@ -33,6 +33,7 @@ from known_truth import (
     trained_samples,
     trained_subsets,
 )
+from nncift.embeddings import embed_texts, load_encoder
 from nncift.language_model import LanguageModel
 from nncift.pairs import collect
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
@@ -84,7 +85,11 @@ def noise(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     pool, target, shuffled = noisy_samples(
         options.rows, options.targets, share=0.2, longest=options.longest, seed=options.seed
     )
-    table = {"random": {"AUC": area(np.random.default_rng(0).random(len(pool)), shuffled)}}
+    prompts, responses = (embed_texts(list(pool[side]), load_encoder("embedded")) for side in ("prompt", "response"))
+    table = {
+        "random": {"AUC": area(np.random.default_rng(0).random(len(pool)), shuffled)},
+        "cosine of prompt and response": {"AUC": area((prompts * responses).sum(axis=1), shuffled)},
+    }
     for name in options.functions:
         some = target.select(range(options.pair_targets)) if name in PER_PAIR else target
         table[name] = {"AUC": area(values(name, model, pool, some, folder).mean(axis=1), shuffled)}

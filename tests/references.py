@@ -221,3 +221,79 @@ def in_run(adapter, pool: list, targets: list, groups: list, steps: list, precon
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
     return scores
+
+
+def sinkhorn_divergence(a: np.ndarray, x: np.ndarray, b: np.ndarray, y: np.ndarray, scales: list[float]):
+    """The Sinkhorn divergence of masses a on points x and b on y, whose sums may differ, and its slope in a.
+
+    Entropic transport at each scale e in turn, cost |x - y|^2 / 2: both potentials move half way to
+    f_i = -e log(sum_j b_j exp((g_j - cost_ij) / e)), and all the way once at the end.
+    """
+
+    def transport(a, x, b, y):
+        cost = ((x[:, None] - y[None]) ** 2).sum(axis=2) / 2
+
+        def potential(e, cost, mass, other):
+            log_mass = np.log(mass, where=mass > 0, out=np.full(len(mass), -1e5))
+            inner = log_mass + (other - cost) / e
+            most = inner.max(axis=1, keepdims=True)
+            return -e * (most[:, 0] + np.log(np.exp(inner - most).sum(axis=1)))
+
+        f, g = potential(scales[0], cost, b, 0), potential(scales[0], cost.T, a, 0)
+        for e in scales:
+            f, g = (f + potential(e, cost, b, g)) / 2, (g + potential(e, cost.T, a, f)) / 2
+        return potential(scales[-1], cost, b, g), potential(scales[-1], cost.T, a, f)
+
+    (f, g), (f_self, _), (g_self, _) = transport(a, x, b, y), transport(a, x, a, x), transport(b, y, b, y)
+    return a @ (f - f_self) + b @ (g - g_self), f - f_self
+
+
+class Adam:
+    """Adam with torch's constants, and decay as in AdamW."""
+
+    def __init__(self, rate: float, decay: float = 0.0) -> None:
+        self.rate, self.decay = rate, decay
+        self.m = self.v = 0.0
+        self.t = 0
+
+    def step(self, value: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        self.t += 1
+        self.m = 0.9 * self.m + 0.1 * gradient
+        self.v = 0.999 * self.v + 0.001 * gradient**2
+        direction = self.m / (1 - 0.9**self.t) / (np.sqrt(self.v / (1 - 0.999**self.t)) + 1e-8)
+        return value * (1 - self.rate * self.decay) - self.rate * direction
+
+
+def lossval(pool, target, *, epochs, learning_rate, head_learning_rate, decay, rows, seed) -> np.ndarray:
+    """LossVal's weights (n,) by hand-written gradients, in float64.
+
+    Args:
+        pool: (prompts (n, d), responses (n, d)).
+        target: likewise, m samples.
+        epochs, learning_rate, head_learning_rate, decay, rows, seed: of `LossVal`.
+    """
+    prompts, responses = (np.asarray(side, dtype=np.float64) for side in pool)
+    x, y = (np.hstack([np.asarray(side, dtype=np.float64) for side in sides]) for sides in (pool, target))
+    diameter = 1.1 * max(np.linalg.norm(one - other) for one in x for other in y)
+    scales = [diameter**2]
+    while scales[-1] * (1 if len(scales) == 1 else 0.25) > 0.05**2:  # the first comes twice
+        scales.append(scales[-1] * (1 if len(scales) == 1 else 0.25))
+    scales.append(0.05**2)
+    w, matrix, bias = np.ones(len(x)), np.zeros((prompts.shape[1],) * 2), np.zeros(prompts.shape[1])
+    of_w, of_matrix, of_bias = Adam(learning_rate), Adam(head_learning_rate, decay), Adam(head_learning_rate, decay)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        slope = np.zeros(len(x))
+        for batch in torch.randperm(len(x), generator=generator).tensor_split(math.ceil(len(x) / rows)):
+            n = batch.numpy()
+            helped = y if len(y) <= rows else y[torch.randperm(len(y), generator=generator)[:rows].numpy()]
+            errors = responses[n] - (prompts[n] + prompts[n] @ matrix + bias)
+            losses = (errors**2).sum(axis=1)
+            masses = np.full(len(helped), len(n) / len(helped))
+            distance, potential = sinkhorn_divergence(w[n], x[n], masses, helped, scales)
+            slope[n] = losses * distance**2 + 2 * (w[n] @ losses) * distance * potential
+            back = -2 * distance**2 * w[n][:, None] * errors  # by the prediction
+            matrix = of_matrix.step(matrix, prompts[n].T @ back)
+            bias = of_bias.step(bias, back.sum(axis=0))
+        w = of_w.step(w, slope)
+    return w

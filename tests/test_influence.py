@@ -106,7 +106,8 @@ def short(tiny_model) -> LanguageModel:
     return LanguageModel.load(tiny_model, device="cpu", max_length=128)
 
 
-DEPEND_ON_ALL = {"response-similarity", "bm25", "less", "in-run"}  # on what `prepare` sees, beside the two samples
+# on what `prepare` sees, beside the two samples
+DEPEND_ON_ALL = {"response-similarity", "bm25", "less", "in-run", "lossval"}
 
 
 class TestEveryFunction:
@@ -120,7 +121,7 @@ class TestEveryFunction:
     def make(self, request, tiny_model, minilm, block):
         """Makes the function; one whose values depend on all samples has seen those of the block."""
         kind = resolve(request.param, BUILT_IN, "nncift.influence")
-        model = {"embedding-similarity": minilm, "bm25": None}.get(request.param, tiny_model)
+        model = {"embedding-similarity": minilm, "lossval": minilm, "bm25": None}.get(request.param, tiny_model)
 
         def make(name: str | None = model, *, ready: bool = True, **options):
             function = kind() if model is None else kind(name, device="cpu", **options)
@@ -182,7 +183,7 @@ class TestEveryFunction:
     def test_foretells_the_tokens_of_all_blocks(self, make, dialogues):
         function = make()
         if not hasattr(function, "tokens"):
-            assert make.name in ("embedding-similarity", "bm25")  # which ask no language model
+            assert make.name in ("embedding-similarity", "bm25", "lossval")  # which ask no language model
             return
         pool, target = named([*dialogues[:7], dialogues[0]], "pool"), named(dialogues[5:10], "target")
         before = function.forward_tokens

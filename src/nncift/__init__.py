@@ -29,6 +29,7 @@ _HOME = {
     "LabelledPairs": "pairs",
     "LanguageModel": "language_model",
     "Less": "influence.less",
+    "LossVal": "influence.lossval",
     "NNCIFTError": "errors",
     "Perplexity": "influence.ifd",
     "RepresentationSimilarity": "influence.representation_similarity",
@@ -62,6 +63,7 @@ __all__ = [  # the keys of _HOME, which a test compares
     "LabelledPairs",
     "LanguageModel",
     "Less",
+    "LossVal",
     "NNCIFTError",
     "Perplexity",
     "RepresentationSimilarity",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from nncift.influence.ifd import IFD, Perplexity
     from nncift.influence.in_run import InRun
     from nncift.influence.less import Less
+    from nncift.influence.lossval import LossVal
     from nncift.influence.representation_similarity import RepresentationSimilarity
     from nncift.influence.response_similarity import ResponseSimilarity
     from nncift.influence.selectit import SelectIT

@@ -24,6 +24,7 @@ BUILT_IN = {
     "gradient-similarity": "nncift.influence.gradient_similarity:GradientSimilarity",
     "less": "nncift.influence.less:Less",
     "in-run": "nncift.influence.in_run:InRun",
+    "lossval": "nncift.influence.lossval:LossVal",
 }
 
 
@@ -46,6 +47,8 @@ class InfluenceFunction(Protocol):
 
     A class that is named instead of an object is made with the options that the user gives, which its constructor
     lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.
+    A pointwise function scores each pool sample for no target, or for all targets together: it has `pointwise = True`,
+    computes each score once, and gives equal columns.
     """
 
     name: str

@@ -21,11 +21,12 @@ class About:
         name: as in `--influence`.
         formula: entry [i, j], pool sample i on target j; larger is better.
         source: where it comes from.
-        kind: "pairwise", or "pointwise": one score per sample, whatever the target.
+        kind: "pairwise", or "pointwise": one score per sample, the same for every target.
         scale: the values it takes and what they mean.
         per_sample: cost of each sample that is labelled.
         per_pair: cost of each labelled pair on top of that.
         good_for: when to take it.
+        whole_target: whether a pointwise score is for the target as a whole, instead of for none.
     """
 
     name: str
@@ -36,11 +37,14 @@ class About:
     per_sample: str
     per_pair: str
     good_for: str
+    whole_target: bool = False
 
     @property
     def target(self) -> str:
         """Whether it needs a target."""
-        return "not used" if self.kind == "pointwise" else "needed; the pool is its own without one"
+        if self.kind == "pointwise" and not self.whole_target:
+            return "not used"
+        return "needed" + (" as a whole" if self.whole_target else "") + "; the pool is its own without one"
 
 
 CATALOGUE = (
@@ -161,6 +165,20 @@ CATALOGUE = (
         per_sample="four epochs of LoRA fine-tuning at about 1.5 times its plain cost, targets included",
         per_pair="nothing",
         good_for="what each sample did in one real training, for the target as a whole or for each task in it",
+    ),
+    About(
+        name="lossval",
+        formula="the weight w_i that minimises, with a head h, (sum over n: w_n * norm(r_n - h(p_n))^2) * OT_w(pool,"
+        " target)^2, after 100 epochs of Adam from w = 1; p and r embed prompt and response, OT is the Sinkhorn"
+        " divergence between the samples (p, r) of masses w and the target's",
+        source="LossVal, arXiv:2412.04158; prompt and response for its inputs and labels",
+        kind="pointwise",
+        scale="about 0 to 2; 1 is where it began; only the order within a run counts",
+        per_sample="two passes of the sentence encoder, over prompt and response; 100 steps of a small head; no"
+        " language model",
+        per_pair="nothing",
+        good_for="responses that do not belong to their prompts; a clean target without a language model",
+        whole_target=True,
     ),
 )
 
