@@ -24,10 +24,9 @@ from scipy.stats import rankdata
 
 import delift
 import gradients
-from functions import NAMES, make_function
+from functions import NAMES, TRAINING, make_function
 from known_truth import (
     OUTCOMES,
-    TRAINING,
     family_samples,
     noisy_samples,
     trained_samples,

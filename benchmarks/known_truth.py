@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from nncift.adapters import Lora
 from nncift.pool import load_pool
-from nncift.training import Training
 from nncift.truth import draw_subsets
 from samples import DATA
 
 OUTCOMES = Path(__file__).parent / "outcomes" / "p3-smollm2.safetensors"
 FAMILIES, POOL_PER_FAMILY, TARGETS_PER_FAMILY, SUBSETS = 8, 15, 10, 40
 LONGEST = 800  # characters of a sample that is trained on
-TRAINING = Training(lora=Lora(rank=16, alpha=32, dropout=0.0), fraction=1.0, epochs=3, learning_rate=2e-4, batch_size=3)
 
 
 @cache
