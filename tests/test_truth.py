@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -183,3 +185,31 @@ def work(model: str, pool: Dataset, target: Dataset, folder: Path) -> None:
     """What one of several processes does."""
     found = measure_outcomes(LanguageModel.load(model, device="cpu"), pool, target, draw_subsets(6, 3), QUICK, folder)
     found.save(folder / "outcomes.safetensors")
+
+
+class TestCommittedOutcomes:
+    @pytest.fixture(scope="class")
+    def committed(self) -> TrainingOutcomes:
+        return TrainingOutcomes.load(COMMITTED)
+
+    def test_are_whole(self, committed):
+        assert committed.after.shape == (2, 40, 80)
+        assert (committed.subsets.sum(axis=1) == 60).all()
+        assert (len(committed.pool_ids), len(committed.target_ids)) == (120, 80)
+        assert not set(committed.pool_ids) & set(committed.target_ids)
+        assert committed.drops.mean() > 1  # nats: training did something
+        assert len(np.unique(committed.subsets, axis=0)) == 40
+
+    def test_hold_no_texts(self):
+        assert set(json.loads(COMMITTED.with_suffix(".json").read_text())) == {"pool_ids", "target_ids", "settings"}
+        assert COMMITTED.stat().st_size < 100_000
+
+    def test_are_mostly_signal_and_know_the_families(self, committed, shared_data):
+        with gzip.open(shared_data / "p3_pool.jsonl.gz", "rt", encoding="utf-8") as lines:
+            family = {row["id"]: row["task"] for row in map(json.loads, lines)}
+        of_pool, of_target = (np.array([family[i] for i in ids]) for ids in (committed.pool_ids, committed.target_ids))
+        known = linear_datamodelling_score((of_pool[:, None] == of_target).astype(float), committed)
+        again, ceiling = noise_ceiling(committed)
+        assert known.low > 0
+        assert again.value > known.high
+        assert ceiling > again.value

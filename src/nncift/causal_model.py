@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from nncift.errors import ModelError
+from nncift.frozen import frozen_linears
 from nncift.loading import out_of_memory
 
 T = TypeVar("T")
@@ -87,7 +88,8 @@ class CausalModel:
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """As `logits_at` of right-padded ids (n, longest), after a cache (or None); not counted, without gradients."""
-        return self._positions(ids, cache, rows, columns)
+        with frozen_linears(self.model):
+            return self._positions(ids, cache, rows, columns)
 
     def _positions(self, ids: torch.Tensor, cache: Any, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The model's logits at the given positions alone, (positions, vocabulary)."""
@@ -131,7 +133,8 @@ class CausalModel:
         options = {"use_cache": False} if "use_cache" in self._parameters else {}
         hook = module.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.model(input_ids=self.tensor(sequences), **options)
+            with frozen_linears(self.model):
+                self.model(input_ids=self.tensor(sequences), **options)
         except _FarEnough as reached:
             self.forward_tokens += sum(map(len, sequences))
             return reached.states
