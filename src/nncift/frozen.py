@@ -34,7 +34,9 @@ def frozen_linears(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _fits(weight: torch.Tensor) -> bool:
-    frozen = not (weight.requires_grad and torch.is_grad_enabled()) and weight.device.type == "cpu" and weight.dtype == torch.float32
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    frozen = not (weight.requires_grad and torch.is_grad_enabled())
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return frozen and available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
