@@ -1,7 +1,7 @@
 """The influence functions that benchmarks compare: every built-in one, and LESS with both sides preconditioned.
 
-"less, one epoch" takes its gradients after one epoch on the whole pool, at the settings of the trainings that are to be
-foretold, where LESS's own warm-up is short and gentle.
+LESS's own warm-up is short and gentle. "less, trained alike" takes its gradients in a training on the whole pool with the
+settings of those that are to be foretold, "less, one epoch" after an epoch of such a training.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nncift.training import Training
 TRAINING = Training(lora=Lora(rank=16, alpha=32, dropout=0.0), fraction=1.0, epochs=3, learning_rate=2e-4, batch_size=3)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "less, both sides": ("less", {"preconditioned": "both"}),
+    "less, trained alike, both sides": ("less", {"preconditioned": "both", "training": TRAINING}),
     "less, one epoch, both sides": (
         "less",
         {"preconditioned": "both", "training": dataclasses.replace(TRAINING, epochs=1)},
