@@ -1,7 +1,7 @@
 """The influence functions that benchmarks compare: every built-in one, and LESS with both sides preconditioned.
 
-LESS's own warm-up is short and gentle. "less, trained alike" takes its gradients in a training on the whole pool with the
-settings of those that are to be foretold, "less, one epoch" after an epoch of such a training.
+LESS's own warm-up is short and gentle. "less, trained alike" takes its gradients in a training on the whole pool with
+the settings of those that are to be foretold, "less, one epoch" after an epoch of such a training.
 """
 
 from __future__ import annotations
