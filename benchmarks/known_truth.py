@@ -32,7 +32,7 @@ def trained_samples() -> tuple[Dataset, Dataset, np.ndarray, np.ndarray]:
     """The pool and the targets of the outcomes, and the family of each."""
     rows, families = p3()
     short = np.zeros(len(rows), bool)
-    short[_short(LONGEST)] = True
+    short[short_samples(LONGEST)] = True
     names, counts = np.unique(families[short], return_counts=True)
     rng = np.random.default_rng(0)
     pool, target = [], []
@@ -57,7 +57,7 @@ def family_samples(
     """
     data, all_families = p3()
     rng = np.random.default_rng([seed, 1])
-    order = rng.permutation(_short(longest))
+    order = rng.permutation(short_samples(longest))
     pool, rest = order[:rows], order[rows:]
     names, counts = np.unique(all_families[rest], return_counts=True)
     chosen = sorted(rng.permutation(names[counts >= targets])[:families])
@@ -75,7 +75,7 @@ def noisy_samples(
     """
     data, _ = p3()
     rng = np.random.default_rng([seed, 2])
-    order = rng.permutation(_short(longest))
+    order = rng.permutation(short_samples(longest))
     pool, target = data.select(order[:rows]), data.select(order[rows : rows + targets])
     responses = np.array(pool["response"], dtype=object)
     moved = rng.permutation(rows)[: round(share * rows)]
@@ -87,7 +87,7 @@ def noisy_samples(
 
 
 @cache
-def _short(longest: int) -> np.ndarray:
+def short_samples(longest: int) -> np.ndarray:
     """Numbers of the samples with no more characters than that."""
     rows, _ = p3()
     lengths = [len(p) + len(r) for p, r in zip(rows["prompt"], rows["response"], strict=True)]
