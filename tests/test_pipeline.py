@@ -243,7 +243,7 @@ def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: 
     labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
     assert np.ptp(labels.influence) > 0
     assert json.loads((run / "fidelity.json").read_text())["influence"] == influence
-    if influence not in ("bm25", "embedding-similarity"):
+    if influence not in ("bm25", "embedding-similarity", "lossval"):
         assert json.loads((run / "costs.json").read_text())["stages"]["labels"]["forward_tokens"] > 0
     again = nncift.select(pool, target=target, influence=influence, output=run, **{**options, "labels": 60})
     np.testing.assert_array_equal(again.indices, selection.indices)
