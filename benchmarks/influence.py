@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from scipy.stats import rankdata
 
 import delift
@@ -130,7 +131,8 @@ def train(options: argparse.Namespace, model: LanguageModel, folder: Path) -> No
     """Fine-tune on every subset with two seeds and store the outcomes."""
     pool, target, _, _ = trained_samples()
     outcomes = measure_outcomes(model, pool, target, trained_subsets(), TRAINING, folder, progress=True)
-    outcomes.save(OUTCOMES)
+    with FileLock(folder / ".lock"):  # all processes that shared the work come here
+        outcomes.save(OUTCOMES)
     print(f"written to {OUTCOMES}")
 
 
