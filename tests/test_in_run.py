@@ -19,21 +19,13 @@ import references
 from nncift.adapters import Lora, adapted, adapter_layers
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.examples import encode_examples
-from nncift.influence.in_run import InRun
+from nncift.influence.in_run import InRun, InRunTraining
 from nncift.inner_products import InnerProducts, draw_targets, inner_products
 from nncift.language_model import LanguageModel
 from nncift.pairs import collect
 from nncift.training import Training, fine_tune
 
-SMALL = Training(
-    lora=Lora(rank=2, alpha=8, dropout=0.0),
-    fraction=1.0,
-    epochs=2,
-    learning_rate=5e-3,
-    batch_size=3,
-    fewest_steps=4,
-    seed=4,
-)
+SMALL = InRunTraining(lora=Lora(rank=2, alpha=8, dropout=0.0), epochs=2, learning_rate=5e-3, batch_size=3, seed=4)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, get_args
 
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
     from nncift.config import Config
 
 Preconditioned = Literal["no", "yes"]
+
+
+@dataclass(frozen=True)
+class InRunTraining(Training):
+    """How the run trains: on all samples, without dropout, in at least four steps an epoch; else as LESS's warm-up."""
+
+    lora: Lora = field(default_factory=lambda: Lora(dropout=0.0))
+    fraction: float = 1.0
+    fewest_steps: int = 4
 
 
 class _Target(NamedTuple):
@@ -83,7 +93,7 @@ class InRun(LanguageModelFunction):
         self,
         model: str | LanguageModel,
         *,
-        training: Training | None = None,
+        training: InRunTraining | None = None,
         target_batch: int | None = None,
         preconditioned: Preconditioned = "yes",
         seed: int = 0,
@@ -99,7 +109,7 @@ class InRun(LanguageModelFunction):
             raise ConfigError(
                 f"fraction {training.fraction} of the training leaves samples without a score", "give fraction=1"
             )
-        self.training = training or Training(lora=Lora(dropout=0.0, seed=seed), fraction=1.0, fewest_steps=4, seed=seed)
+        self.training = training or InRunTraining(lora=Lora(dropout=0.0, seed=seed), seed=seed)
         self.target_batch = target_batch
         self.preconditioned = preconditioned
         self._scores: dict[str, np.ndarray] = {}  # (groups,) by what `Example.key` says

@@ -140,11 +140,13 @@ def _parameters(kind: Any) -> Iterator[tuple[str, Option]]:
             return
 
 
-def _fields(kind: Any) -> Iterator[tuple[str, Option]]:
-    """What can be given to a dataclass."""
+def _fields(kind: Any, whole: Any = None) -> Iterator[tuple[str, Option]]:
+    """What can be given to a dataclass; its defaults are what `whole` has, where that is one."""
     hints = _hints(kind)
     for field in dataclasses.fields(kind):
         default = field.default_factory() if callable(field.default_factory) else field.default
+        if isinstance(whole, kind):
+            default = getattr(whole, field.name)
         if field.init:
             yield field.name, Option(hints.get(field.name, Any), _NONE if default is dataclasses.MISSING else default)
 
@@ -155,7 +157,7 @@ def _expand(options: Iterator[tuple[str, Option]], place: str = "") -> Iterator[
         if is_readable(option.hint):
             yield f"{place}{name}", option
         if (kind := dataclass_in(option.hint)) is not None:
-            yield from _expand(_fields(kind), f"{place}{name}.")
+            yield from _expand(_fields(kind, option.default), f"{place}{name}.")
 
 
 def _hints(maker: Any) -> dict[str, Any]:
