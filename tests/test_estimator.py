@@ -123,9 +123,12 @@ def test_a_time_becomes_a_grid_that_takes_it(row, target, pair, seconds):
         assert rate.seconds(4 * columns + 4, columns + 1) > seconds
 
 
-@pytest.mark.parametrize("pointwise", [False, True])
-def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise):
-    """A function that takes five seconds to load, three for a sample in `prepare`, and two for a pair or sample."""
+@pytest.mark.parametrize(("pointwise", "fixed"), [(False, 0), (True, 0), (True, 60)])
+def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise, fixed):
+    """A function that takes five seconds to load, three for a sample in `prepare`, and two for a pair or sample.
+
+    A pointwise one may also take a fixed time in `prepare`.
+    """
     clock = [0.0]
     monkeypatch.setattr("nncift.labelling.time.perf_counter", lambda: clock[0])
 
@@ -136,7 +139,7 @@ def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise):
         def prepare(self, pool, target, folder=None):
             clock[0] += 0 if self.loaded else 5
             self.loaded = True
-            clock[0] += 3 * (len(pool) + (0 if pointwise else len(target)))
+            clock[0] += fixed + 3 * (len(pool) + (0 if pointwise else len(target)))
 
         def __call__(self, pool_rows, target_rows):
             clock[0] += 2 * len(pool_rows) * (1 if pointwise else len(target_rows))
@@ -145,7 +148,7 @@ def test_the_rate_tells_samples_from_pairs(monkeypatch, pointwise):
     function = Slow()
     function.pointwise = pointwise
     samples = Dataset.from_list([{"id": str(i)} for i in range(20)])
-    assert measure_rate(function, samples, samples) == (Rate(5, 0, 0) if pointwise else Rate(3, 3, 2))
+    assert measure_rate(function, samples, samples) == (Rate(5, 0, 0, fixed) if pointwise else Rate(3, 3, 2))
 
 
 def test_the_rate_tells_what_warming_up_on_the_whole_pool_takes(monkeypatch):

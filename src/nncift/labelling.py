@@ -168,9 +168,16 @@ def measure_rate(function: InfluenceFunction, pool: Dataset, target: Dataset, *,
     rows = rows.select(range(min(1, len(rows) - 1), len(rows)))
     once, block = timed(rows, targets)
     if getattr(function, "pointwise", False):
-        return Rate((once + block) / len(rows), 0.0, 0.0, warm_up)
+        whatever = _fixed_seconds(once + block, len(rows), sum(timed(rows.select([0]), targets)))
+        return Rate((once + block - whatever) / len(rows), 0.0, 0.0, warm_up + whatever)
     each = once / (len(rows) + len(targets))
     return Rate(each, each, block / (len(rows) * len(targets)), warm_up)
+
+
+def _fixed_seconds(several: float, n: int, single: float) -> float:
+    """What is spent however many samples there are, as on a training of so many steps, from n samples and from one."""
+    each = max(several - single, 0.0) / max(n - 1, 1)
+    return max(single - each, 0.0) if n > 1 else 0.0
 
 
 def _warm_up_seconds(function: Any, rows: Dataset, pool: Dataset) -> float:
