@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from functions import make_function
+from functions import exact_values
 from known_truth import p3, short_samples
 from nncift.language_model import LanguageModel
-from nncift.pairs import collect
 from nncift.pool import load_pool
 from nncift.storage import read_json, read_tensors, write_json, write_tensors
 from samples import DATA
@@ -104,12 +103,9 @@ def main() -> None:
     for name in options.jobs:
         function_name, samples = JOBS[name]
         pool, target = samples()
-        function: Any = make_function(function_name, model)
-        rows, columns = np.arange(len(pool)), np.arange(len(target))
-        pairs = collect(function, pool, target, rows, columns, folder=options.folder / name, progress=True)
-        influence = pairs.influence.reshape(len(rows), len(columns))
+        influence, settings = exact_values(function_name, model, pool, target, options.folder / name)
         ids = tuple(map(str, pool["id"])), tuple(map(str, target["id"]))
-        ExactValues(*ids, influence, function.describe()).save(FOLDER / f"{name}.safetensors")
+        ExactValues(*ids, influence, settings).save(FOLDER / f"{name}.safetensors")
         print(f"{name}: written to {FOLDER}")
 
 

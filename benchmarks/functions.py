@@ -7,14 +7,22 @@ the settings of those that are to be foretold, "less, one epoch" after an epoch 
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from datasets import Dataset
 
 from nncift.adapters import Lora
 from nncift.embeddings import load_encoder
 from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.language_model import LanguageModel
+from nncift.pairs import collect
 from nncift.registry import resolve
+from nncift.storage import fingerprint, read_json, write_json
 from nncift.training import Training
 
 TRAINING = Training(lora=Lora(rank=16, alpha=32, dropout=0.0), fraction=1.0, epochs=3, learning_rate=2e-4, batch_size=3)
@@ -36,6 +44,28 @@ def make_function(name: str, model: LanguageModel, encoder: str = "embedded", **
     kind, own = VARIANTS.get(name, (name, {}))
     arguments = [] if kind in _NO_MODEL else [_encoder(encoder) if kind in _ENCODER else model]
     return resolve(kind, BUILT_IN, "nncift.influence")(*arguments, **own, **options)  # type: ignore[no-any-return]
+
+
+def exact_values(
+    name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Exact influence of every pool sample on every target, (n_pool, n_target), and what the function says of itself.
+
+    Values are kept in a folder of the function's name in `folder`.
+    """
+    function: Any = make_function(name, model)
+    place = folder / name.replace(", ", "-").replace(" ", "-")
+    description = json.loads(json.dumps(function.describe(), default=str))
+    samples = [list(rows[column]) for rows in (pool, target) for column in ("id", "response")]
+    work, path = {"fingerprint": fingerprint(description, *samples)}, place / "work.json"
+    if path.exists() and read_json(path) != work:
+        raise SystemExit(f"{place} holds values of other samples or settings: choose another --folder")
+    write_json(path, work)
+    rows, columns = np.arange(len(pool)), np.arange(len(target))
+    since = time.perf_counter()
+    pairs = collect(function, pool, target, rows, columns, folder=place, progress=True)
+    print(f"{name}: {time.perf_counter() - since:.0f} s", flush=True)
+    return pairs.influence.reshape(len(rows), len(columns)), description
 
 
 @cache

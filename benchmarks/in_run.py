@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--targets", type=int, default=32)
     parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument(
-        "--batch-size", type=int, default=128, help="fewer where an epoch would have less than 16 steps"
-    )
+    parser.add_argument("--batch-size", type=int, default=128, help="fewer where an epoch would have less than 4 steps")
     parser.add_argument("--target-batch", type=int, default=None)
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)

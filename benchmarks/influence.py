@@ -12,20 +12,17 @@ Everything that is computed is kept under `--folder`; the same command goes on w
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from filelock import FileLock
 from scipy.stats import rankdata
 
 import delift
 import gradients
-from functions import NAMES, TRAINING, make_function
+from functions import NAMES, TRAINING, exact_values
 from known_truth import (
     OUTCOMES,
     family_samples,
@@ -35,22 +32,11 @@ from known_truth import (
 )
 from nncift.embeddings import embed_texts, load_encoder
 from nncift.language_model import LanguageModel
-from nncift.pairs import collect
+from nncift.storage import write_json
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
 
 PER_PAIR = ("delift",)  # each pair is a pass of the model, so they are judged on fewer targets
 PER_TARGET_SET = ("lossval",)  # one score for all targets that it is given: it is given one family at a time
-
-
-def values(function_name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
-    """Exact influence of every pool sample on every target, (n_pool, n_target), kept in the folder."""
-    rows, columns = np.arange(len(pool)), np.arange(len(target))
-    since = time.perf_counter()
-    function = make_function(function_name, model)
-    place = folder / function_name.replace(", ", "-").replace(" ", "-")
-    pairs = collect(function, pool, target, rows, columns, folder=place, progress=True)
-    print(f"{function_name}: {time.perf_counter() - since:.0f} s", flush=True)
-    return pairs.influence.reshape(len(rows), len(columns))
 
 
 def families(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
@@ -68,7 +54,7 @@ def families(options: argparse.Namespace, model: LanguageModel, folder: Path) ->
         scores[name] = np.full((len(pool), len(target)), np.nan)
         for number, part in enumerate(parts):
             place = folder / str(number) if name in PER_TARGET_SET else folder
-            scores[name][:, part] = values(name, model, pool, target.select(np.flatnonzero(part)), place)
+            scores[name][:, part] = exact_values(name, model, pool, target.select(np.flatnonzero(part)), place)[0]
     table = {}
     for name, influence in scores.items():
         table[name] = {}
@@ -92,7 +78,7 @@ def noise(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     }
     for name in options.functions:
         some = target.select(range(options.pair_targets)) if name in PER_PAIR else target
-        table[name] = {"AUC": area(values(name, model, pool, some, folder).mean(axis=1), shuffled)}
+        table[name] = {"AUC": area(exact_values(name, model, pool, some, folder)[0].mean(axis=1), shuffled)}
     return table
 
 
@@ -107,6 +93,8 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     """Linear datamodelling score on the committed outcomes, with its interval; the noise ceiling beside it."""
     pool, target, family, of_target = trained_samples()
     outcomes = TrainingOutcomes.load(OUTCOMES)
+    if outcomes.settings["model"] != model.name:
+        raise SystemExit(f"the outcomes are those of {outcomes.settings['model']!r}: {model.name!r} cannot be judged")
     if tuple(pool["id"]) != outcomes.pool_ids or tuple(target["id"]) != outcomes.target_ids:
         raise SystemExit("the samples are not those of the outcomes")
     target = target.add_column("task", of_target.tolist())
@@ -114,7 +102,7 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
         "random": np.random.default_rng(0).random((len(pool), len(target))),
         "the family is known": (family[:, None] == of_target).astype(np.float64),
     }
-    influence |= {name: values(name, model, pool, target, folder) for name in options.functions}
+    influence |= {name: exact_values(name, model, pool, target, folder)[0] for name in options.functions}
     table = {}
     for name, matrix in influence.items():
         score = linear_datamodelling_score(matrix, outcomes)
@@ -165,7 +153,7 @@ def main() -> None:
     table = tasks[options.what](options, model, folder)
     if table is None:
         return
-    (folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    write_json(folder / "table.json", table)
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     print("| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for name, row in table.items():

@@ -295,5 +295,5 @@ def lossval(pool, target, *, epochs, learning_rate, head_learning_rate, decay, r
             back = -2 * distance**2 * w[n][:, None] * errors  # by the prediction
             matrix = of_matrix.step(matrix, prompts[n].T @ back)
             bias = of_bias.step(bias, back.sum(axis=0))
-        w = of_w.step(w, slope)
+        w = np.maximum(of_w.step(w, slope), 0)
     return w

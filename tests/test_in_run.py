@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -168,9 +169,20 @@ class TestInRun:
         whole.prepare(pool, target.select([0, 4]))
         apart = InRun(tiny, training=SMALL, target_batch=2, preconditioned="no")
         apart.prepare(pool, tasks.select([0, 4]))
-        assert whole.pointwise
         mean = apart(pool, tasks.select([0, 4])).mean(axis=1)
         np.testing.assert_allclose(whole(pool, target.select([0]))[:, 0], mean, atol=1e-3 * mean.std())
+
+    def test_is_pointwise_where_there_is_one_task(self, tiny, pool, tasks, target):
+        original = [json.dumps({"task": f"t{k % 2}"}) for k in range(len(target))]
+        for rows, alike in (
+            (target, True),
+            (tasks, False),
+            (target.add_column("original", original), False),
+            (target.add_column("original", [json.dumps({"task": "same"})] * len(target)), True),
+        ):
+            function = InRun(tiny, training=SMALL)
+            function.check(pool, rows)
+            assert function.pointwise == alike
 
     def test_the_order_of_the_rows_does_not_matter(self, tiny, pool, tasks):
         functions = [InRun(tiny, training=SMALL) for _ in range(2)]

@@ -241,3 +241,11 @@ def test_a_run(minilm, tmp_path):
     options = {"encoder": minilm, "device": "cpu", "labels": 60, "budget": 5}
     selection = nncift.select(data, influence="lossval", output=tmp_path / "run", **options)
     assert len(selection.indices) == 5
+
+
+def test_no_weight_falls_below_nothing(minilm):
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((20, 2 * 8)).astype(np.float32)
+    weights = LossVal(minilm, learning_rate=0.05)._learn(points, points[:5])
+    assert weights.min() >= 0
+    assert np.ptp(weights) > 0

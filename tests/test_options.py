@@ -255,9 +255,16 @@ def test_the_config_holds_them_in_one_form():
     for options in forms:
         config = make_config("pool.jsonl", influence="less", influence_options=options)
         assert config.identity()["influence_options"] == expected
-        assert make_influence(config).training.epochs == 2
+        with pytest.raises(ConfigError, match="both checkpoints and a training"):
+            make_influence(config)
     for nothing in (None, (), {}):
         assert make_config("pool.jsonl", influence_options=nothing).influence_options is None
+
+
+@pytest.mark.parametrize("wrong", [5, [{"training.epochs": 2}], {"training.epochs": 10**400}])
+def test_what_is_no_option_is_a_user_error(wrong):
+    with pytest.raises(ConfigError):
+        make_config("pool.jsonl", influence="less", influence_options=wrong)
 
 
 def run(*arguments: str) -> int:

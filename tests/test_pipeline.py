@@ -249,6 +249,19 @@ def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: 
     np.testing.assert_array_equal(again.indices, selection.indices)
 
 
+def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "target": target, "labels": 60, "influence": "response-similarity"}
+    nncift.select(pool, output=run, **options)
+    plan = json.loads((run / "labels/plan.json").read_text())
+    plan["function"]["dtype"] = "bfloat16"
+    (run / "labels/plan.json").write_text(json.dumps(plan))
+    nncift.select(pool, output=run, **options)  # nothing is left to label
+    (run / "labels/labels.parquet").unlink()
+    with pytest.raises(ConfigError, match="bfloat16.*--dtype"):
+        nncift.select(pool, output=run, **options)
+
+
 def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):
     options = {**options, "influence": "selectit", "model": f"{options['model']},nobody/none"}
     with pytest.raises(ModelError, match="'nobody/none'"):

@@ -234,3 +234,11 @@ class _Touch:
 
     def __reduce__(self):
         return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"learning_rate": 0.0}, {"clip": -1.0}, {"rising": -0.1}, {"rising": 1.5}, {"seed": -1}, {"fraction": 0}]
+)
+def test_settings_that_cannot_be_used_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Training(**wrong)

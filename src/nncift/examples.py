@@ -7,6 +7,7 @@ response.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,6 +45,19 @@ class Example:
     def key(self) -> str:
         """A hash of the tokens, the same for samples that a model cannot tell apart."""
         return fingerprint(self.start, self.ids)
+
+
+def tasks_of(rows: Dataset) -> list[str | None]:
+    """The task of each sample: its column `task`, else the field of that name that its source row had, else none."""
+    column = next((name for name in ("task", "original") if name in rows.column_names), None)
+    if column is None:
+        return [None] * len(rows)
+    tasks: list[str | None] = []
+    for batch in rows.select_columns([column]).iter(1000):
+        for value in batch[column]:
+            task = json.loads(value).get("task") if column == "original" else value
+            tasks.append(None if task in (None, "") else str(task))
+    return tasks
 
 
 def encode_examples(model: LanguageModel, rows: Dataset) -> list[Example]:

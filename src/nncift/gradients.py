@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -256,22 +254,16 @@ def batched_features(
 ) -> np.ndarray:
     """`sample_features` of any number of samples in batches of like length, (n, dimension) float32.
 
-    A batch that does not fit into memory is halved.
+    A batch that does not fit into memory is halved, and so are all that come after it.
 
     Raises:
         ModelError: one sample alone does not fit into memory.
     """
-    waiting = deque(like_batches(model, examples, batch_size))
-    features = np.empty((len(examples), sketch.dimension), np.float32)
-    while waiting:
-        batch = waiting.popleft()
-        found = model.in_memory(partial(sample_features, model, [examples[k] for k in batch], layers, sketch, change))
-        if found is not None:
-            features[batch] = found.cpu().numpy()
-        elif len(batch) > 1:
-            model.oom_splits.append(len(batch))
-            middle = len(batch) // 2
-            waiting.extendleft([batch[middle:], batch[:middle]])
-        else:
-            raise model.too_big(len(examples[batch[0]].ids))
-    return features
+
+    def work(batch: list[int]) -> list[np.ndarray]:
+        return list(sample_features(model, [examples[k] for k in batch], layers, sketch, change).cpu().numpy())
+
+    lengths = [len(example.ids) - 1 for example in examples]
+    scored = [len(example.ids) - example.start for example in examples]
+    found = model.in_batches(work, lengths, scored, batch_size=batch_size)
+    return np.stack(found) if found else np.zeros((0, sketch.dimension), np.float32)

@@ -7,6 +7,7 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.costs import Costs
 from nncift.embeddings import embed, feature_facts, load_encoder, own_features
+from nncift.errors import ConfigError
 from nncift.fidelity import measure_fidelity
 from nncift.given_labels import keep_labels
 from nncift.greedy import lazy_greedy
@@ -175,11 +177,11 @@ def _label(
     place = folder / "labels"
     plan = _plan(config, function, samples, targets, place / "plan.json")
     cost = costs.stages["labels"]
-    earlier = cost.forward_tokens
+    earlier, earlier_back = cost.forward_tokens, cost.backward_tokens
 
     def count_tokens() -> None:
         cost.forward_tokens = earlier + int(getattr(function, "forward_tokens", 0))
-        cost.backward_tokens = int(getattr(function, "backward_tokens", 0))
+        cost.backward_tokens = earlier_back + int(getattr(function, "backward_tokens", 0))
         costs.save()
 
     if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
@@ -206,8 +208,15 @@ def _plan(
     config: Config, function: InfluenceFunction, samples: Dataset, targets: Dataset | None, path: Path
 ) -> PairPlan:
     """The pairs to label, recorded before the first is labelled, so that a resumed run labels the same."""
+    described = json.loads(json.dumps(describe(function), default=str))
     if path.exists():
         stored = read_json(path)
+        finished = (path.parent / "labels.parquet").exists()
+        if not finished and stored.get("function", described) != described:  # on another device, for example
+            raise ConfigError(
+                f"{path.parent} holds labels of {stored['function']}, now it is {described}",
+                "give the same --dtype and --device, or choose another --output",
+            )
         return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
     amount = parse_labels(config.labels or DEFAULT_LABELS)
     rate = None
@@ -216,7 +225,7 @@ def _plan(
     n_target = None if targets is None else len(targets)
     plan = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
     stored = {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
-    write_json(path, stored | ({"pointwise": True} if plan.pointwise else {}))
+    write_json(path, stored | {"pointwise": plan.pointwise, "function": described})
     return plan
 
 

@@ -77,6 +77,13 @@ class Training:
             raise ConfigError(
                 f"fraction {self.fraction} is no share of the samples", "give a number above 0, at most 1"
             )
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} cannot be used", "give a number above 0")
+        if not 0 <= self.rising <= 1:
+            raise ConfigError(f"rising {self.rising} is no share of the steps", "give a number from 0 to 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} is too small", "give at least 0")
 
 
 def choose_samples(n: int, training: Training) -> np.ndarray:

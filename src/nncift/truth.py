@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from scipy.stats import rankdata
 
 from nncift.adapters import adapted
@@ -80,7 +81,10 @@ class TrainingOutcomes:
             RunError: a file is missing or damaged.
         """
         facts = read_json(path.with_suffix(".json"))
-        arrays = read_tensors(path)
+        try:
+            arrays = read_tensors(path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path} is missing or damaged", "measure the outcomes again") from error
         return cls(
             tuple(facts["pool_ids"]),
             tuple(facts["target_ids"]),
@@ -158,11 +162,14 @@ def measure_outcomes(
         "training": json.loads(json.dumps(dataclasses.asdict(training))),
         "seeds": list(seeds),
     }
-    _same_work(folder, fingerprint(settings, [e.key for e in examples], [e.key for e in targets], subsets.tobytes()))
+    identity = fingerprint(settings, [e.key for e in examples], [e.key for e in targets], subsets.tobytes())
     work = [(seed, number) for seed in seeds for number in range(len(subsets))]
     before = folder / "before.json"
-    if not before.exists():
-        write_json(before, mean_losses(model, targets).tolist())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        _same_work(folder, identity)
+        if not before.exists():
+            write_json(before, mean_losses(model, targets).tolist())
     for wait in (False, True):  # first what nobody else works on, then what somebody may have been killed at
         for seed, number in work:
             chosen = [example for example, inside in zip(examples, subsets[number], strict=True) if inside]
@@ -256,8 +263,9 @@ def noise_ceiling(outcomes: TrainingOutcomes, *, seed: int = 0) -> tuple[Score, 
     """How well one training foretells another with another seed, and so what the best score can be.
 
     Returns:
-        The score of the first seed's drops against the second's; and the score that a perfect influence would have
-        against the mean of all seeds, by the Spearman-Brown formula and the root of the reliability.
+        The score of the first seed's drops against the second's; and about the most that any influence could score
+        against the mean of all seeds: the root of the reliability that the Spearman-Brown formula gives. Where the
+        targets differ in how noisy they are, the most is less.
 
     Raises:
         ConfigError: there are fewer than two seeds.
@@ -266,8 +274,8 @@ def noise_ceiling(outcomes: TrainingOutcomes, *, seed: int = 0) -> tuple[Score, 
     if len(drops) < 2:
         raise ConfigError("a noise ceiling needs the outcomes of two seeds")
     again = _score(drops[0], drops[1], seed)
-    reliability = len(drops) * again.value / (1 + (len(drops) - 1) * again.value)
-    return again, float(np.sqrt(max(reliability, 0.0)))
+    single = max(again.value, 0.0)
+    return again, float(np.sqrt(len(drops) * single / (1 + (len(drops) - 1) * single)))
 
 
 def _score(foretold: np.ndarray, found: np.ndarray, seed: int) -> Score:

@@ -27,7 +27,7 @@ import numpy as np
 
 from nncift.adapters import Lora
 from nncift.errors import ConfigError, DataError
-from nncift.examples import Example, encode_examples
+from nncift.examples import Example, encode_examples, tasks_of
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.inner_products import SCORES, InnerProducts
 from nncift.language_model import LanguageModel
@@ -62,8 +62,8 @@ class _Target(NamedTuple):
 class InRun(LanguageModelFunction):
     """First-order in-run data Shapley values of the pool samples, for the whole target or for each of its tasks.
 
-    Targets with the same `task` are a group, and all of them are one where there is no such column. Entry [i, j] is
-    the score of pool sample i for the group of target j; `pointwise` is true once `prepare` has found a single group.
+    Targets with the same `task` are a group, and all of them are one where they have none. Entry [i, j] is
+    the score of pool sample i for the group of target j; `pointwise` is true once `check` has found a single group.
     Rows with the same tokens share the mean of their scores.
 
     Args:
@@ -102,9 +102,8 @@ class InRun(LanguageModelFunction):
         super().__init__(model, **options)
         if preconditioned not in get_args(Preconditioned):
             raise ConfigError(f"preconditioned {preconditioned!r} is not known", 'give "no" or "yes"')
-        for option, value in (("target_batch", target_batch), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{option} {value} is too small", "give at least 1")
+        if target_batch is not None and target_batch < 1:
+            raise ConfigError(f"target_batch {target_batch} is too small", "give at least 1")
         if training is not None and training.fraction != 1:
             raise ConfigError(
                 f"fraction {training.fraction} of the training leaves samples without a score", "give fraction=1"
@@ -167,7 +166,10 @@ class InRun(LanguageModelFunction):
             copies.setdefault(example.key, []).append(score)
         self._scores = {key: np.mean(same, axis=0) for key, same in copies.items()}
         self._columns = {(target.example.key, target.task): target.group for target in targets}
-        self.pointwise = scores.shape[1] == 1
+
+    def check(self, pool: Dataset, target: Dataset) -> None:
+        """Find out whether there is one score for each sample, or one for each task; loads no model."""
+        self.pointwise = len(set(tasks_of(target))) == 1
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """The score of each pool sample for the group of each target.
@@ -234,6 +236,6 @@ class InRun(LanguageModelFunction):
 
     def _targets(self, rows: Dataset) -> list[_Target]:
         """The targets in the order of the rows."""
-        tasks = list(map(str, rows["task"])) if "task" in rows.column_names else [""] * len(rows)
+        tasks = [task or "" for task in tasks_of(rows)]
         names = {task: group for group, task in enumerate(sorted(set(tasks)))}
         return [_Target(example, task, names[task]) for example, task in zip(self._examples(rows), tasks, strict=True)]

@@ -22,7 +22,7 @@ import numpy as np
 
 from nncift.adapters import Checkpoint, Lora, read_checkpoint
 from nncift.errors import ConfigError, DataError
-from nncift.examples import Example
+from nncift.examples import Example, tasks_of
 from nncift.influence.gradient_influence import GradientInfluence, Point, Preconditioned
 from nncift.influence.per_sample import broadcast
 from nncift.language_model import LanguageModel
@@ -76,6 +76,8 @@ class Less(GradientInfluence):
         self.aggregate = aggregate
         self.pointwise = aggregate is not None
         self.checkpoints = tuple(checkpoints)
+        if checkpoints and training is not None:
+            raise ConfigError("less was given both checkpoints and a training", "leave one of them out")
         self.training = training or Training(lora=Lora(seed=seed), seed=seed)
         self._warm: list[Checkpoint] = []  # of `warm_up`, which the user or a pipeline called
         self._trained: list[Checkpoint] = []  # of `prepare`
@@ -232,19 +234,15 @@ def by_task(influence: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
 
 
 def read_tasks(rows: Dataset) -> list[str]:
-    """The task of each sample: its column `task`, else the field of that name that its source row had.
+    """The task of each sample.
 
     Raises:
         DataError: a sample has none.
     """
-    column = next((name for name in ("task", "original") if name in rows.column_names), None)
-    tasks: list[str] = []
-    for batch in rows.select_columns(["id", *([column] if column else [])]).iter(1000):
-        for name, value in zip(batch["id"], batch.get(column, [None] * len(batch["id"])), strict=True):
-            task = json.loads(value).get("task") if column == "original" else value
-            if task in (None, ""):
-                raise DataError(
-                    f"the target {name!r} has no task", "give every target one, or leave aggregate out", field="task"
-                )
-            tasks.append(str(task))
-    return tasks
+    tasks = tasks_of(rows)
+    for name, task in zip(rows["id"], tasks, strict=True):
+        if task is None:
+            raise DataError(
+                f"the target {name!r} has no task", "give every target one, or leave aggregate out", field="task"
+            )
+    return [task for task in tasks if task is not None]

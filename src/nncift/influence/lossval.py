@@ -162,8 +162,9 @@ class LossVal:
             points = [np.stack([known[key] for key in keys]) for keys in (samples, helped)]
             return self._learn(*points)
 
+        all_of_them = fingerprint(self.describe(), samples, helped)
         scores = once_per_sample(
-            [fingerprint(self.describe(), samples, helped, key) for key in samples],
+            [fingerprint(all_of_them, key) for key in samples],
             lambda which: learn()[which][:, None],
             name=f"{self.name}-weights",
             folder=folder,
@@ -255,6 +256,8 @@ class LossVal:
                 loss.backward()
                 head_steps.step()
             weight_steps.step()  # each weight's gradient is that of the one batch that held it
+            with torch.no_grad():
+                weights.clamp_(min=0)  # less than no mass cannot be transported
         return np.asarray(weights.detach().cpu().numpy())
 
 

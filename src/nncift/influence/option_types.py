@@ -57,7 +57,7 @@ def read_value(value: Any, hint: Any) -> Any:
     for member in _members(hint):
         try:
             return _read(value, member)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise ValueError(f"{value!r} is not {says(hint)}")
 

@@ -170,7 +170,13 @@ def _hints(maker: Any) -> dict[str, Any]:
 
 def _flatten(given: Mapping[str, Any] | Sequence[str], place: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(given, Mapping):
-        given = dict(map(_split, [given] if isinstance(given, str) else given))
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(
+                f"influence options {given!r} are neither a mapping nor NAME=VALUE texts",
+                "give a name and a value each",
+            )
+        given = dict(map(_split, texts))
     for name, value in given.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = dataclasses.asdict(value)
