@@ -258,7 +258,7 @@ def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, op
     (run / "labels/plan.json").write_text(json.dumps(plan))
     nncift.select(pool, output=run, **options)  # nothing is left to label
     (run / "labels/labels.parquet").unlink()
-    with pytest.raises(ConfigError, match="bfloat16.*--dtype"):
+    with pytest.raises(ConfigError, match=r"bfloat16.*--dtype"):
         nncift.select(pool, output=run, **options)
 
 
