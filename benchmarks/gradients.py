@@ -21,7 +21,7 @@ import torch
 from nncift.adapters import Lora, adapted, adapter_layers, adapter_weights
 from nncift.costs import peak_memory
 from nncift.examples import Example, encode_examples
-from nncift.gradients import Adam, SignSketch, batched_features, like_batches, stream_gradients
+from nncift.gradients import Adam, SignSketch, batched_features, stream_gradients
 from nncift.language_model import LanguageModel
 from samples import shuffled_samples
 
@@ -64,6 +64,14 @@ def dense_projection(gradients: torch.Tensor, dimension: int, share: float) -> t
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def like_batches(model: LanguageModel, examples: list[Example], batch_size: int) -> list[list[int]]:
+    """The numbers of the examples in batches of like length, so that little is padded, the longest first."""
+    lengths = [len(example.ids) - 1 for example in examples]
+    scored = [len(example.ids) - example.start for example in examples]
+    order = sorted(range(len(examples)), key=lambda k: -lengths[k])
+    return model.batches(order, lengths, scored, batch_size)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -235,14 +235,6 @@ def sample_features(
     return features
 
 
-def like_batches(model: LanguageModel, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """The numbers of the examples in batches of like length, so that little is padded, the longest first."""
-    lengths = [len(example.ids) - 1 for example in examples]
-    scored = [len(example.ids) - example.start for example in examples]
-    order = sorted(range(len(examples)), key=lambda k: -lengths[k])
-    return model.batches(order, lengths, scored, batch_size)
-
-
 def batched_features(
     model: LanguageModel,
     examples: Sequence[Example],
