@@ -57,9 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default=None)
     parser.add_argument("--blocks", type=int, default=4, help="how often the two take turns")
+    parser.add_argument("--longest", type=int, default=None, help="characters of a sample, at most; any unless given")
     options = parser.parse_args(arguments)
 
     data = shuffled_samples()
+    if options.longest is not None:
+        lengths = [len(p) + len(r) for p, r in zip(data["prompt"], data["response"], strict=True)]
+        data = data.select([k for k, length in enumerate(lengths) if length <= options.longest])
     pool = data.select(range(options.rows))
     target = data.select(range(options.rows, options.rows + options.targets))
     model = LanguageModel.load(options.model, dtype=options.dtype, device=options.device)

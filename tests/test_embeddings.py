@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nncift import embeddings
-from nncift.embeddings import embed, embed_texts, feature_facts, load_encoder, own_features, sample_texts
+from nncift import embeddings, features
+from nncift.embeddings import embed, embed_texts, load_encoder, sample_texts
 from nncift.errors import DataError, ModelError
+from nncift.features import Features, feature_facts, own_features
 from nncift.pool import load_pool
 
 
@@ -38,7 +39,7 @@ def test_embeddings_equal_one_text_at_a_time(encoder, pool):
 
 
 def test_shards_resume_with_the_same_bytes(encoder, pool, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(embeddings, "SHARD", 16)
+    monkeypatch.setattr(features, "SHARD", 16)
     whole = embed(pool, encoder, folder=tmp_path / "whole", source="minilm")
     assert isinstance(whole, np.memmap)
 
@@ -126,3 +127,16 @@ def test_what_is_no_encoder_is_a_clear_error(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot load the encoder"):
         load_encoder(str(tmp_path))
+
+
+def test_blocks_stand_side_by_side():
+    blocks = {"one": np.ones((5, 2), np.float32), "two": np.arange(15.0).reshape(5, 3)}
+    joined = Features(blocks)
+    assert joined.shape == (5, 5)
+    assert joined.widths == {"one": 2, "two": 3}
+    for rows in (slice(1, 4), np.array([4, 0, 4])):
+        found = joined[rows]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, np.hstack([blocks["one"], blocks["two"]])[rows])
+    with pytest.raises(ValueError, match="rows"):
+        Features({"one": np.ones((2, 1)), "two": np.ones((3, 1))})

@@ -312,7 +312,7 @@ def test_fitting_leaves_the_global_random_state_alone():
 def test_it_saves_safetensors_and_comes_back(tmp_path: Path):
     a, b = features(9), features(8, 1)
     network = InfluenceNetwork(hidden=5, epochs=1, seed=3).fit(a, b, grid(9, 8))
-    network.description_ = {"encoder": "some/encoder"}
+    network.description_ = {"features": {"encoder": "some/encoder", "own": None}}
     network.save_pretrained(tmp_path / "net")
     assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     back = InfluenceNetwork.from_pretrained(tmp_path / "net")

@@ -68,15 +68,46 @@ def test_an_offset_that_cancels_costs_no_digits():
     assert error < 1e-5
 
 
-@pytest.fixture(params=["estimated", "exact", "memory-mapped", "own function"])
+def make_towers(seed: int, n: int, m: int, rank: int) -> dict:
+    rng = np.random.default_rng(seed)
+    shapes = {"pool_side": (n, rank), "target_side": (m, rank), "pool_bias": (n,), "target_bias": (m,)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def towers_reference(towers: dict) -> np.ndarray:
+    """The formula, in double precision."""
+    f, g, p, q = (part.astype(np.float64) for part in towers.values())
+    return f @ g.T + p[:, None] + q
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 40), m=st.integers(1, 200), rank=st.integers(0, 40))
+@settings(deadline=None, max_examples=60)
+def test_the_two_tower_form_is_its_formula(seed, n, m, rank):
+    towers = make_towers(seed, n, m, rank)
+    whole = InfluenceMatrix.from_towers(**towers).block(slice(None), slice(None))
+    np.testing.assert_allclose(whole, towers_reference(towers), atol=2e-5)
+
+
+@pytest.mark.parametrize("part", ["pool_side", "target_side", "pool_bias", "target_bias"])
+def test_towers_that_do_not_fit_are_refused(part):
+    towers = make_towers(0, 4, 5, 3)
+    for wrong in (towers[part][1:], np.full_like(towers[part], np.nan)):
+        with pytest.raises(ModelError):
+            InfluenceMatrix.from_towers(**{**towers, part: wrong})
+
+
+@pytest.fixture(params=["estimated", "towers", "exact", "memory-mapped", "own function"])
 def pair(request, tmp_path) -> tuple[InfluenceMatrix, np.ndarray]:
     """A matrix of each kind, 150 x 333, and all its entries."""
     estimated = estimate(make_factors(1, 150, 333, 20))
+    if request.param == "towers":
+        estimated = InfluenceMatrix.from_towers(**make_towers(1, 150, 333, 20))
     dense = estimated.block(slice(None), slice(None))
     if request.param == "memory-mapped":
         np.save(tmp_path / "influence.npy", dense)
     return {
         "estimated": lambda: estimated,
+        "towers": lambda: estimated,
         "exact": lambda: InfluenceMatrix.from_array(dense),
         "memory-mapped": lambda: InfluenceMatrix.from_array(np.load(tmp_path / "influence.npy", mmap_mode="r")),
         "own function": lambda: InfluenceMatrix(

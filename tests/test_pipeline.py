@@ -17,7 +17,12 @@ import nncift
 import nncift.planning
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError, RunError
+from nncift.examples import encode_examples
 from nncift.influence import BUILT_IN
+from nncift.language_features import language_features
+from nncift.language_model import LanguageModel
+from nncift.network import InfluenceNetwork
+from nncift.pool import load_pool
 
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
 SAME_BYTES = (
@@ -193,12 +198,54 @@ def test_a_learned_network_selects_new_data_without_influence(pool, target, opti
     )
     np.testing.assert_array_equal(other.indices, selection.indices)
     np.save(tmp_path / "narrow.npy", np.zeros((30, 5), np.float32))
-    with pytest.raises(ModelError, match="5 wide, and the network learned with 384"):
+    with pytest.raises(ModelError, match=r"needs the features sentence \("):
         nncift.select(
             new, network=learned, features=tmp_path / "narrow.npy", budget=3, output=tmp_path / "narrow", device="cpu"
         )
     with pytest.raises(ModelError, match="holds no learned network"):
         nncift.select(new, network=tmp_path, budget=3, output=tmp_path / "nothing")
+
+
+def test_the_language_models_own_features_stand_beside_the_sentence_embedding(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "features": "sentence,lm"}
+    selection = nncift.select(pool, target=target, output=run, **options)
+    model = LanguageModel.load(options["model"], device="cpu")
+    for side, samples in (("pool", load_pool(pool)), ("target", load_pool(target))):
+        found = np.load(run / f"features/{side}.lm.npy")
+        np.testing.assert_allclose(found, language_features(samples, model), rtol=1e-3, atol=1e-3)
+        assert np.load(run / f"features/{side}.npy").shape == (len(samples), 384)
+    network = InfluenceNetwork.from_pretrained(run / "network")
+    assert network.pool_width == 384 + found.shape[1]
+    assert network.description_["features"] == {
+        "encoder": options["encoder"],
+        "own": None,
+        "language_model": options["model"],
+    }
+    stages = json.loads((run / "costs.json").read_text())["stages"]
+    examples = [encode_examples(model, load_pool(part)) for part in (pool, target)]
+    assert stages["features"]["forward_tokens"] == sum(len(example.ids) for part in examples for example in part)
+    plain = nncift.select(pool, target=target, output=tmp_path / "plain", **{**options, "features": None})
+    labels = json.loads((tmp_path / "plain/costs.json").read_text())["stages"]["labels"]
+    assert stages["labels"]["forward_tokens"] == labels["forward_tokens"]  # not counted twice
+    assert "response similarity" in json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    assert len(plain.indices) == len(selection.indices)
+    assert nncift.planning.plan(Config(str(pool), target=str(target), **options)).seconds["features"] > 0
+    # New data for the network that it learned get the same features, or a clear word.
+    new = write_rows(tmp_path / "new.jsonl", arithmetic(20, offset=200))
+    nncift.select(new, network=run, budget=3, output=tmp_path / "new", device="cpu")
+    assert np.load(tmp_path / "new/features/pool.lm.npy").shape == (20, found.shape[1])
+    with pytest.raises(ModelError, match=r"needs the features sentence \(.*, lm \("):
+        nncift.select(new, network=run, features="sentence", budget=3, output=tmp_path / "other", device="cpu")
+
+
+def test_the_language_models_features_alone(pool, target, options, tmp_path: Path):
+    del options["encoder"]
+    run = tmp_path / "run"
+    nncift.select(pool, target=target, output=run, features="lm", influence="bm25", **options)
+    assert not (run / "features/pool.lm.npy").exists()
+    assert InfluenceNetwork.from_pretrained(run / "network").pool_width == np.load(run / "features/pool.npy").shape[1]
+    assert (run / "report.html").exists()
 
 
 def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path):

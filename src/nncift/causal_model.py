@@ -113,6 +113,33 @@ class CausalModel:
         return logits[0] if kept else logits[rows, columns]
 
     @torch.inference_mode()
+    def logits_and_states(
+        self, module: Any, sequences: Sequence[list[int]], rows: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both from one forward pass: `logits_at` without gradients, and the hidden states that a layer is given.
+
+        Returns:
+            (positions, vocabulary), and (n, longest, hidden), of which what stands for padding is arbitrary.
+
+        Raises:
+            ModelError: the pass does not come to the module, or a token is not in the model.
+        """
+        states: list[torch.Tensor] = []
+
+        def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            states.append(arguments[0] if arguments else named["hidden_states"])
+
+        hook = module.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            logits = self.logits(self.tensor(sequences), None, rows, columns)
+        finally:
+            hook.remove()
+        if not states:
+            raise ModelError(f"{self.name!r} does not run its own layers", "take another model")
+        self.forward_tokens += sum(map(len, sequences))
+        return logits, states[0]
+
+    @torch.inference_mode()
     def states_entering(self, module: Any, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Hidden states that are given to a module of the model, where the forward pass ends.
 

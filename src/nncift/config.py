@@ -14,6 +14,8 @@ from nncift.errors import ConfigError
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_INFLUENCE = "delift"
+DEFAULT_FEATURES = "sentence"
+KNOWN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
 
 
@@ -57,9 +59,11 @@ class Config:
     encoder: str | None = None
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the learned network's own."""
     features: str | None = None
-    """Your own features instead of an encoder: a .npy file with one row per pool row, or a column of the data."""
+    """What the network knows of each sample, several parted by commas: sentence (the encoder's embedding), lm (the
+    language model's own view, one forward pass per sample), or your own: a .npy file with one row per pool row, or a
+    column of the data. By default sentence, or what the learned network needs."""
     target_features: str | None = None
-    """The same for the target; a column name given with --features holds for both."""
+    """The target's, where --features names a .npy file; a column name given with --features holds for both."""
     split: str | None = None
     """The split to read when the pool is on the hub or a saved DatasetDict with several."""
     target_split: str | None = None
@@ -100,12 +104,7 @@ class Config:
             self._refuse(reason, "network", "influence", "influence_options", "labels")
         if self.labels is not None:
             parse_labels(self.labels)
-        if self.features is not None and self.encoder is not None:
-            raise ConfigError("--features and --encoder were both given", "leave one of them out")
-        if self.target_features is not None and (self.features is None or self.target is None):
-            raise ConfigError("--target-features needs --features and --target")
-        if (self.features or "").endswith(".npy") and self.target and not self.target_features:
-            raise ConfigError("--features is a file of the pool's features", "give --target-features too")
+        self._check_features()
         if (self.prompt_field is None) != (self.response_field is None):
             raise ConfigError("--prompt-field and --response-field go together", "give both")
         if self.eta is not None and (self.target is None or not (math.isfinite(self.eta) and self.eta >= 0)):
@@ -114,6 +113,36 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is too small", f"give at least {least}")
+
+    def _check_features(self) -> None:
+        names = self.feature_names
+        if self.encoder is not None and names and "sentence" not in names:
+            raise ConfigError("--encoder was given, but --features has no sentence", "leave one of them out")
+        if len(set(names)) < len(names) or any(not name for name in names):
+            raise ConfigError(f"--features {self.features!r} names one twice, or none", "give each once")
+        if len([name for name in names if name not in KNOWN_FEATURES]) > 1:
+            raise ConfigError(
+                f"--features {self.features!r} names several of your own",
+                "join them into one file; beside it, sentence and lm can be given",
+            )
+        own = self.own_features
+        if self.target_features is not None and (own is None or self.target is None):
+            raise ConfigError("--target-features needs --features of your own and --target")
+        if (own or "").endswith(".npy") and self.target and not self.target_features:
+            raise ConfigError("--features is a file of the pool's features", "give --target-features too")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What `features` names; nothing where it is not given."""
+        if self.features is None:
+            return ()
+        whole = self.features.endswith(".npy") and Path(self.features).exists()  # a path may hold a comma
+        return (self.features,) if whole else tuple(name.strip() for name in self.features.split(","))
+
+    @property
+    def own_features(self) -> str | None:
+        """The user's own among them: a file or a column."""
+        return next((name for name in self.feature_names if name not in KNOWN_FEATURES), None)
 
     def _refuse(self, reason: str, *names: str) -> None:
         """Refuse options that do not go with another."""

@@ -98,13 +98,20 @@ def _example(model: LanguageModel, name: str, asked: list[int], answer: list[int
     return Example(name, [*prompt, *response], len(prompt), len(asked) > room)
 
 
+def response_positions(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the response tokens of a batch are predicted: which sample, which of its positions, and the tokens.
+
+    Each (positions,) int64, sample by sample.
+    """
+    lengths = torch.tensor([len(example.ids) - example.start for example in batch])
+    rows = torch.repeat_interleave(torch.arange(len(batch)), lengths)
+    columns = torch.cat([torch.arange(example.start - 1, len(example.ids) - 1) for example in batch])
+    return rows, columns, torch.tensor([token for example in batch for token in example.ids[example.start :]])
+
+
 def response_losses(model: LanguageModel, batch: Sequence[Example]) -> torch.Tensor:
     """Mean negative log-likelihood of each response's tokens, (n,) float32, through which gradients can go back."""
-    lengths = [len(example.ids) - example.start for example in batch]
-    rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(lengths))
-    columns = torch.cat([torch.arange(example.start - 1, len(example.ids) - 1) for example in batch])
-    wanted = torch.tensor([token for example in batch for token in example.ids[example.start :]], device=model.device)
+    rows, columns, wanted = response_positions(batch)
     logits = model.logits_at([example.ids[:-1] for example in batch], rows, columns).float()
-    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-    parts = losses.split(lengths)  # type: ignore[no-untyped-call]
-    return torch.stack([part.mean() for part in parts])
+    losses = torch.nn.functional.cross_entropy(logits, wanted.to(model.device), reduction="none")
+    return torch.stack([losses[(rows == number).to(losses.device)].mean() for number in range(len(batch))])

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from nncift.network import InfluenceNetwork
+from nncift.features import Features
+from nncift.language_features import LANGUAGE_BLOCKS
+from nncift.network import FeatureArray, InfluenceNetwork
 from nncift.pairs import LabelledPairs
 
 METRICS = ("mse", "r2", "r2_over_target_mean", "spearman", "spearman_within_target", "spearman_row_mean")
 _SCATTER = 2000
+_CENTRE = 4096  # samples whose mean is the common part
 _LEAST = 3  # samples below which a rank correlation says nothing
 
 
@@ -49,8 +52,8 @@ class Fidelity:
 
 def measure_fidelity(
     network: InfluenceNetwork,
-    pool_features: np.ndarray,
-    target_features: np.ndarray,
+    pool_features: FeatureArray,
+    target_features: FeatureArray,
     held_out: LabelledPairs,
     train: LabelledPairs,
 ) -> Fidelity:
@@ -100,7 +103,7 @@ def measure_fidelity(
 
 
 def _baselines(
-    pool_features: np.ndarray, target_features: np.ndarray, train: LabelledPairs, pairs: LabelledPairs
+    pool_features: FeatureArray, target_features: FeatureArray, train: LabelledPairs, pairs: LabelledPairs
 ) -> dict[str, np.ndarray]:
     """Predictions for `pairs` that need no network, fitted to `train`, each (n,) float."""
     mean = float(train.influence.mean())
@@ -108,17 +111,31 @@ def _baselines(
     counts = np.bincount(train.target_index, minlength=len(target_features))
     target_mean = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
     baselines = {"target mean": target_mean[pairs.target_index], "constant": np.full(len(pairs), mean)}
-    if pool_features.shape[1] == target_features.shape[1]:
-        seen, new = _cosine(pool_features, target_features, train), _cosine(pool_features, target_features, pairs)
+    pool_blocks, target_blocks = Features.of(pool_features).blocks, Features.of(target_features).blocks
+    first = next(iter(pool_blocks))
+    similar = {"cosine": (first, False)} if first not in LANGUAGE_BLOCKS else {}
+    if "response states" in pool_blocks:
+        similar["response similarity"] = ("response states", True)
+    for name, (block, centred) in similar.items():
+        sides = pool_blocks[block], target_blocks[block]
+        if sides[0].shape[1] != sides[1].shape[1]:
+            continue
+        seen, new = (_cosine(*sides, some, centred=centred) for some in (train, pairs))
         # On the influence's scale by least squares, so that its errors can be compared; ranks do not change
         # unless the cosine points the wrong way.
         slope = np.cov(seen, train.influence)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
-        baselines["cosine"] = mean + max(slope, 1e-6) * (new - seen.mean())
+        baselines[name] = mean + max(slope, 1e-6) * (new - seen.mean())
     return baselines
 
 
-def _cosine(pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs) -> np.ndarray:
+def _cosine(
+    pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs, *, centred: bool
+) -> np.ndarray:
+    """Cosine of each pair, (n,) float64; `centred`: without the common part of a language model's states."""
     a, b = pool_features[pairs.pool_index], target_features[pairs.target_index]
+    if centred:
+        some = np.concatenate([pool_features[:_CENTRE], target_features[:_CENTRE]])
+        a, b = a - some.mean(axis=0), b - some.mean(axis=0)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray(np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12), dtype=np.float64)
 

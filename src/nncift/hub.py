@@ -66,3 +66,13 @@ def find_model(name: str, what: str) -> str:
                 f"cannot reach the Hugging Face hub for the {what} {name!r}, and it is not in the local cache",
                 "check the network, or give a local folder",
             ) from error
+
+
+def network_folder(network: str) -> str:
+    """Where a learned network lies: in a run folder, a folder of its own, or on the hub."""
+    inside = Path(network) / "network"
+    if inside.is_dir():
+        return str(inside)
+    if Path(network).is_dir() and not (Path(network) / "model.safetensors").exists():
+        raise ModelError(f"{network} holds no learned network", "give a finished run's folder, or a saved network's")
+    return find_model(network, "learned network")

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, Config, parse_budget
-from nncift.errors import ConfigError, ModelError
+from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
+from nncift.errors import ConfigError
+from nncift.feature_sources import feature_sources
 from nncift.hub import find_model
 from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.influence.options import make_function, nested, read_options
 from nncift.pool import PoolFacts, read_pool
 from nncift.registry import resolve
 from nncift.sources import SourceLike
-from nncift.storage import fingerprint, read_array, read_json, write_array
+from nncift.storage import fingerprint, read_array, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,25 +130,14 @@ def check_models(config: Config, function: InfluenceFunction | None) -> None:
     Raises:
         ModelError: which one, and why.
     """
-    if (encoder := encoder_of(config)) is not None:
-        find_model(encoder, "encoder")
+    sources = feature_sources(config)
+    if sources.encoder is not None:
+        find_model(sources.encoder, "encoder")
+    if sources.language_model is not None:
+        find_model(sources.language_model, "language model")
     for model in getattr(function, "models", None) or (getattr(function, "model", None),):
         if isinstance(model, str):
             find_model(model, "language model")
-
-
-def encoder_of(config: Config) -> str | None:
-    """The encoder to use; None when the user brings features."""
-    if config.features is not None:
-        return None
-    if config.encoder is not None or config.network is None:
-        return config.encoder or DEFAULT_ENCODER
-    description = read_json(Path(network_folder(config.network)) / "config.json").get("description", {})
-    if description.get("own_features") or "encoder" not in description:
-        raise ModelError(
-            f"the network in {config.network} learned with features of your own", "give the new data's with --features"
-        )
-    return str(description["encoder"])
 
 
 def learned_target(config: Config) -> Path | None:
@@ -156,16 +146,6 @@ def learned_target(config: Config) -> Path | None:
         return None
     learned = Path(config.network)
     return learned if (learned / "target" / "facts.json").exists() else None
-
-
-def network_folder(network: str) -> str:
-    """Where a learned network lies: in a run folder, a folder of its own, or on the hub."""
-    inside = Path(network) / "network"
-    if inside.is_dir():
-        return str(inside)
-    if Path(network).is_dir() and not (Path(network) / "model.safetensors").exists():
-        raise ModelError(f"{network} holds no learned network", "give a finished run's folder, or a saved network's")
-    return find_model(network, "learned network")
 
 
 def budget_count(config: Config, n_pool: int) -> int:

@@ -12,6 +12,9 @@ by the output weights once, sorts the units by sign, and what is left per pair i
 
     constant[i] + sum over w > 0 of max(rows[i, k], columns[j, k]) + sum over w < 0 of min(...)
 
+The two-tower form, influence[i, j] = f_i . g_j + p_i + q_j, goes through the same kernels: a unit that multiplies
+is one fused multiply-add per pair, p is the row's constant and q one more unit, beside a 1.
+
 A register-blocked micro-kernel, vectors running over j, does one unit of 16 pairs per cycle on a core
 with AVX-512, 0.6 thousand million pairs per second and core for 100 units (`benchmarks/selection.py`
 measures it beside the machine's limit). The fused kernels reduce each small tile while it is in the
@@ -77,11 +80,12 @@ class Factors(NamedTuple):
     """A factored influence matrix, scaled and sorted for the kernels.
 
     Attributes:
-        rows: float32 (n_rows, units), -w * p.
+        rows: float32 (n_rows, units), -w * p; of units that multiply, f.
         constants: float32 (n_rows,).
-        columns: float32 (blocks, units, 64), w * q, the last block padded with zeros.
+        columns: float32 (blocks, units, 64), w * q, or g, the last block padded with zeros.
         n_columns: columns without the padding.
         positive: units with w > 0; they come first.
+        bends: units with w > 0 or w < 0; those after them multiply.
     """
 
     rows: np.ndarray
@@ -89,6 +93,7 @@ class Factors(NamedTuple):
     columns: np.ndarray
     n_columns: int
     positive: int
+    bends: int
 
 
 def factor(row_side: np.ndarray, column_side: np.ndarray, *, output_weight: np.ndarray, output_bias: float) -> Factors:
@@ -110,7 +115,25 @@ def factor(row_side: np.ndarray, column_side: np.ndarray, *, output_weight: np.n
     shift = (column_side.mean(axis=0, dtype=np.float64) - row_side.mean(axis=0, dtype=np.float64))[units] / 2
     rows, constants = _scaled(row_side, units, -weight, shift, float(output_bias))
     columns, _ = _scaled(column_side, units, weight, -shift, 0.0)
-    return Factors(rows, constants, pack(columns), len(columns), int((weight > 0).sum()))
+    return Factors(rows, constants, pack(columns), len(columns), int((weight > 0).sum()), len(weight))
+
+
+def factor_towers(
+    row_side: np.ndarray, column_side: np.ndarray, *, row_bias: np.ndarray, column_bias: np.ndarray
+) -> Factors:
+    """The two-tower form: f . g + p + q.
+
+    Args:
+        row_side: f, float32 (n_rows, rank).
+        column_side: g, float32 (n_columns, rank).
+        row_bias: p, float32 (n_rows,).
+        column_bias: q, float32 (n_columns,).
+    """
+    rows = np.empty((len(row_side), row_side.shape[1] + 1), dtype=np.float32)
+    rows[:, 0] = 1
+    rows[:, 1:] = row_side
+    columns = np.concatenate([column_bias[:, None], column_side], axis=1, dtype=np.float32)
+    return Factors(rows, np.asarray(row_bias, dtype=np.float32), pack(columns), len(columns), 0, 0)
 
 
 def pack(columns: np.ndarray) -> np.ndarray:
@@ -252,7 +275,7 @@ def _add_entries(entries: np.ndarray, sums: np.ndarray, largest: np.ndarray) -> 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _score_group(
-    typing_context: Any, rows: Any, constants: Any, columns: Any, tile: Any, positive: Any, units: Any
+    typing_context: Any, rows: Any, constants: Any, columns: Any, tile: Any, positive: Any, bends: Any, units: Any
 ) -> Any:
     """Score _ROWS rows against one block of columns into a float32 tile (_ROWS, LANES); takes addresses.
 
@@ -262,7 +285,7 @@ def _score_group(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, constants, columns, tile, positive, units = arguments
+        rows, constants, columns, tile, positive, bends, units = arguments
         index, number, vector = positive.type, ir.FloatType(), ir.VectorType(ir.FloatType(), _VECTOR)
         undefined = ir.Constant(vector, ir.Undefined)
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), _VECTOR), [0] * _VECTOR)
@@ -276,7 +299,13 @@ def _score_group(
                 builder.insert_element(undefined, scalar, ir.IntType(32)(0)), undefined, zeros
             )
 
-        def add_units(start: Any, stop: Any, larger: str, sums: dict[tuple[int, int], Any], lanes: range) -> None:
+        def joined(kind: str, left: Any, right: Any, total: Any) -> Any:
+            if kind != "*":  # "<" and ">": which of the two is taken
+                return builder.fadd(total, builder.select(builder.fcmp_ordered(kind, left, right), left, right))
+            product = builder.fmul(left, right, flags=("contract",))  # to one multiply-add where there is one
+            return builder.fadd(total, product, flags=("contract",))
+
+        def add_units(start: Any, stop: Any, kind: str, sums: dict[tuple[int, int], Any], lanes: range) -> None:
             with cgutils.for_range_slice(builder, start, stop, index(1), index) as (k, _):
                 block = builder.mul(k, index(LANES))
                 right = {
@@ -286,8 +315,8 @@ def _score_group(
                 for r in range(_ROWS):
                     left = broadcast(rows, builder.add(builder.mul(units, index(r)), k))
                     for lane in lanes:
-                        chosen = builder.select(builder.fcmp_ordered(larger, left, right[lane]), left, right[lane])
-                        builder.store(builder.fadd(builder.load(sums[r, lane]), chosen), sums[r, lane])
+                        total = sums[r, lane]
+                        builder.store(joined(kind, left, right[lane], builder.load(total)), total)
 
         for first in range(0, LANES, _VECTOR * _VECTORS):
             lanes = range(first, first + _VECTOR * _VECTORS, _VECTOR)
@@ -295,16 +324,19 @@ def _score_group(
             for (r, _), total in sums.items():
                 builder.store(broadcast(constants, index(r)), total)
             add_units(index(0), positive, ">", sums, lanes)
-            add_units(positive, units, "<", sums, lanes)
+            add_units(positive, bends, "<", sums, lanes)
+            add_units(bends, units, "*", sums, lanes)
             for (r, lane), total in sums.items():
                 builder.store(builder.load(total), pointer(tile, index(r * LANES + lane), vector), align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), codegen
+    return types.void(*[types.intp] * 7), codegen
 
 
 @_compiled
-def _score_block(rows: np.ndarray, constants: np.ndarray, block: np.ndarray, positive: int, tile: np.ndarray) -> None:
+def _score_block(
+    rows: np.ndarray, constants: np.ndarray, block: np.ndarray, positive: int, bends: int, tile: np.ndarray
+) -> None:
     for r in range(0, rows.shape[0], _ROWS):
         _score_group(
             rows[r:].ctypes.data,
@@ -312,6 +344,7 @@ def _score_block(rows: np.ndarray, constants: np.ndarray, block: np.ndarray, pos
             block.ctypes.data,
             tile[r:].ctypes.data,
             positive,
+            bends,
             rows.shape[1],
         )
 
@@ -333,7 +366,7 @@ def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
     rows, constants, tile = _gather(factors, picked)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.positive, tile)
+        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
         for r in range(len(picked)):
             entries = out[r, b * LANES : (b + 1) * LANES]
             for lane in range(len(entries)):
@@ -345,7 +378,7 @@ def _coverage_gains(factors: Factors, picked: np.ndarray, covered: np.ndarray, o
     rows, constants, tile = _gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.positive, tile)
+        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
         for r in range(len(picked)):
             _add_gains(tile[r], covered[b * LANES : (b + 1) * LANES], sums[r])
     for r in range(len(picked)):
@@ -359,7 +392,7 @@ def _row_statistics(factors: Factors, picked: np.ndarray, out_sums: np.ndarray, 
     largest = np.full((len(picked), LANES), -np.inf, dtype=np.float32)
     for b in range(factors.columns.shape[0]):
         width = min(LANES, factors.n_columns - b * LANES)
-        _score_block(rows, constants, factors.columns[b], factors.positive, tile)
+        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
         for r in range(len(picked)):
             _add_entries(tile[r, :width], sums[r], largest[r])
     for r in range(len(picked)):

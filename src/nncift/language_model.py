@@ -194,14 +194,19 @@ class LanguageModel(CausalModel):
         )
         wanted = torch.tensor([token for _, response in rows for token in response], device=self.device)
         logits = self.logits(self.tensor(sequences), prefix.cache, row, column)
-        parts = []
-        size = max(_CHUNK // logits.shape[1], 1)
-        for start in range(0, len(logits), size):
-            chunk, tokens = logits[start : start + size].float(), wanted[start : start + size, None]
-            parts.append(chunk.gather(1, tokens)[:, 0] - chunk.logsumexp(dim=1))
+        values = token_log_probabilities(logits, wanted).cpu().numpy()
         self.forward_tokens += sum(len(sequence) for sequence in sequences)
-        values = torch.cat(parts).cpu().numpy()
         return np.split(values, np.cumsum([len(response) for _, response in rows])[:-1])
+
+
+def token_log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Natural logarithm of each token's probability, (n,) float32, from logits (n, vocabulary) of any precision."""
+    parts = []
+    size = max(_CHUNK // logits.shape[1], 1)
+    for start in range(0, len(logits), size):
+        chunk, wanted = logits[start : start + size].float(), tokens[start : start + size, None]
+        parts.append(chunk.gather(1, wanted)[:, 0] - chunk.logsumexp(dim=1))
+    return torch.cat(parts)
 
 
 def _context_length(config: Any, tokenizer: Any, max_length: int | None) -> int:

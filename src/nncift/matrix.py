@@ -8,6 +8,7 @@ block of itself:
     InfluenceMatrix.from_array(array)          exact values, in memory or memory-mapped
     InfluenceMatrix.from_factors(P, Q, ...)    estimated; entries are computed when asked for, about
                                                0.6 thousand million a second and core at 100 units
+    InfluenceMatrix.from_towers(F, G, ...)     likewise, of the two-tower form
     InfluenceMatrix(shape, function)           your own
 
 Whatever reduces the matrix walks it in tiles of at most `TILE` entries (16 MiB), or one row where a row
@@ -94,6 +95,47 @@ class InfluenceMatrix:
                 "train it again with a lower learning rate, or check its features",
             )
         factors = kernels.factor(pool_side, target_side, output_weight=output_weight, output_bias=output_bias)
+        return cls._of_factors(factors, device)
+
+    @classmethod
+    def from_towers(
+        cls,
+        pool_side: np.ndarray,
+        target_side: np.ndarray,
+        *,
+        pool_bias: np.ndarray,
+        target_bias: np.ndarray,
+        device: str | None = None,
+    ) -> InfluenceMatrix:
+        """Estimated influence of the two-tower form: F[i] . G[j] + pool_bias[i] + target_bias[j].
+
+        Several networks are averaged by putting their ranks side by side, one side divided by their number.
+
+        Args:
+            pool_side: F, float32 (n_pool, rank).
+            target_side: G, float32 (n_target, rank).
+            pool_bias: float32 (n_pool,).
+            target_bias: float32 (n_target,).
+            device: as for `from_factors`.
+
+        Raises:
+            ModelError: the sizes do not fit, or a number is not finite.
+        """
+        shapes = pool_side.shape, target_side.shape, np.shape(pool_bias), np.shape(target_bias)
+        if [len(shape) for shape in shapes] != [2, 2, 1, 1] or shapes != (
+            (len(pool_bias), pool_side.shape[1]),
+            (len(target_bias), pool_side.shape[1]),
+            (len(pool_side),),
+            (len(target_side),),
+        ):
+            raise ModelError(f"towers of shapes {shapes} do not fit")
+        if not all(np.isfinite(part).all() for part in (pool_side, target_side, pool_bias, target_bias)):
+            raise ModelError("the network's values are not all finite", "check its features")
+        factors = kernels.factor_towers(pool_side, target_side, row_bias=pool_bias, column_bias=target_bias)
+        return cls._of_factors(factors, device)
+
+    @staticmethod
+    def _of_factors(factors: kernels.Factors, device: str | None) -> InfluenceMatrix:
         on_cpu = device is None or str(device).partition(":")[0] == "cpu"
         return FactoredMatrix(factors) if on_cpu else DeviceMatrix(factors, str(device))
 
@@ -241,7 +283,7 @@ class DeviceMatrix(InfluenceMatrix):
             torch.from_numpy(np.ascontiguousarray(part)).to(device)
             for part in (factors.rows, factors.constants, columns)
         )
-        self._positive = factors.positive
+        self._positive, self._bends = factors.positive, factors.bends
 
     def _score(self, rows: Any, columns: Any) -> Any:
         import torch
@@ -254,11 +296,12 @@ class DeviceMatrix(InfluenceMatrix):
         out = torch.empty((_length(rows), len(right)), dtype=torch.float32, device=right.device)
         step = max(1, (TILE << 3) // max(1, right.numel()))  # rows at a time: 128 MiB of maxima
         left, constants = self._rows[rows], self._constants[rows]
-        p = self._positive
+        p, bends = self._positive, self._bends
         for top in range(0, len(left), step):
             part = left[top : top + step, None]
             out[top : top + step] = torch.maximum(part[..., :p], right[:, :p]).sum(-1)
-            out[top : top + step] += torch.minimum(part[..., p:], right[:, p:]).sum(-1)
+            out[top : top + step] += torch.minimum(part[..., p:bends], right[:, p:bends]).sum(-1)
+        out += left[:, bends:] @ right[:, bends:].T
         return out.add_(constants[:, None])
 
     def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ add-max-multiply steps instead of 2 x width x hidden. `forward` is the plain for
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,8 +20,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nncift.errors import ModelError
+from nncift.features import Features
 from nncift.matrix import InfluenceMatrix
 from nncift.pairs import LabelledPairs
+
+FeatureArray = np.ndarray | Features
 
 _PROJECTION_ROWS = 65_536
 _CARD = """---
@@ -97,7 +101,7 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
         hidden = torch.relu(self.first(torch.cat([pool_features, target_features], dim=1)))  # (n, hidden)
         return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]
 
-    def fit(self, pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs) -> Self:
+    def fit(self, pool_features: FeatureArray, target_features: FeatureArray, pairs: LabelledPairs) -> Self:
         """Learn from labelled pairs.
 
         Args:
@@ -153,7 +157,7 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def estimate(
-        self, pool_features: np.ndarray, target_features: np.ndarray, *, device: str | None = None
+        self, pool_features: FeatureArray, target_features: FeatureArray, *, device: str | None = None
     ) -> InfluenceMatrix:
         """The influence of every pool sample on every target, computed where it is looked at.
 
@@ -179,7 +183,7 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
             pool, target, output_weight=output_weight, output_bias=output_bias, device=device
         )
 
-    def _check_widths(self, pool_features: np.ndarray, target_features: np.ndarray) -> None:
+    def _check_widths(self, pool_features: FeatureArray, target_features: FeatureArray) -> None:
         if not hasattr(self, "first"):
             raise ModelError("this InfluenceNetwork has not learned yet", "call fit, or load one with from_pretrained")
         for side, features, width in (
@@ -189,7 +193,7 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
             if features.shape[1] != width:
                 raise ModelError(
                     f"the {side} features are {features.shape[1]} wide, and the network learned with {width}",
-                    f"use the encoder it learned with ({self.description_.get('encoder', 'unknown')})",
+                    f"it needs the features {_named(self.description_.get('features'))}",
                 )
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -231,11 +235,16 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
         return network
 
 
+def _named(features: Mapping[str, str | None] | None) -> str:
+    """The features of a description in a few words."""
+    return ", ".join(str(source) for source in (features or {}).values() if source is not None) or "it learned with"
+
+
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
-def _project(features: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _project(features: FeatureArray, weight: np.ndarray) -> np.ndarray:
     """Product features @ weight.T, (n, hidden) float32, without a second copy of the features."""
     projected = np.empty((len(features), len(weight)), dtype=np.float32)
     for start in range(0, len(features), _PROJECTION_ROWS):

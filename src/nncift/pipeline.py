@@ -18,21 +18,20 @@ import numpy as np
 
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
 from nncift.costs import Costs
-from nncift.embeddings import embed, feature_facts, load_encoder, own_features
 from nncift.errors import ConfigError
+from nncift.feature_sources import FeatureReader, feature_sources
 from nncift.fidelity import measure_fidelity
 from nncift.given_labels import keep_labels
 from nncift.greedy import lazy_greedy
+from nncift.hub import network_folder
 from nncift.inputs import (
     budget_count,
     check_budget,
     check_models,
     describe,
-    encoder_of,
     learned_target,
     make_config,
     make_influence,
-    network_folder,
     read_samples,
     token_counts,
 )
@@ -49,6 +48,7 @@ from nncift.summary import write_summary
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from nncift.features import Features
     from nncift.influence import InfluenceFunction
     from nncift.matrix import InfluenceMatrix
     from nncift.objectives import Objective
@@ -101,7 +101,7 @@ def select(
                 other = samples if targets is None else targets
                 pairs = keep_labels(config.labels_from, samples, other, folder / "labels")
         with costs.stage("features") as cost:
-            features, target_features = _features(config, samples, targets, folder, progress=progress)
+            features, target_features = _features(config, function, samples, targets, folder, costs, progress=progress)
             cost.texts = len(features) + (len(target_features) if targets is not None else 0)
         if function is not None:
             with costs.stage("labels"):
@@ -129,7 +129,9 @@ def _targets(
 ) -> tuple[Dataset | None, PoolFacts | None]:
     """The target's samples: the given ones, else those that a learned run had, else none."""
     if (learned := learned_target(config)) is not None:
-        for part in ("target/samples.arrow", "features/target.npy", "features/target.json", "target/facts.json"):
+        names = feature_sources(config).names("target").values()
+        stored = [f"features/{name}.{kind}" for name in names for kind in ("npy", "json")]
+        for part in ("target/samples.arrow", *stored, "target/facts.json"):
             if not (folder / part).exists():
                 with atomic_write(folder / part) as temporary:
                     shutil.copyfile(learned / part, temporary)
@@ -140,28 +142,31 @@ def _targets(
 
 
 def _features(
-    config: Config, samples: Dataset, targets: Dataset | None, folder: Path, *, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
+    config: Config,
+    function: InfluenceFunction | None,
+    samples: Dataset,
+    targets: Dataset | None,
+    folder: Path,
+    costs: Costs,
+    *,
+    progress: bool,
+) -> tuple[Features, Features]:
     """Features of the pool (n_pool, d) and of the targets (n_target, d); the pool's own without a target."""
-    place = folder / "features"
-    parts = {"pool": samples} | ({"target": targets} if targets is not None else {})
-    if config.features is not None:
-        sources = {"pool": config.features, "target": config.target_features or config.features}
-        arrays = {name: own_features(part, sources[name], folder=place, name=name) for name, part in parts.items()}
-    else:
-        missing = [name for name in parts if not (place / f"{name}.json").exists()]
-        name = encoder_of(config)
-        assert name is not None
-        encoder: Any = name
-        if missing:
-            encoder = load_encoder(name, device=config.device, trust_remote_code=config.trust_remote_code)
-        arrays = {
-            part: embed(
-                rows, encoder, folder=place, name=part, batch_size=config.batch_size, progress=progress, source=name
-            )
-            for part, rows in parts.items()
-        }
-    return arrays["pool"], arrays.get("target", arrays["pool"])
+    reader = FeatureReader(config, function)
+    cost = costs.stages["features"]
+    earlier = cost.forward_tokens
+
+    def count_tokens() -> None:
+        if reader.sources.language_model is not None:
+            cost.forward_tokens = earlier + reader.language_model().forward_tokens
+        costs.save()
+
+    sides = {"pool": samples} | ({"target": targets} if targets is not None else {})
+    found = {
+        side: reader.read(rows, side, folder / "features", progress=progress, after_shard=count_tokens)
+        for side, rows in sides.items()
+    }
+    return found["pool"], found.get("target", found["pool"])
 
 
 def _label(
@@ -175,9 +180,10 @@ def _label(
     progress: bool,
 ) -> LabelledPairs:
     place = folder / "labels"
+    before = int(getattr(function, "forward_tokens", 0))  # the features may have been read with the same model
     plan = _plan(config, function, samples, targets, place / "plan.json")
     cost = costs.stages["labels"]
-    earlier, earlier_back = cost.forward_tokens, cost.backward_tokens
+    earlier, earlier_back = cost.forward_tokens - before, cost.backward_tokens
 
     def count_tokens() -> None:
         cost.forward_tokens = earlier + int(getattr(function, "forward_tokens", 0))
@@ -234,8 +240,8 @@ def _learn(
     origin: dict[str, Any],
     samples: Dataset,
     targets: Dataset | None,
-    features: np.ndarray,
-    target_features: np.ndarray,
+    features: Features,
+    target_features: Features,
     pairs: LabelledPairs,
     folder: Path,
 ) -> InfluenceNetwork:
@@ -254,8 +260,7 @@ def _learn(
     else:
         network = InfluenceNetwork(config.recipe, seed=config.seed).fit(features, target_features, train)
         network.description_ = {
-            "encoder": feature_facts(folder / "features")["encoder"],
-            "own_features": config.features is not None,
+            "features": dataclasses.asdict(feature_sources(config)),
             "influence": origin,
             "pairs": len(train),
         }

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
-from nncift.embeddings import embed_texts, load_encoder, sample_texts
+from nncift.embeddings import embed_texts, sample_texts
 from nncift.errors import printable
+from nncift.feature_sources import FeatureReader
 from nncift.given_labels import read_labels
+from nncift.hub import network_folder
 from nncift.inputs import (
     budget_count,
     check_budget,
-    encoder_of,
     learned_target,
     make_influence,
-    network_folder,
     read_samples,
 )
 from nncift.labelling import measure_rate, plan_labels
+from nncift.language_features import language_features
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from nncift.influence import InfluenceFunction
 
-_TRIAL_TEXTS = 64
+_TRIAL_TEXTS, _TRIAL_READINGS = 64, 16
 _HIDDEN_BYTES = 4 * 100  # one projected sample: float32 x the network's hidden units
 
 
@@ -96,8 +97,8 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         else:
             own_target = True
         check_budget(config, len(samples))
-        embedding, width = _embedding_rate(config, samples)
-        seconds = {"features": embedding * (len(samples) + (0 if own_target else len(targets)))}
+        reading, width = _feature_rate(config, samples)
+        seconds = {"features": reading * (len(samples) + (0 if own_target else len(targets)))}
         pairs, tokens = 0, None
         if config.labels_from is not None:
             pairs = len(read_labels(config.labels_from, samples, targets))
@@ -123,18 +124,23 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     return result
 
 
-def _embedding_rate(config: Config, samples: Dataset) -> tuple[float, int]:
-    """Seconds per sample of the encoder, and the features' width; nothing for the user's own features."""
-    name = encoder_of(config)
-    if name is None:
-        return 0.0, 0
-    encoder = load_encoder(name, device=config.device, trust_remote_code=config.trust_remote_code)
+def _feature_rate(config: Config, samples: Dataset) -> tuple[float, int]:
+    """Seconds that a sample's features take, and their width; nothing for the user's own features."""
+    reader, seconds, width = FeatureReader(config), 0.0, 0
     rows = np.linspace(0, len(samples) - 1, min(_TRIAL_TEXTS, len(samples))).astype(int)
-    texts = sample_texts(samples.select(rows))
-    embed_texts(texts[:2], encoder)  # warms up
-    since = time.perf_counter()
-    features = embed_texts(texts, encoder, batch_size=config.batch_size)
-    return (time.perf_counter() - since) / len(texts), features.shape[1]
+    if reader.sources.encoder is not None:
+        texts, encoder = sample_texts(samples.select(rows)), reader.encoder()
+        embed_texts(texts[:2], encoder)  # warms up
+        since = time.perf_counter()
+        width += embed_texts(texts, encoder, batch_size=config.batch_size).shape[1]
+        seconds += (time.perf_counter() - since) / len(texts)
+    if reader.sources.language_model is not None:
+        some = samples.select(rows[:: max(len(rows) // _TRIAL_READINGS, 1)])
+        language_features(some.select([0]), reader.language_model)  # warms up
+        since = time.perf_counter()
+        width += language_features(some, reader.language_model).shape[1]
+        seconds += (time.perf_counter() - since) / len(some)
+    return seconds, width
 
 
 def _label_plan(

@@ -61,7 +61,7 @@ def mean_states(
     Raises:
         ModelError: one sequence alone does not fit into memory, or the model's layers cannot be told apart.
     """
-    place = _layer(model, layer)
+    place = layer_module(model, layer)
 
     def work(batch: list[int]) -> list[np.ndarray]:
         states = model.states_entering(place, [sequences[j] for j in batch]).float()
@@ -76,8 +76,12 @@ def mean_states(
     return np.stack(found) if found else np.zeros((0, model.model.config.get_text_config().hidden_size), np.float32)
 
 
-def _layer(model: LanguageModel, layer: int | None) -> Any:
-    """The module that the wanted states enter."""
+def layer_module(model: LanguageModel, layer: int | None) -> Any:
+    """The module that the wanted states enter: layer number `layer`, or the output layer for None.
+
+    Raises:
+        ModelError: the model's layers cannot be told apart.
+    """
     count = layer_count(model)
     if layer is None or layer == count:
         place = model.model.get_output_embeddings()

@@ -1,0 +1,115 @@
+"""What predicts influence in the fidelity benchmark: each learns from labelled pairs and predicts every pair.
+
+All see the same features of the samples, in blocks: the sentence embedding, and the language model's own view
+(`nncift.language_features`). Nothing sees the values of the pairs that it is judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nncift.network import InfluenceNetwork
+from nncift.pairs import LabelledPairs
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the pool and of the targets: block name to (n, width) float32, of both sides the same widths."""
+
+    pool: dict[str, np.ndarray]
+    target: dict[str, np.ndarray]
+
+    def joined(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
+        """Some blocks, or all, side by side: (n_pool, d), (n_target, d)."""
+        chosen = names or tuple(self.pool)
+        return tuple(np.concatenate([side[name] for name in chosen], axis=1) for side in (self.pool, self.target))
+
+
+Method = Callable[[Features, LabelledPairs, int], np.ndarray]
+"""Features, labelled pairs and a seed to predictions of every pair, (n_pool, n_target)."""
+
+
+def constant(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+    """The mean of the labels."""
+    shape = len(features.pool["sentence"]), len(features.target["sentence"])
+    return np.full(shape, train.influence.mean(dtype=np.float64))
+
+
+def target_mean(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+    """Each target's mean label, the mean of all for targets without one."""
+    prediction = constant(features, train, seed)
+    for j in np.unique(train.target_index):
+        prediction[:, j] = train.influence[train.target_index == j].mean(dtype=np.float64)
+    return prediction
+
+
+def similarity(block: str) -> Method:
+    """The centred cosine of a block, on the labels' scale by least squares."""
+
+    def method(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+        pool, target = features.pool[block].astype(np.float64), features.target[block].astype(np.float64)
+        centre = np.concatenate([pool, target]).mean(axis=0)
+        pool, target = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (pool - centre, target - centre))
+        cosine = pool @ target.T
+        seen = cosine[train.pool_index, train.target_index]
+        slope = max(np.cov(seen, train.influence)[0, 1] / seen.var(ddof=1), 1e-6)
+        return train.influence.mean() + slope * (cosine - seen.mean())
+
+    return method
+
+
+def boosted_trees(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+    """Gradient-boosted trees on leading components of all blocks, the scalars, and the blocks' centred cosines.
+
+    The number of trees is chosen on pairs of a fifth of the labelled pool samples.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    cosines, sides = [], []
+    for name in features.pool:
+        both = np.concatenate([features.pool[name], features.target[name]]).astype(np.float64)
+        both = (both - both.mean(axis=0)) / (both.std(axis=0) + 1e-6)
+        unit = both / np.linalg.norm(both, axis=1, keepdims=True)
+        n = len(features.pool[name])
+        cosines.append(unit[:n] @ unit[n:].T)
+        sides.append(PCA(min(16, *both.shape), random_state=0).fit_transform(both))
+    samples = np.concatenate(sides, axis=1)
+
+    def rows(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return np.concatenate([samples[i], samples[n + j], *(c[i, j][:, None] for c in cosines)], axis=1)
+
+    rng = np.random.default_rng(seed)
+    labelled = rng.permutation(np.unique(train.pool_index))
+    aside = np.isin(train.pool_index, labelled[: max(len(labelled) // 5, 1)])
+    x, y = rows(train.pool_index, train.target_index), train.influence
+    settings = {"learning_rate": 0.05, "max_leaf_nodes": 15, "min_samples_leaf": 20, "l2_regularization": 1.0}
+    settings |= {"max_features": 0.3, "random_state": seed}
+    trees = 300
+    if 0 < aside.sum() < len(aside):
+        trial = HistGradientBoostingRegressor(max_iter=trees, early_stopping=False, **settings)
+        trial.fit(x[~aside], y[~aside])
+        errors = [np.square(p - y[aside]).mean() for p in trial.staged_predict(x[aside])]
+        trees = int(np.argmin(errors)) + 1
+    model = HistGradientBoostingRegressor(max_iter=trees, early_stopping=False, **settings).fit(x, y)
+    i, j = np.divmod(np.arange(n * len(features.target["sentence"])), len(features.target["sentence"]))
+    return model.predict(rows(i, j)).reshape(n, -1)
+
+
+def paper(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+    """NN-CIFT's network as published: sentence embeddings alone."""
+    pool, target = features.joined("sentence")
+    return InfluenceNetwork("paper", seed=seed).fit(pool, target, train).estimate(pool, target).rows(slice(None))
+
+
+METHODS: dict[str, Method] = {
+    "constant": constant,
+    "target mean": target_mean,
+    "cosine": similarity("sentence"),
+    "response similarity": similarity("response"),
+    "paper": paper,
+    "boosted trees": boosted_trees,
+}

@@ -1,0 +1,144 @@
+"""What a network knows of each sample: which features a run reads, from where, and reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.config import DEFAULT_ENCODER, DEFAULT_FEATURES, Config
+from nncift.embeddings import embed, load_encoder
+from nncift.errors import ModelError
+from nncift.features import Features, own_features, stored_features
+from nncift.hub import network_folder
+from nncift.influence import InfluenceFunction
+from nncift.influence.base import LanguageModelFunction
+from nncift.language_features import language_features
+from nncift.language_model import LanguageModel
+from nncift.loading import default_batch_size, default_dtype
+from nncift.storage import read_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_KINDS = {"encoder": "sentence", "own": "own", "language_model": "lm"}  # source to what `--features` calls it
+
+
+@dataclass(frozen=True)
+class FeatureSources:
+    """Where the features of each sample come from; None where a run has none of that kind.
+
+    Attributes:
+        encoder: the sentence encoder.
+        own: the user's own, a file or a column.
+        language_model: whose own view of the sample is a feature.
+    """
+
+    encoder: str | None = None
+    own: str | None = None
+    language_model: str | None = None
+
+    def names(self, side: str) -> dict[str, str]:
+        """Kind ("sentence", "own", "lm") to file name for a side, "pool" or "target"; the first has its alone."""
+        kinds = [_KINDS[name] for name, source in asdict(self).items() if source is not None]
+        return {kind: side if kind == kinds[0] else f"{side}.{kind}" for kind in kinds}
+
+    def __str__(self) -> str:
+        sources = {_KINDS[name]: source for name, source in asdict(self).items() if source is not None}
+        return ", ".join(f"{kind} ({source})" for kind, source in sources.items())
+
+
+def feature_sources(config: Config) -> FeatureSources:
+    """Where the features come from: what the config asks for, or what its learned network needs.
+
+    Raises:
+        ModelError: the config asks for others than the learned network needs.
+    """
+    names = config.feature_names or tuple(DEFAULT_FEATURES.split(","))
+    asked = FeatureSources(
+        encoder=(config.encoder or DEFAULT_ENCODER) if "sentence" in names else None,
+        own=config.own_features,
+        language_model=config.models[0] if "lm" in names else None,
+    )
+    if config.network is None:
+        return asked
+    description = read_json(Path(network_folder(config.network)) / "config.json").get("description", {})
+    needed = FeatureSources(**description.get("features", {"own": "features of your own"}))
+    if needed.own is not None and asked.own is None:
+        raise ModelError(
+            f"the network in {config.network} learned with features of your own", "give the new data's with --features"
+        )
+    given = asdict(asked)
+    for kind, source in asdict(needed).items():
+        if config.feature_names and (source is None) != (given[kind] is None):
+            raise ModelError(f"the network in {config.network} needs the features {needed}", "leave --features out")
+    encoder = config.encoder if config.encoder is not None and needed.encoder is not None else needed.encoder
+    return FeatureSources(encoder, asked.own, needed.language_model)
+
+
+class FeatureReader:
+    """Reads a run's features; each model is loaded once, when it is first needed.
+
+    Args:
+        config: the run's.
+        function: the run's influence function: where it asks the same language model, that is loaded once for both.
+
+    Attributes:
+        sources: where the features come from.
+    """
+
+    def __init__(self, config: Config, function: InfluenceFunction | None = None) -> None:
+        self.config = config
+        self.sources = feature_sources(config)
+        self.encoder = cache(self._encoder)
+        self.language_model = cache(self._language_model)
+        self._function = function
+
+    def read(
+        self, samples: Dataset, side: str, folder: Path, *, progress: bool = False, after_shard: Callable[[], None]
+    ) -> Features:
+        """Features of all samples of a side, "pool" or "target", kept in `folder`.
+
+        Raises:
+            DataError: a feature is not finite or does not fit the samples, or a response does not fit the model.
+            ModelError: a model cannot be loaded.
+        """
+        names, config = self.sources.names(side), self.config
+        for kind, name in names.items():
+            if kind == "own":
+                given = config.target_features if side == "target" else None
+                own_features(samples, given or str(config.own_features), folder=folder, name=name)
+            elif kind == "sentence":
+                encoder: Any = self.sources.encoder if (folder / f"{name}.json").exists() else self.encoder()
+                size, source = config.batch_size, self.sources.encoder
+                embed(samples, encoder, folder=folder, name=name, batch_size=size, source=source, progress=progress)
+            else:
+                language_features(
+                    samples,
+                    self.language_model,
+                    folder=folder,
+                    name=name,
+                    batch_size=config.batch_size or default_batch_size(config.device),
+                    source=self.sources.language_model,
+                    progress=progress,
+                    after_shard=after_shard,
+                )
+        return stored_features(folder, names)
+
+    def _encoder(self) -> Any:
+        config = self.config
+        return load_encoder(str(self.sources.encoder), device=config.device, trust_remote_code=config.trust_remote_code)
+
+    def _language_model(self) -> LanguageModel:
+        config, function = self.config, self._function
+        if isinstance(function, LanguageModelFunction) and function.model == self.sources.language_model:
+            return function.language_model
+        return LanguageModel.load(
+            str(self.sources.language_model),
+            dtype=config.dtype or default_dtype(config.device),
+            device=config.device,
+            max_length=config.max_length,
+            trust_remote_code=config.trust_remote_code,
+        )
