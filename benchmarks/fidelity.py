@@ -1,7 +1,8 @@
 """Fidelity of estimated influence, on committed exact values: who predicts what was never labelled?
 
-    make bench-fidelity                              # or: python benchmarks/fidelity.py
-    python benchmarks/fidelity.py --values p3-delift --methods "target mean" nncift --seeds 2
+    python benchmarks/fidelity.py
+    python benchmarks/fidelity.py --values p3-delift --methods "target mean" paper --seeds 2
+    python benchmarks/fidelity.py --tasks truth
 
 Four questions, each over several seeds with the mean and its 95 % interval:
 
@@ -13,7 +14,8 @@ choice      The same labels; each pool sample is estimated by a network that nev
 truth       The linear datamodelling score of estimated influence on what training really did (`outcomes`), beside the
             exact values': a share of the pool samples keep those, the rest are estimated.
 
-Features are computed once and kept in `--folder`; exact values come from `exact_values.py`.
+Features are computed once and kept in `--folder`, and so are the exact values of the truth's samples; all others come
+from `exact_values.py`, which takes hours.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +33,20 @@ from scipy import stats
 from tqdm import tqdm
 
 from exact_values import FOLDER, JOBS, ExactValues
-from fidelity_methods import METHODS, Features, Method
-from nncift.embeddings import embed_texts, load_encoder, sample_texts
-from nncift.examples import encode_examples
+from fidelity_methods import METHODS, Method
+from functions import exact_values
+from known_truth import OUTCOMES, trained_samples
+from nncift.embeddings import embed
+from nncift.features import Features, stored_features
 from nncift.fidelity import measures
 from nncift.greedy import lazy_greedy
 from nncift.labelling import plan_pairs
-from nncift.language_features import read_language_features
+from nncift.language_features import language_features
 from nncift.language_model import LanguageModel
 from nncift.matrix import InfluenceMatrix
 from nncift.objectives import FacilityLocation
 from nncift.pairs import LabelledPairs
-from nncift.storage import read_tensors, write_json, write_tensors
+from nncift.storage import write_json
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
@@ -52,6 +57,7 @@ QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 TRUTH = ("delift", "less, trained alike, both sides")
 
 Row = dict[str, float]
+Sides = tuple[Features, Features]
 Task = Callable[[Method, int], Iterator[tuple[str, Row]]]
 
 
@@ -73,7 +79,7 @@ def judged(influence: np.ndarray, predicted: np.ndarray, rows: np.ndarray, colum
     }
 
 
-def quadrants(influence: np.ndarray, features: Features, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+def quadrants(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
     """Measures in each quadrant for each share of labelled pairs."""
     n, m = influence.shape
     rng = np.random.default_rng([seed, 1])
@@ -84,7 +90,7 @@ def quadrants(influence: np.ndarray, features: Features, method: Method, seed: i
         wanted = round(fraction * n * m)
         plan = plan_pairs(len(seen_pool), len(seen_target), wanted, seed=seed)
         rows, columns = seen_pool[plan.rows], seen_target[plan.columns]
-        predicted = method(features, grid(influence, rows, columns), seed)
+        predicted = method(*features, grid(influence, rows, columns), seed)
         parts = zip(
             QUADRANTS, ((rows, columns), (new_pool, columns), (rows, new_target), (new_pool, new_target)), strict=True
         )
@@ -92,29 +98,29 @@ def quadrants(influence: np.ndarray, features: Features, method: Method, seed: i
             yield f"{name}, {fraction:.0%}", judged(influence, predicted, np.sort(i), np.sort(j))
 
 
-def labelled_rows(influence: np.ndarray, features: Features, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+def labelled_rows(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
     """Measures on new pool samples with some labelled on every target, and on samples that are new on both sides."""
     n, m = influence.shape
     rng = np.random.default_rng([seed, 2])
     pool, target = rng.permutation(n), rng.permutation(m)
     for count in ROWS:
-        predicted = method(features, grid(influence, pool[:count], np.arange(m)), seed)
+        predicted = method(*features, grid(influence, pool[:count], np.arange(m)), seed)
         yield f"Q2, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.arange(m))
-        predicted = method(features, grid(influence, pool[:count], target[m // 4 :]), seed)
+        predicted = method(*features, grid(influence, pool[:count], target[m // 4 :]), seed)
         yield f"Q4, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.sort(target[: m // 4]))
 
 
-def held_out(influence: np.ndarray, features: Features, method: Method, count: int, seed: int) -> np.ndarray:
+def held_out(influence: np.ndarray, features: Sides, method: Method, count: int, seed: int) -> np.ndarray:
     """Predictions of every pool sample by a network that saw `count` others on every target."""
     n, m = influence.shape
     order = np.random.default_rng([seed, 3]).permutation(n)
     first, second = order[:count], order[count : 2 * count]
-    predicted = method(features, grid(influence, first, np.arange(m)), seed)
-    predicted[first] = method(features, grid(influence, second, np.arange(m)), seed)[first]
+    predicted = method(*features, grid(influence, first, np.arange(m)), seed)
+    predicted[first] = method(*features, grid(influence, second, np.arange(m)), seed)[first]
     return predicted
 
 
-def choice(influence: np.ndarray, features: Features, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+def choice(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
     """Normalised gain of facility location on estimates, and overlap with the exact choice."""
     n = len(influence)
     for count in ROWS:
@@ -141,33 +147,27 @@ def covered(influence: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def truth(
-    influence: np.ndarray, features: Features, method: Method, seed: int, outcomes: TrainingOutcomes
+    influence: np.ndarray, features: Sides, outcomes: TrainingOutcomes, method: Method, seed: int
 ) -> Iterator[tuple[str, Row]]:
     """Linear datamodelling score with exact values for some pool samples and estimates for the others."""
     n, m = influence.shape
     yield "all exact", {"lds": linear_datamodelling_score(influence, outcomes).value}
     for share in POOL_SHARES:
         rows = np.random.default_rng([seed, 5]).permutation(n)[: max(round(share * n), 2)]
-        mixed = method(features, grid(influence, rows, np.arange(m)), seed).copy()
+        mixed = method(*features, grid(influence, rows, np.arange(m)), seed).copy()
         mixed[rows] = influence[rows]
         yield f"{share:.0%} exact", {"lds": linear_datamodelling_score(mixed, outcomes).value}
 
 
-def read_features(pool: Dataset, target: Dataset, name: str, folder: Path, model: LanguageModel) -> Features:
+def read_features(pool: Dataset, target: Dataset, name: str, folder: Path, model: LanguageModel) -> Sides:
     """Features of both sides, computed once."""
     sides = []
     for side, samples in (("pool", pool), ("target", target)):
-        path = folder / "features" / f"{name}-{side}.safetensors"
-        if not path.exists():
-            language = read_language_features(model, encode_examples(model, samples))
-            hidden = int(model.model.config.get_text_config().hidden_size)
-            prompt, response, scalars = np.split(language, [hidden, 2 * hidden], axis=1)
-            blocks = {"prompt": prompt, "response": response, "scalars": scalars}
-            blocks["sentence"] = embed_texts(sample_texts(samples), load_encoder("embedded"))
-            write_tensors(path, {block: np.ascontiguousarray(values) for block, values in blocks.items()})
-        sides.append(read_tensors(path))
-    order = ("sentence", "prompt", "response", "scalars")
-    return Features(*({block: side[block] for block in order} for side in sides))
+        names = {"sentence": f"{name}-{side}", "lm": f"{name}-{side}.lm"}
+        embed(samples, "embedded", folder=folder / "features", name=names["sentence"])
+        language_features(samples, model, folder=folder / "features", name=names["lm"])
+        sides.append(stored_features(folder / "features", names))
+    return sides[0], sides[1]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -218,20 +218,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = LanguageModel.load(options.model)
     report: dict[str, dict] = {}
+
+    def ask(title: str, task: Task) -> None:
+        report[title] = measure(task, options.methods, options.seeds, title)
+        show(title, report[title])
+
     for name in options.values:
         exact = ExactValues.load(FOLDER / f"{name}.safetensors")
         pool, target = JOBS[name][1]()
         if (tuple(map(str, pool["id"])), tuple(map(str, target["id"]))) != (exact.pool_ids, exact.target_ids):
             raise SystemExit(f"the samples are not those of {name}")
-        features = read_features(pool, target, name, options.folder, model)
+        data = exact.influence.astype(np.float64), read_features(pool, target, name, options.folder, model)
         for task in [task for task in options.tasks if task in tasks]:
-
-            def ask(method: Method, seed: int, task=task, exact=exact, features=features):
-                return tasks[task](exact.influence.astype(np.float64), features, method, seed)
-
-            table = measure(ask, options.methods, options.seeds, f"{name}, {task}")
-            report[f"{name}, {task}"] = table
-            show(f"{name}, {task}", table)
+            ask(f"{name}, {task}", partial(tasks[task], *data))
+    if "truth" in options.tasks:
+        pool, target, _, _ = trained_samples()
+        outcomes = TrainingOutcomes.load(OUTCOMES)
+        features = read_features(pool, target, "truth", options.folder, model)
+        for name in TRUTH:
+            influence = exact_values(name, model, pool, target, options.folder / "truth")[0].astype(np.float64)
+            ask(f"{name}, truth", partial(truth, influence, features, outcomes))
     write_json(options.folder / "fidelity.json", report)
 
 

@@ -7,40 +7,25 @@ All see the same features of the samples, in blocks: the sentence embedding, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from nncift.features import Features
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs
 
-
-@dataclass(frozen=True)
-class Features:
-    """Features of the pool and of the targets: block name to (n, width) float32, of both sides the same widths."""
-
-    pool: dict[str, np.ndarray]
-    target: dict[str, np.ndarray]
-
-    def joined(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
-        """Some blocks, or all, side by side: (n_pool, d), (n_target, d)."""
-        chosen = names or tuple(self.pool)
-        return tuple(np.concatenate([side[name] for name in chosen], axis=1) for side in (self.pool, self.target))
+Method = Callable[[Features, Features, LabelledPairs, int], np.ndarray]
+"""Features of the pool and of the targets, labels and a seed to predictions of all pairs, (n_pool, n_target)."""
 
 
-Method = Callable[[Features, LabelledPairs, int], np.ndarray]
-"""Features, labelled pairs and a seed to predictions of every pair, (n_pool, n_target)."""
-
-
-def constant(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+def constant(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """The mean of the labels."""
-    shape = len(features.pool["sentence"]), len(features.target["sentence"])
-    return np.full(shape, train.influence.mean(dtype=np.float64))
+    return np.full((len(pool), len(target)), train.influence.mean(dtype=np.float64))
 
 
-def target_mean(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+def target_mean(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """Each target's mean label, the mean of all for targets without one."""
-    prediction = constant(features, train, seed)
+    prediction = constant(pool, target, train, seed)
     for j in np.unique(train.target_index):
         prediction[:, j] = train.influence[train.target_index == j].mean(dtype=np.float64)
     return prediction
@@ -49,11 +34,11 @@ def target_mean(features: Features, train: LabelledPairs, seed: int) -> np.ndarr
 def similarity(block: str) -> Method:
     """The centred cosine of a block, on the labels' scale by least squares."""
 
-    def method(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
-        pool, target = features.pool[block].astype(np.float64), features.target[block].astype(np.float64)
-        centre = np.concatenate([pool, target]).mean(axis=0)
-        pool, target = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (pool - centre, target - centre))
-        cosine = pool @ target.T
+    def method(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+        a, b = (side.blocks[block].astype(np.float64) for side in (pool, target))
+        centre = np.concatenate([a, b]).mean(axis=0)
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a - centre, b - centre))
+        cosine = a @ b.T
         seen = cosine[train.pool_index, train.target_index]
         slope = max(np.cov(seen, train.influence)[0, 1] / seen.var(ddof=1), 1e-6)
         return train.influence.mean() + slope * (cosine - seen.mean())
@@ -61,7 +46,7 @@ def similarity(block: str) -> Method:
     return method
 
 
-def boosted_trees(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+def boosted_trees(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """Gradient-boosted trees on leading components of all blocks, the scalars, and the blocks' centred cosines.
 
     The number of trees is chosen on pairs of a fifth of the labelled pool samples.
@@ -69,12 +54,11 @@ def boosted_trees(features: Features, train: LabelledPairs, seed: int) -> np.nda
     from sklearn.decomposition import PCA
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    cosines, sides = [], []
-    for name in features.pool:
-        both = np.concatenate([features.pool[name], features.target[name]]).astype(np.float64)
+    n, cosines, sides = len(pool), [], []
+    for name in pool.blocks:
+        both = np.concatenate([pool.blocks[name], target.blocks[name]]).astype(np.float64)
         both = (both - both.mean(axis=0)) / (both.std(axis=0) + 1e-6)
         unit = both / np.linalg.norm(both, axis=1, keepdims=True)
-        n = len(features.pool[name])
         cosines.append(unit[:n] @ unit[n:].T)
         sides.append(PCA(min(16, *both.shape), random_state=0).fit_transform(both))
     samples = np.concatenate(sides, axis=1)
@@ -95,21 +79,21 @@ def boosted_trees(features: Features, train: LabelledPairs, seed: int) -> np.nda
         errors = [np.square(p - y[aside]).mean() for p in trial.staged_predict(x[aside])]
         trees = int(np.argmin(errors)) + 1
     model = HistGradientBoostingRegressor(max_iter=trees, early_stopping=False, **settings).fit(x, y)
-    i, j = np.divmod(np.arange(n * len(features.target["sentence"])), len(features.target["sentence"]))
+    i, j = np.divmod(np.arange(n * len(target)), len(target))
     return model.predict(rows(i, j)).reshape(n, -1)
 
 
-def paper(features: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+def paper(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """NN-CIFT's network as published: sentence embeddings alone."""
-    pool, target = features.joined("sentence")
-    return InfluenceNetwork("paper", seed=seed).fit(pool, target, train).estimate(pool, target).rows(slice(None))
+    a, b = (np.asarray(side.blocks["sentence"]) for side in (pool, target))
+    return InfluenceNetwork("paper", seed=seed).fit(a, b, train).estimate(a, b).rows(slice(None))
 
 
 METHODS: dict[str, Method] = {
     "constant": constant,
     "target mean": target_mean,
     "cosine": similarity("sentence"),
-    "response similarity": similarity("response"),
+    "response similarity": similarity("response states"),
     "paper": paper,
     "boosted trees": boosted_trees,
 }

@@ -143,7 +143,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.what == "speed":
         common = ["--model", options.model, *(["--device", options.device] if options.device else [])]
-        delift.main(["--rows", "32", "--targets", "64", *common])
+        delift.main(["--rows", "32", "--targets", "64", "--longest", "250", *common])
         gradients.main(common)
         return
     model = LanguageModel.load(options.model, device=options.device)

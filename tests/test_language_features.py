@@ -7,9 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 
+from nncift import language_features as language_features_module
 from nncift.causal_model import CausalModel
+from nncift.errors import DataError
 from nncift.examples import encode_examples
-from nncift.language_features import SCALARS, feature_blocks, read_language_features
+from nncift.features import feature_facts
+from nncift.language_features import SCALARS, feature_blocks, language_features, read_language_features
 from nncift.language_model import LanguageModel
 
 TEXTS = [
@@ -75,6 +78,33 @@ def test_each_sample_is_read_once(model):
     before = model.forward_tokens
     read_language_features(model, examples)
     assert model.forward_tokens - before == sum(len(example.ids) for example in examples)
+
+
+def test_shards_come_back_from_the_folder_without_the_model(model, tmp_path):
+    found = language_features(samples(), model, folder=tmp_path, name="pool.lm")
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, language_features(samples(), lambda: model))
+    facts = feature_facts(tmp_path, "pool.lm")
+    assert (facts["encoder"], facts["blocks"]) == (model.name, feature_blocks(model))
+
+    def load() -> LanguageModel:
+        raise AssertionError("the features are there")
+
+    np.testing.assert_array_equal(language_features(samples(), load, folder=tmp_path, name="pool.lm"), found)
+
+
+def test_features_that_are_not_finite_are_a_clear_error(model, tmp_path, monkeypatch):
+    read = language_features_module.read_language_features
+
+    def overflowed(*arguments, **options):
+        features = read(*arguments, **options)
+        features[2, 5] = np.inf
+        return features
+
+    monkeypatch.setattr(language_features_module, "read_language_features", overflowed)
+    with pytest.raises(DataError, match="not finite for '2'"):
+        language_features(samples(), model, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_samples(model):

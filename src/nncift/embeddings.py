@@ -83,7 +83,6 @@ def embed(
     batch_size: int | None = None,
     device: str | None = None,
     source: str | None = None,
-    trust_remote_code: bool = False,
     progress: bool = False,
 ) -> np.ndarray:
     """Embed every sample.
@@ -97,7 +96,6 @@ def embed(
         batch_size: texts per forward pass; 32 unless given, on CUDA as many as fit.
         device: where a model given by name is loaded; the library's choice unless given.
         source: the name to record for a model given as an object.
-        trust_remote_code: run code that comes with a model given by name.
         progress: show a progress bar.
 
     Returns:
@@ -113,7 +111,7 @@ def embed(
 
     def compute(rows: Dataset) -> dict[str, np.ndarray]:
         if not loaded:  # on first use: what is there already needs no model
-            loaded.append(load_encoder(str(encoder), device=device, trust_remote_code=trust_remote_code))
+            loaded.append(load_encoder(str(encoder), device=device))
         return _embed_shard(sample_texts(rows), loaded[0], batch_size)
 
     facts = {"encoder": source or "your own"}

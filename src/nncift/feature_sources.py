@@ -95,6 +95,12 @@ class FeatureReader:
         self.encoder = cache(self._encoder)
         self.language_model = cache(self._language_model)
         self._function = function
+        self._before: int | None = None  # tokens that the model had read for others; None: it is not loaded
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that the language model has read for features so far."""
+        return 0 if self._before is None else self.language_model().forward_tokens - self._before
 
     def read(
         self, samples: Dataset, side: str, folder: Path, *, progress: bool = False, after_shard: Callable[[], None]
@@ -134,11 +140,14 @@ class FeatureReader:
     def _language_model(self) -> LanguageModel:
         config, function = self.config, self._function
         if isinstance(function, LanguageModelFunction) and function.model == self.sources.language_model:
-            return function.language_model
-        return LanguageModel.load(
-            str(self.sources.language_model),
-            dtype=config.dtype or default_dtype(config.device),
-            device=config.device,
-            max_length=config.max_length,
-            trust_remote_code=config.trust_remote_code,
-        )
+            model = function.language_model
+        else:
+            model = LanguageModel.load(
+                str(self.sources.language_model),
+                dtype=config.dtype or default_dtype(config.device),
+                device=config.device,
+                max_length=config.max_length,
+                trust_remote_code=config.trust_remote_code,
+            )
+        self._before = model.forward_tokens
+        return model

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from nncift.errors import DataError
 from nncift.examples import Example, encode_examples, response_positions
 from nncift.features import in_shards
 from nncift.language_model import LanguageModel, token_log_probabilities
@@ -34,8 +35,6 @@ SCALARS = (
     "prompt length",  # logarithm of the number of tokens
     "response length",
 )
-
-
 LANGUAGE_BLOCKS = ("prompt states", "response states", "scalars")
 
 
@@ -73,13 +72,19 @@ def language_features(
         (n, d) float32 in the blocks that `feature_blocks` names; memory-mapped when a folder is given.
 
     Raises:
-        DataError: a response does not fit into the model's context.
+        DataError: a response does not fit into the model's context, or a feature is not finite.
         ModelError: one sample alone does not fit into memory, or the model cannot be loaded.
     """
 
     def compute(rows: Dataset) -> dict[str, np.ndarray]:
         examples = encode_examples(loaded(), rows)
         features = read_language_features(loaded(), examples, batch_size=batch_size)
+        if not (finite := np.isfinite(features).all(axis=1)).all():
+            bad = examples[int(np.flatnonzero(~finite)[0])].id
+            raise DataError(
+                f"{loaded().name!r} gives features that are not finite for {bad!r}",
+                "look at this sample; with --dtype float16, try bfloat16 or float32",
+            )
         return {"features": features, "truncated": np.array([example.cut for example in examples])}
 
     def loaded() -> LanguageModel:

@@ -157,8 +157,7 @@ def _features(
     earlier = cost.forward_tokens
 
     def count_tokens() -> None:
-        if reader.sources.language_model is not None:
-            cost.forward_tokens = earlier + reader.language_model().forward_tokens
+        cost.forward_tokens = earlier + reader.forward_tokens
         costs.save()
 
     sides = {"pool": samples} | ({"target": targets} if targets is not None else {})

@@ -10,6 +10,8 @@ import numpy as np
 from nncift.config import Config
 from nncift.costs import duration
 from nncift.errors import printable
+from nncift.feature_sources import feature_sources
+from nncift.features import feature_facts
 from nncift.pool import PoolFacts
 from nncift.selection import Selection
 from nncift.storage import read_array, read_json, write_json
@@ -34,7 +36,8 @@ def write_summary(
         target: the same for the target, if there is one.
         all_pairs: entries of the influence matrix.
     """
-    encoder = read_json(folder / "features" / "pool.json")
+    names = feature_sources(config).names("pool").values()
+    features = [feature_facts(folder / "features", name) for name in names]
     notes_path, fidelity_path = folder / "labels" / "notes.json", folder / "fidelity.json"
     cut = int(read_json(notes_path)["cut"]) if notes_path.exists() else None
     labelled = 0
@@ -54,9 +57,13 @@ def write_summary(
             "objective": selection.objective,
             "objective_options": selection.objective_options,
             "value": float(selection.value),
-            "encoder": {"name": encoder["encoder"], "truncated": encoder["truncated"], "width": encoder["width"]},
+            "encoder": {
+                "name": " + ".join(str(part["encoder"]) for part in features),
+                "truncated": max(part["truncated"] for part in features),
+                "width": sum(part["width"] for part in features),
+            },
             "language_model": None if cut is None else {"name": config.model, "cut": cut},
-            "warnings": _warnings(folder, encoder, selection, cut, target),
+            "warnings": _warnings(folder, features, selection, cut, target),
         },
     )
 
@@ -75,7 +82,7 @@ def _extrapolate(folder: Path, labelled: int, all_pairs: int, samples: int) -> d
 
 
 def _warnings(
-    folder: Path, encoder: dict[str, Any], selection: Selection, cut: int | None, target: PoolFacts | None
+    folder: Path, features: list[dict[str, Any]], selection: Selection, cut: int | None, target: PoolFacts | None
 ) -> list[str]:
     warnings = []
     if target is not None and target.rows == 1:
@@ -83,10 +90,13 @@ def _warnings(
     path = folder / "fidelity.json"
     if path.exists() and not (measured := read_json(path))["beats_baselines"]:
         warnings.append(measured["verdict"])
-    if encoder["truncated"] > encoder["rows"] / 10:
-        warnings.append(
-            f"The encoder cut {encoder['truncated']:,} of {encoder['rows']:,} texts: their features miss what follows."
-        )
+    for part in features:
+        if part["truncated"] > part["rows"] / 10:
+            what = "what was cut from their prompts" if "blocks" in part else "what follows"
+            reader = f"The language model {part['encoder']}" if "blocks" in part else "The encoder"
+            warnings.append(
+                f"{reader} cut {part['truncated']:,} of {part['rows']:,} texts: their features miss {what}."
+            )
     if cut:
         warnings.append(f"{cut:,} labelled samples were cut to fit the language model's context.")
     idle = int(np.sum(np.asarray(selection.gains) <= 0))
