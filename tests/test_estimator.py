@@ -20,7 +20,7 @@ from nncift.config import Amount
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.fidelity import measure_fidelity, measures, spearman
 from nncift.labelling import Rate, measure_rate, number_of_pairs, plan_pairs
-from nncift.network import InfluenceNetwork
+from nncift.network import RECIPES, InfluenceNetwork
 from nncift.pairs import LabelledPairs, collect
 
 WIDTH = 6
@@ -250,6 +250,15 @@ def test_collect_refuses_a_wrong_shape():
         collect(Transposed(), samples(5, "p"), samples(4, "t"), np.arange(5), np.arange(4))
 
 
+def test_labels_with_one_score_for_each_pool_sample_are_known_as_such():
+    pairs = grid(5, 4)
+    assert not pairs.pointwise
+    one_each = LabelledPairs(pairs.pool_index, pairs.target_index, pairs.pool_index.astype(np.float32))
+    assert one_each.pointwise
+    assert not one_each.take(np.arange(20) % 4 == 0).pointwise  # a single target says nothing
+    assert not grid(0, 0).pointwise
+
+
 # --- the network
 
 
@@ -257,9 +266,10 @@ def test_the_paper_recipe_is_the_papers():
     network = InfluenceNetwork("paper").fit(
         np.zeros((3, 1024), np.float32), np.zeros((3, 1024), np.float32), grid(3, 3)
     )
-    assert sum(p.numel() for p in network.parameters()) == 2048 * 100 + 100 + 100 + 1  # 204,900 weights and biases
-    assert (network.learning_rate, network.epochs, network.batch_size, network.hidden) == (1e-4, 20, 64, 100)
-    assert len(network.losses_) == 20
+    model = network.model
+    assert sum(p.numel() for p in model.parameters()) == 2048 * 100 + 100 + 100 + 1  # 204,900 weights and biases
+    assert (model.learning_rate, model.epochs, model.batch_size, model.hidden) == (1e-4, 20, 64, 100)
+    assert len(model.losses_) == 20
 
 
 @settings(max_examples=30, deadline=None)
@@ -268,13 +278,13 @@ def test_estimate_equals_forward(n_pool, n_target, seed, scale):
     a, b = features(n_pool, seed), features(n_target, seed + 1)
     pairs = grid(n_pool, n_target, seed)
     pairs = LabelledPairs(pairs.pool_index, pairs.target_index, pairs.influence * np.float32(scale))
-    network = InfluenceNetwork(hidden=16, epochs=2, learning_rate=0.05, seed=seed).fit(a, b, pairs)
+    network = InfluenceNetwork("paper", hidden=16, epochs=2, learning_rate=0.05, seed=seed).fit(a, b, pairs)
     matrix = network.estimate(a, b)
     assert matrix.shape == (n_pool, n_target)
     with torch.no_grad():
-        plain = network(torch.from_numpy(a[pairs.pool_index]), torch.from_numpy(b[pairs.target_index])).numpy()
+        plain = network.model(torch.from_numpy(a[pairs.pool_index]), torch.from_numpy(b[pairs.target_index])).numpy()
     every = matrix.block(slice(None), slice(None)).ravel()
-    low, size = float(network.low), float(network.range)
+    low, size = float(network.model.low), float(network.model.range)
     # 1e-5 on the scale the network learns on; on the influence's own, what float32 rounds away comes on top.
     allowed = 1e-5 * size + 1e-6 * abs(low)
     np.testing.assert_allclose(every, plain * size + low, rtol=0, atol=allowed)
@@ -288,30 +298,31 @@ def test_it_learns_what_can_be_learned_and_is_seeded():
     truth = np.tanh(a[pairs.pool_index, 0] + b[pairs.target_index, 1])
     pairs = LabelledPairs(pairs.pool_index, pairs.target_index, truth.astype(np.float32))
     train, held_out = pairs.split(0.8)
-    first = InfluenceNetwork(learning_rate=1e-3).fit(a, b, train)
+    first = InfluenceNetwork("paper", learning_rate=1e-3).fit(a, b, train)
     result = measure_fidelity(first, a, b, held_out, train)
     assert result.beats_baselines
     assert result.quadrants["Q2"]["methods"]["network"]["r2"] > 0.9
     assert result.quadrants["Q4"]["methods"]["network"]["spearman_within_target"] > 0.9
-    assert first.losses_[-1] < first.losses_[0]
-    second = InfluenceNetwork(learning_rate=1e-3).fit(a, b, train)
-    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+    assert first.model.losses_[-1] < first.model.losses_[0]
+    second = InfluenceNetwork("paper", learning_rate=1e-3).fit(a, b, train)
+    for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    other = InfluenceNetwork(learning_rate=1e-3, seed=1).fit(a, b, train)
-    assert not torch.equal(first.first.weight, other.first.weight)
+    other = InfluenceNetwork("paper", learning_rate=1e-3, seed=1).fit(a, b, train)
+    assert not torch.equal(first.model.first.weight, other.model.first.weight)
 
 
 def test_fitting_leaves_the_global_random_state_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    InfluenceNetwork(epochs=1).fit(features(4), features(4), grid(4, 4))
+    InfluenceNetwork("paper", epochs=1).fit(features(4), features(4), grid(4, 4))
+    InfluenceNetwork().fit(features(4), features(4), grid(4, 4))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_it_saves_safetensors_and_comes_back(tmp_path: Path):
     a, b = features(9), features(8, 1)
-    network = InfluenceNetwork(hidden=5, epochs=1, seed=3).fit(a, b, grid(9, 8))
+    network = InfluenceNetwork("paper", hidden=5, epochs=1, seed=3).fit(a, b, grid(9, 8))
     network.description_ = {"features": {"encoder": "some/encoder", "own": None}}
     network.save_pretrained(tmp_path / "net")
     assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -325,9 +336,9 @@ def test_it_saves_safetensors_and_comes_back(tmp_path: Path):
 
 
 def test_pickle_is_never_read(tmp_path: Path):
-    network = InfluenceNetwork(epochs=1).fit(features(4), features(4), grid(4, 4))
+    network = InfluenceNetwork("paper", epochs=1).fit(features(4), features(4), grid(4, 4))
     network.save_pretrained(tmp_path)
-    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(network.model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no model\.safetensors"):
         InfluenceNetwork.from_pretrained(tmp_path)
@@ -340,21 +351,26 @@ def test_foreign_configs_and_unfitted_networks_are_clear_errors(tmp_path: Path):
         InfluenceNetwork().save_pretrained(tmp_path / "none")
     with pytest.raises(ModelError, match="no labelled pair"):
         InfluenceNetwork().fit(features(1), features(1), grid(0, 0))
-    InfluenceNetwork(epochs=1).fit(features(4), features(4), grid(4, 4)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no recipe 'bigger'"):
+        InfluenceNetwork("bigger")
+    with pytest.raises(ConfigError, match=r"no such option.*hidden"):
+        InfluenceNetwork(hidden=5)
+    InfluenceNetwork("paper", epochs=1).fit(features(4), features(4), grid(4, 4)).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="no InfluenceNetwork"):
         InfluenceNetwork.from_pretrained(tmp_path)
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_seed_gives_the_same_bytes_in_another_process(recipe: str, tmp_path: Path):
     script = (
         "import sys, numpy as np; from nncift.network import InfluenceNetwork; from nncift.pairs import LabelledPairs;"
         "r = np.random.default_rng(0); a = r.standard_normal((9, 6)).astype('f');"
         "p = LabelledPairs(np.arange(9, dtype='i'), np.arange(9, dtype='i')[::-1].copy(), a[:, 0].copy());"
-        "InfluenceNetwork(epochs=3).fit(a, a, p).save_pretrained(sys.argv[1])"
+        "InfluenceNetwork(sys.argv[2]).fit(a, a, p).save_pretrained(sys.argv[1])"
     )
     for name in ("one", "two"):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True)
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name), recipe], check=True)
     for name in ("config.json", "model.safetensors", "README.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -416,7 +432,11 @@ def test_the_target_mean_baseline_knows_only_what_was_trained():
     pairs = LabelledPairs(pairs.pool_index, pairs.target_index, pairs.target_index.astype(np.float32))
     train, held_out = pairs.split(0.8)
     result = measure_fidelity(
-        InfluenceNetwork(epochs=1).fit(features(30), features(5), train), features(30), features(5), held_out, train
+        InfluenceNetwork("paper", epochs=1).fit(features(30), features(5), train),
+        features(30),
+        features(5),
+        held_out,
+        train,
     )
     assert result.quadrants["Q2"]["methods"]["target mean"]["r2"] == 1.0
     unseen = result.quadrants["Q4"]["methods"]

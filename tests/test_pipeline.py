@@ -216,7 +216,7 @@ def test_the_language_models_own_features_stand_beside_the_sentence_embedding(po
         np.testing.assert_allclose(found, language_features(samples, model), rtol=1e-3, atol=1e-3)
         assert np.load(run / f"features/{side}.npy").shape == (len(samples), 384)
     network = InfluenceNetwork.from_pretrained(run / "network")
-    assert network.pool_width == 384 + found.shape[1]
+    assert network.widths[0] == 384 + found.shape[1]
     assert network.description_["features"] == {
         "encoder": options["encoder"],
         "own": None,
@@ -244,7 +244,7 @@ def test_the_language_models_features_alone(pool, target, options, tmp_path: Pat
     run = tmp_path / "run"
     nncift.select(pool, target=target, output=run, features="lm", influence="bm25", **options)
     assert not (run / "features/pool.lm.npy").exists()
-    assert InfluenceNetwork.from_pretrained(run / "network").pool_width == np.load(run / "features/pool.npy").shape[1]
+    assert InfluenceNetwork.from_pretrained(run / "network").widths[0] == np.load(run / "features/pool.npy").shape[1]
     assert (run / "report.html").exists()
 
 

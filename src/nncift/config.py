@@ -78,8 +78,8 @@ class Config:
     """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
     keep_duplicates: bool = False
     """Keep exact duplicates."""
-    recipe: Literal["paper"] = "paper"
-    """The InfluenceNetwork: "paper" is NN-CIFT's (one hidden layer of 100 units)."""
+    recipe: Literal["process", "paper"] = "process"
+    """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     eta: float | None = None
     """With a target: weight of each sample's own relevance. By default number of targets / number to choose."""
     dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None = None

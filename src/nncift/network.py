@@ -1,9 +1,8 @@
 """InfluenceNetwork: a tiny network that predicts the influence of one sample on another from their features.
 
-NN-CIFT (arXiv 2502.09969, section 4.1): the two samples' sentence embeddings, concatenated, through one
-hidden layer of 100 ReLU units to a number. The first layer is linear in the concatenation,
-W [a; b] = W_a a + W_b b, so `estimate` projects every sample once, and a pair then costs `hidden`
-add-max-multiply steps instead of 2 x width x hidden. `forward` is the plain form, which tests compare with.
+Two recipes make it. "process" is ours: two towers of radial units in closed form (`process_network`). "paper" is
+NN-CIFT's: one hidden layer over the concatenated features (`paper_network`). Both are cheap for the reason that
+matters: the features of a sample are worked through once, and a pair costs about a hundred multiplications.
 """
 
 from __future__ import annotations
@@ -14,19 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
-from nncift.errors import ModelError
+from nncift.errors import ConfigError, ModelError
 from nncift.features import Features
 from nncift.matrix import InfluenceMatrix
 from nncift.pairs import LabelledPairs
+from nncift.paper_network import PaperNetwork
+from nncift.process_network import ProcessNetwork
 
 FeatureArray = np.ndarray | Features
 
-_PROJECTION_ROWS = 65_536
+RECIPES: dict[str, type[PaperNetwork] | type[ProcessNetwork]] = {"process": ProcessNetwork, "paper": PaperNetwork}
 _CARD = """---
 library_name: nncift
 tags: [data-selection, influence]
@@ -38,74 +38,43 @@ config.json names the features it reads and the influence function it learned fr
 """
 
 
-class InfluenceNetwork(nn.Module, ModelHubMixin):
-    """Two-layer network over a pair of feature vectors.
+class InfluenceNetwork(ModelHubMixin):
+    """Learns the influence of pool samples on targets from labelled pairs.
 
     Args:
-        recipe: "paper": mean squared error on influence scaled to [0, 1], Adam, and the values below.
-        hidden: hidden units.
-        learning_rate: Adam's.
-        epochs: passes over the labelled pairs.
-        batch_size: pairs per step.
-        seed: of the initial weights and of the order of pairs.
+        recipe: "process": standardised features in blocks, interactions of the two samples, weights in closed form;
+            it knows what it does not know. "paper": NN-CIFT's network and training.
+        pointwise: the influence is one score for each pool sample, whatever the target.
+        seed: of all that is random.
+        **options: the recipe's own: `hidden`, `learning_rate`, `epochs`, `batch_size` of "paper".
 
     Attributes:
+        model: the `ProcessNetwork` or `PaperNetwork`.
         description_: JSON-able facts that travel with the weights: the features it needs, the influence it
             learned; empty unless the caller fills it.
-        losses_: mean training loss of each epoch, on the [0, 1] scale.
+
+    Raises:
+        ConfigError: there is no such recipe, or it has no such option.
     """
 
-    low: Tensor
-    range: Tensor
-
     def __init__(
-        self,
-        recipe: Literal["paper"] = "paper",
-        *,
-        hidden: int = 100,
-        learning_rate: float = 1e-4,
-        epochs: int = 20,
-        batch_size: int = 64,
-        seed: int = 0,
+        self, recipe: Literal["process", "paper"] = "process", *, pointwise: bool = False, seed: int = 0, **options: Any
     ) -> None:
-        super().__init__()
-        self.options = {
-            "recipe": recipe,
-            "hidden": hidden,
-            "learning_rate": learning_rate,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-        self.recipe = recipe
-        self.hidden = hidden
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.seed = seed
+        if recipe not in RECIPES:
+            raise ConfigError(f"there is no recipe {recipe!r}", f"choose from {', '.join(RECIPES)}")
+        self.options = {"recipe": recipe, "pointwise": pointwise, "seed": seed, **options}
+        try:
+            self.model = RECIPES[recipe](pointwise=pointwise, seed=seed, **options)
+        except TypeError as error:
+            raise ConfigError(f"the recipe {recipe!r} has no such option: {error}") from error
+        self.widths: tuple[int, int] | None = None
         self.description_: dict[str, Any] = {}
-        self.losses_: list[float] = []
-
-    def _build(self, pool_width: int, target_width: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.first = nn.Linear(pool_width + target_width, self.hidden)
-            self.second = nn.Linear(self.hidden, 1)
-        self.pool_width, self.target_width = pool_width, target_width
-        # Influence is learned on [0, 1]; these bring the output back to the influence function's own scale.
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("range", torch.ones(()))
-
-    def forward(self, pool_features: Tensor, target_features: Tensor) -> Tensor:
-        """Scaled influence of n pairs: (n, pool_width), (n, target_width) -> (n,), about 0 to 1."""
-        hidden = torch.relu(self.first(torch.cat([pool_features, target_features], dim=1)))  # (n, hidden)
-        return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]
 
     def fit(self, pool_features: FeatureArray, target_features: FeatureArray, pairs: LabelledPairs) -> Self:
         """Learn from labelled pairs.
 
         Args:
-            pool_features: (n_pool, pool_width) float32; only rows that occur in `pairs` are read.
+            pool_features: (n_pool, pool_width) float32.
             target_features: (n_target, target_width) float32.
             pairs: exact influence; indices into the two arrays.
 
@@ -114,37 +83,11 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
         """
         if not len(pairs):
             raise ModelError("there is no labelled pair to learn from", "raise --labels")
-        self._build(pool_features.shape[1], target_features.shape[1])
-        low, high = float(pairs.influence.min()), float(pairs.influence.max())
-        self.low.fill_(low)
-        self.range.fill_(high - low if high > low else 1.0)
-        pool_rows, pool_of = np.unique(pairs.pool_index, return_inverse=True)
-        target_rows, target_of = np.unique(pairs.target_index, return_inverse=True)
-        data = (
-            _tensor(pool_features[pool_rows]),
-            torch.from_numpy(pool_of),
-            _tensor(target_features[target_rows]),
-            torch.from_numpy(target_of),
-            (torch.from_numpy(pairs.influence.copy()) - self.low) / self.range,
-        )
-        self._train(*data)
+        pool, target = Features.of(pool_features), Features.of(target_features)
+        self.model.fit(pool, target, pairs)
+        self.widths = pool.shape[1], target.shape[1]
         return self
 
-    def _train(self, pool: Tensor, pool_of: Tensor, target: Tensor, target_of: Tensor, label: Tensor) -> None:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        order = torch.Generator().manual_seed(self.seed)
-        self.losses_ = []
-        for _ in range(self.epochs):
-            total = 0.0
-            for batch in torch.split(torch.randperm(len(label), generator=order), self.batch_size):
-                loss = nn.functional.mse_loss(self(pool[pool_of[batch]], target[target_of[batch]]), label[batch])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total += loss.item() * len(batch)
-            self.losses_.append(total / len(label))
-
-    @torch.no_grad()
     def predict(self, pool_features: np.ndarray, target_features: np.ndarray) -> np.ndarray:
         """Influence of n pairs on the influence function's own scale: (n, width), (n, width) -> (n,) float32.
 
@@ -152,10 +95,8 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
             ModelError: the network has not learned, or the features have another width than it learned with.
         """
         self._check_widths(pool_features, target_features)
-        scaled = self(_tensor(pool_features), _tensor(target_features))
-        return (scaled * self.range + self.low).numpy()  # type: ignore[no-any-return]
+        return self.model.predict(pool_features, target_features)
 
-    @torch.no_grad()
     def estimate(
         self, pool_features: FeatureArray, target_features: FeatureArray, *, device: str | None = None
     ) -> InfluenceMatrix:
@@ -167,28 +108,33 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
             device: where pairs are scored, for example "cuda"; the CPU unless given.
 
         Returns:
-            A matrix of shape (n_pool, n_target) that holds (n_pool + n_target) x hidden numbers.
+            A matrix of shape (n_pool, n_target) that holds about (n_pool + n_target) x 100 numbers.
 
         Raises:
             ModelError: the network has not learned, or the features have another width than it learned with.
         """
         self._check_widths(pool_features, target_features)
-        weight = self.first.weight.numpy()  # (hidden, pool_width + target_width)
-        pool = _project(pool_features, weight[:, : self.pool_width]) + self.first.bias.numpy()
-        target = _project(target_features, weight[:, self.pool_width :])
-        scale = float(self.range)
-        output_weight = np.ascontiguousarray(self.second.weight.numpy()[0] * scale, dtype=np.float32)
-        output_bias = float(self.second.bias) * scale + float(self.low)
-        return InfluenceMatrix.from_factors(
-            pool, target, output_weight=output_weight, output_bias=output_bias, device=device
-        )
+        return self.model.estimate(pool_features, target_features, device=device)
+
+    def uncertainty(self, pool_features: FeatureArray) -> np.ndarray:
+        """How little is known of each pool sample's influence, in the influence's unit: (n_pool, width) -> (n_pool,).
+
+        Raises:
+            ConfigError: the recipe "paper" does not know.
+            ModelError: the network has not learned.
+        """
+        if isinstance(self.model, PaperNetwork):
+            raise ConfigError('the recipe "paper" knows no uncertainty', 'take the recipe "process"')
+        if self.widths is None:
+            raise ModelError("this InfluenceNetwork has not learned yet", "call fit")
+        return self.model.uncertainty(pool_features)
 
     def _check_widths(self, pool_features: FeatureArray, target_features: FeatureArray) -> None:
-        if not hasattr(self, "first"):
+        if self.widths is None:
             raise ModelError("this InfluenceNetwork has not learned yet", "call fit, or load one with from_pretrained")
         for side, features, width in (
-            ("pool", pool_features, self.pool_width),
-            ("target", target_features, self.target_width),
+            ("pool", pool_features, self.widths[0]),
+            ("target", target_features, self.widths[1]),
         ):
             if features.shape[1] != width:
                 raise ModelError(
@@ -197,17 +143,13 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
                 )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if not hasattr(self, "first"):
+        if self.widths is None:
             raise ModelError("this InfluenceNetwork has not learned yet", "call fit before saving it")
-        config = {
-            **self.options,
-            "pool_width": self.pool_width,
-            "target_width": self.target_width,
-            "description": self.description_,
-        }
+        arrays, facts = self.model.state()
+        config = {**self.options, "widths": self.widths, "facts": facts, "description": self.description_}
         (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (save_directory / "README.md").write_text(_CARD, encoding="utf-8")
-        (save_directory / "model.safetensors").write_bytes(save(self.state_dict()))
+        (save_directory / "model.safetensors").write_bytes(save(arrays))
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> InfluenceNetwork:
@@ -224,30 +166,15 @@ class InfluenceNetwork(nn.Module, ModelHubMixin):
                 raise ModelError(f"{folder} holds no {name}", "is this a folder that save_pretrained wrote?")
         try:
             config = json.loads(paths[0].read_text(encoding="utf-8"))
-            pool_width, target_width = config.pop("pool_width"), config.pop("target_width")
-            description = config.pop("description")
+            widths, facts, description = (config.pop(name) for name in ("widths", "facts", "description"))
             network = cls(**config)
-            network._build(pool_width, target_width)
-            network.load_state_dict(load_file(paths[1]))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            network.model.load(load_file(paths[1]), facts)
+        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError, SafetensorError) as error:
             raise ModelError(f"{model_id} holds no InfluenceNetwork of this version ({error})") from error
-        network.description_ = description
+        network.widths, network.description_ = (widths[0], widths[1]), description
         return network
 
 
 def _named(features: Mapping[str, str | None] | None) -> str:
     """The features of a description in a few words."""
     return ", ".join(str(source) for source in (features or {}).values() if source is not None) or "it learned with"
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-
-
-def _project(features: FeatureArray, weight: np.ndarray) -> np.ndarray:
-    """Product features @ weight.T, (n, hidden) float32, without a second copy of the features."""
-    projected = np.empty((len(features), len(weight)), dtype=np.float32)
-    for start in range(0, len(features), _PROJECTION_ROWS):
-        rows = slice(start, start + _PROJECTION_ROWS)
-        np.matmul(features[rows], weight.T, out=projected[rows])
-    return projected

@@ -81,6 +81,15 @@ class LabelledPairs:
         )
         return self.take(stays), self.take(~stays)
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether each pool sample has one score for all its targets, and one at least has several targets."""
+        _, row = np.unique(self.pool_index, return_inverse=True)
+        low, high = np.full(row.max(initial=-1) + 1, np.inf), np.full(row.max(initial=-1) + 1, -np.inf)
+        np.minimum.at(low, row, self.influence)
+        np.maximum.at(high, row, self.influence)
+        return bool(len(low) < len(row) and (low == high).all())
+
     def quadrants(self, train: LabelledPairs) -> np.ndarray:
         """The paper's quadrant of each pair, (n,) of "Q1" both samples seen in `train`, "Q2" new pool sample,
         "Q3" new target, "Q4" both new.

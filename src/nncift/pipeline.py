@@ -109,6 +109,8 @@ def select(
         if not learned:
             with costs.stage("network"):
                 origin = describe(function) if function is not None else {"name": Path(str(config.labels_from)).name}
+                alike = pairs.pointwise if function is None else bool(getattr(function, "pointwise", False))
+                origin |= {"pointwise": alike}
                 network = _learn(config, origin, samples, targets, features, target_features, pairs, folder)
         else:
             network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
@@ -257,7 +259,8 @@ def _learn(
     if place.exists():
         network = InfluenceNetwork.from_pretrained(place)
     else:
-        network = InfluenceNetwork(config.recipe, seed=config.seed).fit(features, target_features, train)
+        network = InfluenceNetwork(config.recipe, pointwise=origin["pointwise"], seed=config.seed)
+        network.fit(features, target_features, train)
         network.description_ = {
             "features": dataclasses.asdict(feature_sources(config)),
             "influence": origin,

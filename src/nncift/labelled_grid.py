@@ -1,0 +1,142 @@
+"""Labels at their places among the labelled samples: what the Gaussian process over pairs is fitted to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncift.features import Features
+from nncift.pairs import LabelledPairs
+from nncift.projection import Projection, fit_projections
+from nncift.radial import block_kernels, rounded, unit_blocks
+
+_NOISE_RATIOS = np.geomspace(0.03, 30, 11)
+_SHRINK = 5.0  # labels that the common spread weighs in a target's own
+
+
+@dataclass(frozen=True)
+class LabelledGrid:
+    """Labels at their places among labelled samples, and all that the process needs to know of these.
+
+    Attributes:
+        projections: features to coordinates, of either side.
+        pool, target: coordinates of the labelled samples, (n, width), (m, width).
+        row, column: (labels,) int64 numbers of the labelled samples.
+        value: (labels,) influence, less `mean`, in units of `unit`.
+        scale: (m,) s(y) of the labelled targets.
+        mean, unit: of the influence, on its own scale.
+        among_pool, among_targets: `radial.block_kernels` of the labelled samples, (blocks, n, n), (blocks, m, m).
+        cosine: (shared blocks, n, m) cosines, standardised; `cosine_mean`, `cosine_spread`: (shared blocks,).
+        pointwise: there is nothing but a(x).
+    """
+
+    projections: tuple[Projection, Projection]
+    pool: Tensor
+    target: Tensor
+    row: Tensor
+    column: Tensor
+    value: Tensor
+    scale: Tensor
+    mean: float
+    unit: float
+    among_pool: Tensor
+    among_targets: Tensor
+    cosine: Tensor
+    cosine_mean: Tensor
+    cosine_spread: Tensor
+    pointwise: bool
+
+    @classmethod
+    def of(cls, pool: Features, target: Features, labels: LabelledPairs, *, pointwise: bool) -> LabelledGrid:
+        """From the features of all samples and the labels of some pairs."""
+        rows, row = np.unique(labels.pool_index, return_inverse=True)
+        columns, column = np.unique(labels.target_index, return_inverse=True)
+        projections = fit_projections(pool, target, rows, columns)
+        x, y = (
+            rounded(torch.from_numpy(projection(side[some])))
+            for projection, side, some in zip(projections, (pool, target), (rows, columns), strict=True)
+        )
+        value = labels.influence.astype(np.float64)
+        scale, unit = _target_scales(column, value, len(columns))
+        mean = float(value.mean())
+        shared = projections[0] is projections[1] and not pointwise
+        cosine = _cosines(x, y, projections[0]) if shared else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+        centre = cosine.mean((1, 2))
+        spread = (cosine - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
+        return cls(
+            projections=projections,
+            pool=x,
+            target=y,
+            row=torch.from_numpy(row),
+            column=torch.from_numpy(column),
+            value=torch.from_numpy((value - mean) / unit),
+            scale=torch.from_numpy(np.ones_like(scale) if pointwise else scale),
+            mean=mean,
+            unit=unit,
+            among_pool=block_kernels(x, x, projections[0].slices),
+            among_targets=block_kernels(y, y, projections[1].slices),
+            cosine=(cosine - centre[:, None, None]) / spread[:, None, None],
+            cosine_mean=centre,
+            cosine_spread=spread,
+            pointwise=pointwise,
+        )
+
+    @property
+    def shared_blocks(self) -> list[slice]:
+        """Coordinates of the blocks whose cosines are looked at."""
+        return self.projections[0].wide if len(self.cosine) else []
+
+    def part(self, some: np.ndarray) -> LabelledGrid:
+        """Some of the labels, and the samples alone that occur in them."""
+        rows, row = torch.unique(self.row[some], return_inverse=True)
+        columns, column = torch.unique(self.column[some], return_inverse=True)
+        return replace(
+            self,
+            pool=self.pool[rows],
+            target=self.target[columns],
+            row=row,
+            column=column,
+            value=self.value[some],
+            scale=self.scale[columns],
+            among_pool=self.among_pool[:, rows][:, :, rows],
+            among_targets=self.among_targets[:, columns][:, :, columns],
+            cosine=self.cosine[:, rows][:, :, columns],
+        )
+
+
+def _cosines(x: Tensor, y: Tensor, projection: Projection) -> Tensor:
+    pairs = zip(unit_blocks(x, projection), unit_blocks(y, projection), strict=True)
+    parts = [u @ v.T for u, v in pairs]
+    return torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+
+
+def _target_scales(column: np.ndarray, value: np.ndarray, n_columns: int) -> tuple[np.ndarray, float]:
+    """Spread of the influence on each target, relative to the common spread, and that: (n_columns,), float."""
+    counts = np.bincount(column, minlength=n_columns)
+    means = np.bincount(column, value, minlength=n_columns) / counts
+    squares = np.square(value - means[column])
+    common = float(squares.mean()) or float(np.square(value - value.mean()).mean()) or 1.0
+    variance = (np.bincount(column, squares, minlength=n_columns) + _SHRINK * common) / (counts + _SHRINK)
+    return np.sqrt(variance / common), math.sqrt(common)
+
+
+def smooth_scales(grid: LabelledGrid) -> tuple[float, Tensor, Tensor]:
+    """Logarithm of s(y) as mean + kernel times the second + what is left of each labelled target, (m,) each.
+
+    Kernel ridge regression; the ratio of noise to signal with the highest marginal likelihood.
+    """
+    log_scale, among = grid.scale.log(), grid.among_targets.mean(0)
+    mean = log_scale.mean()
+    values, directions = torch.linalg.eigh(among)
+    turned = (directions.T @ (log_scale - mean)).square()
+    losses = {}
+    for ratio in _NOISE_RATIOS:
+        spread = values.clamp(min=0) + ratio
+        losses[ratio] = float(len(turned) * torch.log((turned / spread).mean() + 1e-12) + torch.log(spread).sum())
+    ratio = min(losses, key=lambda one: losses[one])
+    smooth = directions @ ((directions.T @ (log_scale - mean)) / (values.clamp(min=0) + ratio))
+    return float(mean), smooth, log_scale - mean - among @ smooth
