@@ -88,6 +88,28 @@ def test_the_two_tower_form_is_its_formula(seed, n, m, rank):
     np.testing.assert_allclose(whole, towers_reference(towers), atol=2e-5)
 
 
+@given(seed=st.integers(0, 1000), n=st.integers(1, 40), m=st.integers(1, 200), rank=st.integers(0, 40))
+@settings(deadline=None, max_examples=30)
+def test_the_mean_over_all_targets_needs_no_pair(seed, n, m, rank):
+    towers = make_towers(seed, n, m, rank)
+    matrix = InfluenceMatrix.from_towers(**towers)
+    matrix._function = None  # whoever asks for a pair fails
+    np.testing.assert_allclose(matrix.row_means(), towers_reference(towers).mean(axis=1), atol=2e-6)
+
+
+def test_the_clipped_mean_is_within_its_error_and_exact_when_all_targets_are_visited(pair):
+    matrix, dense = pair
+    exact = np.maximum(dense.astype(np.float64), 0).mean(axis=1)
+    means, errors = matrix.clipped_row_means(400)
+    np.testing.assert_allclose(means, exact, rtol=1e-5, atol=1e-6)
+    assert not errors.any()
+    drawn = [matrix.clipped_row_means(60, seed=seed) for seed in range(40)]
+    off = np.sqrt(np.mean([np.square(means - exact) for means, _ in drawn]))
+    said = np.sqrt(np.mean([np.square(errors) for _, errors in drawn]))
+    assert 0.8 < off / said < 1.25  # standard errors are what they say
+    assert matrix.clipped_row_means(1)[0].shape == (150,)
+
+
 @pytest.mark.parametrize("part", ["pool_side", "target_side", "pool_bias", "target_bias"])
 def test_towers_that_do_not_fit_are_refused(part):
     towers = make_towers(0, 4, 5, 3)

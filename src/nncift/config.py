@@ -51,6 +51,12 @@ class Config:
     labels_from: str | None = None
     """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
     influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
+    probes: int | None = None
+    """Targets on which the influence of every pool sample is measured exactly, to complete what the network says of
+    it: far more faithful, at so many pairs for each sample."""
+    verify: float | None = None
+    """Measure the influence of a shortlist so many times the budget, and choose from it by what was measured: 2 is
+    a good value. On at most 64 of the targets."""
     network: str | None = None
     """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -98,10 +104,16 @@ class Config:
     def __post_init__(self) -> None:
         parse_budget(self.budget)
         if self.network is not None:
-            self._refuse("--network computes no influence", "influence", "influence_options", "labels")
+            self._refuse("--network has learned already", "labels")
+            if not self.measures:
+                self._refuse("--network computes no influence", "influence", "influence_options")
         if self.labels_from is not None:
             reason = "--labels-from brings the exact values"
-            self._refuse(reason, "network", "influence", "influence_options", "labels")
+            self._refuse(reason, "network", "influence", "influence_options", "labels", "probes", "verify")
+        if self.probes is not None and self.recipe == "paper":
+            raise ConfigError('the recipe "paper" cannot be completed by --probes', 'take the recipe "process"')
+        if self.verify is not None and not (math.isfinite(self.verify) and self.verify >= 1):
+            raise ConfigError(f"--verify {self.verify} is no multiple of the budget", "give a number of at least 1")
         if self.labels is not None:
             parse_labels(self.labels)
         self._check_features()
@@ -109,7 +121,7 @@ class Config:
             raise ConfigError("--prompt-field and --response-field go together", "give both")
         if self.eta is not None and (self.target is None or not (math.isfinite(self.eta) and self.eta >= 0)):
             raise ConfigError(f"--eta {self.eta} needs --target and a number of at least 0")
-        for name, least in (("batch_size", 1), ("max_length", 16), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("max_length", 16), ("probes", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is too small", f"give at least {least}")
@@ -152,6 +164,12 @@ class Config:
         if taken:
             option = taken[0].replace("_", "-")
             raise ConfigError(f"{reason}, so --{option} cannot be given with it", "leave one of them out")
+
+    @property
+    def measures(self) -> bool:
+        """Whether exact influence is computed."""
+        learns = self.network is None and self.labels_from is None
+        return learns or self.probes is not None or self.verify is not None
 
     @property
     def folder(self) -> Path:

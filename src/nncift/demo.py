@@ -21,7 +21,8 @@ from nncift.embedded import cache_folder, package_folder
 from nncift.errors import DependencyError
 from nncift.greedy import lazy_greedy
 from nncift.matrix import InfluenceMatrix
-from nncift.pipeline import default_eta, make_objective, select
+from nncift.objectives import default_eta, make_objective
+from nncift.pipeline import select
 from nncift.selection import Selection
 from nncift.storage import atomic_write, read_array
 from nncift.summary import summary_text

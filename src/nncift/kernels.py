@@ -136,6 +136,19 @@ def factor_towers(
     return Factors(rows, np.asarray(row_bias, dtype=np.float32), pack(columns), len(columns), 0, 0)
 
 
+def tower_row_means(factors: Factors) -> np.ndarray:
+    """Mean of each row of the two-tower form: f . (mean of g) + p + (mean of q), float32 (n_rows,).
+
+    The columns' padding is 0, so it does not count in their sum.
+    """
+    centre = factors.columns.sum(axis=(0, 2), dtype=np.float64) / factors.n_columns
+    means = np.empty(len(factors.rows), dtype=np.float32)
+    for start in range(0, len(means), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        means[part] = factors.rows[part].astype(np.float64) @ centre + factors.constants[part]
+    return means
+
+
 def pack(columns: np.ndarray) -> np.ndarray:
     """Columns (n_columns, units) as blocks (blocks, units, 64), padded with zeros."""
     n, units = columns.shape

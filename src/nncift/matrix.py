@@ -197,6 +197,28 @@ class InfluenceMatrix:
         """Mean influence of every pool sample over the targets, not clipped: float32 (n_pool,)."""
         return (self._row_statistics[0] / self.shape[1]).astype(np.float32)
 
+    def clipped_row_means(self, landmarks: int = 1024, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of each pool sample's influence where it is above 0, estimated from some targets drawn at random.
+
+        Linear in the pool: n_pool x landmarks pairs are scored, however many targets there are.
+
+        Args:
+            landmarks: how many targets; with all of them the means are exact.
+            seed: which ones.
+
+        Returns:
+            The means, float32 (n_pool,), and their standard errors, float32 (n_pool,), 0 where all are visited.
+        """
+        n = self.shape[1]
+        some = np.sort(np.random.default_rng(seed).permutation(n)[: max(landmarks, 1)])
+        means, errors = (np.empty(self.shape[0], dtype=np.float32) for _ in range(2))
+        for part in _parts(self.shape[0], len(some)):
+            values = np.maximum(self.block(part, some), 0).astype(np.float64)
+            means[part] = values.mean(axis=1)
+            spread = values.std(axis=1, ddof=1) if len(some) > 1 else np.full(len(values), np.nan)
+            errors[part] = spread * np.sqrt((1 - len(some) / n) / len(some)) if len(some) < n else 0
+        return means, errors
+
     def row_max(self) -> np.ndarray:
         """Largest influence of every pool sample on any target, not clipped: float32 (n_pool,)."""
         return self._row_statistics[1].copy()
@@ -262,6 +284,12 @@ class FactoredMatrix(InfluenceMatrix):
     def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
         """As above; the entries are never stored."""
         return kernels.coverage_gains(self._factors, *self._checked(rows, covered))
+
+    def row_means(self) -> np.ndarray:
+        """As above; of the two-tower form without a look at pairs, in time linear in the samples on either side."""
+        if self._factors.bends:
+            return super().row_means()
+        return kernels.tower_row_means(self._factors)
 
     @functools.cached_property
     def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:

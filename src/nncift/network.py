@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from nncift.errors import ConfigError, ModelError
 from nncift.features import Features
 from nncift.matrix import InfluenceMatrix
-from nncift.pairs import LabelledPairs
+from nncift.pairs import LabelledPairs, Probes
 from nncift.paper_network import PaperNetwork
 from nncift.process_network import ProcessNetwork
 
@@ -98,23 +98,34 @@ class InfluenceNetwork(ModelHubMixin):
         return self.model.predict(pool_features, target_features)
 
     def estimate(
-        self, pool_features: FeatureArray, target_features: FeatureArray, *, device: str | None = None
+        self,
+        pool_features: FeatureArray,
+        target_features: FeatureArray,
+        *,
+        probes: Probes | None = None,
+        optimism: float = 0.0,
+        device: str | None = None,
     ) -> InfluenceMatrix:
         """The influence of every pool sample on every target, computed where it is looked at.
 
         Args:
             pool_features: (n_pool, pool_width) float32, may be memory-mapped.
             target_features: (n_target, target_width) float32, may be memory-mapped.
+            probes: exact influence of every pool sample on a few targets, which completes the estimate.
+            optimism: add so many standard deviations of what is not known of a pool sample.
             device: where pairs are scored, for example "cuda"; the CPU unless given.
 
         Returns:
             A matrix of shape (n_pool, n_target) that holds about (n_pool + n_target) x 100 numbers.
 
         Raises:
+            ConfigError: the recipe "paper" knows neither probes nor optimism.
             ModelError: the network has not learned, or the features have another width than it learned with.
         """
         self._check_widths(pool_features, target_features)
-        return self.model.estimate(pool_features, target_features, device=device)
+        if probes is None and not optimism:
+            return self.model.estimate(pool_features, target_features, device=device)
+        return self._process.estimate(pool_features, target_features, probes=probes, optimism=optimism, device=device)
 
     def uncertainty(self, pool_features: FeatureArray) -> np.ndarray:
         """How little is known of each pool sample's influence, in the influence's unit: (n_pool, width) -> (n_pool,).
@@ -123,11 +134,30 @@ class InfluenceNetwork(ModelHubMixin):
             ConfigError: the recipe "paper" does not know.
             ModelError: the network has not learned.
         """
+        return self._process.uncertainty(pool_features)
+
+    def choose_probes(self, target_features: FeatureArray, count: int) -> np.ndarray:
+        """The targets whose exact influence tells most of a new sample's influence on all, (count,) int64.
+
+        Raises:
+            ConfigError: the recipe "paper" does not know.
+            ModelError: the network has not learned.
+        """
+        return self._process.choose_probes(target_features, count)
+
+    @property
+    def recipe(self) -> str:
+        """Which recipe it is made by."""
+        return str(self.options["recipe"])
+
+    @property
+    def _process(self) -> ProcessNetwork:
+        """Our recipe's model, which knows what it does not know."""
         if isinstance(self.model, PaperNetwork):
-            raise ConfigError('the recipe "paper" knows no uncertainty', 'take the recipe "process"')
+            raise ConfigError('the recipe "paper" knows no uncertainty and no probes', 'take the recipe "process"')
         if self.widths is None:
-            raise ModelError("this InfluenceNetwork has not learned yet", "call fit")
-        return self.model.uncertainty(pool_features)
+            raise ModelError("this InfluenceNetwork has not learned yet", "call fit, or load one with from_pretrained")
+        return self.model
 
     def _check_widths(self, pool_features: FeatureArray, target_features: FeatureArray) -> None:
         if self.widths is None:

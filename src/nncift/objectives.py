@@ -164,6 +164,22 @@ class FacilityLocationConditionalGain(FacilityLocation):
         self._covered = self._start.copy()
 
 
+def make_objective(matrix: InfluenceMatrix, *, eta: float | None) -> Objective:
+    """The objective that follows from the data: `eta` is None where the pool is its own target."""
+    if eta is None:
+        return FacilityLocation(matrix)
+    return FacilityLocationMutualInformation(matrix, eta=eta)
+
+
+def default_eta(n_target: int, expected: float) -> float:
+    """Weight of a sample's own relevance when about `expected` samples will be chosen.
+
+    The modular term grows with the subset, the other is bounded by the number of targets: this puts both on
+    one scale.
+    """
+    return n_target / max(expected, 1.0)
+
+
 def _weight(name: str, weight: float) -> float:
     if not 0 <= weight < float("inf"):
         raise ConfigError(f"{name} is {weight}", "it must be a number of at least 0")

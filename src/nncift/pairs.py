@@ -110,6 +110,29 @@ class LabelledPairs:
         return cls(*(table[name].to_numpy() for name in ("pool_index", "target_index", "influence")))
 
 
+@dataclass(frozen=True)
+class Probes:
+    """Exact influence of each of n pool samples on the same few targets.
+
+    Attributes:
+        columns: (k,) int64 numbers of the targets.
+        influence: (n, k) float32.
+    """
+
+    columns: np.ndarray
+    influence: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Probes:
+        """Of some of the samples."""
+        return Probes(self.columns, self.influence[rows])
+
+    def joined(self, other: Probes) -> Probes:
+        """With the other's targets that are not among these."""
+        new = ~np.isin(other.columns, self.columns)
+        columns = np.concatenate([self.columns, other.columns[new]])
+        return Probes(columns, np.concatenate([self.influence, other.influence[:, new]], axis=1))
+
+
 def _keep(index: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Which pairs have a sample that is not held out on this side."""
     own = index if groups is None else groups[index]

@@ -7,8 +7,6 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import math
 import shutil
 from pathlib import Path
@@ -16,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
+from nncift.choosing import Chooser
+from nncift.config import Config
 from nncift.costs import Costs
 from nncift.errors import ConfigError
 from nncift.feature_sources import FeatureReader, feature_sources
 from nncift.fidelity import measure_fidelity
 from nncift.given_labels import keep_labels
-from nncift.greedy import lazy_greedy
 from nncift.hub import network_folder
 from nncift.inputs import (
-    budget_count,
     check_budget,
     check_models,
     describe,
@@ -33,17 +30,16 @@ from nncift.inputs import (
     make_config,
     make_influence,
     read_samples,
-    token_counts,
 )
-from nncift.labelling import PairPlan, measure_rate, plan_labels
+from nncift.measuring import Measuring
 from nncift.network import InfluenceNetwork
-from nncift.objectives import FacilityLocation, FacilityLocationMutualInformation
-from nncift.pairs import LabelledPairs, collect
+from nncift.pairs import LabelledPairs, Probes
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
-from nncift.storage import atomic_write, open_run, read_array, read_json, run_log, write_array, write_json
+from nncift.storage import atomic_write, open_run, read_array, run_log, write_array, write_json
 from nncift.summary import write_summary
+from nncift.verifying import OPTIMISM, choose_verified, overlaid
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,11 +47,8 @@ if TYPE_CHECKING:
     from nncift.features import Features
     from nncift.influence import InfluenceFunction
     from nncift.matrix import InfluenceMatrix
-    from nncift.objectives import Objective
     from nncift.pool import PoolFacts
     from nncift.sources import SourceLike
-
-_log = logging.getLogger("nncift")
 
 
 def select(
@@ -84,42 +77,56 @@ def select(
     """
     config = make_config(pool, target=target, influence=influence, **options)
     folder = config.folder
-    learned = config.network is not None
-    function = None if learned or config.labels_from is not None else make_influence(config, influence)
+    function = make_influence(_with_learned_encoder(config), influence) if config.measures else None
     with open_run(folder, config.identity()), run_log(folder):
         costs = Costs(folder / "costs.json")
         with costs.stage("read"):
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
+        others = samples if targets is None else targets
         check_budget(config, len(samples))
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
             if function is not None and hasattr(function, "check"):
-                function.check(samples, samples if targets is None else targets)
+                function.check(samples, others)
         if config.labels_from is not None:
             with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
-                other = samples if targets is None else targets
-                pairs = keep_labels(config.labels_from, samples, other, folder / "labels")
+                pairs = keep_labels(config.labels_from, samples, others, folder / "labels")
         with costs.stage("features") as cost:
             features, target_features = _features(config, function, samples, targets, folder, costs, progress=progress)
             cost.texts = len(features) + (len(target_features) if targets is not None else 0)
+        measuring = None
         if function is not None:
-            with costs.stage("labels"):
-                pairs = _label(config, function, samples, targets, folder, costs, progress=progress)
-        if not learned:
-            with costs.stage("network"):
-                origin = describe(function) if function is not None else {"name": Path(str(config.labels_from)).name}
-                alike = pairs.pointwise if function is None else bool(getattr(function, "pointwise", False))
-                origin |= {"pointwise": alike}
-                network = _learn(config, origin, samples, targets, features, target_features, pairs, folder)
+            measuring = Measuring(config, function, samples, others, folder, costs, progress=progress)
+        if config.network is not None:
+            network = InfluenceNetwork.from_pretrained(network_folder(config.network))
+            _check_same_influence(network, function)
+            labelled = np.zeros(0, np.int64)
         else:
-            network = InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
+            if measuring is not None:
+                with costs.stage("labels"):
+                    pairs = measuring.labels()
+            with costs.stage("network"):
+                network = _learn(config, function, samples, others, features, target_features, pairs, folder)
+            labelled = np.unique(pairs.target_index)
+        probes = None
+        if measuring is not None and config.probes is not None:
+            with costs.stage("probes"):
+                probes = measuring.probes(network, target_features)
         with costs.stage("estimate"):
-            matrix = network.estimate(features, target_features)
+            matrix = network.estimate(features, target_features, probes=probes)
             influence_means = _row_means(matrix, folder)
+        choose = Chooser(config, samples, folder, own_target=targets is None, progress=progress)
         with costs.stage("select"):
-            own = targets is None
-            selection = _select(config, matrix, samples, influence_means, folder, own_target=own, progress=progress)
+            selection = _stored_selection(folder, samples)
+            if selection is None and config.verify is None:
+                selection = choose(matrix).with_pool(samples, influence_means)
+                selection.save(folder)
+        if selection is None and measuring is not None:
+            with costs.stage("verify"):
+                selection = _verified(measuring, network, features, target_features, probes, matrix, choose, labelled)
+                selection.save(folder)
+        assert selection is not None
         with costs.stage("report"):
             write_summary(folder, config, selection, pool=facts, target=target_facts, all_pairs=math.prod(matrix.shape))
             write_report(folder)
@@ -170,91 +177,26 @@ def _features(
     return found["pool"], found.get("target", found["pool"])
 
 
-def _label(
-    config: Config,
-    function: InfluenceFunction,
-    samples: Dataset,
-    targets: Dataset | None,
-    folder: Path,
-    costs: Costs,
-    *,
-    progress: bool,
-) -> LabelledPairs:
-    place = folder / "labels"
-    before = int(getattr(function, "forward_tokens", 0))  # the features may have been read with the same model
-    plan = _plan(config, function, samples, targets, place / "plan.json")
-    cost = costs.stages["labels"]
-    earlier, earlier_back = cost.forward_tokens - before, cost.backward_tokens
-
-    def count_tokens() -> None:
-        cost.forward_tokens = earlier + int(getattr(function, "forward_tokens", 0))
-        cost.backward_tokens = earlier_back + int(getattr(function, "backward_tokens", 0))
-        costs.save()
-
-    if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
-        function.warm_up(samples, place / "warm-up", progress=progress)
-    pairs = collect(
-        function,
-        samples,
-        samples if targets is None else targets,
-        plan.rows,
-        plan.columns,
-        one_per_row=plan.pointwise,
-        folder=place,
-        progress=progress,
-        after_block=count_tokens,
-    )
-    if splits := getattr(function, "oom_splits", None):
-        _log.info("labels: memory ran out on batches of %s, which were halved", splits)
-    if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
-        write_json(place / "notes.json", {"cut": int(cut)})
-    return pairs
-
-
-def _plan(
-    config: Config, function: InfluenceFunction, samples: Dataset, targets: Dataset | None, path: Path
-) -> PairPlan:
-    """The pairs to label, recorded before the first is labelled, so that a resumed run labels the same."""
-    described = json.loads(json.dumps(describe(function), default=str))
-    if path.exists():
-        stored = read_json(path)
-        finished = (path.parent / "labels.parquet").exists()
-        if not finished and stored.get("function", described) != described:  # on another device, for example
-            raise ConfigError(
-                f"{path.parent} holds labels of {stored['function']}, now it is {described}",
-                "give the same --dtype and --device, or choose another --output",
-            )
-        return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
-    amount = parse_labels(config.labels or DEFAULT_LABELS)
-    rate = None
-    if amount.kind == "seconds":
-        rate = measure_rate(function, samples, samples if targets is None else targets, seed=config.seed)
-    n_target = None if targets is None else len(targets)
-    plan = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
-    stored = {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "rate": rate and dataclasses.asdict(rate)}
-    write_json(path, stored | {"pointwise": plan.pointwise, "function": described})
-    return plan
-
-
 def _learn(
     config: Config,
-    origin: dict[str, Any],
+    function: InfluenceFunction | None,
     samples: Dataset,
-    targets: Dataset | None,
+    targets: Dataset,
     features: Features,
     target_features: Features,
     pairs: LabelledPairs,
     folder: Path,
 ) -> InfluenceNetwork:
-    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others.
-
-    `origin` describes where the labels come from.
-    """
+    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
     place = folder / "network"
+    if function is not None:
+        origin = describe(function) | {"pointwise": bool(getattr(function, "pointwise", False))}
+    else:
+        origin = {"name": Path(str(config.labels_from)).name, "pointwise": pairs.pointwise}
     train, held_out = pairs.split(
         seed=config.seed,
         pool_groups=_duplicate_groups(samples, pairs.pool_index),
-        target_groups=_duplicate_groups(samples if targets is None else targets, pairs.target_index),
+        target_groups=_duplicate_groups(targets, pairs.target_index),
     )
     if place.exists():
         network = InfluenceNetwork.from_pretrained(place)
@@ -274,6 +216,27 @@ def _learn(
     return network
 
 
+def _with_learned_encoder(config: Config) -> Config:
+    """The config for the influence function: the encoder is a learned network's where none is given."""
+    return (
+        config if config.encoder is not None else dataclasses.replace(config, encoder=feature_sources(config).encoder)
+    )
+
+
+def _check_same_influence(network: InfluenceNetwork, function: InfluenceFunction | None) -> None:
+    """Refuse to complete a learned network's influence with another's."""
+    learned = network.description_.get("influence", {})
+    asked = {} if function is None else describe(function)
+    for name in ("name", "model", "models", "encoder"):
+        if name in learned and name in asked and learned[name] != asked[name]:
+            option = {"name": "influence", "models": "model"}.get(name, name)
+            raise ConfigError(
+                f"the network learned the {name} {learned[name]!r} of the influence,"
+                f" and {asked[name]!r} would be measured",
+                f"give --{option} {learned[name]}",
+            )
+
+
 def _duplicate_groups(samples: Dataset, index: np.ndarray) -> np.ndarray:
     """A group number for each sample, (n,) int64; labelled samples with the same text share one."""
     groups = np.arange(len(samples))
@@ -291,47 +254,38 @@ def _row_means(matrix: InfluenceMatrix, folder: Path) -> np.ndarray:
     return read_array(path)
 
 
-def make_objective(matrix: InfluenceMatrix, *, eta: float | None) -> Objective:
-    """The objective that follows from the data: `eta` is None where the pool is its own target."""
-    if eta is None:
-        return FacilityLocation(matrix)
-    return FacilityLocationMutualInformation(matrix, eta=eta)
-
-
-def default_eta(n_target: int, expected: float) -> float:
-    """Weight of a sample's own relevance when about `expected` samples will be chosen.
-
-    The modular term grows with the subset, the other is bounded by the number of targets: this puts both on
-    one scale.
-    """
-    return n_target / max(expected, 1.0)
-
-
-def _select(
-    config: Config,
-    matrix: InfluenceMatrix,
-    samples: Dataset,
-    means: np.ndarray,
-    folder: Path,
-    *,
-    own_target: bool,
-    progress: bool,
-) -> Selection:
+def _stored_selection(folder: Path, samples: Dataset) -> Selection | None:
     if (folder / "selection.parquet").exists() and (folder / "subset.jsonl").exists():
         return Selection.load(folder, pool=samples)
-    amount = parse_budget(config.budget)
-    tokens = token_counts(config, samples, folder) if amount.kind == "tokens" else None
-    count = budget_count(config, len(samples)) if tokens is None else None
-    eta = None
-    if not own_target:
-        expected = amount.value / max(tokens.mean(), 1.0) if tokens is not None else float(count or 1)
-        eta = config.eta if config.eta is not None else default_eta(matrix.shape[1], expected)
-    selection = lazy_greedy(
-        make_objective(matrix, eta=eta),
-        count,
-        costs=tokens,
-        max_cost=None if tokens is None else amount.value,
-        progress=progress,
-    ).with_pool(samples, means)
-    selection.save(folder)
-    return selection
+    return None
+
+
+def _verified(
+    measuring: Measuring,
+    network: InfluenceNetwork,
+    features: Features,
+    target_features: Features,
+    probes: Probes | None,
+    matrix: InfluenceMatrix,
+    choose: Chooser,
+    labelled: np.ndarray,
+) -> Selection:
+    """The choice from a shortlist of which the influence is measured."""
+    config, folder = measuring.config, measuring.folder
+    factor = float(config.verify or 1)
+    knows_itself = network.recipe == "process"
+
+    def shortlist() -> np.ndarray:
+        if not knows_itself:
+            return choose(matrix, times=factor).indices
+        hopeful = network.estimate(features, target_features, probes=probes, optimism=OPTIMISM)
+        return choose(hopeful, times=factor).indices
+
+    rows, exact = measuring.verify(shortlist, labelled)
+    known = exact if probes is None else exact.joined(probes.take(rows))
+    completed = network.estimate(features[rows], target_features, probes=known if knows_itself else None)
+    selection, facts = choose_verified(matrix, completed, rows, exact, choose)
+    write_json(folder / "verify" / "verify.json", facts)
+    means = np.array(read_array(folder / "influence.npy"))
+    means[rows] = overlaid(completed, exact).row_means()
+    return selection.with_pool(measuring.samples, means)

@@ -26,6 +26,7 @@ from nncift.inputs import (
 )
 from nncift.labelling import measure_rate, plan_labels
 from nncift.language_features import language_features
+from nncift.measuring import VERIFY_TARGETS
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 
@@ -46,9 +47,9 @@ class RunPlan:
         samples: pool samples after duplicates, excluded and bad rows are out.
         targets: target samples; the pool's number without a target.
         selected: how many will be chosen; None for a budget in tokens.
-        pairs: pairs to label exactly.
+        pairs: pairs to measure exactly: labels, probes and a shortlist.
         all_pairs: pairs to estimate.
-        tokens: LLM tokens of the labelling; None when the influence function cannot tell.
+        tokens: LLM tokens of that; None when the influence function cannot tell.
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes that the arrays of the run take, models not counted.
         disk: bytes the run folder will take.
@@ -70,7 +71,7 @@ class RunPlan:
         chosen = "by tokens" if self.selected is None else f"{self.selected:,}"
         lines = (
             f"Pool: {self.samples:,} samples; targets: {self.targets:,}; to choose: {chosen}",
-            f"Label exactly: {self.pairs:,} of {self.all_pairs:,} pairs ({self.pairs / self.all_pairs:.2%}){tokens}",
+            f"Measure exactly: {self.pairs:,} of {self.all_pairs:,} pairs ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {sum(self.seconds.values()):,.0f} s ({stages}), at the rate measured just now",
             f"Memory: about {self.memory / 1e6:,.0f} MB beside the models; disk: about {self.disk / 1e6:,.0f} MB",
             "Nothing was written.",
@@ -84,7 +85,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     Raises:
         NNCIFTError: the run itself would be refused.
     """
-    function = None if config.network or config.labels_from else make_influence(config)
+    function = make_influence(config) if config.measures else None
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
         folder = Path(temporary)
         samples, _ = read_samples(config, config.pool, "pool", folder / "pool", progress=progress)
@@ -102,10 +103,11 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         pairs, tokens = 0, None
         if config.labels_from is not None:
             pairs = len(read_labels(config.labels_from, samples, targets))
-        elif function is not None:
-            pairs, tokens, seconds["labels"] = _label_plan(config, function, samples, None if own_target else targets)
-        else:
-            InfluenceNetwork.from_pretrained(network_folder(str(config.network)))
+        if config.network is not None:
+            InfluenceNetwork.from_pretrained(network_folder(config.network))
+        if function is not None:
+            pairs, tokens, measured = _measuring_plan(config, function, samples, None if own_target else targets)
+            seconds |= measured
         rows = len(samples) + (0 if own_target else len(targets))
         seconds["select"] = len(samples) * len(targets) / _scoring_rate()
         result = RunPlan(
@@ -143,22 +145,36 @@ def _feature_rate(config: Config, samples: Dataset) -> tuple[float, int]:
     return seconds, width
 
 
-def _label_plan(
+def _measuring_plan(
     config: Config, function: InfluenceFunction, samples: Dataset, targets: Dataset | None
-) -> tuple[int, int | None, float]:
-    """Pairs, LLM tokens and seconds of the labelling."""
+) -> tuple[int, int | None, dict[str, float]]:
+    """Pairs to label; LLM tokens of all that is measured; seconds of each stage: labels, probes, verify.
+
+    A pair of the later stages is taken to read as many tokens as one of the labels.
+    """
     seen_targets = samples if targets is None else targets
     if hasattr(function, "check"):
         function.check(samples, seen_targets)
     rate = measure_rate(function, samples, seen_targets, seed=config.seed)
-    amount = parse_labels(config.labels or DEFAULT_LABELS)
-    n_target = None if targets is None else len(targets)
-    grid = plan_labels(function, amount, len(samples), n_target, rate=rate, seed=config.seed)
-    tokens = None
-    if hasattr(function, "tokens"):
-        warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
-        tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns), **warm_up))
-    return len(grid), tokens, rate.seconds(len(grid.rows), len(grid.columns))
+    n, m = len(samples), len(seen_targets)
+    grids: dict[str, tuple[int, int]] = {}
+    labels, tokens = 0, None
+    if config.network is None:
+        amount = parse_labels(config.labels or DEFAULT_LABELS)
+        grid = plan_labels(function, amount, n, None if targets is None else m, rate=rate, seed=config.seed)
+        grids["labels"], labels = (len(grid.rows), len(grid.columns)), len(grid)
+        if hasattr(function, "tokens"):
+            warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
+            tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns), **warm_up))
+    if config.probes is not None:
+        grids["probes"] = n, min(config.probes, m)
+    if config.verify is not None and parse_budget(config.budget).kind != "tokens":
+        shortlist = min(round(budget_count(config, n) * config.verify), n)
+        grids["verify"] = shortlist, 1 if getattr(function, "pointwise", False) else min(m, VERIFY_TARGETS)
+    more = sum(rows * columns for stage, (rows, columns) in grids.items() if stage != "labels")
+    if tokens is not None and labels:
+        tokens += round(tokens / labels * more)
+    return labels + more, tokens, {stage: rate.seconds(*grid) for stage, grid in grids.items()}
 
 
 def _scoring_rate() -> float:

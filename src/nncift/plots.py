@@ -30,7 +30,7 @@ def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
     """Predicted influence against exact, on equal axes with the diagonal.
 
     Args:
-        groups: quadrant -> (exact, predicted), each (n_pairs,).
+        groups: quadrant or "shortlist" -> (exact, predicted), each (n_pairs,).
     """
     both = np.concatenate([values for pair in groups.values() for values in pair])
     low, high = float(both.min()), float(both.max())
@@ -44,7 +44,7 @@ def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
                 exact,
                 predicted,
                 s=9,
-                color=QUADRANTS[name],
+                color=QUADRANTS.get(name, CHOSEN),
                 alpha=0.55,
                 linewidths=0,
                 label=name,

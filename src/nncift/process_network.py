@@ -19,13 +19,14 @@ from nncift.features import Features
 from nncift.labelled_grid import LabelledGrid, smooth_scales
 from nncift.matrix import InfluenceMatrix
 from nncift.pair_process import Weights, learn_weights, solve
-from nncift.pairs import LabelledPairs
+from nncift.pairs import LabelledPairs, Probes
 from nncift.projection import Projection
-from nncift.radial import RadialLayer, kernel
+from nncift.radial import RadialLayer, block_kernels, kernel, same_samples
 
 RANK = 96
 MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
 _REFERENCE = 1024  # samples of a side on which the towers are cut to their rank
+_PROBED = 8192  # samples at a time
 
 _log = logging.getLogger("nncift")
 
@@ -69,13 +70,31 @@ class ProcessNetwork:
         inner = np.einsum("nk,nk->n", self.pool(pool), self.target(target))
         return np.asarray(inner * scale + level, dtype=np.float32)
 
-    def estimate(self, pool: Any, target: Any, *, device: str | None = None) -> InfluenceMatrix:
-        """The influence of all pairs, computed where it is looked at."""
+    def estimate(
+        self, pool: Any, target: Any, *, device: str | None = None, optimism: float = 0.0, probes: Probes | None = None
+    ) -> InfluenceMatrix:
+        """The influence of all pairs, computed where it is looked at.
+
+        Args:
+            pool: features of n samples.
+            target: features of m targets.
+            device: where pairs are scored.
+            optimism: add so many standard deviations of what is not known of a pool sample.
+            probes: exact influence of every pool sample on a few targets, which completes what the network says.
+        """
         scale, level = self._level(target)
+        left, right = self.pool(pool), self.target(target)
+        if probes is not None:
+            more = self._told_by_probes(pool, target, probes)
+            left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
+        if optimism:
+            spread = self.uncertainty(pool)[:, None] / self.numbers["unit"]
+            left = np.concatenate([left, optimism * spread], axis=1)
+            right = np.concatenate([right, np.ones((len(right), 1))], axis=1)
         return InfluenceMatrix.from_towers(
-            self.pool(pool).astype(np.float32),
-            (self.target(target) * scale[:, None]).astype(np.float32),
-            pool_bias=np.zeros(len(pool), dtype=np.float32),
+            left.astype(np.float32),
+            (right * scale[:, None]).astype(np.float32),
+            pool_bias=np.zeros(len(left), dtype=np.float32),
             target_bias=level.astype(np.float32),
             device=device,
         )
@@ -91,21 +110,76 @@ class ProcessNetwork:
         The label pattern is taken for a full grid, and the influence's profile over targets for one of the typical
         spread: an order among samples, not a calibrated error of each pair.
         """
+        profile, level = self._open(pool)
+        return np.asarray(np.sqrt(profile * self.numbers["profile"] + level) * self.numbers["unit"])
+
+    def _open(self, pool: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Variance that the labels leave in each sample's profile and in its level, (n,), (n,)."""
         x = self.pool.landmarks
-        out = np.zeros(len(pool))
-        step = max((1 << 24) // (len(x) * self.pool.log_weights.shape[1]), 1)
-        among, share = self.pool.kernels(x), {"profile": self.numbers["profile"], "level": 1.0}
-        factors = [
-            torch.linalg.cholesky(k + self.numbers[f"{name}_noise"] * torch.eye(len(x), dtype=torch.float64))
-            for name, k in zip(share, among, strict=True)
-        ]
+        identity = torch.eye(len(x), dtype=torch.float64)
+        noise = self.numbers["profile_noise"], self.numbers["level_noise"]
+        factors = [torch.linalg.cholesky(k + n * identity) for k, n in zip(self.pool.kernels(x), noise, strict=True)]
         prior = self.pool.log_weights.exp().sum(1)
+        out = np.empty((2, len(pool)))
+        step = max((1 << 24) // (len(x) * self.pool.log_weights.shape[1]), 1)
         for start in range(0, len(pool), step):
             kernels = self.pool.kernels(self.pool.coordinates(pool[start : start + step]))
-            for weight, before, values, factor in zip(share.values(), prior, kernels, factors, strict=True):
+            for k, (values, factor) in enumerate(zip(kernels, factors, strict=True)):
                 told = torch.linalg.solve_triangular(factor, values.T, upper=False).square().sum(0)
-                out[start : start + step] += weight * (before - told).clamp(min=0).numpy()
-        return np.sqrt(out) * self.numbers["unit"]
+                out[k, start : start + step] = (prior[k] - told).clamp(min=0).numpy()
+        return out[0], out[1]
+
+    def choose_probes(self, target: Any, count: int) -> np.ndarray:
+        """The targets whose exact influence tells most of a new sample's influence on all: (count,) int64, greedily.
+
+        Args:
+            target: features of all targets; of more than 1,024, some are looked at.
+            count: how many.
+        """
+        looked_at = np.unique(np.linspace(0, len(target) - 1, _REFERENCE).astype(np.int64))
+        scale = torch.from_numpy(self._level(target)[0][looked_at] / self.numbers["unit"])
+        y = self.target.coordinates(target[looked_at])
+        # Of a typical new sample: half of what the prior leaves open, as after a few labels.
+        open_ = self.pool.log_weights.exp().sum(1) / 2
+        left = (open_[0] * self._target_kernel(y, y) + open_[1]) * scale[:, None] * scale
+        noise = self.numbers["noise"] * scale.square()
+        chosen: list[int] = []
+        for _ in range(min(count, len(looked_at))):
+            told = left.square().sum(0) / (left.diagonal() + noise)
+            told[chosen] = -1
+            best = int(told.argmax())
+            chosen.append(best)
+            left = left - torch.outer(left[:, best], left[best]) / (left[best, best] + noise[best])
+        return np.asarray(looked_at[chosen])
+
+    def _target_kernel(self, y: Tensor, z: Tensor) -> Tensor:
+        """Covariance of the profile between targets, given their coordinates: (n, m)."""
+        smooth = kernel(block_kernels(y, z, self.target.projection.slices), self.target.log_weights[0])
+        return smooth + self.numbers["target_own"] * same_samples(y, z)
+
+    def _told_by_probes(self, pool: Any, target: Any, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
+        """What probes add to both towers: (n, k + 1), (m, k + 1).
+
+        Each sample's residuals at the probes are completed by its own open variance, times the kernel over targets.
+        """
+        chosen = probes.columns
+        y = self.target.coordinates(target[chosen])
+        scale, level = (value[chosen] for value in self._level(target))
+        own = self.pool(pool) @ (self.target(target[chosen]) * scale[:, None]).T + level
+        residual = torch.from_numpy((probes.influence - own) / scale)
+        profile, main = (torch.from_numpy(part)[:, None, None] for part in self._open(pool))
+        among = self._target_kernel(y, y)
+        noise = self.numbers["noise"] * torch.eye(len(chosen), dtype=torch.float64)
+        weight = torch.empty_like(residual)
+        for some in torch.split(torch.arange(len(residual)), _PROBED):
+            covariance = main[some] + profile[some] * among + noise
+            weight[some] = torch.linalg.solve(covariance, residual[some])
+        left = torch.cat([profile[:, :, 0] * weight, main[:, :, 0] * weight.sum(1, keepdim=True)], dim=1)
+        right = np.ones((len(target), len(chosen) + 1))
+        for start in range(0, len(target), _PROBED):
+            part = self.target.coordinates(target[start : start + _PROBED])
+            right[start : start + _PROBED, :-1] = self._target_kernel(part, y).numpy()
+        return left.numpy(), right
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays (float32) and JSON-able facts that `load` takes."""
@@ -218,6 +292,7 @@ def _noise(weights: Weights, grid: LabelledGrid) -> dict[str, float]:
     seen = max(strength * per_row / len(grid.target), 1e-12)
     return {
         "noise": noise,
+        "target_own": float(weights["target_own"].exp()),
         "profile": float(targets.diagonal().mean()),
         "profile_noise": min(noise / seen, 1e6) + float(weights["profile_own"].exp()) + 1e-9,
         "level_noise": noise / per_row + float(weights["pool_own"].exp()) + 1e-9,

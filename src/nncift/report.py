@@ -78,6 +78,7 @@ def write_report(folder: Path) -> Path:
         summary=run.summary,
         cost=_cost(run),
         fidelity=_fidelity(run.fidelity),
+        verified=_verified(Path(folder) / "verify" / "verify.json"),
         warnings=[w for w in run.summary["warnings"] if not run.fidelity or w != run.fidelity["verdict"]],
         influence={
             "pool": run.influence.mean(),
@@ -180,6 +181,15 @@ def _fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:
         "points": sum(len(cloud) for cloud, _ in clouds.values()),
         "plot": plots.scatter(clouds) if clouds else None,
     }
+
+
+def _verified(path: Path) -> dict[str, Any] | None:
+    """What the measurement of the shortlist said, with its scatter; None where none was measured."""
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = read_json(path)
+    exact, predicted = (np.array(facts["scatter"][side], dtype=np.float64) for side in ("exact", "predicted"))
+    return facts | {"plot": plots.scatter({"shortlist": (exact, predicted)})}
 
 
 def _groups(run: _Run) -> dict[str, Any] | None:

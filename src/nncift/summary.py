@@ -124,6 +124,8 @@ def summary_text(folder: Path) -> str:
         lines += ["", *_fidelity_lines(read_json(folder / "fidelity.json"))]
     rows = summary["pool"]["rows"]
     lines += ["", f"Chosen: {summary['selected']:,} of {rows:,} samples ({summary['selected'] / rows:.1%})."]
+    if (folder / "verify" / "verify.json").exists():
+        lines += _verified_lines(read_json(folder / "verify" / "verify.json"))
     lines += [f"Warning: {warning}" for warning in summary["warnings"]]
     lines += [f"Subset: {folder / 'subset.jsonl'}", f"Report: {folder / 'report.html'}"]
     return "\n".join(printable(line) for line in lines)
@@ -144,3 +146,13 @@ def _fidelity_lines(measured: dict[str, Any]) -> list[str]:
         cells = ("" if row[metric] is None else f"{row[metric]:.3f}" for metric in columns)
         lines.append(f"  {method:<40}" + "".join(f"{cell:>15}" for cell in cells))
     return lines if not measured["beats_baselines"] else [*lines, measured["verdict"]]
+
+
+def _verified_lines(facts: dict[str, Any]) -> list[str]:
+    value = facts["value"]
+    return [
+        f"Measured: a shortlist of {facts['samples']:,} samples on {facts['targets']:,} targets. On these the subset's"
+        f" best influence on a target is {value['exact']:.4g} in the mean (estimated before:"
+        f" {value['estimated']:.4g}; of what estimates alone would choose from the shortlist:"
+        f" {value['exact_of_the_choice_by_estimates']:.4g})."
+    ]

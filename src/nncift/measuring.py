@@ -1,0 +1,171 @@
+"""The exact influence that a run measures: labels to learn from, probes of every sample, the shortlist's verification.
+
+Each is planned before the first pair is measured and the plan is kept, so a resumed run measures the same pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.config import DEFAULT_LABELS, Config, parse_labels
+from nncift.costs import Costs
+from nncift.errors import ConfigError
+from nncift.inputs import describe
+from nncift.labelling import PairPlan, measure_rate, plan_labels
+from nncift.pairs import LabelledPairs, Probes, collect
+from nncift.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.influence import InfluenceFunction
+    from nncift.network import InfluenceNetwork
+
+VERIFY_TARGETS = 64  # on which a shortlist is measured, at most
+
+_log = logging.getLogger("nncift")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Asks the influence function, keeps what it says in the run folder, and counts what it costs.
+
+    Attributes:
+        config: the run's.
+        function: the influence function.
+        samples, targets: the pool's rows and the targets'; `targets` is `samples` where the pool is its own target.
+        folder: the run folder.
+        costs: its table of costs.
+        progress: show progress bars.
+    """
+
+    config: Config
+    function: InfluenceFunction
+    samples: Dataset
+    targets: Dataset
+    folder: Path
+    costs: Costs
+    progress: bool = False
+
+    @property
+    def own_target(self) -> bool:
+        """Whether the pool is its own target."""
+        return self.targets is self.samples
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the function gives one score for all targets."""
+        return bool(getattr(self.function, "pointwise", False))
+
+    def labels(self) -> LabelledPairs:
+        """Exact influence of the planned grid."""
+        place, function = self.folder / "labels", self.function
+        count = self._counter("labels")
+        plan = self._plan_labels(place / "plan.json")
+        if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
+            function.warm_up(self.samples, place / "warm-up", progress=self.progress)
+        pairs = self._collect(plan, "labels", count)
+        if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
+            write_json(place / "notes.json", {"cut": int(cut)})
+        return pairs
+
+    def _collect(self, plan: PairPlan, stage: str, count: Callable[[], None]) -> LabelledPairs:
+        pairs = collect(
+            self.function,
+            self.samples,
+            self.targets,
+            plan.rows,
+            plan.columns,
+            one_per_row=plan.pointwise,
+            folder=self.folder / stage,
+            progress=self.progress,
+            after_block=count,
+        )
+        if splits := getattr(self.function, "oom_splits", None):
+            _log.info("%s: memory ran out on batches of %s, which were halved", stage, splits)
+        return pairs
+
+    def _counter(self, stage: str) -> Callable[[], None]:
+        """Called after each block: adds the tokens that the function has read since now to the stage's cost."""
+
+        def read(direction: str) -> int:
+            return int(getattr(self.function, f"{direction}_tokens", 0))
+
+        cost = self.costs.stages[stage]
+        earlier = {d: getattr(cost, f"{d}_tokens") - read(d) for d in ("forward", "backward")}
+
+        def count() -> None:
+            for direction, before in earlier.items():
+                setattr(cost, f"{direction}_tokens", before + read(direction))
+            self.costs.save()
+
+        return count
+
+    def _plan_labels(self, path: Path) -> PairPlan:
+        """The pairs to label."""
+        config, function = self.config, self.function
+        described = json.loads(json.dumps(describe(function), default=str))
+        if path.exists():
+            stored = read_json(path)
+            finished = (path.parent / "labels.parquet").exists()
+            if not finished and stored.get("function", described) != described:  # on another device, for example
+                raise ConfigError(
+                    f"{path.parent} holds labels of {stored['function']}, now it is {described}",
+                    "give the same --dtype and --device, or choose another --output",
+                )
+            return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
+        amount = parse_labels(config.labels or DEFAULT_LABELS)
+        rate = None
+        if amount.kind == "seconds":
+            rate = measure_rate(function, self.samples, self.targets, seed=config.seed)
+        n_target = None if self.own_target else len(self.targets)
+        plan = plan_labels(function, amount, len(self.samples), n_target, rate=rate, seed=config.seed)
+        write_json(path, _stored(plan) | {"rate": rate and dataclasses.asdict(rate), "function": described})
+        return plan
+
+    def probes(self, network: InfluenceNetwork, target_features: Any) -> Probes:
+        """Exact influence of every pool sample on a few targets, those that tell most."""
+        path = self.folder / "probes" / "plan.json"
+        if not path.exists():
+            columns = network.choose_probes(target_features, int(self.config.probes or 1))
+            write_json(path, {"columns": np.sort(columns).tolist()})
+        columns = np.array(read_json(path)["columns"], dtype=np.int64)
+        pairs = self._collect(PairPlan(np.arange(len(self.samples)), columns), "probes", self._counter("probes"))
+        return Probes(columns, pairs.influence.reshape(len(self.samples), len(columns)))
+
+    def verify(self, shortlist: Callable[[], np.ndarray], labelled: np.ndarray) -> tuple[np.ndarray, Probes]:
+        """Exact influence of a shortlist on all targets, or on some where there are more than 64.
+
+        Args:
+            shortlist: gives the pool rows to measure, (k,) int64; asked once, then remembered.
+            labelled: targets that are labelled already; they come first.
+
+        Returns:
+            The shortlist, ascending, and its exact influence.
+        """
+        path = self.folder / "verify" / "plan.json"
+        if not path.exists():
+            rows = np.sort(shortlist())
+            free = np.arange(len(self.targets))
+            if self.own_target:  # no sample is measured on itself
+                free = np.setdiff1d(free, rows)
+            order = np.random.default_rng(self.config.seed).permutation(free)
+            order = np.concatenate([order[np.isin(order, labelled)], order[~np.isin(order, labelled)]])
+            columns = np.sort(order[: 1 if self.pointwise else VERIFY_TARGETS])
+            write_json(path, {"rows": rows.tolist(), "columns": columns.tolist()})
+        stored = read_json(path)
+        plan = PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
+        pairs = self._collect(plan, "verify", self._counter("verify"))
+        return plan.rows, Probes(plan.columns, pairs.influence.reshape(len(plan.rows), len(plan.columns)))
+
+
+def _stored(plan: PairPlan) -> dict[str, Any]:
+    return {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "pointwise": plan.pointwise}

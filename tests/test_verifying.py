@@ -1,0 +1,232 @@
+"""Probes of every sample and the measured shortlist: in a run, and against their definitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nncift
+import nncift.planning
+from nncift.config import Config
+from nncift.errors import ConfigError
+from nncift.greedy import lazy_greedy
+from nncift.inputs import make_influence
+from nncift.matrix import InfluenceMatrix
+from nncift.network import InfluenceNetwork
+from nncift.objectives import FacilityLocationMutualInformation
+from nncift.pairs import LabelledPairs, Probes
+from nncift.pool import load_pool
+from nncift.summary import summary_text
+from nncift.verifying import best_influence, overlaid
+
+EVERY = slice(None)
+WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
+
+
+def write_rows(path: Path, n: int, offset: int = 0) -> str:
+    rows = (
+        {"id": f"row-{i}", "prompt": f"Say {WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}", "response": WORDS[i * 3 % 10]}
+        for i in range(offset, offset + n)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[str, str]:
+    return write_rows(tmp_path / "pool.jsonl", 60), write_rows(tmp_path / "target.jsonl", 12, 200)
+
+
+@pytest.fixture
+def options(minilm, tiny_model) -> dict:
+    common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 6, "labels": 120}
+    return {**common, "influence": "embedding-similarity"}
+
+
+def exact_values(pool: str, target: str | None, options: dict) -> np.ndarray:
+    """Influence of all pairs by the influence function itself."""
+    function = make_influence(Config(pool, encoder=options["encoder"], device="cpu", influence="embedding-similarity"))
+    samples, targets = load_pool(pool), load_pool(target or pool)
+    function.prepare(samples, targets, None)
+    return np.asarray(function(samples, targets))
+
+
+def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp_path: Path):
+    pool, target = data
+    run = tmp_path / "run"
+    selection = nncift.select(pool, target=target, output=run, verify=10, **options)
+    exact = exact_values(pool, target, options)
+    best = lazy_greedy(FacilityLocationMutualInformation(InfluenceMatrix.from_array(exact), eta=12 / 6), 6)
+    assert selection.indices.tolist() == best.indices.tolist()
+    np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
+    facts = json.loads((run / "verify/verify.json").read_text())
+    assert (facts["samples"], facts["targets"], facts["pairs"]) == (60, 12, 720)
+    covered = exact[selection.indices].max(axis=0)
+    assert facts["value"]["exact"] == pytest.approx(np.maximum(covered, 0).mean(), rel=1e-5)
+    assert facts["value"]["exact"] != facts["value"]["estimated"]
+    assert json.loads((run / "costs.json").read_text())["stages"]["verify"]["seconds"] > 0
+    assert "Measured: a shortlist of 60 samples on 12 targets" in summary_text(run)
+    assert "What was verified" in (run / "report.html").read_text()
+    rows = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"row-{i}" for i in selection.indices]
+
+
+def test_only_the_shortlist_and_some_targets_are_measured(data, options, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nncift.measuring.VERIFY_TARGETS", 5)
+    run = tmp_path / "run"
+    selection = nncift.select(data[0], target=data[1], output=run, verify=2, **options)
+    table = pq.read_table(run / "verify/labels.parquet")
+    rows, columns = (np.unique(table[name].to_numpy()) for name in ("pool_index", "target_index"))
+    assert (len(rows), len(columns)) == (12, 5)
+    assert set(selection.indices.tolist()) <= set(rows.tolist())
+    labelled = json.loads((run / "labels/plan.json").read_text())["columns"]
+    assert set(columns.tolist()) <= set(labelled)  # those that are known come first
+
+
+def test_a_pool_that_is_its_own_target_is_not_measured_on_itself(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    nncift.select(data[0], output=run, verify=2, **options)
+    plan = json.loads((run / "verify/plan.json").read_text())
+    assert len(plan["rows"]) == 12
+    assert not set(plan["rows"]) & set(plan["columns"])
+
+
+def test_a_killed_verification_goes_on_with_the_same_pairs_and_ends_the_same(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "target": data[1], "output": run, "verify": 2, "probes": 3}
+    nncift.select(data[0], **options)
+    names = ("subset.jsonl", "selection.parquet", "verify/verify.json", "verify/plan.json", "probes/plan.json")
+    before = {name: (run / name).read_bytes() for name in names}
+    labels = (run / "verify/labels.parquet").stat().st_mtime_ns
+    for name in ("subset.jsonl", "selection.parquet", "verify/verify.json"):
+        (run / name).unlink()
+    nncift.select(data[0], **options)
+    assert {name: (run / name).read_bytes() for name in names} == before
+    assert (run / "verify/labels.parquet").stat().st_mtime_ns == labels
+
+
+def test_a_learned_network_measures_the_influence_it_learned(data, options, tmp_path: Path):
+    pool, target = data
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    new = write_rows(tmp_path / "new.jsonl", 30, 500)
+    common = {"network": tmp_path / "run", "budget": 3, "device": "cpu", "verify": 2, "model": options["model"]}
+    with pytest.raises(
+        ConfigError, match="learned the name 'embedding-similarity' of the influence, and 'delift' would"
+    ):
+        nncift.select(new, output=tmp_path / "other", **common)
+    selection = nncift.select(new, output=tmp_path / "new", influence="embedding-similarity", probes=2, **common)
+    exact = exact_values(new, target, options)
+    np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
+
+
+def test_probes_are_completed_by_what_the_network_knows(data, options, tmp_path: Path):
+    pool, target = data
+    exact = exact_values(pool, target, options)
+    errors = {}
+    for probes in (None, 4):
+        run = tmp_path / f"run-{probes}"
+        nncift.select(pool, target=target, output=run, probes=probes, **options)
+        errors[probes] = np.abs(np.load(run / "influence.npy") - exact.mean(axis=1)).mean()
+    assert errors[4] < 0.8 * errors[None]
+    assert pq.read_table(run / "probes/labels.parquet").num_rows == 4 * 60
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(ConfigError, match="no multiple"):
+        Config("pool.jsonl", verify=0.5)
+    with pytest.raises(ConfigError, match="--probes 0 is too small"):
+        Config("pool.jsonl", probes=0)
+    with pytest.raises(ConfigError, match="cannot be completed by --probes"):
+        Config("pool.jsonl", probes=2, recipe="paper")
+    with pytest.raises(ConfigError, match="--labels-from brings the exact values, so --verify"):
+        Config("pool.jsonl", labels_from="labels.csv", verify=2)
+    with pytest.raises(ConfigError, match="--network computes no influence, so --influence"):
+        Config("pool.jsonl", network="runs/a", influence="less")
+
+
+def test_the_papers_network_can_be_verified(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    nncift.select(data[0], target=data[1], output=run, verify=2, recipe="paper", **options)
+    assert json.loads((run / "verify/verify.json").read_text())["samples"] == 12
+
+
+def fitted(seed: int, n: int = 40, m: int = 12) -> tuple[InfluenceNetwork, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    pool, target = (rng.standard_normal((k, 20)).astype(np.float32) for k in (n, m))
+    influence = np.tanh(pool @ rng.standard_normal((20, 4))) @ np.tanh(target @ rng.standard_normal((20, 4))).T
+    influence = (influence + 0.2 * rng.standard_normal((n, m))).astype(np.float32)
+    i, j = np.divmod(np.arange(20 * m), m)
+    pairs = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j])
+    return InfluenceNetwork().fit(pool, target, pairs), pool, target, influence
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 100), st.integers(1, 6))
+def test_the_completion_equals_the_conditional_mean_written_out(seed, count):
+    network, pool, target, influence = fitted(seed)
+    columns = network.choose_probes(target, count)
+    assert len(set(columns.tolist())) == count
+    probes = Probes(columns, influence[:, columns])
+    found = network.estimate(pool, target, probes=probes).block(EVERY, EVERY)
+    before = network.estimate(pool, target).block(EVERY, EVERY)
+    model = network.model
+    y = model.target.coordinates(target)
+    kernel, scale = model._target_kernel(y, y).numpy(), model._level(target)[0]
+    profile, level = model._open(pool)
+    for i in (0, 25, 39):
+        covariance = (profile[i] * kernel + level[i]) * np.outer(scale, scale)
+        known = covariance[np.ix_(columns, columns)] + model.numbers["noise"] * np.diag(scale[columns] ** 2)
+        weight = np.linalg.solve(known, influence[i, columns] - before[i, columns])
+        np.testing.assert_allclose(found[i], before[i] + covariance[:, columns] @ weight, atol=1e-3)
+
+
+def test_probes_bring_new_samples_closer_and_optimism_lifts_the_unknown():
+    network, pool, target, influence = fitted(3)
+    columns = network.choose_probes(target, 4)
+    rest = np.setdiff1d(np.arange(12), columns)
+    before = network.estimate(pool, target).block(EVERY, EVERY)
+    after = network.estimate(pool, target, probes=Probes(columns, influence[:, columns])).block(EVERY, EVERY)
+    new = np.arange(20, 40)
+    error = [np.square(e - influence)[np.ix_(new, rest)].mean() for e in (before, after)]
+    assert error[1] < 0.95 * error[0]
+    lifted = network.estimate(pool, target, optimism=1.0).block(EVERY, EVERY) - before
+    assert (lifted > 0).all()
+    assert lifted[:20].mean() < lifted[20:].mean()
+
+
+def test_the_papers_recipe_says_that_it_knows_no_uncertainty():
+    pool = np.eye(6, dtype=np.float32)
+    pairs = LabelledPairs(np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32), np.ones(6, np.float32))
+    network = InfluenceNetwork("paper", epochs=1).fit(pool, pool, pairs)
+    for asked in (
+        lambda: network.uncertainty(pool),
+        lambda: network.choose_probes(pool, 2),
+        lambda: network.estimate(pool, pool, optimism=1.0),
+    ):
+        with pytest.raises(ConfigError, match="knows no uncertainty"):
+            asked()
+
+
+def test_an_overlay_shows_what_is_known():
+    rng = np.random.default_rng(0)
+    values, exact = rng.random((5, 7)).astype(np.float32), Probes(np.array([4, 1]), np.full((5, 2), 9.0, np.float32))
+    whole = values.copy()
+    whole[:, [4, 1]] = 9.0
+    matrix = overlaid(InfluenceMatrix.from_array(values), exact)
+    np.testing.assert_array_equal(matrix.block(EVERY, EVERY), whole)
+    np.testing.assert_array_equal(matrix.block(np.array([3, 0]), np.array([1, 6])), whole[np.ix_([3, 0], [1, 6])])
+    assert best_influence(matrix, np.array([2])) == pytest.approx(whole[2].mean(), rel=1e-6)
+
+
+def test_the_dry_run_counts_what_is_measured(data, options):
+    pool, target = data
+    plain = nncift.planning.plan(Config(pool, target=target, **options))
+    whole = nncift.planning.plan(Config(pool, target=target, probes=3, verify=2, **options))
+    assert whole.pairs == plain.pairs + 60 * 3 + 12 * 12
+    assert set(whole.seconds) - set(plain.seconds) == {"probes", "verify"}
