@@ -119,13 +119,17 @@ def _standardised(side: Features, pool: Features, target: Features) -> np.ndarra
 
 def ours(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """The default InfluenceNetwork."""
-    return InfluenceNetwork(seed=seed).fit(pool, target, train).estimate(pool, target).rows(slice(None))
+    return learned(pool, target, train, seed).estimate(pool, target).rows(slice(None))
 
 
 def ours_sentence(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
     """The same from sentence embeddings alone."""
-    a, b = (Features({"sentence": side.blocks["sentence"]}) for side in (pool, target))
-    return InfluenceNetwork(seed=seed).fit(a, b, train).estimate(a, b).rows(slice(None))
+    return ours(*(Features({"sentence": side.blocks["sentence"]}) for side in (pool, target)), train, seed)
+
+
+def learned(pool: Features, target: Features, train: LabelledPairs, seed: int) -> InfluenceNetwork:
+    """The default InfluenceNetwork, from features of which some are labelled."""
+    return InfluenceNetwork(seed=seed, pointwise=len(target) == 1).fit(pool, target, train)
 
 
 METHODS: dict[str, Method] = {

@@ -124,3 +124,16 @@ def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     monkeypatch.setattr(CausalModel, "logits", limited)
     monkeypatch.setattr(model, "_most_rows", None)
     np.testing.assert_allclose(read_language_features(model, examples), whole, rtol=2e-3, atol=2e-3)
+
+
+def test_a_response_longer_than_the_context_is_cut_and_counted(tiny_model):
+    model = LanguageModel.load(tiny_model, device="cpu", max_length=24)
+    rows = Dataset.from_dict(
+        {"id": ["long", "short"], "prompt": ["Count", "Add"], "response": ["one two three " * 40, "two"]}
+    )
+    with pytest.raises(DataError, match="the response of 'long' takes"):
+        encode_examples(model, rows)
+    long, short = encode_examples(model, rows, cut_responses=True)
+    assert (len(long.ids), long.cut, short.cut) == (24, True, False)
+    assert long.start >= 1
+    assert np.isfinite(language_features(rows, model)).all()

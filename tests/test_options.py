@@ -15,6 +15,7 @@ import nncift
 from nncift.cli import main
 from nncift.config import Config
 from nncift.errors import ConfigError
+from nncift.feature_sources import default_features
 from nncift.influence import BUILT_IN
 from nncift.influence.catalogue import explain
 from nncift.influence.option_types import read_value
@@ -306,3 +307,22 @@ def test_a_dry_run_takes_them(pool, tiny_model, minilm, capsys):
     given = f"select {pool} --model {tiny_model} --encoder {minilm} --device cpu --labels 20 --influence ifd --dry-run"
     assert run(*given.split(), "--quiet", "--influence-option", "zero_above_one=true") == 0
     assert "LLM tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("sentence", "lm")),
+        ({"influence": "selectit"}, ("sentence", "lm")),
+        ({"influence": "less"}, ("sentence", "lm")),
+        ({"influence": "embedding-similarity"}, ("sentence",)),
+        ({"influence": "bm25"}, ("sentence",)),
+        ({"influence": "lossval"}, ("sentence",)),
+        ({"influence": '{"name": "delift"}'}, ("sentence", "lm")),
+        ({"influence": '{"name": "mine"}'}, ("sentence",)),
+        ({"recipe": "paper"}, ("sentence",)),
+        ({"labels_from": "labels.csv"}, ("sentence",)),
+    ],
+)
+def test_the_language_model_is_a_feature_where_it_is_asked_anyway(options, expected):
+    assert default_features(Config("pool.jsonl", **options)) == expected

@@ -14,7 +14,6 @@ from nncift.errors import ConfigError
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_INFLUENCE = "delift"
-DEFAULT_FEATURES = "sentence"
 KNOWN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
 
@@ -47,7 +46,11 @@ class Config:
     `nncift influences NAME` lists them."""
     labels: str | None = None
     """Pairs to compute exactly, or samples where a score holds for every target: a number (2000), a fraction of all
-    (0.01) or a time (90s, 15m). By default 2000."""
+    (0.01) or a time (90s, 15m); or auto: in rounds, where least is known, until --fidelity is reached or a round brings
+    nothing. By default 2000."""
+    fidelity: float | None = None
+    """With --labels auto: the rank correlation within a target, on samples held out, at which labelling ends. By
+    default 0.5."""
     labels_from: str | None = None
     """Exact values made elsewhere, instead of computing them: a table (Parquet, CSV, JSONL) of pool_id, target_id,
     influence; or a matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
@@ -67,7 +70,8 @@ class Config:
     features: str | None = None
     """What the network knows of each sample, several parted by commas: sentence (the encoder's embedding), lm (the
     language model's own view, one forward pass per sample), or your own: a .npy file with one row per pool row, or a
-    column of the data. By default sentence, or what the learned network needs."""
+    column of the data. By default what the learned network needs, else sentence,lm where the influence function asks a
+    language model, else sentence."""
     target_features: str | None = None
     """The target's, where --features names a .npy file; a column name given with --features holds for both."""
     split: str | None = None
@@ -114,8 +118,10 @@ class Config:
             raise ConfigError('the recipe "paper" cannot be completed by --probes', 'take the recipe "process"')
         if self.verify is not None and not (math.isfinite(self.verify) and self.verify >= 1):
             raise ConfigError(f"--verify {self.verify} is no multiple of the budget", "give a number of at least 1")
-        if self.labels is not None:
+        if self.labels is not None and not self.in_rounds:
             parse_labels(self.labels)
+        if self.fidelity is not None and not (self.in_rounds and 0 < self.fidelity <= 1):
+            raise ConfigError(f"--fidelity {self.fidelity} needs --labels auto and a number above 0 and at most 1")
         self._check_features()
         if (self.prompt_field is None) != (self.response_field is None):
             raise ConfigError("--prompt-field and --response-field go together", "give both")
@@ -164,6 +170,11 @@ class Config:
         if taken:
             option = taken[0].replace("_", "-")
             raise ConfigError(f"{reason}, so --{option} cannot be given with it", "leave one of them out")
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether labels are computed in rounds."""
+        return self.labels is not None and self.labels.strip() == "auto"
 
     @property
     def measures(self) -> bool:
@@ -236,5 +247,5 @@ def parse_labels(labels: str | int | float) -> Amount:
         ConfigError: it is no such thing, zero, or a fraction above 1.
     """
     return _parse(
-        "labels", labels, "s", "a number of pairs (2000), a fraction of all pairs (0.01) or a time (90s, 15m)"
+        "labels", labels, "s", "a number of pairs (2000), a fraction of all pairs (0.01), a time (90s, 15m) or auto"
     )

@@ -1,8 +1,8 @@
 """Samples as fine-tuning sees them: token ids, of which those of the response are learned.
 
 A sample is worded by itself, whatever stands beside it: a chat in the model's chat template where it has one,
-anything else in plain text. What does not fit into the context loses the start of its prompt, never any of its
-response.
+anything else in plain text. What does not fit into the context loses the start of its prompt, and, only where that is
+asked for, the end of its response.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Example:
         id: the sample's id.
         ids: prompt and response, the end-of-text token included.
         start: where in `ids` the response begins; at least 1.
-        cut: whether the start of the prompt was left out.
+        cut: whether the start of the prompt was left out, or the end of the response.
     """
 
     id: str
@@ -60,8 +60,13 @@ def tasks_of(rows: Dataset) -> list[str | None]:
     return tasks
 
 
-def encode_examples(model: LanguageModel, rows: Dataset) -> list[Example]:
+def encode_examples(model: LanguageModel, rows: Dataset, *, cut_responses: bool = False) -> list[Example]:
     """The samples in the model's token ids.
+
+    Args:
+        model: the language model.
+        rows: the samples.
+        cut_responses: a response that does not fit into the context loses its end, instead of being refused.
 
     Raises:
         DataError: a response alone does not fit into the context, or holds no tokens.
@@ -79,12 +84,18 @@ def encode_examples(model: LanguageModel, rows: Dataset) -> list[Example]:
         ]
     )
     answers = model.encode(rows["response"])
-    return [_example(model, *parts) for parts in zip(rows["id"], asked, answers, messages, strict=True)]
+    parts = zip(rows["id"], asked, answers, messages, strict=True)
+    return [_example(model, *part, cut_response=cut_responses) for part in parts]
 
 
-def _example(model: LanguageModel, name: str, asked: list[int], answer: list[int], chat: str | None) -> Example:
+def _example(
+    model: LanguageModel, name: str, asked: list[int], answer: list[int], chat: str | None, *, cut_response: bool
+) -> Example:
     leading = [] if chat and model.has_chat_template else model.leading_ids  # a template brings its own
     response = [*answer, *model.end_ids]
+    most = model.context_length - len(leading) - 1
+    if cut_response and len(response) > most >= 1:
+        return Example(name, [*leading, *asked[-1:], *response[:most]], len(leading) + len(asked[-1:]), True)
     room = model.context_length - len(leading) - len(response)
     if not response:
         raise DataError(f"the response of {name!r} holds no tokens for {model.name!r}", "drop the sample")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.config import DEFAULT_ENCODER, DEFAULT_FEATURES, Config
+from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, KNOWN_FEATURES, Config
 from nncift.embeddings import embed, load_encoder
 from nncift.errors import ModelError
 from nncift.features import Features, own_features, stored_features
 from nncift.hub import network_folder
-from nncift.influence import InfluenceFunction
+from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.influence.base import LanguageModelFunction
 from nncift.language_features import language_features
 from nncift.language_model import LanguageModel
 from nncift.loading import default_batch_size, default_dtype
+from nncift.registry import resolve
 from nncift.storage import read_json
 
 if TYPE_CHECKING:
@@ -50,13 +52,31 @@ class FeatureSources:
         return ", ".join(f"{kind} ({source})" for kind, source in sources.items())
 
 
+def default_features(config: Config) -> tuple[str, ...]:
+    """What a network knows of each sample unless the user says so: what the language model makes of it counts too.
+
+    That costs one forward pass per sample, so only where the influence function asks a language model anyway, and for
+    a recipe that can use it.
+    """
+    if config.recipe == "paper" or config.labels_from is not None:
+        return ("sentence",)
+    name = config.influence or DEFAULT_INFLUENCE
+    if name.startswith("{"):  # the description of an object
+        name = str(json.loads(name).get("name"))
+        if name not in BUILT_IN:
+            return ("sentence",)
+    kind = resolve(name, BUILT_IN, "nncift.influence")
+    asks = isinstance(kind, type) and issubclass(kind, LanguageModelFunction)
+    return KNOWN_FEATURES if asks else ("sentence",)
+
+
 def feature_sources(config: Config) -> FeatureSources:
     """Where the features come from: what the config asks for, or what its learned network needs.
 
     Raises:
         ModelError: the config asks for others than the learned network needs.
     """
-    names = config.feature_names or tuple(DEFAULT_FEATURES.split(","))
+    names = config.feature_names or default_features(config)
     asked = FeatureSources(
         encoder=(config.encoder or DEFAULT_ENCODER) if "sentence" in names else None,
         own=config.own_features,

@@ -7,7 +7,7 @@ The pass that scores a sample's response gives, without a second one:
     the same over the response's tokens, the end-of-text token left out    (hidden,)
     scalars: SCALARS                                                       (len(SCALARS),)
 
-in this order. Samples are worded as fine-tuning words them (`examples`).
+in this order. Samples are worded as fine-tuning words them (`examples`); what does not fit into the context is cut.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def language_features(
         (n, d) float32 in the blocks that `feature_blocks` names; memory-mapped when a folder is given.
 
     Raises:
-        DataError: a response does not fit into the model's context, or a feature is not finite.
+        DataError: a feature is not finite.
         ModelError: one sample alone does not fit into memory, or the model cannot be loaded.
     """
 
     def compute(rows: Dataset) -> dict[str, np.ndarray]:
-        examples = encode_examples(loaded(), rows)
+        examples = encode_examples(loaded(), rows, cut_responses=True)
         features = read_language_features(loaded(), examples, batch_size=batch_size)
         if not (finite := np.isfinite(features).all(axis=1)).all():
             bad = examples[int(np.flatnonzero(~finite)[0])].id

@@ -21,6 +21,7 @@ from nncift.errors import ConfigError
 from nncift.inputs import describe
 from nncift.labelling import PairPlan, measure_rate, plan_labels
 from nncift.pairs import LabelledPairs, Probes, collect
+from nncift.rounds import WISH, Rounds
 from nncift.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -65,19 +66,43 @@ class Measuring:
         """Whether the function gives one score for all targets."""
         return bool(getattr(self.function, "pointwise", False))
 
-    def labels(self) -> LabelledPairs:
-        """Exact influence of the planned grid."""
+    def labels(self, features: Any, target_features: Any) -> LabelledPairs:
+        """Exact influence of the planned grid, or in rounds; the features tell the rounds where to go."""
         place, function = self.folder / "labels", self.function
         count = self._counter("labels")
         plan = self._plan_labels(place / "plan.json")
         if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
             function.warm_up(self.samples, place / "warm-up", progress=self.progress)
-        pairs = self._collect(plan, "labels", count)
+        if self.config.in_rounds:
+            pairs = self._in_rounds(features, target_features, count)
+        else:
+            pairs = self._collect(plan, place, count)
         if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
             write_json(place / "notes.json", {"cut": int(cut)})
         return pairs
 
-    def _collect(self, plan: PairPlan, stage: str, count: Callable[[], None]) -> LabelledPairs:
+    def _in_rounds(self, features: Any, target_features: Any, count: Callable[[], None]) -> LabelledPairs:
+        place, config = self.folder / "labels", self.config
+        if (place / "labels.parquet").exists():
+            return LabelledPairs.load(place / "labels.parquet")
+        rounds = Rounds(
+            n_pool=len(self.samples),
+            n_target=None if self.own_target else len(self.targets),
+            pointwise=self.pointwise,
+            recipe=config.recipe,
+            wish=WISH if config.fidelity is None else config.fidelity,
+            seed=config.seed,
+        )
+        pairs = rounds.label(
+            features,
+            target_features,
+            place / "rounds.json",
+            lambda plan, name: self._collect(plan, place / name, count),
+        )
+        pairs.save(place / "labels.parquet")
+        return pairs
+
+    def _collect(self, plan: PairPlan, place: Path, count: Callable[[], None]) -> LabelledPairs:
         pairs = collect(
             self.function,
             self.samples,
@@ -85,12 +110,12 @@ class Measuring:
             plan.rows,
             plan.columns,
             one_per_row=plan.pointwise,
-            folder=self.folder / stage,
+            folder=place,
             progress=self.progress,
             after_block=count,
         )
         if splits := getattr(self.function, "oom_splits", None):
-            _log.info("%s: memory ran out on batches of %s, which were halved", stage, splits)
+            _log.info("%s: memory ran out on batches of %s, which were halved", place.name, splits)
         return pairs
 
     def _counter(self, stage: str) -> Callable[[], None]:
@@ -122,6 +147,10 @@ class Measuring:
                     "give the same --dtype and --device, or choose another --output",
                 )
             return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
+        if config.in_rounds:
+            plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64), self.pointwise)  # `rounds.json` has the rows
+            write_json(path, _stored(plan) | {"rate": None, "function": described})
+            return plan
         amount = parse_labels(config.labels or DEFAULT_LABELS)
         rate = None
         if amount.kind == "seconds":
@@ -138,7 +167,9 @@ class Measuring:
             columns = network.choose_probes(target_features, int(self.config.probes or 1))
             write_json(path, {"columns": np.sort(columns).tolist()})
         columns = np.array(read_json(path)["columns"], dtype=np.int64)
-        pairs = self._collect(PairPlan(np.arange(len(self.samples)), columns), "probes", self._counter("probes"))
+        pairs = self._collect(
+            PairPlan(np.arange(len(self.samples)), columns), self.folder / "probes", self._counter("probes")
+        )
         return Probes(columns, pairs.influence.reshape(len(self.samples), len(columns)))
 
     def verify(self, shortlist: Callable[[], np.ndarray], labelled: np.ndarray) -> tuple[np.ndarray, Probes]:
@@ -163,7 +194,7 @@ class Measuring:
             write_json(path, {"rows": rows.tolist(), "columns": columns.tolist()})
         stored = read_json(path)
         plan = PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
-        pairs = self._collect(plan, "verify", self._counter("verify"))
+        pairs = self._collect(plan, self.folder / "verify", self._counter("verify"))
         return plan.rows, Probes(plan.columns, pairs.influence.reshape(len(plan.rows), len(plan.columns)))
 
 

@@ -145,6 +145,15 @@ class InfluenceNetwork(ModelHubMixin):
         """
         return self._process.choose_probes(target_features, count)
 
+    def choose_samples(self, pool_features: FeatureArray, count: int) -> np.ndarray:
+        """The pool samples whose labels would tell most of all of these, (count,) int64, best first.
+
+        Raises:
+            ConfigError: the recipe "paper" does not know.
+            ModelError: the network has not learned.
+        """
+        return self._process.choose_samples(pool_features, count)
+
     @property
     def recipe(self) -> str:
         """Which recipe it is made by."""

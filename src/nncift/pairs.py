@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,7 @@ class LabelledPairs:
         fraction: float = 0.8,
         *,
         seed: int = 0,
+        pool_held_out: np.ndarray | None = None,
         pool_groups: np.ndarray | None = None,
         target_groups: np.ndarray | None = None,
     ) -> tuple[LabelledPairs, LabelledPairs]:
@@ -68,6 +69,7 @@ class LabelledPairs:
             fraction: share of the labelled samples of each side that stay for training. A side with two or
                 more samples holds out at least one.
             seed: which ones.
+            pool_held_out: the pool samples to hold out, where they are chosen already.
             pool_groups: group number of every pool sample; samples of one group (exact duplicates) fall on
                 the same side. Each is its own group unless given.
             target_groups: the same for the targets.
@@ -76,10 +78,18 @@ class LabelledPairs:
             The pairs of which both samples stay (the paper's quadrant Q1), and all others.
         """
         rng = np.random.default_rng(seed)
-        stays = _keep(self.pool_index, pool_groups, fraction, rng) & _keep(
-            self.target_index, target_groups, fraction, rng
-        )
+        if pool_held_out is None:
+            stays = _keep(self.pool_index, pool_groups, fraction, rng)
+        else:
+            stays = ~np.isin(self.pool_index, pool_held_out)
+        stays &= _keep(self.target_index, target_groups, fraction, rng)
         return self.take(stays), self.take(~stays)
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledPairs]) -> LabelledPairs:
+        """One after the other."""
+        names = ("pool_index", "target_index", "influence")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @property
     def pointwise(self) -> bool:
@@ -204,11 +214,7 @@ def collect(
                 after_block()
             blocks.append(block)
             bar.update(len(block))
-    pairs = LabelledPairs(
-        np.concatenate([block.pool_index for block in blocks]),
-        np.concatenate([block.target_index for block in blocks]),
-        np.concatenate([block.influence for block in blocks]),
-    )
+    pairs = LabelledPairs.joined(blocks)
     if finished is not None:
         pairs.save(finished)
         _drop_blocks(finished.parent)

@@ -37,7 +37,7 @@ from nncift.pairs import LabelledPairs, Probes
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
-from nncift.storage import atomic_write, open_run, read_array, run_log, write_array, write_json
+from nncift.storage import atomic_write, open_run, read_array, read_json, run_log, write_array, write_json
 from nncift.summary import write_summary
 from nncift.verifying import OPTIMISM, choose_verified, overlaid
 
@@ -105,7 +105,7 @@ def select(
         else:
             if measuring is not None:
                 with costs.stage("labels"):
-                    pairs = measuring.labels()
+                    pairs = measuring.labels(features, target_features)
             with costs.stage("network"):
                 network = _learn(config, function, samples, others, features, target_features, pairs, folder)
             labelled = np.unique(pairs.target_index)
@@ -188,13 +188,14 @@ def _learn(
     folder: Path,
 ) -> InfluenceNetwork:
     """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
-    place = folder / "network"
+    place, story = folder / "network", folder / "labels" / "rounds.json"
     if function is not None:
         origin = describe(function) | {"pointwise": bool(getattr(function, "pointwise", False))}
     else:
         origin = {"name": Path(str(config.labels_from)).name, "pointwise": pairs.pointwise}
     train, held_out = pairs.split(
         seed=config.seed,
+        pool_held_out=np.array(read_json(story)["held_out"]) if story.exists() else None,
         pool_groups=_duplicate_groups(samples, pairs.pool_index),
         target_groups=_duplicate_groups(targets, pairs.target_index),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.config import DEFAULT_LABELS, Config, parse_budget, parse_labels
+from nncift.config import DEFAULT_LABELS, Amount, Config, parse_budget, parse_labels
 from nncift.embeddings import embed_texts, sample_texts
 from nncift.errors import printable
 from nncift.feature_sources import FeatureReader
@@ -29,6 +29,7 @@ from nncift.language_features import language_features
 from nncift.measuring import VERIFY_TARGETS
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
+from nncift.rounds import COLUMNS, FIRST, HELD_OUT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,7 @@ class RunPlan:
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes that the arrays of the run take, models not counted.
         disk: bytes the run folder will take.
+        at_least: "at least " where labels come in rounds, of which the first is planned.
     """
 
     samples: int
@@ -64,6 +66,7 @@ class RunPlan:
     seconds: dict[str, float]
     memory: int
     disk: int
+    at_least: str = ""
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())
@@ -71,7 +74,8 @@ class RunPlan:
         chosen = "by tokens" if self.selected is None else f"{self.selected:,}"
         lines = (
             f"Pool: {self.samples:,} samples; targets: {self.targets:,}; to choose: {chosen}",
-            f"Measure exactly: {self.pairs:,} of {self.all_pairs:,} pairs ({self.pairs / self.all_pairs:.2%}){tokens}",
+            f"Measure exactly: {self.at_least}{self.pairs:,} of {self.all_pairs:,} pairs"
+            f" ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {sum(self.seconds.values()):,.0f} s ({stages}), at the rate measured just now",
             f"Memory: about {self.memory / 1e6:,.0f} MB beside the models; disk: about {self.disk / 1e6:,.0f} MB",
             "Nothing was written.",
@@ -120,6 +124,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
             seconds=seconds,
             memory=rows * _HIDDEN_BYTES + len(targets) * 8 + len(samples) * 24,
             disk=2 * data_bytes + rows * width * 4,
+            at_least="at least " if config.in_rounds else "",
         )
         del samples, targets  # memory-mapped from the temporary folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -160,7 +165,7 @@ def _measuring_plan(
     grids: dict[str, tuple[int, int]] = {}
     labels, tokens = 0, None
     if config.network is None:
-        amount = parse_labels(config.labels or DEFAULT_LABELS)
+        amount = parse_labels(config.labels or DEFAULT_LABELS) if not config.in_rounds else _first_round(function, m)
         grid = plan_labels(function, amount, n, None if targets is None else m, rate=rate, seed=config.seed)
         grids["labels"], labels = (len(grid.rows), len(grid.columns)), len(grid)
         if hasattr(function, "tokens"):
@@ -175,6 +180,12 @@ def _measuring_plan(
     if tokens is not None and labels:
         tokens += round(tokens / labels * more)
     return labels + more, tokens, {stage: rate.seconds(*grid) for stage, grid in grids.items()}
+
+
+def _first_round(function: InfluenceFunction, n_target: int) -> Amount:
+    """The labels of the first round and of the rows held out: the least that `--labels auto` takes."""
+    columns = 1 if getattr(function, "pointwise", False) else min(COLUMNS, n_target)
+    return Amount("count", (HELD_OUT + FIRST) * columns)
 
 
 def _scoring_rate() -> float:

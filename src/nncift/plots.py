@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,22 @@ def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
         _legend(axes, len(groups))
 
     return _svg("scatter", (4.3, 4.3), paint)
+
+
+def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
+    """What was reached against the number of labels.
+
+    Args:
+        labels: of each round, ascending.
+        reached: rank correlation after it.
+    """
+
+    def paint(axes: Any) -> None:
+        axes.plot(labels, reached, color=CHOSEN, linewidth=1.6, marker="o", markersize=4)
+        axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), None))
+        axes.locator_params(nbins=5)
+
+    return _svg("rounds", (4.3, 3.0), paint)
 
 
 def gain_curve(gains: np.ndarray) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ what the labels have not told: `uncertainty`.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -63,6 +64,7 @@ class ProcessNetwork:
         self.pool, self.target = (layer.times(matrix) for layer, matrix in zip(wide, cut, strict=True))
         self.level = _level_layer(weights, grid, solved)
         self.numbers = {"mean": grid.mean, "unit": grid.unit, **_noise(weights, grid)}
+        self.__dict__.pop("_factors", None)  # of an earlier fit
 
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Influence of n pairs: (n, width), (n, width) -> (n,) float32."""
@@ -115,19 +117,29 @@ class ProcessNetwork:
 
     def _open(self, pool: Any) -> tuple[np.ndarray, np.ndarray]:
         """Variance that the labels leave in each sample's profile and in its level, (n,), (n,)."""
-        x = self.pool.landmarks
-        identity = torch.eye(len(x), dtype=torch.float64)
-        noise = self.numbers["profile_noise"], self.numbers["level_noise"]
-        factors = [torch.linalg.cholesky(k + n * identity) for k, n in zip(self.pool.kernels(x), noise, strict=True)]
         prior = self.pool.log_weights.exp().sum(1)
         out = np.empty((2, len(pool)))
-        step = max((1 << 24) // (len(x) * self.pool.log_weights.shape[1]), 1)
+        step = max((1 << 24) // (len(self.pool.landmarks) * self.pool.log_weights.shape[1]), 1)
         for start in range(0, len(pool), step):
-            kernels = self.pool.kernels(self.pool.coordinates(pool[start : start + step]))
-            for k, (values, factor) in enumerate(zip(kernels, factors, strict=True)):
-                told = torch.linalg.solve_triangular(factor, values.T, upper=False).square().sum(0)
-                out[k, start : start + step] = (prior[k] - told).clamp(min=0).numpy()
+            told = self._told(self.pool.coordinates(pool[start : start + step]))
+            for k, part in enumerate(told):
+                out[k, start : start + step] = (prior[k] - part.square().sum(0)).clamp(min=0).numpy()
         return out[0], out[1]
+
+    def _told(self, x: Tensor) -> list[Tensor]:
+        """For profile and level, (labelled, n) numbers whose squares sum up to the variance that the labels take."""
+        return [
+            torch.linalg.solve_triangular(factor, values.T, upper=False)
+            for factor, values in zip(self._factors, self.pool.kernels(x), strict=True)
+        ]
+
+    @functools.cached_property
+    def _factors(self) -> list[Tensor]:
+        """Cholesky factors of the labelled samples' covariance, noise included."""
+        among = self.pool.kernels(self.pool.landmarks)
+        noise = self.numbers["profile_noise"], self.numbers["level_noise"]
+        identity = torch.eye(len(self.pool.landmarks), dtype=torch.float64)
+        return [torch.linalg.cholesky(k + n * identity) for k, n in zip(among, noise, strict=True)]
 
     def choose_probes(self, target: Any, count: int) -> np.ndarray:
         """The targets whose exact influence tells most of a new sample's influence on all: (count,) int64, greedily.
@@ -142,15 +154,18 @@ class ProcessNetwork:
         # Of a typical new sample: half of what the prior leaves open, as after a few labels.
         open_ = self.pool.log_weights.exp().sum(1) / 2
         left = (open_[0] * self._target_kernel(y, y) + open_[1]) * scale[:, None] * scale
-        noise = self.numbers["noise"] * scale.square()
-        chosen: list[int] = []
-        for _ in range(min(count, len(looked_at))):
-            told = left.square().sum(0) / (left.diagonal() + noise)
-            told[chosen] = -1
-            best = int(told.argmax())
-            chosen.append(best)
-            left = left - torch.outer(left[:, best], left[best]) / (left[best, best] + noise[best])
-        return np.asarray(looked_at[chosen])
+        return np.asarray(looked_at[_most_telling(left, self.numbers["noise"] * scale.square(), count)])
+
+    def choose_samples(self, pool: Any, count: int) -> np.ndarray:
+        """The samples whose labels would tell most of the influence of all of these, (count,) int64, greedily."""
+        coordinates = self.pool.coordinates(pool[:])
+        blocks = block_kernels(coordinates, coordinates, self.pool.projection.slices)
+        left = torch.zeros((len(coordinates), len(coordinates)), dtype=torch.float64)
+        shares = self.numbers["profile"], 1.0
+        for weights, told, share in zip(self.pool.log_weights, self._told(coordinates), shares, strict=True):
+            left += share * (kernel(blocks, weights) - told.T @ told)
+        noise = shares[0] * self.numbers["profile_noise"] + self.numbers["level_noise"]
+        return _most_telling(left, torch.full((len(left),), noise, dtype=torch.float64), count)
 
     def _target_kernel(self, y: Tensor, z: Tensor) -> Tensor:
         """Covariance of the profile between targets, given their coordinates: (n, m)."""
@@ -202,6 +217,20 @@ class ProcessNetwork:
         self.target = RadialLayer.from_state(arrays, "target", other)
         self.level = RadialLayer.from_state({**arrays, "level.landmarks": arrays["target.landmarks"]}, "level", other)
         self.numbers = dict(facts["numbers"])
+        self.__dict__.pop("_factors", None)
+
+
+def _most_telling(covariance: Tensor, noise: Tensor, count: int) -> np.ndarray:
+    """What to measure, one after the other, so that least variance is left in all: (count,) int64."""
+    left = covariance.clone()
+    chosen: list[int] = []
+    for _ in range(min(count, len(left))):
+        told = left.square().sum(0) / (left.diagonal() + noise)
+        told[chosen] = -1
+        best = int(told.argmax())
+        chosen.append(best)
+        left -= torch.outer(left[:, best], left[best]) / (left[best, best] + noise[best])
+    return np.array(chosen, dtype=np.int64)
 
 
 def at_most(labels: LabelledPairs, seed: int) -> LabelledPairs:

@@ -79,6 +79,7 @@ def write_report(folder: Path) -> Path:
         cost=_cost(run),
         fidelity=_fidelity(run.fidelity),
         verified=_verified(Path(folder) / "verify" / "verify.json"),
+        rounds=_rounds(Path(folder) / "labels" / "rounds.json"),
         warnings=[w for w in run.summary["warnings"] if not run.fidelity or w != run.fidelity["verdict"]],
         influence={
             "pool": run.influence.mean(),
@@ -181,6 +182,15 @@ def _fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:
         "points": sum(len(cloud) for cloud, _ in clouds.values()),
         "plot": plots.scatter(clouds) if clouds else None,
     }
+
+
+def _rounds(path: Path) -> dict[str, Any] | None:
+    """The story of labelling in rounds, with its learning curve."""
+    if not path.is_file():
+        return None
+    story: dict[str, Any] = read_json(path)
+    points = [(one["pairs"], one["reached"]) for one in story["rounds"] if one["reached"] is not None]
+    return story | {"plot": plots.learning_curve(*map(list, zip(*points, strict=True))) if points else None}
 
 
 def _verified(path: Path) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def _warnings(
         warnings.append(measured["verdict"])
     for part in features:
         if part["truncated"] > part["rows"] / 10:
-            what = "what was cut from their prompts" if "blocks" in part else "what follows"
+            what = "what was cut" if "blocks" in part else "what follows"
             reader = f"The language model {part['encoder']}" if "blocks" in part else "The encoder"
             warnings.append(
                 f"{reader} cut {part['truncated']:,} of {part['rows']:,} texts: their features miss {what}."
@@ -120,6 +120,8 @@ def summary_text(folder: Path) -> str:
             f"{summary['labelled_pairs']:,} of {summary['all_pairs']:,} pairs labelled; all of them would take"
             f" about {duration(exact['seconds'])} and {exact['forward_tokens']:,} LLM tokens (extrapolated)."
         )
+    if (folder / "labels" / "rounds.json").exists():
+        lines.append(_rounds_line(read_json(folder / "labels" / "rounds.json")))
     if (folder / "fidelity.json").exists():
         lines += ["", *_fidelity_lines(read_json(folder / "fidelity.json"))]
     rows = summary["pool"]["rows"]
@@ -156,3 +158,8 @@ def _verified_lines(facts: dict[str, Any]) -> list[str]:
         f" {value['estimated']:.4g}; of what estimates alone would choose from the shortlist:"
         f" {value['exact_of_the_choice_by_estimates']:.4g})."
     ]
+
+
+def _rounds_line(story: dict[str, Any]) -> str:
+    told = ", ".join(f"{one['pairs']:,} pairs {one['reached'] or 0:.2f}" for one in story["rounds"])
+    return f"Labelled in {len(story['rounds'])} rounds until {story['ended']}: rank correlation with {told}."

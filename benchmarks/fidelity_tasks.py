@@ -1,0 +1,210 @@
+"""The questions of the fidelity benchmark: each yields cases and their measures for one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fidelity_methods import Method, learned
+from nncift.features import Features
+from nncift.fidelity import measures
+from nncift.greedy import lazy_greedy
+from nncift.labelling import plan_pairs
+from nncift.matrix import InfluenceMatrix
+from nncift.objectives import FacilityLocation
+from nncift.pairs import LabelledPairs, Probes
+from nncift.truth import TrainingOutcomes, linear_datamodelling_score
+from nncift.verifying import OPTIMISM
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
+ROWS = (48, 100)  # pool samples, labelled on every target
+BUDGETS = (0.05, 0.1, 0.3)
+POOL_SHARES = (0.05, 0.1, 0.25)  # of the pool samples of the training outcomes, labelled
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+PROBES = 8
+ROW_COST = 1  # pairs' time that reading an example takes, about
+TRUTH = ("delift", "less, trained alike, both sides")
+
+Row = dict[str, float]
+Sides = tuple[Features, Features]
+
+
+def grid(influence: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> LabelledPairs:
+    """The labels of rows x columns of a matrix of exact values."""
+    i, j = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
+    return LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j].astype(np.float32))
+
+
+def judged(influence: np.ndarray, predicted: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Row:
+    """All measures of the predictions of rows x columns."""
+    pairs = grid(influence, rows, columns)
+    guess = predicted[pairs.pool_index, pairs.target_index]
+    found = measures(pairs, guess, scale=float(np.ptp(influence)))
+    best = max(len(pairs) // 10, 1)
+    top, guessed = (set(np.argsort(-values, kind="stable")[:best].tolist()) for values in (pairs.influence, guess))
+    return {name: np.nan if value is None else value for name, value in found.items()} | {
+        "recall_of_top_tenth": len(top & guessed) / best
+    }
+
+
+def quadrants(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures in each quadrant for each share of labelled pairs."""
+    n, m = influence.shape
+    rng = np.random.default_rng([seed, 1])
+    pool, target = rng.permutation(n), rng.permutation(m)
+    seen_pool, new_pool = pool[n // 5 :], pool[: n // 5]
+    seen_target, new_target = target[m // 5 :], target[: m // 5]
+    for fraction in FRACTIONS:
+        wanted = round(fraction * n * m)
+        plan = plan_pairs(len(seen_pool), len(seen_target), wanted, seed=seed)
+        rows, columns = seen_pool[plan.rows], seen_target[plan.columns]
+        predicted = method(*features, grid(influence, rows, columns), seed)
+        parts = zip(
+            QUADRANTS, ((rows, columns), (new_pool, columns), (rows, new_target), (new_pool, new_target)), strict=True
+        )
+        for name, (i, j) in parts:
+            yield f"{name}, {fraction:.0%}", judged(influence, predicted, np.sort(i), np.sort(j))
+
+
+def labelled_rows(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures on new pool samples with some labelled on every target, and on samples that are new on both sides."""
+    n, m = influence.shape
+    rng = np.random.default_rng([seed, 2])
+    pool, target = rng.permutation(n), rng.permutation(m)
+    for count in ROWS:
+        predicted = method(*features, grid(influence, pool[:count], np.arange(m)), seed)
+        yield f"Q2, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.arange(m))
+        predicted = method(*features, grid(influence, pool[:count], target[m // 4 :]), seed)
+        yield f"Q4, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.sort(target[: m // 4]))
+
+
+def held_out(
+    influence: np.ndarray, count: int, seed: int, predict: Callable[[LabelledPairs], np.ndarray]
+) -> np.ndarray:
+    """Predictions of every pool sample by a network that saw `count` others on every target."""
+    n, m = influence.shape
+    order = np.random.default_rng([seed, 3]).permutation(n)
+    first, second = order[:count], order[count : 2 * count]
+    predicted = predict(grid(influence, first, np.arange(m)))
+    predicted[first] = predict(grid(influence, second, np.arange(m)))[first]
+    return predicted
+
+
+def pointwise(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures of a score that holds for every target, on pool samples without a label."""
+    order = np.random.default_rng([seed, 8]).permutation(len(influence))
+    for count in (*ROWS, len(influence) // 2):
+        predicted = method(*features, grid(influence, order[:count], np.arange(1)), seed)
+        yield f"{count} rows", judged(influence, predicted, np.sort(order[len(influence) // 2 :]), np.arange(1))
+
+
+def choice(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Normalised gain of facility location on estimates, and overlap with the exact choice."""
+    for count in ROWS:
+        predicted = held_out(influence, count, seed, lambda labels: method(*features, labels, seed).copy())
+        for budget in BUDGETS:
+            size = round(budget * len(influence))
+            yield f"{count} rows, budget {budget:.0%}", gained(influence, facility_location(predicted, size), seed)
+
+
+def gained(influence: np.ndarray, chosen: np.ndarray, seed: int) -> Row:
+    """What a choice is worth between a random one (0) and the exact one (1), and its overlap with the latter."""
+    n, size, rng = len(influence), len(chosen), np.random.default_rng([seed, 4])
+    best = facility_location(influence, size)
+    random = np.mean([covered(influence, rng.permutation(n)[:size]) for _ in range(200)])
+    gain = (covered(influence, chosen) - random) / (covered(influence, best) - random)
+    return {"normalised_gain": gain, "overlap": len(np.intersect1d(best, chosen)) / size}
+
+
+def completed(
+    influence: np.ndarray, features: Sides, labels: LabelledPairs, probes: int, seed: int, optimism: float
+) -> np.ndarray:
+    """Our network's estimates, completed by exact values of every pool sample on a few targets."""
+    network, known = learned(*features, labels, seed), None
+    if probes:
+        columns = network.choose_probes(features[1], probes)
+        known = Probes(columns, influence[:, columns].astype(np.float32))
+    predicted = network.estimate(*features, probes=known, optimism=optimism).rows(slice(None))
+    if known is not None:
+        predicted[:, known.columns] = known.influence
+    return predicted
+
+
+def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures on new pool samples with `count` probes each: on all targets, and on those that are not probed."""
+    n, m = influence.shape
+    pool = np.random.default_rng([seed, 2]).permutation(n)
+    for rows in ROWS:
+        predicted = completed(influence, features, grid(influence, pool[:rows], np.arange(m)), count, seed, 0.0)
+        new = np.sort(pool[max(ROWS) :])
+        others = np.flatnonzero(~(predicted == influence.astype(np.float32)).all(axis=0))
+        yield f"{rows} rows, all targets", judged(influence, predicted, new, np.arange(m))
+        yield f"{rows} rows, other targets", judged(influence, predicted, new, others)
+
+
+def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> Iterator[tuple[str, Row]]:
+    """Normalised gain with probes, and from a shortlist of twice the budget that is measured."""
+    for count in ROWS:
+        plain, hopeful = (
+            held_out(
+                influence, count, seed, lambda labels, o=o: completed(influence, features, labels, probes, seed, o)
+            )
+            for o in (0.0, OPTIMISM)
+        )
+        for budget in BUDGETS:
+            size = round(budget * len(influence))
+            case = f"{count} rows, budget {budget:.0%}"
+            yield f"{case}, as estimated", gained(influence, facility_location(plain, size), seed)
+            for name, matrix in (("verified", hopeful), ("verified, without optimism", plain)):
+                shortlist = facility_location(matrix, 2 * size)
+                chosen = shortlist[facility_location(influence[shortlist], size)]
+                yield f"{case}, {name}", gained(influence, chosen, seed)
+
+
+def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures on new pool samples for label grids of different shapes that take the language model alike.
+
+    DELIFT reads an example once for all its targets, so a row costs `ROW_COST` pairs on top of its own.
+    """
+    n, m = influence.shape
+    pool = np.random.default_rng([seed, 6]).permutation(n)
+    new = np.sort(pool[4 * n // 5 :])
+    for spent in (600, 2400):
+        for ratio in (0.5, 1, 2, 4, 8, 16, 32):
+            columns = int(min(max(round((spent / ratio) ** 0.5), 2), m))
+            rows = int(min(spent // (columns + ROW_COST), 4 * n // 5))
+            labelled = np.random.default_rng([seed, 7]).permutation(m)[:columns]
+            predicted = method(*features, grid(influence, pool[:rows], labelled), seed)
+            yield (
+                f"{spent} pairs' time, {ratio} rows to a target",
+                judged(influence, predicted, new, np.arange(m))
+                | {
+                    "rows": rows,
+                    "columns": columns,
+                },
+            )
+
+
+def facility_location(influence: np.ndarray, size: int) -> np.ndarray:
+    """The greedy choice."""
+    matrix = InfluenceMatrix.from_array(np.ascontiguousarray(influence, dtype=np.float32))
+    return np.asarray(lazy_greedy(FacilityLocation(matrix), size).indices)
+
+
+def covered(influence: np.ndarray, chosen: np.ndarray) -> float:
+    """Facility location's value: the sum over targets of the best chosen sample's influence, at least 0."""
+    return float(np.maximum(influence[chosen].max(axis=0), 0).sum())
+
+
+def truth(
+    influence: np.ndarray, features: Sides, outcomes: TrainingOutcomes, method: Method, seed: int
+) -> Iterator[tuple[str, Row]]:
+    """Linear datamodelling score with exact values for some pool samples and estimates for the others."""
+    n, m = influence.shape
+    yield "all exact", {"lds": linear_datamodelling_score(influence, outcomes).value}
+    for share in POOL_SHARES:
+        rows = np.random.default_rng([seed, 5]).permutation(n)[: max(round(share * n), 2)]
+        mixed = method(*features, grid(influence, rows, np.arange(m)), seed).copy()
+        mixed[rows] = influence[rows]
+        yield f"{share:.0%} exact", {"lds": linear_datamodelling_score(mixed, outcomes).value}
