@@ -282,16 +282,16 @@ def _score(foretold: np.ndarray, found: np.ndarray, seed: int) -> Score:
     """Mean over columns of the rank correlation over rows of two arrays (n_subsets, n_target)."""
     rng = np.random.default_rng(seed)
     n_subsets, n_target = found.shape
-    per_target = _rank_correlations(foretold, found)
+    per_target = rank_correlations(foretold, found)
     repeats = np.empty(_REPEATS)
     for repeat in range(_REPEATS):
         rows, columns = rng.integers(n_subsets, size=n_subsets), rng.integers(n_target, size=n_target)
-        repeats[repeat] = _rank_correlations(foretold[rows][:, columns], found[rows][:, columns]).mean()
+        repeats[repeat] = rank_correlations(foretold[rows][:, columns], found[rows][:, columns]).mean()
     low, high = np.quantile(repeats, [0.025, 0.975])
     return Score(float(per_target.mean()), float(low), float(high), per_target)
 
 
-def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Spearman's correlation of the columns of two arrays, (columns,); 0 where one is constant."""
     x, y = (ranks - ranks.mean(axis=0) for ranks in (rankdata(a, axis=0), rankdata(b, axis=0)))
     lengths = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
