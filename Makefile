@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench bench-peers clean
+.PHONY: demo test lint format bench bench-fidelity bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nncift demo
@@ -26,6 +26,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/influence.py speed
 	$(BIN)/python benchmarks/in_run.py
+
+# How well what was never labelled is estimated, on committed exact values; needs the data set folder (benchmarks/samples.py).
+bench-fidelity: $(VENV)/.test
+	cd benchmarks && ../$(BIN)/python fidelity.py --folder ../runs/benchmark-fidelity
+	$(BIN)/python benchmarks/scaling.py
 
 # The peers live in an environment of their own, which benchmarks/requirements-peers.txt says how to make.
 bench-peers: $(VENV)/.test

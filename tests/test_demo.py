@@ -29,7 +29,7 @@ def test_the_embedded_pool_is_what_the_demo_says(tmp_path: Path):
 
 def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("nncift.demo.BUDGET", 20)
-    out = run_demo(output=tmp_path / "run", labels="24")
+    out = run_demo(output=tmp_path / "run", labels="24", features="sentence")
     assert "share of the 4 wished families in the subset" in out
     assert "random (expected)" in out
     assert "(extrapolated)" in out

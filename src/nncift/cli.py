@@ -84,6 +84,7 @@ def demo(
     model: str = "embedded",
     encoder: str = "embedded",
     labels: str | None = None,
+    features: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Run the main job on embedded real data and models, in a few minutes on a laptop, without a hub.
@@ -93,11 +94,16 @@ def demo(
         model: The language model: a hub id, a folder, or "embedded".
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
         labels: Pairs to compute exactly; fewer are faster and worse.
+        features: What the network knows of each sample; "sentence" is faster and worse.
         quiet: No progress bars.
     """
     from nncift.demo import run_demo
 
-    print(run_demo(output=Path(output), model=model, encoder=encoder, labels=labels, progress=not quiet))
+    print(
+        run_demo(
+            output=Path(output), model=model, encoder=encoder, labels=labels, features=features, progress=not quiet
+        )
+    )
 
 
 @app.command(

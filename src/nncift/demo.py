@@ -52,6 +52,7 @@ def run_demo(
     model: str = "embedded",
     encoder: str = "embedded",
     labels: str | None = None,
+    features: str | None = None,
     progress: bool = False,
 ) -> str:
     """Make the pool, run `select`, and return what the terminal shows.
@@ -61,6 +62,7 @@ def run_demo(
         model: language model, or "embedded" for SmolLM2-135M-Instruct.
         encoder: sentence encoder, or "embedded" for MiniLM.
         labels: pairs to label; 800 unless given.
+        features: what the network knows of each sample, as `select` takes it.
         progress: show progress bars.
 
     Raises:
@@ -75,6 +77,7 @@ def run_demo(
         model=model,
         encoder=encoder,
         labels=labels or LABELS,
+        features=features,
         progress=progress,
     )
     return "\n".join([summary_text(output), "", *_shares(selection, output)])

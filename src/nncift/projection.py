@@ -50,9 +50,10 @@ class Projection:
         return [block for block in self.slices if block.stop - block.start > 1]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Features (n, d) to coordinates (n, width), float64."""
-        rows = np.asarray(rows, dtype=np.float64) - self.centre
-        return np.concatenate([rows[:, columns] @ matrix for columns, matrix in self.weight], axis=1)
+        """Features (n, d) to coordinates (n, width): worked out in float32, as features are, and given as float64."""
+        rows = np.asarray(rows, dtype=np.float32) - self.centre.astype(np.float32)
+        parts = [rows[:, columns] @ matrix.astype(np.float32) for columns, matrix in self.weight]
+        return np.concatenate(parts, axis=1, dtype=np.float64)
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
         """All numbers as float32, names beginning with `prefix`."""

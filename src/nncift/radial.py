@@ -13,7 +13,7 @@ from torch import Tensor
 from nncift.projection import Projection
 
 _SAME = 1e-9  # squared distance of two samples' coordinates below which they are one
-_CHUNK = 1 << 25  # numbers in the largest block of kernels
+_CHUNK = 1 << 20  # numbers in the largest block of kernels: it stays in the cache
 
 
 def block_kernels(a: Tensor, b: Tensor, slices: list[slice]) -> Tensor:
