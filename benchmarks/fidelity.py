@@ -108,7 +108,7 @@ def show(title: str, table: dict) -> None:
 
 def questions(influence: np.ndarray, features: Sides, methods: list[str]) -> dict[str, dict[str, Task]]:
     """Question to method to what answers it for a seed."""
-    whole: dict[str, Callable] = {"quadrants": quadrants, "rows": labelled_rows, "choice": choice, "designs": designs}
+    whole: dict[str, Callable] = {"quadrants": quadrants, "rows": labelled_rows, "choice": choice}
     if influence.shape[1] == 1:
         whole = {"pointwise": pointwise}
     asked = {
@@ -116,6 +116,7 @@ def questions(influence: np.ndarray, features: Sides, methods: list[str]) -> dic
         for name, task in whole.items()
     }
     if influence.shape[1] > 1:
+        asked["designs"] = {"ours": partial(designs, influence, features, METHODS["ours"])}
         asked["probes"] = {f"ours, {PROBES} probes": partial(probed, influence, features, PROBES)}
         asked["verified"] = {
             "ours": partial(verified, influence, features, 0),

@@ -82,12 +82,12 @@ def labelled_rows(influence: np.ndarray, features: Sides, method: Method, seed: 
 def held_out(
     influence: np.ndarray, count: int, seed: int, predict: Callable[[LabelledPairs], np.ndarray]
 ) -> np.ndarray:
-    """Predictions of every pool sample by a network that saw `count` others on every target."""
+    """Predictions (..., n, m) of every pool sample by a network that saw `count` others on every target."""
     n, m = influence.shape
     order = np.random.default_rng([seed, 3]).permutation(n)
     first, second = order[:count], order[count : 2 * count]
     predicted = predict(grid(influence, first, np.arange(m)))
-    predicted[first] = predict(grid(influence, second, np.arange(m)))[first]
+    predicted[..., first, :] = predict(grid(influence, second, np.arange(m)))[..., first, :]
     return predicted
 
 
@@ -117,18 +117,17 @@ def gained(influence: np.ndarray, chosen: np.ndarray, seed: int) -> Row:
     return {"normalised_gain": gain, "overlap": len(np.intersect1d(best, chosen)) / size}
 
 
-def completed(
-    influence: np.ndarray, features: Sides, labels: LabelledPairs, probes: int, seed: int, optimism: float
-) -> np.ndarray:
-    """Our network's estimates, completed by exact values of every pool sample on a few targets."""
+def completed(influence: np.ndarray, features: Sides, labels: LabelledPairs, probes: int, seed: int) -> np.ndarray:
+    """Our network's estimates, plain and optimistic, completed by exact values on a few targets: (2, n, m)."""
     network, known = learned(*features, labels, seed), None
     if probes:
         columns = network.choose_probes(features[1], probes)
         known = Probes(columns, influence[:, columns].astype(np.float32))
-    predicted = network.estimate(*features, probes=known, optimism=optimism).rows(slice(None))
+    both = [network.estimate(*features, probes=known, optimism=o).rows(slice(None)) for o in (0.0, OPTIMISM)]
     if known is not None:
-        predicted[:, known.columns] = known.influence
-    return predicted
+        for predicted in both:
+            predicted[:, known.columns] = known.influence
+    return np.array(both)
 
 
 def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Iterator[tuple[str, Row]]:
@@ -136,7 +135,7 @@ def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Ite
     n, m = influence.shape
     pool = np.random.default_rng([seed, 2]).permutation(n)
     for rows in ROWS:
-        predicted = completed(influence, features, grid(influence, pool[:rows], np.arange(m)), count, seed, 0.0)
+        predicted = completed(influence, features, grid(influence, pool[:rows], np.arange(m)), count, seed)[0]
         new = np.sort(pool[max(ROWS) :])
         others = np.flatnonzero(~(predicted == influence.astype(np.float32)).all(axis=0))
         yield f"{rows} rows, all targets", judged(influence, predicted, new, np.arange(m))
@@ -146,11 +145,8 @@ def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Ite
 def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> Iterator[tuple[str, Row]]:
     """Normalised gain with probes, and from a shortlist of twice the budget that is measured."""
     for count in ROWS:
-        plain, hopeful = (
-            held_out(
-                influence, count, seed, lambda labels, o=o: completed(influence, features, labels, probes, seed, o)
-            )
-            for o in (0.0, OPTIMISM)
+        plain, hopeful = held_out(
+            influence, count, seed, lambda labels: completed(influence, features, labels, probes, seed)
         )
         for budget in BUDGETS:
             size = round(budget * len(influence))

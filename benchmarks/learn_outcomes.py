@@ -5,7 +5,7 @@
 The loss drop of a target after training on a subset is modelled as the sum over the subset of an influence that our
 network predicts from the samples' features (a feature-based datamodel). A sum of Gaussian processes is one too, so the
 same process is fitted, with the subsets in the samples' place; exact influences can stand beside the features. Each
-subset is foretold by a network that never saw it (leave out a tenth at a time). Printed for each input: the rank
+subset is foretold by a network that never saw it (leave out a fifth at a time). Printed for each input: the rank
 correlation with what training did, over subsets, averaged over targets, beside the same of summed exact influence.
 
 The exact values lie in `--folder`, where `influence.py judge` keeps them.
@@ -34,7 +34,7 @@ from nncift.radial import kernel
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score, rank_correlations
 
 INPUTS = ("response-similarity", "less, both sides", "less, trained alike, both sides", "delift")
-FOLDS = 10
+FOLDS = 5
 
 
 def of_subsets(grid: LabelledGrid, members: np.ndarray, drops: np.ndarray, given: np.ndarray) -> LabelledGrid:
@@ -100,7 +100,7 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--seeds", type=int, default=3, help="ways to leave subsets out")
+    parser.add_argument("--seeds", type=int, default=2, help="ways to leave subsets out")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-influence"))
     options = parser.parse_args()
