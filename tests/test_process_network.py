@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift import pair_process
+from nncift.errors import ConfigError, ModelError
 from nncift.features import Features
 from nncift.labelled_grid import LabelledGrid
 from nncift.network import InfluenceNetwork
 from nncift.pair_process import conjugate_gradients, learn_weights, solve
-from nncift.pairs import LabelledPairs
+from nncift.pairs import LabelledPairs, Probes
 from nncift.process_network import ProcessNetwork, at_most
 
 EVERY = slice(None)
@@ -214,6 +215,37 @@ def test_it_comes_back_from_its_folder_with_the_same_numbers(tmp_path: Path):
         back.estimate(pool, target).block(EVERY, EVERY), network.estimate(pool, target).block(EVERY, EVERY)
     )
     np.testing.assert_array_equal(back.uncertainty(pool), network.uncertainty(pool))
+
+
+def test_a_prior_is_trusted_as_far_as_the_labels_bear_it_out(tmp_path: Path):
+    pool, target = sides(160, 40)
+    exact = truth(pool, target)
+    before = InfluenceNetwork().fit(pool, target, labels(5 * exact[:80, :30] + 2))  # another unit and origin
+    i, j = np.divmod(np.arange(200), 10)
+    few = LabelledPairs((i + 80).astype(np.int32), (j + 30).astype(np.int32), exact[i + 80, j + 30].astype(np.float32))
+    new = np.ix_(np.arange(100, 160), np.arange(30, 40))
+    error = {}
+    for name, prior in (("none", None), ("prior", before)):
+        network = InfluenceNetwork().fit(pool, target, few, prior=prior)
+        error[name] = np.square(network.estimate(pool, target).block(EVERY, EVERY) - exact)[new].mean()
+    assert error["prior"] < 0.8 * error["none"]
+    network.save_pretrained(tmp_path)
+    back = InfluenceNetwork.from_pretrained(tmp_path)
+    every = network.estimate(pool, target).block(EVERY, EVERY)
+    np.testing.assert_array_equal(back.estimate(pool, target).block(EVERY, EVERY), every)
+    i = np.arange(40)
+    np.testing.assert_allclose(back.predict(pool[i], target[i]), every[i, i], atol=1e-4)
+    probes = Probes(np.array([3]), exact[:, [3]].astype(np.float32))
+    nearer = np.abs(network.estimate(pool, target, probes=probes).columns([3]) - exact[:, [3]]).mean()
+    assert nearer < np.abs(every[:, [3]] - exact[:, [3]]).mean()
+    wrong = InfluenceNetwork().fit(pool, target, labels(np.random.default_rng(0).standard_normal((80, 30))))
+    network = InfluenceNetwork().fit(pool, target, few, prior=wrong)
+    harmed = np.square(network.estimate(pool, target).block(EVERY, EVERY) - exact)[new].mean()
+    assert harmed < 1.2 * error["none"]
+    with pytest.raises(ConfigError, match="takes no prior"):
+        InfluenceNetwork("paper").fit(pool, target, few, prior=before)
+    with pytest.raises(ModelError, match="wide"):
+        InfluenceNetwork().fit(pool[:][:, :5], target, few, prior=before)
 
 
 def test_more_samples_than_can_be_learned_from_are_left_out(monkeypatch, caplog):

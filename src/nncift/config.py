@@ -174,7 +174,7 @@ class Config:
     @property
     def in_rounds(self) -> bool:
         """Whether labels are computed in rounds."""
-        return self.labels is not None and self.labels.strip() == "auto"
+        return str(self.labels).strip() == "auto"
 
     @property
     def measures(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +31,9 @@ class LabelledGrid:
         scale: (m,) s(y) of the labelled targets.
         mean, unit: of the influence, on its own scale.
         among_pool, among_targets: `radial.block_kernels` of the labelled samples, (blocks, n, n), (blocks, m, m).
-        cosine: (shared blocks, n, m) cosines, standardised; `cosine_mean`, `cosine_spread`: (shared blocks,).
+        cosine: (shared blocks, n, m) cosines, standardised, and after them what an earlier network says, if there is
+            one; `cosine_mean`, `cosine_spread`: what was taken off and divided by, one number each.
+        has_prior: whether there is one.
         pointwise: there is nothing but a(x).
     """
 
@@ -48,11 +51,28 @@ class LabelledGrid:
     cosine: Tensor
     cosine_mean: Tensor
     cosine_spread: Tensor
+    has_prior: bool
     pointwise: bool
 
     @classmethod
-    def of(cls, pool: Features, target: Features, labels: LabelledPairs, *, pointwise: bool) -> LabelledGrid:
-        """From the features of all samples and the labels of some pairs."""
+    def of(
+        cls,
+        pool: Features,
+        target: Features,
+        labels: LabelledPairs,
+        *,
+        pointwise: bool,
+        prior: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ) -> LabelledGrid:
+        """From the features of all samples and the labels of some pairs.
+
+        Args:
+            pool: features of the pool.
+            target: features of the targets.
+            labels: exact influence of some pairs.
+            pointwise: there is nothing but a(x).
+            prior: features of n samples and of m targets to what an earlier network says of all pairs, (n, m).
+        """
         rows, row = np.unique(labels.pool_index, return_inverse=True)
         columns, column = np.unique(labels.target_index, return_inverse=True)
         projections = fit_projections(pool, target, rows, columns)
@@ -65,6 +85,9 @@ class LabelledGrid:
         mean = float(value.mean())
         shared = projections[0] is projections[1] and not pointwise
         cosine = _cosines(x, y, projections[0]) if shared else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+        if prior is not None:
+            said = torch.from_numpy(np.asarray(prior(pool[rows], target[columns]), dtype=np.float64))
+            cosine = torch.cat([cosine, said[None]])
         centre = cosine.mean((1, 2))
         spread = (cosine - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
         return cls(
@@ -82,13 +105,14 @@ class LabelledGrid:
             cosine=(cosine - centre[:, None, None]) / spread[:, None, None],
             cosine_mean=centre,
             cosine_spread=spread,
+            has_prior=prior is not None,
             pointwise=pointwise,
         )
 
     @property
     def shared_blocks(self) -> list[slice]:
         """Coordinates of the blocks whose cosines are looked at."""
-        return self.projections[0].wide if len(self.cosine) else []
+        return self.projections[0].wide if len(self.cosine) > self.has_prior else []
 
     def part(self, some: np.ndarray) -> LabelledGrid:
         """Some of the labels, and the samples alone that occur in them."""

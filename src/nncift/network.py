@@ -70,21 +70,37 @@ class InfluenceNetwork(ModelHubMixin):
         self.widths: tuple[int, int] | None = None
         self.description_: dict[str, Any] = {}
 
-    def fit(self, pool_features: FeatureArray, target_features: FeatureArray, pairs: LabelledPairs) -> Self:
+    def fit(
+        self,
+        pool_features: FeatureArray,
+        target_features: FeatureArray,
+        pairs: LabelledPairs,
+        *,
+        prior: InfluenceNetwork | None = None,
+    ) -> Self:
         """Learn from labelled pairs.
 
         Args:
             pool_features: (n_pool, pool_width) float32.
             target_features: (n_target, target_width) float32.
             pairs: exact influence; indices into the two arrays.
+            prior: a network that learned before from the same kind of features, of other data, and be it another
+                influence: what it says is trusted as far as the labels bear it out.
 
         Raises:
-            ModelError: there are no pairs.
+            ConfigError: the recipe "paper" takes no prior.
+            ModelError: there are no pairs, or the prior needs other features.
         """
         if not len(pairs):
             raise ModelError("there is no labelled pair to learn from", "raise --labels")
         pool, target = Features.of(pool_features), Features.of(target_features)
-        self.model.fit(pool, target, pairs)
+        if prior is None:
+            self.model.fit(pool, target, pairs)
+        elif isinstance(self.model, ProcessNetwork):
+            prior._check_widths(pool, target)
+            self.model.fit(pool, target, pairs, prior=prior._process)
+        else:
+            raise ConfigError('the recipe "paper" takes no prior', 'take the recipe "process"')
         self.widths = pool.shape[1], target.shape[1]
         return self
 

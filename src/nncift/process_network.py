@@ -21,19 +21,21 @@ from nncift.labelled_grid import LabelledGrid, smooth_scales
 from nncift.matrix import InfluenceMatrix
 from nncift.pair_process import Weights, learn_weights, solve
 from nncift.pairs import LabelledPairs, Probes
+from nncift.posterior import Posterior
 from nncift.projection import Projection
-from nncift.radial import RadialLayer, block_kernels, kernel, same_samples
+from nncift.radial import RadialLayer, kernel
 
 RANK = 96
 MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
 _REFERENCE = 1024  # samples of a side on which the towers are cut to their rank
-_PROBED = 8192  # samples at a time
 
 _log = logging.getLogger("nncift")
 
 
 class ProcessNetwork:
     """Learns from labelled pairs in any pattern; its prediction is unit (F(x) . G(y) s(y) + c(y)) + mean.
+
+    With a prior, what that says of the pair stands beside F(x) . G(y), as far as the labels bear it out.
 
     Args:
         pointwise: the influence is one score for each pool sample, whatever the target.
@@ -44,6 +46,7 @@ class ProcessNetwork:
         target: features of a target to G(y), (rank,).
         level: features of a target to log s(y) and c(y), (2,).
         numbers: mean and unit of the influence, and the noise of a labelled sample's profile and level.
+        prior: a network that learned before, on other data or another influence.
     """
 
     pool: RadialLayer
@@ -53,10 +56,15 @@ class ProcessNetwork:
     def __init__(self, *, pointwise: bool = False, seed: int = 0) -> None:
         self.pointwise, self.seed = pointwise, seed
         self.numbers: dict[str, float] = {}
+        self.prior: ProcessNetwork | None = None
 
-    def fit(self, pool: Features, target: Features, labels: LabelledPairs) -> None:
+    def fit(
+        self, pool: Features, target: Features, labels: LabelledPairs, *, prior: ProcessNetwork | None = None
+    ) -> None:
         """Learn; samples without a label help to scale the features."""
-        grid = LabelledGrid.of(pool, target, at_most(labels, self.seed), pointwise=self.pointwise)
+        self.prior = prior
+        said = None if prior is None else lambda x, y: prior.estimate(x, y).rows(slice(None))
+        grid = LabelledGrid.of(pool, target, at_most(labels, self.seed), pointwise=self.pointwise, prior=said)
         weights = learn_weights(grid, seed=self.seed)
         solved = solve(weights, grid)
         wide = _pool_layer(weights, grid, solved), _target_layer(weights, grid)
@@ -64,12 +72,15 @@ class ProcessNetwork:
         self.pool, self.target = (layer.times(matrix) for layer, matrix in zip(wide, cut, strict=True))
         self.level = _level_layer(weights, grid, solved)
         self.numbers = {"mean": grid.mean, "unit": grid.unit, **_noise(weights, grid)}
-        self.__dict__.pop("_factors", None)  # of an earlier fit
+        if prior is not None:
+            weight = _term_weights(weights, grid, solved * grid.scale)[-1]
+            self.numbers |= {"prior": float(weight), "prior_mean": float(grid.cosine_mean[-1])}
+        self.__dict__.pop("posterior", None)  # of an earlier fit
 
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Influence of n pairs: (n, width), (n, width) -> (n,) float32."""
         scale, level = self._level(target)
-        inner = np.einsum("nk,nk->n", self.pool(pool), self.target(target))
+        inner = np.einsum("nk,nk->n", *self._sides(pool, target))
         return np.asarray(inner * scale + level, dtype=np.float32)
 
     def estimate(
@@ -85,13 +96,12 @@ class ProcessNetwork:
             probes: exact influence of every pool sample on a few targets, which completes what the network says.
         """
         scale, level = self._level(target)
-        left, right = self.pool(pool), self.target(target)
+        left, right = self._sides(pool, target)
         if probes is not None:
             more = self._told_by_probes(pool, target, probes)
             left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
         if optimism:
-            spread = self.uncertainty(pool)[:, None] / self.numbers["unit"]
-            left = np.concatenate([left, optimism * spread], axis=1)
+            left = np.concatenate([left, optimism * self.posterior.spread(pool)[:, None]], axis=1)
             right = np.concatenate([right, np.ones((len(right), 1))], axis=1)
         return InfluenceMatrix.from_towers(
             left.astype(np.float32),
@@ -101,100 +111,53 @@ class ProcessNetwork:
             device=device,
         )
 
+    def _sides(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+        """F(x) and G(y), what the prior says beside them: (n, rank), (m, rank)."""
+        left, right = self.pool(pool), self.target(target)
+        if self.prior is None:
+            return left, right
+        before = self.prior._sides(pool, target)
+        scale, level = self.prior._level(target)
+        ones = np.ones((len(left), 1))
+        more = np.concatenate([before[1] * scale[:, None], (level - self.numbers["prior_mean"])[:, None]], axis=1)
+        return (
+            np.concatenate([left, self.numbers["prior"] * before[0], self.numbers["prior"] * ones], axis=1),
+            np.concatenate([right, more], axis=1),
+        )
+
     def _level(self, target: Any) -> tuple[np.ndarray, np.ndarray]:
         """Of each target s(y) in units of the influence, and c(y) likewise with the mean: (n,), (n,)."""
         values, unit = self.level(target), self.numbers["unit"]
         return unit * np.exp(values[:, 0]), unit * values[:, 1] + self.numbers["mean"]
 
-    def uncertainty(self, pool: Any) -> np.ndarray:
-        """Standard deviation of a pool sample's influence on a typical target, given the labels, (n,) float64.
-
-        The label pattern is taken for a full grid, and the influence's profile over targets for one of the typical
-        spread: an order among samples, not a calibrated error of each pair.
-        """
-        profile, level = self._open(pool)
-        return np.asarray(np.sqrt(profile * self.numbers["profile"] + level) * self.numbers["unit"])
-
-    def _open(self, pool: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Variance that the labels leave in each sample's profile and in its level, (n,), (n,)."""
-        prior = self.pool.log_weights.exp().sum(1)
-        out = np.empty((2, len(pool)))
-        step = max((1 << 24) // (len(self.pool.landmarks) * self.pool.log_weights.shape[1]), 1)
-        for start in range(0, len(pool), step):
-            told = self._told(self.pool.coordinates(pool[start : start + step]))
-            for k, part in enumerate(told):
-                out[k, start : start + step] = (prior[k] - part.square().sum(0)).clamp(min=0).numpy()
-        return out[0], out[1]
-
-    def _told(self, x: Tensor) -> list[Tensor]:
-        """For profile and level, (labelled, n) numbers whose squares sum up to the variance that the labels take."""
-        return [
-            torch.linalg.solve_triangular(factor, values.T, upper=False)
-            for factor, values in zip(self._factors, self.pool.kernels(x), strict=True)
-        ]
-
     @functools.cached_property
-    def _factors(self) -> list[Tensor]:
-        """Cholesky factors of the labelled samples' covariance, noise included."""
-        among = self.pool.kernels(self.pool.landmarks)
-        noise = self.numbers["profile_noise"], self.numbers["level_noise"]
-        identity = torch.eye(len(self.pool.landmarks), dtype=torch.float64)
-        return [torch.linalg.cholesky(k + n * identity) for k, n in zip(among, noise, strict=True)]
+    def posterior(self) -> Posterior:
+        """What the labels leave open."""
+        return Posterior(self.pool, self.target, self.numbers)
+
+    def _scales(self, target: Any) -> np.ndarray:
+        """Spread s(y) of each target, (n,)."""
+        return np.asarray(np.exp(self.level(target)[:, 0]))
+
+    def uncertainty(self, pool: Any) -> np.ndarray:
+        """Standard deviation of a pool sample's influence on a typical target, see `Posterior.spread`: (n,)."""
+        return self.posterior.spread(pool) * self.numbers["unit"]
 
     def choose_probes(self, target: Any, count: int) -> np.ndarray:
-        """The targets whose exact influence tells most of a new sample's influence on all: (count,) int64, greedily.
-
-        Args:
-            target: features of all targets; of more than 1,024, some are looked at.
-            count: how many.
-        """
-        looked_at = np.unique(np.linspace(0, len(target) - 1, _REFERENCE).astype(np.int64))
-        scale = torch.from_numpy(self._level(target)[0][looked_at] / self.numbers["unit"])
-        y = self.target.coordinates(target[looked_at])
-        # Of a typical new sample: half of what the prior leaves open, as after a few labels.
-        open_ = self.pool.log_weights.exp().sum(1) / 2
-        left = (open_[0] * self._target_kernel(y, y) + open_[1]) * scale[:, None] * scale
-        return np.asarray(looked_at[_most_telling(left, self.numbers["noise"] * scale.square(), count)])
+        """The targets to measure new samples on, see `Posterior.choose_targets`."""
+        return self.posterior.choose_targets(target, self._scales, count)
 
     def choose_samples(self, pool: Any, count: int) -> np.ndarray:
-        """The samples whose labels would tell most of the influence of all of these, (count,) int64, greedily."""
-        coordinates = self.pool.coordinates(pool[:])
-        blocks = block_kernels(coordinates, coordinates, self.pool.projection.slices)
-        left = torch.zeros((len(coordinates), len(coordinates)), dtype=torch.float64)
-        shares = self.numbers["profile"], 1.0
-        for weights, told, share in zip(self.pool.log_weights, self._told(coordinates), shares, strict=True):
-            left += share * (kernel(blocks, weights) - told.T @ told)
-        noise = shares[0] * self.numbers["profile_noise"] + self.numbers["level_noise"]
-        return _most_telling(left, torch.full((len(left),), noise, dtype=torch.float64), count)
-
-    def _target_kernel(self, y: Tensor, z: Tensor) -> Tensor:
-        """Covariance of the profile between targets, given their coordinates: (n, m)."""
-        smooth = kernel(block_kernels(y, z, self.target.projection.slices), self.target.log_weights[0])
-        return smooth + self.numbers["target_own"] * same_samples(y, z)
+        """The samples to label next, see `Posterior.choose_samples`."""
+        return self.posterior.choose_samples(pool, count)
 
     def _told_by_probes(self, pool: Any, target: Any, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
-        """What probes add to both towers: (n, k + 1), (m, k + 1).
-
-        Each sample's residuals at the probes are completed by its own open variance, times the kernel over targets.
-        """
-        chosen = probes.columns
-        y = self.target.coordinates(target[chosen])
-        scale, level = (value[chosen] for value in self._level(target))
-        own = self.pool(pool) @ (self.target(target[chosen]) * scale[:, None]).T + level
-        residual = torch.from_numpy((probes.influence - own) / scale)
-        profile, main = (torch.from_numpy(part)[:, None, None] for part in self._open(pool))
-        among = self._target_kernel(y, y)
-        noise = self.numbers["noise"] * torch.eye(len(chosen), dtype=torch.float64)
-        weight = torch.empty_like(residual)
-        for some in torch.split(torch.arange(len(residual)), _PROBED):
-            covariance = main[some] + profile[some] * among + noise
-            weight[some] = torch.linalg.solve(covariance, residual[some])
-        left = torch.cat([profile[:, :, 0] * weight, main[:, :, 0] * weight.sum(1, keepdim=True)], dim=1)
-        right = np.ones((len(target), len(chosen) + 1))
-        for start in range(0, len(target), _PROBED):
-            part = self.target.coordinates(target[start : start + _PROBED])
-            right[start : start + _PROBED, :-1] = self._target_kernel(part, y).numpy()
-        return left.numpy(), right
+        """What probes add to both towers: (n, k + 1), (m, k + 1)."""
+        some = target[probes.columns]
+        scale, level = self._level(some)
+        left, right = self._sides(pool, some)
+        residual = (probes.influence - (left @ (right * scale[:, None]).T + level)) / scale
+        return self.posterior.completed(pool, target, some, residual)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays (float32) and JSON-able facts that `load` takes."""
@@ -205,7 +168,11 @@ class ProcessNetwork:
         arrays |= self.pool.state("pool") | self.target.state("target") | self.level.state("level")
         del arrays["level.landmarks"]  # the target's
         columns = [[[part.start, part.stop] for part, _ in p.weight] for p in projections]
-        return arrays, {"numbers": self.numbers, "columns": columns, "shared": shared}
+        facts: dict[str, Any] = {"numbers": self.numbers, "columns": columns, "shared": shared}
+        if self.prior is not None:
+            before, facts["prior"] = self.prior.state()
+            arrays |= {f"prior.{name}": array for name, array in before.items()}
+        return arrays, facts
 
     def load(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """What `state` gave."""
@@ -217,20 +184,11 @@ class ProcessNetwork:
         self.target = RadialLayer.from_state(arrays, "target", other)
         self.level = RadialLayer.from_state({**arrays, "level.landmarks": arrays["target.landmarks"]}, "level", other)
         self.numbers = dict(facts["numbers"])
-        self.__dict__.pop("_factors", None)
-
-
-def _most_telling(covariance: Tensor, noise: Tensor, count: int) -> np.ndarray:
-    """What to measure, one after the other, so that least variance is left in all: (count,) int64."""
-    left = covariance.clone()
-    chosen: list[int] = []
-    for _ in range(min(count, len(left))):
-        told = left.square().sum(0) / (left.diagonal() + noise)
-        told[chosen] = -1
-        best = int(told.argmax())
-        chosen.append(best)
-        left -= torch.outer(left[:, best], left[best]) / (left[best, best] + noise[best])
-    return np.array(chosen, dtype=np.int64)
+        if "prior" in facts:
+            self.prior = ProcessNetwork()
+            own = {n.removeprefix("prior."): array for n, array in arrays.items() if n.startswith("prior.")}
+            self.prior.load(own, facts["prior"])
+        self.__dict__.pop("posterior", None)
 
 
 def at_most(labels: LabelledPairs, seed: int) -> LabelledPairs:
@@ -258,14 +216,19 @@ def _pool_layer(weights: Weights, grid: LabelledGrid, solved: Tensor) -> RadialL
     n, m, width = len(grid.pool), len(grid.target), grid.projections[0].width
     matrices, units = torch.zeros((2, n, m + 1 + width)).double(), torch.zeros((width, m + 1 + width)).double()
     matrices[0, :, :m], matrices[1, :, m] = scaled, scaled.sum(1)
-    beta = torch.einsum("bij,ij->b", grid.cosine, scaled) * (2 * weights["cosine"]).exp() / grid.cosine_spread
+    beta = _term_weights(weights, grid, scaled)[: len(grid.shared_blocks)]
     for block, b in zip(grid.shared_blocks, beta, strict=True):
         units[block, block.start + m + 1 : block.stop + m + 1] = b * torch.eye(block.stop - block.start).double()
     constant = torch.zeros(m + 1 + width).double()
-    constant[m] = -(beta * grid.cosine_mean).sum()
+    constant[m] = -(beta * grid.cosine_mean[: len(beta)]).sum()
     own = matrices[0] * weights["profile_own"].exp() + matrices[1] * weights["pool_own"].exp()
     log_weights = torch.stack([weights["pool"], weights["pool_main"]])
     return RadialLayer(grid.projections[0], grid.pool, log_weights, matrices, own, units, constant)
+
+
+def _term_weights(weights: Weights, grid: LabelledGrid, scaled: Tensor) -> Tensor:
+    """Weight of each cosine, and of the prior, as they are before they are standardised."""
+    return torch.einsum("bij,ij->b", grid.cosine, scaled) * (2 * weights["cosine"]).exp() / grid.cosine_spread
 
 
 def _target_layer(weights: Weights, grid: LabelledGrid) -> RadialLayer:
