@@ -230,3 +230,18 @@ def test_the_dry_run_counts_what_is_measured(data, options):
     whole = nncift.planning.plan(Config(pool, target=target, probes=3, verify=2, **options))
     assert whole.pairs == plain.pairs + 60 * 3 + 12 * 12
     assert set(whole.seconds) - set(plain.seconds) == {"probes", "verify"}
+
+
+def test_a_learned_network_is_the_start_of_another(data, options, tmp_path: Path):
+    pool, target = data
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    new = write_rows(tmp_path / "new.jsonl", 40, 500)
+    common = {**options, "network": tmp_path / "run", "labels": 80, "influence": "embedding-similarity"}
+    del common["encoder"]  # the learned network's own
+    nncift.select(new, output=tmp_path / "tuned", **common)
+    network = InfluenceNetwork.from_pretrained(tmp_path / "tuned/network")
+    assert network.model.prior is not None
+    assert network.description_["pairs"] < 80
+    assert (tmp_path / "tuned/fidelity.json").exists()
+    with pytest.raises(ConfigError, match="cannot start from a network"):
+        nncift.select(new, output=tmp_path / "other", recipe="paper", **common)

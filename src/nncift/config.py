@@ -61,7 +61,8 @@ class Config:
     """Measure the influence of a shortlist so many times the budget, and choose from it by what was measured: 2 is
     a good value. On at most 64 of the targets."""
     network: str | None = None
-    """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned."""
+    """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned. With --labels it
+    is the start: it is trusted as far as the labels bear it out."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
     several, parted by commas."""
@@ -108,7 +109,8 @@ class Config:
     def __post_init__(self) -> None:
         parse_budget(self.budget)
         if self.network is not None:
-            self._refuse("--network has learned already", "labels")
+            if self.recipe == "paper" and self.labels is not None:
+                raise ConfigError('the recipe "paper" cannot start from a network', 'take the recipe "process"')
             if not self.measures:
                 self._refuse("--network computes no influence", "influence", "influence_options")
         if self.labels_from is not None:
@@ -177,10 +179,14 @@ class Config:
         return str(self.labels).strip() == "auto"
 
     @property
+    def learns(self) -> bool:
+        """Whether a network is fitted to labels that the run computes."""
+        return self.labels_from is None and (self.network is None or self.labels is not None)
+
+    @property
     def measures(self) -> bool:
         """Whether exact influence is computed."""
-        learns = self.network is None and self.labels_from is None
-        return learns or self.probes is not None or self.verify is not None
+        return self.learns or self.probes is not None or self.verify is not None
 
     @property
     def folder(self) -> Path:

@@ -98,16 +98,18 @@ def select(
         measuring = None
         if function is not None:
             measuring = Measuring(config, function, samples, others, folder, costs, progress=progress)
+        earlier, labelled = None, np.zeros(0, np.int64)
         if config.network is not None:
-            network = InfluenceNetwork.from_pretrained(network_folder(config.network))
+            earlier = InfluenceNetwork.from_pretrained(network_folder(config.network))
+        if earlier is not None and not config.learns:
+            network = earlier
             _check_same_influence(network, function)
-            labelled = np.zeros(0, np.int64)
         else:
             if measuring is not None:
                 with costs.stage("labels"):
                     pairs = measuring.labels(features, target_features)
             with costs.stage("network"):
-                network = _learn(config, function, samples, others, features, target_features, pairs, folder)
+                network = _learn(config, function, samples, others, features, target_features, pairs, folder, earlier)
             labelled = np.unique(pairs.target_index)
         probes = None
         if measuring is not None and config.probes is not None:
@@ -186,6 +188,7 @@ def _learn(
     target_features: Features,
     pairs: LabelledPairs,
     folder: Path,
+    prior: InfluenceNetwork | None,
 ) -> InfluenceNetwork:
     """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
     place, story = folder / "network", folder / "labels" / "rounds.json"
@@ -203,7 +206,7 @@ def _learn(
         network = InfluenceNetwork.from_pretrained(place)
     else:
         network = InfluenceNetwork(config.recipe, pointwise=origin["pointwise"], seed=config.seed)
-        network.fit(features, target_features, train)
+        network.fit(features, target_features, train, prior=prior)
         network.description_ = {
             "features": dataclasses.asdict(feature_sources(config)),
             "influence": origin,

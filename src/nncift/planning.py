@@ -164,7 +164,7 @@ def _measuring_plan(
     n, m = len(samples), len(seen_targets)
     grids: dict[str, tuple[int, int]] = {}
     labels, tokens = 0, None
-    if config.network is None:
+    if config.learns:
         amount = parse_labels(config.labels or DEFAULT_LABELS) if not config.in_rounds else _first_round(function, m)
         grid = plan_labels(function, amount, n, None if targets is None else m, rate=rate, seed=config.seed)
         grids["labels"], labels = (len(grid.rows), len(grid.columns)), len(grid)
