@@ -115,9 +115,10 @@ def paper_trained_well(pool: Features, target: Features, train: LabelledPairs, s
 
 
 def _standardised(side: Features, pool: Features, target: Features) -> np.ndarray:
-    """All features at mean 0 and deviation 1 over both sides, (n, d) float32."""
+    """All features at mean 0 and one deviation over both sides, rows about as long as 1, (n, d) float32."""
     both = np.concatenate([pool[:], target[:]]).astype(np.float64)
-    return ((side[:] - both.mean(axis=0)) / (both.std(axis=0) + 1e-6)).astype(np.float32)
+    scaled = (side[:] - both.mean(axis=0)) / (both.std(axis=0) + 1e-6)
+    return (scaled / np.sqrt(both.shape[1])).astype(np.float32)
 
 
 def ours(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
