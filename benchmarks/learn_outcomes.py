@@ -48,7 +48,7 @@ def of_subsets(grid: LabelledGrid, members: np.ndarray, drops: np.ndarray, given
     """
     sums = torch.from_numpy(members.astype(np.float64) - members.mean(axis=0))
     among = torch.einsum("si,bij,tj->bst", sums, grid.among_pool, sums)
-    terms = torch.einsum("si,bij->bsj", sums, torch.cat([grid.cosine, torch.from_numpy(given)]))
+    terms = torch.einsum("si,bij->bsj", sums, torch.cat([grid.terms, torch.from_numpy(given)]))
     spread = terms.std((1, 2), correction=0) + 1e-9
     terms = terms / spread[:, None, None]
     i, j = np.divmod(np.arange(drops.size), drops.shape[1])
@@ -64,10 +64,10 @@ def of_subsets(grid: LabelledGrid, members: np.ndarray, drops: np.ndarray, given
         scale=torch.from_numpy(scale / unit),
         unit=unit,
         among_pool=among / among.diagonal(dim1=1, dim2=2).mean(1)[:, None, None],
-        cosine=terms,
+        terms=terms,
         has_prior=False,
-        cosine_mean=torch.zeros(len(terms), dtype=torch.float64),
-        cosine_spread=torch.ones(len(terms), dtype=torch.float64),
+        term_mean=torch.zeros(len(terms), dtype=torch.float64),
+        term_spread=torch.ones(len(terms), dtype=torch.float64),
     )
 
 
@@ -76,9 +76,9 @@ def foretold(weights: Weights, whole: LabelledGrid, seen: np.ndarray, new: np.nd
     scaled = solved * whole.scale
     main, profile = (kernel(whole.among_pool[:, new][:, :, seen], weights[name]) for name in ("pool_main", "pool"))
     targets = Kernels.of(weights, whole).target
-    beta = torch.einsum("bij,ij->b", whole.cosine[:, seen], scaled) * (2 * weights["cosine"]).exp()
+    beta = torch.einsum("bij,ij->b", whole.terms[:, seen], scaled) * (2 * weights["terms"]).exp()
     inner = (main @ scaled.sum(1))[:, None] + profile @ scaled @ targets
-    return (inner + torch.einsum("bij,b->ij", whole.cosine[:, new], beta)) * whole.scale
+    return (inner + torch.einsum("bij,b->ij", whole.terms[:, new], beta)) * whole.scale
 
 
 def cross_fitted(grid: LabelledGrid, outcomes: TrainingOutcomes, given: np.ndarray, seed: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def cross_fitted(grid: LabelledGrid, outcomes: TrainingOutcomes, given: np.ndarr
         seen, new = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         whole = of_subsets(grid, outcomes.subsets, drops, given)  # what is summed and scaled needs no outcome
         part = of_subsets(grid, outcomes.subsets[seen], drops[seen], given)
-        part = replace(part, among_pool=whole.among_pool[:, seen][:, :, seen], cosine=whole.cosine[:, seen])
+        part = replace(part, among_pool=whole.among_pool[:, seen][:, :, seen], terms=whole.terms[:, seen])
         whole = replace(whole, scale=part.scale)
         weights = learn_weights(part, seed=seed)
         found[new] = foretold(weights, whole, seen, new, solve(weights, part)).numpy() * part.unit

@@ -167,6 +167,15 @@ def test_tiles_cover_the_matrix_once(pair, size):
     np.testing.assert_array_equal(seen, dense)
 
 
+def test_entries_of_pairs(pair, monkeypatch):
+    matrix, dense = pair
+    monkeypatch.setattr("nncift.matrix.TILE", 500)
+    rng = np.random.default_rng(0)
+    i, j = rng.integers(0, 150, 400), rng.integers(0, 333, 400)
+    np.testing.assert_array_equal(matrix.entries(i, j), dense[i, j])
+    assert matrix.entries(i[:0], j[:0]).shape == (0,)
+
+
 def test_statistics_are_those_of_the_entries(pair):
     matrix, dense = pair
     np.testing.assert_allclose(matrix.row_means(), dense.mean(axis=1, dtype=np.float64), rtol=1e-6, atol=1e-6)

@@ -177,7 +177,7 @@ def test_the_completion_equals_the_conditional_mean_written_out(seed, count):
     before = network.estimate(pool, target).block(EVERY, EVERY)
     model = network.model
     y = model.target.coordinates(target)
-    kernel, scale = model.posterior.target_kernel(y, y).numpy(), model._level(target)[0]
+    kernel, scale = model.posterior.target_kernel(y, y).numpy(), model._of_targets(y)[0]
     profile, level = model.posterior.variances(pool)
     for i in (0, 25, 39):
         covariance = (profile[i] * kernel + level[i]) * np.outer(scale, scale)

@@ -66,9 +66,10 @@ def measure_fidelity(
         held_out: pairs with a sample that the training did not see.
         train: the pairs the network and the baselines learned from.
     """
+    matrix = network.estimate(pool_features, target_features)  # what the choice is made from, so that is judged
     predictions = {
         part: {
-            "network": network.predict(pool_features[pairs.pool_index], target_features[pairs.target_index]),
+            "network": matrix.entries(pairs.pool_index, pairs.target_index),
             **_baselines(pool_features, target_features, train, pairs),
         }
         for part, pairs in (("train", train), ("held_out", held_out))

@@ -13,7 +13,7 @@ from torch import Tensor
 from nncift.features import Features
 from nncift.pairs import LabelledPairs
 from nncift.projection import Projection, fit_projections
-from nncift.radial import block_kernels, rounded, unit_blocks
+from nncift.radial import block_kernels, rounded, similarities, unit_blocks
 
 _NOISE_RATIOS = np.geomspace(0.03, 30, 11)
 _SHRINK = 5.0  # labels that the common spread weighs in a target's own
@@ -31,8 +31,9 @@ class LabelledGrid:
         scale: (m,) s(y) of the labelled targets.
         mean, unit: of the influence, on its own scale.
         among_pool, among_targets: `radial.block_kernels` of the labelled samples, (blocks, n, n), (blocks, m, m).
-        cosine: (shared blocks, n, m) cosines, standardised, and after them what an earlier network says, if there is
-            one; `cosine_mean`, `cosine_spread`: what was taken off and divided by, one number each.
+        terms: (terms, n, m) of each shared block the cosines and then of each the similarities, and last what an
+            earlier network says, if there is one; standardised.
+        term_mean, term_spread: (terms,) what was taken off and divided by.
         has_prior: whether there is one.
         pointwise: there is nothing but a(x).
     """
@@ -48,9 +49,9 @@ class LabelledGrid:
     unit: float
     among_pool: Tensor
     among_targets: Tensor
-    cosine: Tensor
-    cosine_mean: Tensor
-    cosine_spread: Tensor
+    terms: Tensor
+    term_mean: Tensor
+    term_spread: Tensor
     has_prior: bool
     pointwise: bool
 
@@ -84,12 +85,12 @@ class LabelledGrid:
         scale, unit = _target_scales(column, value, len(columns))
         mean = float(value.mean())
         shared = projections[0] is projections[1] and not pointwise
-        cosine = _cosines(x, y, projections[0]) if shared else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+        parts = shared_terms(x, y, projections[0]) if shared else []
         if prior is not None:
-            said = torch.from_numpy(np.asarray(prior(pool[rows], target[columns]), dtype=np.float64))
-            cosine = torch.cat([cosine, said[None]])
-        centre = cosine.mean((1, 2))
-        spread = (cosine - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
+            parts.append(torch.from_numpy(np.asarray(prior(pool[rows], target[columns]), dtype=np.float64)))
+        terms = torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+        centre = terms.mean((1, 2))
+        spread = (terms - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
         return cls(
             projections=projections,
             pool=x,
@@ -102,17 +103,12 @@ class LabelledGrid:
             unit=unit,
             among_pool=block_kernels(x, x, projections[0].slices),
             among_targets=block_kernels(y, y, projections[1].slices),
-            cosine=(cosine - centre[:, None, None]) / spread[:, None, None],
-            cosine_mean=centre,
-            cosine_spread=spread,
+            terms=(terms - centre[:, None, None]) / spread[:, None, None],
+            term_mean=centre,
+            term_spread=spread,
             has_prior=prior is not None,
             pointwise=pointwise,
         )
-
-    @property
-    def shared_blocks(self) -> list[slice]:
-        """Coordinates of the blocks whose cosines are looked at."""
-        return self.projections[0].wide if len(self.cosine) > self.has_prior else []
 
     def part(self, some: np.ndarray) -> LabelledGrid:
         """Some of the labels, and the samples alone that occur in them."""
@@ -128,14 +124,14 @@ class LabelledGrid:
             scale=self.scale[columns],
             among_pool=self.among_pool[:, rows][:, :, rows],
             among_targets=self.among_targets[:, columns][:, :, columns],
-            cosine=self.cosine[:, rows][:, :, columns],
+            terms=self.terms[:, rows][:, :, columns],
         )
 
 
-def _cosines(x: Tensor, y: Tensor, projection: Projection) -> Tensor:
+def shared_terms(x: Tensor, y: Tensor, projection: Projection) -> list[Tensor]:
+    """The cosines of each block that both sides share, and then the similarities, (n, m) each."""
     pairs = zip(unit_blocks(x, projection), unit_blocks(y, projection), strict=True)
-    parts = [u @ v.T for u, v in pairs]
-    return torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
+    return [*(u @ v.T for u, v in pairs), *similarities(x, y, projection)]
 
 
 def _target_scales(column: np.ndarray, value: np.ndarray, n_columns: int) -> tuple[np.ndarray, float]:

@@ -162,6 +162,16 @@ class InfluenceMatrix:
         """Influence of every pool sample on the targets `j`, float32 (n_pool, len(j))."""
         return self.block(slice(None), j)
 
+    def entries(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Entries [i[k], j[k]] of k pairs, float32 (k,), by blocks of the rows and columns that occur."""
+        rows, row = np.unique(i, return_inverse=True)
+        columns, column = np.unique(j, return_inverse=True)
+        out, order = np.empty(len(row), dtype=np.float32), np.argsort(row, kind="stable")
+        for part in _parts(len(rows), len(columns)):
+            some = order[slice(*np.searchsorted(row[order], (part.start, part.stop)))]
+            out[some] = self.block(rows[part], columns)[row[some] - part.start, column[some]]
+        return out
+
     def tiles(self, size: int = 2048) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """The whole matrix as (row slice, column slice, block), row by row, at most `size` x `size` at a time."""
         for top in range(0, self.shape[0], size):

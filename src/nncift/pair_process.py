@@ -2,15 +2,15 @@
 
 The influence of pool sample x on target y is modelled as
 
-    s(y) [ a(x) + g(x, y) + sum_b beta_b cos_b(x, y) ] + c(y) + noise
+    s(y) [ a(x) + g(x, y) + sum_t beta_t term_t(x, y) ] + c(y) + noise
 
 with four kinds of covariance: a(x) how much a sample helps all targets, g(x, y) what it does for this one (a product
-of a kernel over pool samples and one over targets), the cosine of the two in each block of features, and c(y) how
-easily a target is helped. Targets differ in spread: s(y). A kernel is a weighted sum over the blocks of
-exp(-|u - v|^2 / 2), plus a part that belongs to one labelled sample alone. The weights maximise the marginal
-likelihood (Rasmussen and Williams 2006, section 5.4.1) on a part of the pairs, pulled towards their starting values;
-nothing is tuned on held-out samples. Products of kernels over pairs: Bonilla et al., "Multi-task Gaussian process
-prediction", NeurIPS 2007.
+of a kernel over pool samples and one over targets), how alike the two are in each block of features (their cosine, and
+an exponential of it that leaves only what is very much alike), and c(y) how easily a target is helped. Targets differ
+in spread: s(y). A kernel is a weighted sum over the blocks of exp(-|u - v|^2 / 2), plus a part that belongs to one
+labelled sample alone. The weights maximise the marginal likelihood (Rasmussen and Williams 2006, section 5.4.1) on a
+part of the pairs, pulled towards their starting values; nothing is tuned on held-out samples. Products of kernels over
+pairs: Bonilla et al., "Multi-task Gaussian process prediction", NeurIPS 2007.
 
 What is predicted for a new pair is a sum over labelled samples, so it has the form of two towers.
 """
@@ -33,7 +33,7 @@ DENSE_PAIRS = 3000
 _STEPS, _RATE, _PULL = 30, 0.2, 0.1
 _TRUST = -0.5  # logarithmic weight of what an earlier network says, at the start
 _LEAST_NOISE = 1e-6
-_START = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "cosine": -3.0}
+_START = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "terms": -3.0}
 _START |= {"pool_own": -3.0, "profile_own": -3.0, "target_own": -1.0, "mean_own": -2.0, "noise": -1.0}
 
 Weights = dict[str, Tensor]
@@ -46,16 +46,16 @@ def learn_weights(grid: LabelledGrid, *, seed: int) -> Weights:
         grid: the labels.
         seed: which of them.
     """
-    blocks = {"pool_main": grid.among_pool, "pool": grid.among_pool, "cosine": grid.cosine}
+    blocks = {"pool_main": grid.among_pool, "pool": grid.among_pool, "terms": grid.terms}
     blocks |= {"target": grid.among_targets, "target_main": grid.among_targets}
     start = {
         name: torch.full((len(blocks[name]),) if name in blocks else (), value, dtype=torch.float64)
         for name, value in _START.items()
     }
     if grid.has_prior:
-        start["cosine"][-1] = _TRUST
+        start["terms"][-1] = _TRUST
     if grid.pointwise:
-        start |= {name: start[name] - math.inf for name in set(_START) - {"pool_main", "pool_own", "noise", "cosine"}}
+        start |= {name: start[name] - math.inf for name in set(_START) - {"pool_main", "pool_own", "noise", "terms"}}
     free = {name: value.clone().requires_grad_() for name, value in start.items() if torch.isfinite(value).all()}
     order = np.random.default_rng(seed).permutation(len(grid.value))
     some = grid.part(order[:LIKELIHOOD_PAIRS])
@@ -104,8 +104,8 @@ def _covariance(weights: Weights, grid: LabelledGrid) -> Tensor:
     """Covariance of the labels, (labels, labels), noise included."""
     k = Kernels.of(weights, grid)
     i, j = grid.row, grid.column
-    cosine = grid.cosine[:, i, j].T * weights["cosine"].exp()
-    inner = _at(k.pool_main, i) + _at(k.pool, i) * _at(k.target, j) + cosine @ cosine.T
+    terms = grid.terms[:, i, j].T * weights["terms"].exp()
+    inner = _at(k.pool_main, i) + _at(k.pool, i) * _at(k.target, j) + terms @ terms.T
     scale = grid.scale[j]
     noise = (weights["noise"].exp() + _LEAST_NOISE) * scale * scale
     return inner * scale[:, None] * scale + _at(k.target_main, j) + torch.diag(noise)
@@ -129,12 +129,12 @@ def solve(weights: Weights, grid: LabelledGrid) -> Tensor:
     counts = _placed(torch.ones_like(grid.value), grid)
     seen = counts.clamp(max=1)
     noise = (weights["noise"].exp() + _LEAST_NOISE) * grid.scale.square() / counts.clamp(min=1)
-    cosine = grid.cosine * weights["cosine"].exp()[:, None, None]
+    terms = grid.terms * weights["terms"].exp()[:, None, None]
 
     def product(x: Tensor) -> Tensor:
         scaled = x * grid.scale
         inner = (k.pool_main @ scaled.sum(1))[:, None] + k.pool @ scaled @ k.target
-        inner = inner + torch.einsum("bij,b->ij", cosine, torch.einsum("bij,ij->b", cosine, scaled))
+        inner = inner + torch.einsum("tij,t->ij", terms, torch.einsum("tij,ij->t", terms, scaled))
         return seen * (inner * grid.scale + k.target_main @ x.sum(0) + noise * x)
 
     return conjugate_gradients(product, _placed(grid.value, grid) / counts.clamp(min=1))

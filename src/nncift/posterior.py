@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncift.radial import RadialLayer, block_kernels, kernel, same_samples
+from nncift.radial import Side, block_kernels, kernel, same_samples
 
 _LOOKED_AT = 1024  # targets, at most, among which probes are chosen
 _AT_ONCE = 8192  # samples
@@ -30,7 +30,7 @@ class Posterior:
         numbers: of the process, `ProcessNetwork.numbers`.
     """
 
-    def __init__(self, pool: RadialLayer, target: RadialLayer, numbers: Mapping[str, float]) -> None:
+    def __init__(self, pool: Side, target: Side, numbers: Mapping[str, float]) -> None:
         self.pool, self.target, self.numbers = pool, target, numbers
 
     def spread(self, pool: Any) -> np.ndarray:
@@ -52,13 +52,13 @@ class Posterior:
         """For profile and level, (labelled, n) numbers whose squares sum up to the variance that the labels take."""
         return [
             torch.linalg.solve_triangular(factor, values.T, upper=False)
-            for factor, values in zip(self._factors, self.pool.kernels(x), strict=True)
+            for factor, values in zip(self._factors, self.pool.smooth(x), strict=True)
         ]
 
     @functools.cached_property
     def _factors(self) -> list[Tensor]:
         """Cholesky factors of the labelled samples' covariance, noise included."""
-        among = self.pool.kernels(self.pool.landmarks)
+        among = self.pool.smooth(self.pool.landmarks)
         noise = self.numbers["profile_noise"], self.numbers["level_noise"]
         identity = torch.eye(len(self.pool.landmarks), dtype=torch.float64)
         return [torch.linalg.cholesky(k + n * identity) for k, n in zip(among, noise, strict=True)]
@@ -93,7 +93,7 @@ class Posterior:
     def target_kernel(self, y: Tensor, z: Tensor) -> Tensor:
         """Covariance of a profile between targets, given their coordinates: (n, m)."""
         smooth = kernel(block_kernels(y, z, self.target.projection.slices), self.target.log_weights[0])
-        return smooth + self.numbers["target_own"] * same_samples(y, z)
+        return smooth + self.target.own[0] * same_samples(y, z)
 
     def completed(self, pool: Any, target: Any, probed: Any, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What residuals at a few targets add to both towers: (n, k + 1), (m, k + 1).

@@ -3,6 +3,8 @@
 The hidden units of a side are its labelled samples, the output is bilinear, and all weights follow from a Gaussian
 process (`pair_process`): no learning rate, no epochs, and as much weight as there is evidence for. The posterior tells
 what the labels have not told: `uncertainty`.
+
+What is estimated for all pairs has the rank that it needs on samples of the pool and of the targets at hand.
 """
 
 from __future__ import annotations
@@ -23,38 +25,42 @@ from nncift.pair_process import Weights, learn_weights, solve
 from nncift.pairs import LabelledPairs, Probes
 from nncift.posterior import Posterior
 from nncift.projection import Projection
-from nncift.radial import RadialLayer, kernel
+from nncift.radial import SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
 
-RANK = 96
+RANK = 256  # of the estimate, at most
 MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
-_REFERENCE = 1024  # samples of a side on which the towers are cut to their rank
+_ANCHORS = 512  # targets through which similarities are told; of no more than so many, all, and nothing is lost
+_REFERENCE = 1024  # samples of a side on which the estimate is cut to its rank
+_LOST = 1e-7  # share of the squared estimate that the cut may lose
+_CHUNK = 2048  # samples at a time
 
 _log = logging.getLogger("nncift")
 
 
 class ProcessNetwork:
-    """Learns from labelled pairs in any pattern; its prediction is unit (F(x) . G(y) s(y) + c(y)) + mean.
+    """Learns from labelled pairs in any pattern; its prediction is unit (inner(x, y) s(y) + c(y)) + mean.
 
-    With a prior, what that says of the pair stands beside F(x) . G(y), as far as the labels bear it out.
+    With a prior, what that says of the pair is one more term of inner(x, y), as far as the labels bear it out.
 
     Args:
         pointwise: the influence is one score for each pool sample, whatever the target.
         seed: which pairs the marginal likelihood is taken on.
 
     Attributes:
-        pool: features of a pool sample to F(x), (rank,).
-        target: features of a target to G(y), (rank,).
-        level: features of a target to log s(y) and c(y), (2,).
-        numbers: mean and unit of the influence, and the noise of a labelled sample's profile and level.
+        pool: labelled pool samples; kernels of profile and level.
+        target: labelled targets; kernels of profile, c(y) and s(y).
+        arrays: `profile` (n, m), the weights of g; `bias` (m,) of c; `scale` (2, m) of log s, smooth and own; `terms`
+            (terms,) of the likenesses.
+        numbers: mean and unit of the influence, and what else is one number.
         prior: a network that learned before, on other data or another influence.
     """
 
-    pool: RadialLayer
-    target: RadialLayer
-    level: RadialLayer
+    pool: Side
+    target: Side
 
     def __init__(self, *, pointwise: bool = False, seed: int = 0) -> None:
         self.pointwise, self.seed = pointwise, seed
+        self.arrays: dict[str, Tensor] = {}
         self.numbers: dict[str, float] = {}
         self.prior: ProcessNetwork | None = None
 
@@ -62,26 +68,83 @@ class ProcessNetwork:
         self, pool: Features, target: Features, labels: LabelledPairs, *, prior: ProcessNetwork | None = None
     ) -> None:
         """Learn; samples without a label help to scale the features."""
-        self.prior = prior
-        said = None if prior is None else lambda x, y: prior.estimate(x, y).rows(slice(None))
+        said = None if prior is None else prior.all_pairs
         grid = LabelledGrid.of(pool, target, at_most(labels, self.seed), pointwise=self.pointwise, prior=said)
         weights = learn_weights(grid, seed=self.seed)
         solved = solve(weights, grid)
-        wide = _pool_layer(weights, grid, solved), _target_layer(weights, grid)
-        cut = _cut(wide[0](_reference(pool)), wide[1](_reference(target)), RANK)
-        self.pool, self.target = (layer.times(matrix) for layer, matrix in zip(wide, cut, strict=True))
-        self.level = _level_layer(weights, grid, solved)
-        self.numbers = {"mean": grid.mean, "unit": grid.unit, **_noise(weights, grid)}
-        if prior is not None:
-            weight = _term_weights(weights, grid, solved * grid.scale)[-1]
-            self.numbers |= {"prior": float(weight), "prior_mean": float(grid.cosine_mean[-1])}
+        scaled = solved * grid.scale
+        terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * weights["terms"]).exp() / grid.term_spread
+        mean, *scale = smooth_scales(grid)
+        even = torch.full((len(grid.among_targets),), -np.log(len(grid.among_targets)), dtype=torch.float64)
+        self.pool = _side(grid.projections[0], grid.pool, weights, ("pool", "profile_own"), ("pool_main", "pool_own"))
+        self.target = _side(
+            grid.projections[1],
+            grid.target,
+            weights | {"even": even, "none": torch.tensor(-np.inf, dtype=torch.float64)},
+            ("target", "target_own"),
+            ("target_main", "mean_own"),
+            ("even", "none"),
+        )
+        arrays = {"profile": scaled, "bias": solved.sum(0), "scale": torch.stack(scale), "terms": terms}
+        self.arrays = {name: rounded(array) for name, array in arrays.items()}
+        self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(weights, grid)}
+        self.numbers["constant"] = -float((terms * grid.term_mean).sum())
+        self.prior = prior
         self.__dict__.pop("posterior", None)  # of an earlier fit
+
+    @property
+    def _alike(self) -> Tensor:
+        """Weights of the likenesses of shared blocks: first the cosines', then the similarities'."""
+        return self.arrays["terms"][: len(self.arrays["terms"]) - (self.prior is not None)]
 
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Influence of n pairs: (n, width), (n, width) -> (n,) float32."""
-        scale, level = self._level(target)
-        inner = np.einsum("nk,nk->n", *self._sides(pool, target))
-        return np.asarray(inner * scale + level, dtype=np.float32)
+        out = np.empty(len(pool), dtype=np.float32)
+        for start in range(0, len(pool), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            x, y = self.pool.coordinates(pool[part]), self.target.coordinates(target[part])
+            profile, level = self._of_pool(x)
+            inner = (profile * self.target.kernels(y)[0]).sum(1) + level
+            if len(self._alike):
+                units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
+                cosines = torch.stack([(u * v).sum(1) for u, v in units])
+                inner += self._alike @ torch.cat([cosines, torch.exp(SHARPNESS * (cosines - 1))])
+            if self.prior is not None:
+                inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.predict(pool[part], target[part]))
+            scale, bias = self._of_targets(y)
+            out[part] = inner.numpy() * scale + bias
+        return out
+
+    def all_pairs(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Influence of all pairs of a few samples, as `predict` has it: (n, width), (m, width) -> (n, m) float64."""
+        x, y = self.pool.coordinates(pool), self.target.coordinates(target)
+        profile, level = self._of_pool(x)
+        inner = profile @ self.target.kernels(y)[0].T + level[:, None]
+        if len(self._alike):
+            units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
+            likenesses = [u @ v.T for u, v in units] + similarities(x, y, self.pool.projection)
+            inner += torch.einsum("t,tij->ij", self._alike, torch.stack(likenesses))
+        if self.prior is not None:
+            inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.all_pairs(pool, target))
+        scale, bias = self._of_targets(y)
+        return np.asarray(inner.numpy() * scale + bias)
+
+    def _of_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A sample's profile over the labelled targets, before their kernel, and its level: (n, m), (n,).
+
+        The level is a(x) and the constant of the likenesses.
+        """
+        profile, level = self.pool.kernels(x)
+        weights = self.arrays["profile"]
+        return profile @ weights, level @ weights.sum(1) + self.numbers["constant"]
+
+    def _of_targets(self, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Of each target s(y) in units of the influence, and c(y) likewise with the mean: (n,), (n,)."""
+        _, level, even = self.target.kernels(y)
+        smooth, own = self.arrays["scale"]
+        scale = torch.exp(self.numbers["scale_mean"] + even @ smooth + same_samples(y, self.target.landmarks) @ own)
+        unit = self.numbers["unit"]
+        return (unit * scale).numpy(), (unit * (level @ self.arrays["bias"]) + self.numbers["mean"]).numpy()
 
     def estimate(
         self, pool: Any, target: Any, *, device: str | None = None, optimism: float = 0.0, probes: Probes | None = None
@@ -95,10 +158,13 @@ class ProcessNetwork:
             optimism: add so many standard deviations of what is not known of a pool sample.
             probes: exact influence of every pool sample on a few targets, which completes what the network says.
         """
-        scale, level = self._level(target)
-        left, right = self._sides(pool, target)
+        left, right = self._towers(pool, target)
+        scale, bias = self._in_chunks(target, self._of_targets)
         if probes is not None:
-            more = self._told_by_probes(pool, target, probes)
+            some = target[probes.columns]
+            own = [self.all_pairs(pool[start : start + _CHUNK], some) for start in range(0, len(pool), _CHUNK)]
+            residual = (probes.influence - np.concatenate(own)) / scale[probes.columns]
+            more = self.posterior.completed(pool, target, some, residual)
             left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
         if optimism:
             left = np.concatenate([left, optimism * self.posterior.spread(pool)[:, None]], axis=1)
@@ -107,37 +173,67 @@ class ProcessNetwork:
             left.astype(np.float32),
             (right * scale[:, None]).astype(np.float32),
             pool_bias=np.zeros(len(left), dtype=np.float32),
-            target_bias=level.astype(np.float32),
+            target_bias=bias.astype(np.float32),
             device=device,
         )
 
-    def _sides(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        """F(x) and G(y), what the prior says beside them: (n, rank), (m, rank)."""
-        left, right = self.pool(pool), self.target(target)
+    def _towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+        """inner(x, y) as a product, cut to the rank that matters: (n, rank), (m, rank)."""
+        anchors = self.target.coordinates(target[_spread(len(target), _ANCHORS)])
+        left = self._wide_pool(self.pool.coordinates(pool[_spread(len(pool), _REFERENCE)]), anchors)
+        right = self._wide_target(self.target.coordinates(target[_spread(len(target), _REFERENCE)]), anchors)
+        u, size, v = torch.linalg.svd(left @ right.T, full_matrices=False)
+        lost = 1 - size.square().cumsum(0) / size.square().sum().clamp(min=1e-300)
+        rank = min(int((lost > _LOST).sum()) + 1, RANK, len(size))
+        root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
+        cut = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
+        sides = (
+            self._in_chunks(pool, lambda x: ((self._wide_pool(x, anchors) @ cut[0]).numpy(),), self.pool)[0],
+            self._in_chunks(target, lambda y: ((self._wide_target(y, anchors) @ cut[1]).numpy(),))[0],
+        )
         if self.prior is None:
-            return left, right
-        before = self.prior._sides(pool, target)
-        scale, level = self.prior._level(target)
-        ones = np.ones((len(left), 1))
-        more = np.concatenate([before[1] * scale[:, None], (level - self.numbers["prior_mean"])[:, None]], axis=1)
+            return sides
+        before = self.prior._towers(pool, target)
+        scale, bias = self.prior._in_chunks(target, self.prior._of_targets)
+        weight = float(self.arrays["terms"][-1])
         return (
-            np.concatenate([left, self.numbers["prior"] * before[0], self.numbers["prior"] * ones], axis=1),
-            np.concatenate([right, more], axis=1),
+            np.concatenate([sides[0], weight * before[0], np.full((len(sides[0]), 1), weight)], axis=1),
+            np.concatenate([sides[1], before[1] * scale[:, None], bias[:, None]], axis=1),
         )
 
-    def _level(self, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Of each target s(y) in units of the influence, and c(y) likewise with the mean: (n,), (n,)."""
-        values, unit = self.level(target), self.numbers["unit"]
-        return unit * np.exp(values[:, 0]), unit * values[:, 1] + self.numbers["mean"]
+    def _wide_pool(self, x: Tensor, anchors: Tensor) -> Tensor:
+        """The pool's tower before the cut: profile, level, the cosines' half, similarity to the anchors."""
+        profile, level = self._of_pool(x)
+        columns = [profile, level[:, None]]
+        if len(self._alike):
+            half = len(self._alike) // 2
+            columns += [b * u for b, u in zip(self._alike[:half], unit_blocks(x, self.pool.projection), strict=True)]
+            alike = similarities(x, anchors, self.pool.projection)
+            columns += [b * values for b, values in zip(self._alike[half:], alike, strict=True)]
+        return torch.cat(columns, dim=1)
+
+    def _wide_target(self, y: Tensor, anchors: Tensor) -> Tensor:
+        """The targets' tower before the cut; a target is told by the anchors it resembles (Nystrom's approximation)."""
+        columns = [self.target.kernels(y)[0], torch.ones((len(y), 1), dtype=torch.float64)]
+        if len(self._alike):
+            projection, identity = self.pool.projection, torch.eye(len(anchors), dtype=torch.float64)
+            columns += unit_blocks(y, projection)
+            among = similarities(anchors, anchors, projection)
+            for to_anchors, values in zip(similarities(y, anchors, projection), among, strict=True):
+                columns.append(torch.linalg.solve(values + 1e-6 * identity, to_anchors.T).T)
+        return torch.cat(columns, dim=1)
+
+    def _in_chunks(self, rows: Any, work: Any, side: Side | None = None) -> tuple[np.ndarray, ...]:
+        """What `work` makes of samples' coordinates, put together."""
+        side = self.target if side is None else side
+        starts = range(0, max(len(rows), 1), _CHUNK)
+        parts = [work(side.coordinates(rows[start : start + _CHUNK])) for start in starts]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     @functools.cached_property
     def posterior(self) -> Posterior:
         """What the labels leave open."""
         return Posterior(self.pool, self.target, self.numbers)
-
-    def _scales(self, target: Any) -> np.ndarray:
-        """Spread s(y) of each target, (n,)."""
-        return np.asarray(np.exp(self.level(target)[:, 0]))
 
     def uncertainty(self, pool: Any) -> np.ndarray:
         """Standard deviation of a pool sample's influence on a typical target, see `Posterior.spread`: (n,)."""
@@ -145,28 +241,21 @@ class ProcessNetwork:
 
     def choose_probes(self, target: Any, count: int) -> np.ndarray:
         """The targets to measure new samples on, see `Posterior.choose_targets`."""
-        return self.posterior.choose_targets(target, self._scales, count)
+        return self.posterior.choose_targets(
+            target, lambda rows: self._of_targets(self.target.coordinates(rows))[0] / self.numbers["unit"], count
+        )
 
     def choose_samples(self, pool: Any, count: int) -> np.ndarray:
         """The samples to label next, see `Posterior.choose_samples`."""
         return self.posterior.choose_samples(pool, count)
-
-    def _told_by_probes(self, pool: Any, target: Any, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
-        """What probes add to both towers: (n, k + 1), (m, k + 1)."""
-        some = target[probes.columns]
-        scale, level = self._level(some)
-        left, right = self._sides(pool, some)
-        residual = (probes.influence - (left @ (right * scale[:, None]).T + level)) / scale
-        return self.posterior.completed(pool, target, some, residual)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays (float32) and JSON-able facts that `load` takes."""
         projections = [self.pool.projection, self.target.projection]
         shared = projections[0] is projections[1]
         arrays = {} if shared else projections[1].state("target.projection")
-        arrays |= projections[0].state("pool.projection")
-        arrays |= self.pool.state("pool") | self.target.state("target") | self.level.state("level")
-        del arrays["level.landmarks"]  # the target's
+        arrays |= projections[0].state("pool.projection") | self.pool.state("pool") | self.target.state("target")
+        arrays |= {name: array.float().numpy().copy() for name, array in self.arrays.items()}
         columns = [[[part.start, part.stop] for part, _ in p.weight] for p in projections]
         facts: dict[str, Any] = {"numbers": self.numbers, "columns": columns, "shared": shared}
         if self.prior is not None:
@@ -180,10 +269,11 @@ class ProcessNetwork:
         other = projection
         if not facts["shared"]:
             other = Projection.from_state(arrays, "target.projection", facts["columns"][1])
-        self.pool = RadialLayer.from_state(arrays, "pool", projection)
-        self.target = RadialLayer.from_state(arrays, "target", other)
-        self.level = RadialLayer.from_state({**arrays, "level.landmarks": arrays["target.landmarks"]}, "level", other)
+        self.pool, self.target = Side.from_state(arrays, "pool", projection), Side.from_state(arrays, "target", other)
+        names = ("profile", "bias", "scale", "terms")
+        self.arrays = {name: torch.from_numpy(np.float64(arrays[name])) for name in names}
         self.numbers = dict(facts["numbers"])
+        self.prior = None
         if "prior" in facts:
             self.prior = ProcessNetwork()
             own = {n.removeprefix("prior."): array for n, array in arrays.items() if n.startswith("prior.")}
@@ -205,72 +295,16 @@ def at_most(labels: LabelledPairs, seed: int) -> LabelledPairs:
     return labels
 
 
-def _reference(side: Features) -> np.ndarray:
-    """Features of some samples, evenly spread."""
-    return side[np.unique(np.linspace(0, len(side) - 1, _REFERENCE).astype(np.int64))]
+def _spread(n: int, most: int) -> np.ndarray:
+    """Numbers of at most so many of n samples, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
-def _pool_layer(weights: Weights, grid: LabelledGrid, solved: Tensor) -> RadialLayer:
-    """The pool's tower before it is cut: profile over the labelled targets, level, and the cosines' half."""
-    scaled = solved * grid.scale
-    n, m, width = len(grid.pool), len(grid.target), grid.projections[0].width
-    matrices, units = torch.zeros((2, n, m + 1 + width)).double(), torch.zeros((width, m + 1 + width)).double()
-    matrices[0, :, :m], matrices[1, :, m] = scaled, scaled.sum(1)
-    beta = _term_weights(weights, grid, scaled)[: len(grid.shared_blocks)]
-    for block, b in zip(grid.shared_blocks, beta, strict=True):
-        units[block, block.start + m + 1 : block.stop + m + 1] = b * torch.eye(block.stop - block.start).double()
-    constant = torch.zeros(m + 1 + width).double()
-    constant[m] = -(beta * grid.cosine_mean[: len(beta)]).sum()
-    own = matrices[0] * weights["profile_own"].exp() + matrices[1] * weights["pool_own"].exp()
-    log_weights = torch.stack([weights["pool"], weights["pool_main"]])
-    return RadialLayer(grid.projections[0], grid.pool, log_weights, matrices, own, units, constant)
-
-
-def _term_weights(weights: Weights, grid: LabelledGrid, scaled: Tensor) -> Tensor:
-    """Weight of each cosine, and of the prior, as they are before they are standardised."""
-    return torch.einsum("bij,ij->b", grid.cosine, scaled) * (2 * weights["cosine"]).exp() / grid.cosine_spread
-
-
-def _target_layer(weights: Weights, grid: LabelledGrid) -> RadialLayer:
-    """The targets' tower before it is cut: kernels to the labelled targets, 1, and the cosines' half."""
-    m, width = len(grid.target), grid.projections[1].width
-    outputs = m + 1 + grid.projections[0].width
-    matrices, units = torch.zeros((1, m, outputs)).double(), torch.zeros((width, outputs)).double()
-    matrices[0, :, :m] = torch.eye(m)
-    for block in grid.shared_blocks:
-        units[block, block.start + m + 1 : block.stop + m + 1] = torch.eye(block.stop - block.start).double()
-    constant = torch.zeros(outputs).double()
-    constant[m] = 1
-    own = matrices[0] * weights["target_own"].exp()
-    return RadialLayer(grid.projections[1], grid.target, weights["target"][None], matrices, own, units, constant)
-
-
-def _level_layer(weights: Weights, grid: LabelledGrid, solved: Tensor) -> RadialLayer:
-    """Logarithm of s(y), and c(y)."""
-    mean, smooth, left = smooth_scales(grid)
-    m, blocks = len(grid.target), len(grid.among_targets)
-    matrices, own = torch.zeros((2, m, 2)).double(), torch.zeros((m, 2)).double()
-    matrices[0, :, 0], matrices[1, :, 1] = smooth, solved.sum(0)
-    own[:, 0], own[:, 1] = left, solved.sum(0) * weights["mean_own"].exp()
-    log_weights = torch.stack([torch.full((blocks,), 1 / blocks).double().log(), weights["target_main"]])
-    units = torch.zeros((grid.projections[1].width, 2)).double()
-    return RadialLayer(
-        grid.projections[1], grid.target, log_weights, matrices, own, units, torch.tensor([mean, 0.0]).double()
-    ).times(torch.eye(2).double())
-
-
-def _cut(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[Tensor, Tensor]:
-    """P and Q, (p, rank), such that (a P) (b Q)^T is the best approximation of a b^T of that rank."""
-    left, right = torch.from_numpy(a.T @ a), torch.from_numpy(b.T @ b)
-    values, directions = torch.linalg.eigh(right)
-    kept = values > 1e-10 * values[-1].clamp(min=1e-30)
-    values, directions = values[kept], directions[:, kept]
-    root = directions * values.sqrt()
-    strength, turn = torch.linalg.eigh(root.T @ left @ root)
-    turn = turn[:, -rank:][:, strength[-rank:] > 1e-12 * strength[-1].clamp(min=1e-30)]
-    # Both sides at like size, since they are kept as float32.
-    size = strength[-turn.shape[1] :].clamp(min=1e-30).pow(0.25) if turn.shape[1] else torch.ones(0).double()
-    return root @ turn / size, directions / values.sqrt() @ turn * size
+def _side(projection: Projection, landmarks: Tensor, weights: Weights, *kernels: tuple[str, str]) -> Side:
+    """A side whose kernels have these weights: of the blocks, and of a sample's own."""
+    log_weights = torch.stack([weights[name] for name, _ in kernels])
+    own = torch.stack([weights[own].exp() for _, own in kernels])
+    return Side(projection, landmarks, *(rounded(part) for part in (log_weights, own)))
 
 
 def _noise(weights: Weights, grid: LabelledGrid) -> dict[str, float]:
@@ -284,7 +318,6 @@ def _noise(weights: Weights, grid: LabelledGrid) -> dict[str, float]:
     seen = max(strength * per_row / len(grid.target), 1e-12)
     return {
         "noise": noise,
-        "target_own": float(weights["target_own"].exp()),
         "profile": float(targets.diagonal().mean()),
         "profile_noise": min(noise / seen, 1e6) + float(weights["profile_own"].exp()) + 1e-9,
         "level_noise": noise / per_row + float(weights["pool_own"].exp()) + 1e-9,

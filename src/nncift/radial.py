@@ -1,4 +1,4 @@
-"""A layer of radial units: kernels between a sample and the landmarks of its side, times learned matrices."""
+"""Radial units: kernels between samples, given their coordinates, and the labelled samples of their side."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from nncift.projection import Projection
 
+SHARPNESS = 5.0
+"""A similarity is exp(SHARPNESS (cosine - 1)): 1 for the same direction, near 0 for unrelated ones."""
+
 _SAME = 1e-9  # squared distance of two samples' coordinates below which they are one
-_CHUNK = 1 << 20  # numbers in the largest block of kernels: it stays in the cache
 
 
 def block_kernels(a: Tensor, b: Tensor, slices: list[slice]) -> Tensor:
@@ -42,76 +44,58 @@ def unit_blocks(coordinates: Tensor, projection: Projection) -> list[Tensor]:
     return [torch.nn.functional.normalize(coordinates[:, block], dim=1) for block in projection.wide]
 
 
+def similarities(a: Tensor, b: Tensor, projection: Projection) -> list[Tensor]:
+    """Of each wide block, exp(5 (cosine - 1)) between samples of the two sides: (n, width), (m, width) -> (n, m) each.
+
+    A positive definite function of the two, since the cosine's exponential is a sum of its powers.
+    """
+    pairs = zip(unit_blocks(a, projection), unit_blocks(b, projection), strict=True)
+    return [torch.exp(SHARPNESS * (u @ v.T - 1)) for u, v in pairs]
+
+
 @dataclass(frozen=True)
-class RadialLayer:
-    """sum_h K_h(x, landmarks) M_h + same(x, landmarks) O + sum_b unit_b(x) U_b + constant: k numbers per sample.
+class Side:
+    """The labelled samples of one side, and the weights of the kernels to them.
 
     Attributes:
         projection: features to coordinates.
         landmarks: (m, width) coordinates of the labelled samples.
-        log_weights: (heads, blocks) of each kernel K_h.
-        matrices: (heads, m, k) M_h.
-        own: (m, k) O, what belongs to one labelled sample alone.
-        units: (width, k) U, 0 where a block has no cosine.
-        constant: (k,).
+        log_weights: (kernels, blocks) logarithmic weights of the blocks in each kernel.
+        own: (kernels,) what each kernel has on top for a sample and itself.
 
-    All are float64 that float32 can hold, so that a stored layer gives the same numbers.
+    All are float64 that float32 can hold, so that a stored side gives the same numbers.
     """
 
     projection: Projection
     landmarks: Tensor
     log_weights: Tensor
-    matrices: Tensor
     own: Tensor
-    units: Tensor
-    constant: Tensor
 
-    def __call__(self, features: Any) -> np.ndarray:
-        """Features (n, d) to (n, k) float64, in chunks."""
-        step = max(_CHUNK // (max(self.log_weights.shape[1], 1) * max(len(self.landmarks), 1)), 1)
-        out = np.empty((len(features), len(self.constant)))
-        for start in range(0, len(features), step):
-            out[start : start + step] = self._of(self.coordinates(features[start : start + step])).numpy()
-        return out
-
-    def coordinates(self, rows: np.ndarray) -> Tensor:
+    def coordinates(self, rows: Any) -> Tensor:
         """Features (n, d) to coordinates (n, width)."""
         return torch.from_numpy(self.projection(rows))
 
-    def kernels(self, x: Tensor) -> list[Tensor]:
-        """K_h between samples, given their coordinates, and the landmarks."""
+    def smooth(self, x: Tensor) -> list[Tensor]:
+        """Each kernel between samples, given their coordinates, and the labelled ones, without what is their own."""
         blocks = block_kernels(x, self.landmarks, self.projection.slices)
         return [kernel(blocks, weights) for weights in self.log_weights]
 
-    def _of(self, x: Tensor) -> Tensor:
-        out = same_samples(x, self.landmarks) @ self.own + self.constant
-        for values, matrix in zip(self.kernels(x), self.matrices, strict=True):
-            out += values @ matrix
-        for block, unit in zip(self.projection.wide, unit_blocks(x, self.projection), strict=True):
-            out += unit @ self.units[block]
-        return out
-
-    def times(self, matrix: Tensor) -> RadialLayer:
-        """The layer with its outputs multiplied by a matrix (k, l), rounded to what float32 holds."""
-        outputs = (self.matrices, self.own, self.units, self.constant)
-        return RadialLayer(
-            self.projection,
-            rounded(self.landmarks),
-            rounded(self.log_weights),
-            *(rounded(part @ matrix) for part in outputs),
-        )
+    def kernels(self, x: Tensor) -> list[Tensor]:
+        """Each kernel, and what a labelled sample has of its own where it is met again."""
+        same = same_samples(x, self.landmarks)
+        return [values + own * same for values, own in zip(self.smooth(x), self.own, strict=True)]
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
         """All numbers but the projection's as float32, names beginning with `prefix`."""
         return {f"{prefix}.{name}": getattr(self, name).float().numpy().copy() for name in _ARRAYS}
 
     @classmethod
-    def from_state(cls, arrays: Mapping[str, np.ndarray], prefix: str, projection: Projection) -> RadialLayer:
+    def from_state(cls, arrays: Mapping[str, np.ndarray], prefix: str, projection: Projection) -> Side:
         """What `state` gave."""
         return cls(projection, *(torch.from_numpy(np.float64(arrays[f"{prefix}.{name}"])) for name in _ARRAYS))
 
 
-_ARRAYS = ("landmarks", "log_weights", "matrices", "own", "units", "constant")
+_ARRAYS = ("landmarks", "log_weights", "own")
 
 
 def rounded(value: Tensor) -> Tensor:
