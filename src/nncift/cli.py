@@ -43,6 +43,7 @@ def _examples(*lines: str) -> str:
         "nncift select pool.jsonl --target task.jsonl --influence less --influence-option training.epochs=2",
         "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
         "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
+        "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
         "nncift select --config run.yaml --seed 1",
     )
 )
@@ -104,6 +105,58 @@ def demo(
             output=Path(output), model=model, encoder=encoder, labels=labels, features=features, progress=not quiet
         )
     )
+
+
+@app.command(
+    help_epilogue=_examples(
+        "nncift pretrain --model Qwen/Qwen2.5-0.5B --output runs/qwen",
+        "nncift pretrain mixture.jsonl --model Qwen/Qwen2.5-0.5B --labels 2h --output runs/qwen",
+        "nncift select pool.jsonl --network runs/qwen --model Qwen/Qwen2.5-0.5B --output runs/pool",
+    )
+)
+def pretrain(
+    pool: str | None = None,
+    *,
+    model: str = "embedded",
+    encoder: str | None = None,
+    influence: str = "less",
+    labels: str = "20000",
+    output: str = "runs/pretrained",
+    device: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Make a network for a language model, to rank data that nobody labelled (`nncift select --network`).
+
+    Args:
+        pool: A broad mixture of data to learn from; by default the demo's, dialogues and reasoning tasks.
+        model: The language model: a hub id, a folder, or "embedded".
+        encoder: The sentence encoder: a hub id, a folder, or "embedded".
+        influence: The exact influence to learn: by default gradients, which foretell training best.
+        labels: Pairs to compute exactly: a number, a fraction, a time or auto.
+        output: The run folder; its folder `network` can be shared on the hub.
+        device: cuda, mps or cpu; the best there is by default.
+        quiet: No progress bars.
+    """
+    from nncift.demo import embedded_data
+    from nncift.embedded import cache_folder
+    from nncift.pipeline import select as run
+    from nncift.summary import summary_text
+
+    run(
+        str(embedded_data(cache_folder() / "demo")[0]) if pool is None else pool,
+        budget=1,
+        model=model,
+        encoder=encoder or ("embedded" if model == "embedded" else None),
+        influence=influence,
+        influence_options={"preconditioned": "both"} if influence == "less" else None,
+        labels=labels,
+        output=output,
+        device=device,
+        progress=not quiet,
+    )
+    print(summary_text(Path(output)))
+    print(printable(f"Use it: nncift select POOL --network {output}"))
+    print(printable(f"Share it: hf upload YOUR/NAME {Path(output) / 'network'}"))
 
 
 @app.command(

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from nncift.errors import ConfigError
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_INFLUENCE = "delift"
 KNOWN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
@@ -47,7 +48,7 @@ class Config:
     labels: str | None = None
     """Pairs to compute exactly, or samples where a score holds for every target: a number (2000), a fraction of all
     (0.01) or a time (90s, 15m); or auto: in rounds, where least is known, until --fidelity is reached or a round brings
-    nothing. By default 2000."""
+    nothing; or 0: what the network that comes with nncift says. By default 2000."""
     fidelity: float | None = None
     """With --labels auto: the rank correlation within a target, on samples held out, at which labelling ends. By
     default 0.5."""
@@ -61,9 +62,9 @@ class Config:
     """Measure the influence of a shortlist so many times the budget, and choose from it by what was measured: 2 is
     a good value. On at most 64 of the targets."""
     network: str | None = None
-    """A run folder or a saved InfluenceNetwork that has learned already: nothing is labelled or learned. With --labels
-    it is the start: it is trusted as far as the labels bear it out."""
-    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """A run folder or a saved InfluenceNetwork that has learned already, or "pretrained", which comes with nncift:
+    nothing is labelled or learned. With --labels it is the start: it is trusted as far as the labels bear it out."""
+    model: str = DEFAULT_MODEL
     """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
     several, parted by commas."""
     encoder: str | None = None
@@ -108,6 +109,9 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_budget(self.budget)
+        if str(self.labels).strip() == "0":  # short for --network pretrained, or for --network alone
+            object.__setattr__(self, "labels", None)
+            object.__setattr__(self, "network", self.network or "pretrained")
         if self.network is not None:
             if self.recipe == "paper" and self.labels is not None:
                 raise ConfigError('the recipe "paper" cannot start from a network', 'take the recipe "process"')

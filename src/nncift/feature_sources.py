@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, KNOWN_FEATURES, Config
+from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, DEFAULT_MODEL, KNOWN_FEATURES, Config
 from nncift.embeddings import embed, load_encoder
 from nncift.errors import ModelError
 from nncift.features import Features, own_features, stored_features
-from nncift.hub import network_folder
+from nncift.hub import PRETRAINED, network_folder
 from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.influence.base import LanguageModelFunction
 from nncift.language_features import language_features
@@ -95,7 +95,24 @@ def feature_sources(config: Config) -> FeatureSources:
         if config.feature_names and (source is None) != (given[kind] is None):
             raise ModelError(f"the network in {config.network} needs the features {needed}", "leave --features out")
     encoder = config.encoder if config.encoder is not None and needed.encoder is not None else needed.encoder
-    return FeatureSources(encoder, asked.own, needed.language_model)
+    return FeatureSources(encoder, asked.own, _language_model(config, needed.language_model))
+
+
+def _language_model(config: Config, needed: str | None) -> str | None:
+    """The model of a learned network's features; "embedded" stands for the one that it carries.
+
+    Raises:
+        ModelError: another is asked for than the network that comes with nncift knows.
+    """
+    model = config.models[0]
+    if needed == DEFAULT_MODEL and model == "embedded":
+        return model
+    if config.network == PRETRAINED and model != needed:
+        raise ModelError(
+            f"the network that comes with nncift knows {needed}, not {model}",
+            f"make one: nncift pretrain --model {model}",
+        )
+    return needed
 
 
 class FeatureReader:

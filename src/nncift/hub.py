@@ -11,6 +11,9 @@ from pathlib import Path
 from nncift.embedded import embedded_encoder, embedded_language_model
 from nncift.errors import ModelError
 
+PRETRAINED = "pretrained"
+"""The name of the network that comes with nncift."""
+
 _TIMEOUT = 10.0  # seconds
 _EMBEDDED = {"encoder": embedded_encoder, "language model": embedded_language_model}
 
@@ -69,7 +72,9 @@ def find_model(name: str, what: str) -> str:
 
 
 def network_folder(network: str) -> str:
-    """Where a learned network lies: in a run folder, a folder of its own, or on the hub."""
+    """Where a learned network lies: in a run folder, a folder of its own, on the hub, or, "pretrained", in nncift."""
+    if network == PRETRAINED:
+        return str(Path(__file__).parent / "pretrained")
     inside = Path(network) / "network"
     if inside.is_dir():
         return str(inside)
