@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nncift.features import Features
+from nncift.hub import network_folder
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs
 
@@ -131,6 +132,12 @@ def ours_sentence(pool: Features, target: Features, train: LabelledPairs, seed: 
     return ours(*(Features({"sentence": side.blocks["sentence"]}) for side in (pool, target)), train, seed)
 
 
+def ours_started(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+    """Ours, started from the network that comes with nncift (it saw other samples of P3)."""
+    prior = InfluenceNetwork.from_pretrained(network_folder("pretrained"))
+    return InfluenceNetwork(seed=seed).fit(pool, target, train, prior=prior).estimate(pool, target).rows(slice(None))
+
+
 def learned(pool: Features, target: Features, train: LabelledPairs, seed: int) -> InfluenceNetwork:
     """The default InfluenceNetwork, from features of which some are labelled."""
     return InfluenceNetwork(seed=seed, pointwise=len(target) == 1).fit(pool, target, train)
@@ -145,5 +152,6 @@ METHODS: dict[str, Method] = {
     "paper, trained well": paper_trained_well,
     "ours": ours,
     "ours, sentence embeddings alone": ours_sentence,
+    "ours, from the pretrained network": ours_started,
     "boosted trees": boosted_trees,
 }

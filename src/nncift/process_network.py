@@ -27,7 +27,7 @@ from nncift.posterior import Posterior
 from nncift.projection import Projection
 from nncift.radial import SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
 
-RANK = 256  # of the estimate, at most
+RANK = 128  # of the estimate, at most
 MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
 _ANCHORS = 512  # targets through which similarities are told; of no more than so many, all, and nothing is lost
 _REFERENCE = 1024  # samples of a side on which the estimate is cut to its rank
@@ -170,7 +170,7 @@ class ProcessNetwork:
             left = np.concatenate([left, optimism * self.posterior.spread(pool)[:, None]], axis=1)
             right = np.concatenate([right, np.ones((len(right), 1))], axis=1)
         return InfluenceMatrix.from_towers(
-            left.astype(np.float32),
+            left.astype(np.float32, copy=False),
             (right * scale[:, None]).astype(np.float32),
             pool_bias=np.zeros(len(left), dtype=np.float32),
             target_bias=bias.astype(np.float32),
@@ -178,7 +178,7 @@ class ProcessNetwork:
         )
 
     def _towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        """inner(x, y) as a product, cut to the rank that matters: (n, rank), (m, rank)."""
+        """What is in the brackets as a product, cut to the rank that matters: (n, rank), (m, rank) float32."""
         anchors = self.target.coordinates(target[_spread(len(target), _ANCHORS)])
         left = self._wide_pool(self.pool.coordinates(pool[_spread(len(pool), _REFERENCE)]), anchors)
         right = self._wide_target(self.target.coordinates(target[_spread(len(target), _REFERENCE)]), anchors)
@@ -188,8 +188,8 @@ class ProcessNetwork:
         root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
         cut = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
         sides = (
-            self._in_chunks(pool, lambda x: ((self._wide_pool(x, anchors) @ cut[0]).numpy(),), self.pool)[0],
-            self._in_chunks(target, lambda y: ((self._wide_target(y, anchors) @ cut[1]).numpy(),))[0],
+            self._in_chunks(pool, lambda x: ((self._wide_pool(x, anchors) @ cut[0]).float().numpy(),), self.pool)[0],
+            self._in_chunks(target, lambda y: ((self._wide_target(y, anchors) @ cut[1]).float().numpy(),))[0],
         )
         if self.prior is None:
             return sides
