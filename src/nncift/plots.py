@@ -68,7 +68,7 @@ def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
 
     def paint(axes: Any) -> None:
         axes.plot(labels, reached, color=CHOSEN, linewidth=1.6, marker="o", markersize=4)
-        axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), None))
+        axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), 1.02))
         axes.locator_params(nbins=5)
 
     return _svg("rounds", (4.3, 3.0), paint)
