@@ -172,7 +172,7 @@ def test_labels_may_be_a_time_and_not_tokens():
     ("options", "message"),
     [
         ({"network": "runs/a", "influence": "delift"}, "--network"),
-        ({"network": "runs/a", "labels": "10"}, "--labels"),
+        ({"network": "runs/a", "labels": "10", "recipe": "paper"}, "cannot start from a network"),
         ({"features": "f.npy", "encoder": "e"}, "--encoder was given"),
         ({"features": "lm", "encoder": "e"}, "--encoder was given"),
         ({"features": "lm,lm"}, "names one twice"),

@@ -18,6 +18,7 @@ import nncift.planning
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.examples import encode_examples
+from nncift.features import stored_features
 from nncift.influence import BUILT_IN
 from nncift.language_features import language_features
 from nncift.language_model import LanguageModel
@@ -87,7 +88,9 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     assert selection.dataset["id"] == [row["id"] for row in rows]
     # The influence beside a row is its mean over the targets, as the saved network estimates it.
     network = nncift.InfluenceNetwork.from_pretrained(run / "network")
-    features, target_features = np.load(run / "features/pool.npy"), np.load(run / "features/target.npy")
+    features, target_features = (
+        stored_features(run / "features", {"sentence": side, "lm": f"{side}.lm"}) for side in ("pool", "target")
+    )
     means = network.estimate(features, target_features).row_means()
     table = pq.read_table(run / "selection.parquet").to_pydict()
     np.testing.assert_allclose(table["influence"], means[table["pool_index"]], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A fixed projection of the features: every block centred, cut to its leading components, brought to one scale.
+"""A fixed projection of the features: every block standardised, cut to its leading components, brought to one scale.
 
 The blocks of `Features` differ in width and in scale (a sentence embedding, a language model's states, a few scalars).
 Here each becomes a few coordinates whose squared length is 1 on average, so that distances in different blocks
@@ -113,8 +113,17 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 
 
 def _leading(block: np.ndarray) -> np.ndarray:
-    """Leading directions of a centred block (n, width), scaled to a mean squared length of 1: (width, components)."""
-    values, directions = np.linalg.eigh(block.T @ block / len(block))
+    """Leading directions of a centred block (n, width), scaled to a mean squared length of 1: (width, components).
+
+    Columns count alike: a few of a language model's states are a thousand times as large as the others, and would be
+    all that is seen.
+    """
+    deviation = block.std(axis=0)
+    with np.errstate(divide="ignore"):
+        scale = np.where(deviation > 1e-6 * deviation.max(initial=0), 1 / deviation, 0.0)
+    alike = block * scale
+    values, directions = np.linalg.eigh(alike.T @ alike / len(block))
     keep = min(COMPONENTS, len(values))
     spread = float(values[-keep:].clip(min=0).sum())
-    return np.asarray(directions[:, ::-1][:, :keep] / np.sqrt(spread) if spread > 0 else directions[:, :keep] * 0.0)
+    leading = scale[:, None] * directions[:, ::-1][:, :keep]
+    return np.asarray(leading / np.sqrt(spread) if spread > 0 else leading * 0.0)

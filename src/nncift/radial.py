@@ -19,12 +19,20 @@ _SAME = 1e-9  # squared distance of two samples' coordinates below which they ar
 
 
 def block_kernels(a: Tensor, b: Tensor, slices: list[slice]) -> Tensor:
-    """exp(-|u - v|^2 / 2) in each block of coordinates: (n, width), (m, width) -> (blocks, n, m)."""
-    parts = []
+    """exp(-|u - v|^2 / 2) in each block of coordinates: (n, width), (m, width) -> (blocks, n, m).
+
+    The single quantities count one by one, and, where there are several, once more together: their product.
+    """
+    parts, together, single = [], None, 0
     for block in slices:
         u, v = a[:, block], b[:, block]
         squared = (u * u).sum(1)[:, None] + (v * v).sum(1) - 2 * u @ v.T
         parts.append(torch.exp(-squared.clamp_(min=0) / 2))
+        if block.stop - block.start == 1:
+            single += 1
+            together = parts[-1] if together is None else together * parts[-1]
+    if together is not None and single > 1:
+        parts.append(together)
     return torch.stack(parts)
 
 
