@@ -29,7 +29,7 @@ bench: $(VENV)/.test
 
 # How well what was never labelled is estimated, on committed exact values; needs the data set folder (benchmarks/samples.py).
 bench-fidelity: $(VENV)/.test
-	cd benchmarks && ../$(BIN)/python fidelity.py --folder ../runs/benchmark-fidelity
+	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/scaling.py
 
 # The peers live in an environment of their own, which benchmarks/requirements-peers.txt says how to make.

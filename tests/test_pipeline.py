@@ -232,6 +232,7 @@ def test_the_language_models_own_features_stand_beside_the_sentence_embedding(po
     labels = json.loads((tmp_path / "plain/costs.json").read_text())["stages"]["labels"]
     assert stages["labels"]["forward_tokens"] == labels["forward_tokens"]  # not counted twice
     assert "response similarity" in json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    assert '<th scope="row">response similarity</th>' in (run / "report.html").read_text()
     assert len(plain.indices) == len(selection.indices)
     assert nncift.planning.plan(Config(str(pool), target=str(target), **options)).seconds["features"] > 0
     # New data for the network that it learned get the same features, or a clear word.

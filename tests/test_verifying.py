@@ -245,3 +245,39 @@ def test_a_learned_network_is_the_start_of_another(data, options, tmp_path: Path
     assert (tmp_path / "tuned/fidelity.json").exists()
     with pytest.raises(ConfigError, match="cannot start from a network"):
         nncift.select(new, output=tmp_path / "other", recipe="paper", **common)
+
+
+def test_a_paper_network_is_no_start_and_says_so_before_anything_is_labelled(data, options, tmp_path: Path):
+    pool, target = data
+    nncift.select(pool, target=target, output=tmp_path / "run", recipe="paper", **options)
+    common = {**options, "network": tmp_path / "run", "labels": 80}
+    with pytest.raises(ConfigError, match="is the paper's, which no other can start from"):
+        nncift.select(write_rows(tmp_path / "new.jsonl", 40, 500), output=tmp_path / "tuned", **common)
+    assert not (tmp_path / "tuned/labels").exists()
+
+
+def test_a_sample_probed_on_itself_is_not_lifted_by_that(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    nncift.select(data[0], output=run, probes=3, **options)  # its similarity to itself is 1
+    columns = np.array(json.loads((run / "probes/plan.json").read_text())["columns"])
+    table = pq.read_table(run / "probes/labels.parquet")["influence"].to_numpy().reshape(60, 3).copy()
+    np.testing.assert_allclose(table[columns, range(3)], 1, atol=1e-5)
+    network, features = InfluenceNetwork.from_pretrained(run / "network"), np.load(run / "features/pool.npy")
+    lifted = network.estimate(features, features, probes=Probes(columns, table)).row_means()[columns]
+    table[columns, range(3)] = np.nan
+    expected = network.estimate(features, features, probes=Probes(columns, table)).row_means()[columns]
+    np.testing.assert_allclose(np.load(run / "influence.npy")[columns], expected, atol=1e-5)
+    assert np.abs(lifted - expected).min() > 1e-3
+
+
+def test_what_a_sample_is_to_itself_tells_nothing():
+    network, pool, target, influence = fitted(3)
+    columns = network.choose_probes(target, 3)
+    said = network.estimate(pool, target).columns(columns)
+    probes = np.array(influence[:, columns])
+    probes[5, 1] = np.nan
+    with_nan = network.estimate(pool, target, probes=Probes(columns, probes)).rows([5])
+    probes[5, 1] = said[5, 1]  # as estimated: the same
+    filled = network.estimate(pool, target, probes=Probes(columns, probes)).rows([5])
+    assert np.isfinite(with_nan).all()
+    np.testing.assert_allclose(with_nan, filled, atol=1e-3)

@@ -15,7 +15,7 @@ import numpy as np
 from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
 from nncift.errors import ConfigError
 from nncift.feature_sources import feature_sources
-from nncift.hub import find_model
+from nncift.hub import PRETRAINED, find_model
 from nncift.influence import BUILT_IN, InfluenceFunction
 from nncift.influence.options import make_function, nested, read_options
 from nncift.pool import PoolFacts, read_pool
@@ -142,7 +142,7 @@ def check_models(config: Config, function: InfluenceFunction | None) -> None:
 
 def learned_target(config: Config) -> Path | None:
     """The learned run whose targets a `--network` run without a target of its own takes over, if it has some."""
-    if config.network is None or config.target is not None:
+    if config.network in (None, PRETRAINED) or config.target is not None:
         return None
     learned = Path(config.network)
     return learned if (learned / "target" / "facts.json").exists() else None

@@ -170,7 +170,10 @@ class Measuring:
         pairs = self._collect(
             PairPlan(np.arange(len(self.samples)), columns), self.folder / "probes", self._counter("probes")
         )
-        return Probes(columns, pairs.influence.reshape(len(self.samples), len(columns)))
+        influence = pairs.influence.reshape(len(self.samples), len(columns)).copy()
+        if self.own_target:
+            influence[columns, np.arange(len(columns))] = np.nan
+        return Probes(columns, influence)
 
     def verify(self, shortlist: Callable[[], np.ndarray], labelled: np.ndarray) -> tuple[np.ndarray, Probes]:
         """Exact influence of a shortlist on all targets, or on some where there are more than 64.

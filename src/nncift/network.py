@@ -132,7 +132,8 @@ class InfluenceNetwork(ModelHubMixin):
             device: where pairs are scored, for example "cuda"; the CPU unless given.
 
         Returns:
-            A matrix of shape (n_pool, n_target) that holds about (n_pool + n_target) x 100 numbers.
+            A matrix of shape (n_pool, n_target) that holds up to (n_pool + n_target) x 129 numbers, with probes and a
+            prior more.
 
         Raises:
             ConfigError: the recipe "paper" knows neither probes nor optimism.

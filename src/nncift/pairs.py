@@ -126,7 +126,7 @@ class Probes:
 
     Attributes:
         columns: (k,) int64 numbers of the targets.
-        influence: (n, k) float32.
+        influence: (n, k) float32; nan where a sample is the target itself, which tells nothing of the others.
     """
 
     columns: np.ndarray

@@ -101,6 +101,8 @@ def select(
         earlier, labelled = None, np.zeros(0, np.int64)
         if config.network is not None:
             earlier = InfluenceNetwork.from_pretrained(network_folder(config.network))
+            if config.learns and earlier.recipe == "paper":
+                raise ConfigError(f"the network in {config.network} is the paper's, which no other can start from")
         if earlier is not None and not config.learns:
             network = earlier
             _check_same_influence(network, function)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nncift.features import Features
-from nncift.labelled_grid import LabelledGrid, smooth_scales
+from nncift.labelled_grid import LabelledGrid, shared_terms, smooth_scales
 from nncift.matrix import InfluenceMatrix
 from nncift.pair_process import Weights, learn_weights, solve
 from nncift.pairs import LabelledPairs, Probes
@@ -121,9 +121,8 @@ class ProcessNetwork:
         profile, level = self._of_pool(x)
         inner = profile @ self.target.kernels(y)[0].T + level[:, None]
         if len(self._alike):
-            units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
-            likenesses = [u @ v.T for u, v in units] + similarities(x, y, self.pool.projection)
-            inner += torch.einsum("t,tij->ij", self._alike, torch.stack(likenesses))
+            likenesses = torch.stack(shared_terms(x, y, self.pool.projection))
+            inner += torch.einsum("t,tij->ij", self._alike, likenesses)
         if self.prior is not None:
             inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.all_pairs(pool, target))
         scale, bias = self._of_targets(y)
@@ -163,7 +162,7 @@ class ProcessNetwork:
         if probes is not None:
             some = target[probes.columns]
             own = [self.all_pairs(pool[start : start + _CHUNK], some) for start in range(0, len(pool), _CHUNK)]
-            residual = (probes.influence - np.concatenate(own)) / scale[probes.columns]
+            residual = np.nan_to_num((probes.influence - np.concatenate(own)) / scale[probes.columns])
             more = self.posterior.completed(pool, target, some, residual)
             left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
         if optimism:
