@@ -159,27 +159,32 @@ def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> 
 
 
 def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
-    """Measures on new pool samples for label grids of different shapes that take the language model alike.
+    """Measures on new pool samples for labels in different places that take the language model alike.
 
-    DELIFT reads an example once for all its targets, so a row costs `ROW_COST` pairs on top of its own.
+    DELIFT reads an example once for all its targets, so a row costs `ROW_COST` pairs on top of its own. In a grid all
+    rows have the same targets; scattered, each has its own, drawn at random.
     """
     n, m = influence.shape
     pool = np.random.default_rng([seed, 6]).permutation(n)
-    new = np.sort(pool[4 * n // 5 :])
+    new, seen = np.sort(pool[4 * n // 5 :]), pool[: 4 * n // 5]
+
+    def tried(labels: LabelledPairs, rows: int, columns: int) -> Row:
+        measured = judged(influence, method(*features, labels, seed), new, np.arange(m))
+        return measured | {"rows": rows, "targets of a row": columns}
+
     for spent in (600, 2400):
         for ratio in (0.5, 1, 2, 4, 8, 16, 32):
             columns = int(min(max(round((spent / ratio) ** 0.5), 2), m))
-            rows = int(min(spent // (columns + ROW_COST), 4 * n // 5))
+            rows = int(min(spent // (columns + ROW_COST), len(seen)))
             labelled = np.random.default_rng([seed, 7]).permutation(m)[:columns]
-            predicted = method(*features, grid(influence, pool[:rows], labelled), seed)
-            yield (
-                f"{spent} pairs' time, {ratio} rows to a target",
-                judged(influence, predicted, new, np.arange(m))
-                | {
-                    "rows": rows,
-                    "columns": columns,
-                },
-            )
+            labels = grid(influence, seen[:rows], labelled)
+            yield f"{spent} pairs' time, a grid of {ratio} rows to a target", tried(labels, rows, columns)
+        for columns in (2, 4, 8, 16, 32):
+            rng = np.random.default_rng([seed, 7])
+            rows = int(min(spent // (columns + ROW_COST), len(seen)))
+            own = [grid(influence, seen[[k]], rng.permutation(m)[:columns]) for k in range(rows)]
+            labels = LabelledPairs.joined(own)
+            yield f"{spent} pairs' time, {columns} targets scattered to a row", tried(labels, rows, columns)
 
 
 def facility_location(influence: np.ndarray, size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from nncift.features import Features
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs
 
-WIDTHS = {"sentence": 384, "prompt states": 576, "response states": 576, "scalars": 5}
+WIDTHS = {"sentence": 384, "prompt states": 576, "response states": 576, "scalars": 6}
 EVERY_PAIR = 2 * 10**9  # pairs that are visited for comparison, at most
 
 

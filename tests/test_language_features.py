@@ -45,6 +45,7 @@ def plain_features(model: LanguageModel, ids: list[int], start: int) -> np.ndarr
         -right.log().mean(),
         (1 - right).square().mean().sqrt(),
         right[0].log(),
+        right[-1].log(),
         np.log(start),
         np.log(len(ids) - start),
     ]

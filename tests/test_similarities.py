@@ -187,14 +187,25 @@ class TestResponseSimilarity:
                 context, response = parts(model, row)
                 states = references.hidden_states(model.model, context + response, middle)
                 means[row["prompt"]] = states[len(context) :].mean(axis=0)
-        centre = sum(means.values()) / len(means)  # six distinct samples
-        pool, target = ([means[row["prompt"]] - centre for row in rows] for rows in block)
-        function = ResponseSimilarity(model)
-        function.prepare(*block)
-        found = function(*block)
-        np.testing.assert_allclose(found, [[references.cosine(a, b) for b in target] for a in pool], atol=1e-4)
-        assert found[0, 0] == pytest.approx(1, abs=1e-5)
-        assert found.min() < 0
+        seen = np.array(list(means.values()))  # six distinct samples
+        pool, target = (
+            [(means[row["prompt"]] - seen.mean(axis=0)) / seen.std(axis=0) for row in rows] for rows in block
+        )
+        cosines = np.array([[references.cosine(a, b) for b in target] for a in pool])
+        for sharpness, expected in ((0, cosines), (5, np.exp(5 * cosines - 5)), (2, np.exp(2 * cosines - 2))):
+            function = ResponseSimilarity(model, sharpness=sharpness)
+            function.prepare(*block)
+            found = function(*block)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            assert found[0, 0] == pytest.approx(1, abs=1e-5)
+            assert found.dtype == np.float32
+        np.testing.assert_allclose(ResponseSimilarity(model).sharpness, 5)
+        assert cosines.min() < 0
+
+    @pytest.mark.parametrize("sharpness", [-1.0, np.inf, np.nan])
+    def test_a_sharpness_that_cannot_be_used(self, tiny_model, sharpness):
+        with pytest.raises(ConfigError, match="0 is the cosine"):
+            ResponseSimilarity(tiny_model, sharpness=sharpness)
 
     def test_like_responses_are_alike_for_a_real_model(self, real):
         pool = named([("Add 3 and 4.", "The sum is 7."), ("Greet me.", "Good morning to you!")], "x")

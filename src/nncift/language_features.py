@@ -32,6 +32,7 @@ SCALARS = (
     "loss",  # mean negative log-probability of the response's tokens, natural logarithm
     "distance",  # DELIFT's distance without an example: root mean square of 1 - probability
     "first token",  # log-probability of the response's first token
+    "last token",  # of its last one, the end-of-text token where the model has one: how surely the response ends here
     "prompt length",  # logarithm of the number of tokens
     "response length",
 )
@@ -146,6 +147,6 @@ def _read(model: LanguageModel, module: torch.nn.Module, batch: Sequence[Example
         means = [states[number, : example.start].mean(dim=0), states[number, example.start : end].mean(dim=0)]
         values = log_probabilities[rows.numpy() == number]
         distance = np.sqrt(np.mean(np.square(1 - np.exp(values))))
-        scalars = [-values.mean(), distance, values[0], np.log(example.start), np.log(len(values))]
+        scalars = [-values.mean(), distance, values[0], values[-1], np.log(example.start), np.log(len(values))]
         found.append(np.concatenate([*(mean.cpu().numpy() for mean in means), scalars]).astype(np.float32))
     return found

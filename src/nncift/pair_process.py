@@ -30,7 +30,7 @@ from nncift.radial import kernel, rounded
 
 LIKELIHOOD_PAIRS = 1000
 DENSE_PAIRS = 3000
-_STEPS, _RATE, _PULL = 30, 0.2, 0.1
+_STEPS, _RATE, _PULL = 40, 0.5, 0.02
 _TRUST = -0.5  # logarithmic weight of what an earlier network says, at the start
 _LEAST_NOISE = 1e-6
 _START = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "terms": -3.0}

@@ -51,7 +51,7 @@ class LabelledPairs:
         return len(self.influence)
 
     def take(self, mask: np.ndarray) -> LabelledPairs:
-        """The pairs where `mask` (n,) holds."""
+        """The pairs where `mask` (n,) bool holds, or those of these numbers."""
         return LabelledPairs(self.pool_index[mask], self.target_index[mask], self.influence[mask])
 
     def split(

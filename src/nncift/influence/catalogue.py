@@ -62,14 +62,14 @@ CATALOGUE = (
     ),
     About(
         name="response-similarity",
-        formula="cos(h_i - c, h_j - c), with h the mean over the response tokens of the states that enter the middle"
-        " layer, c the mean h of all samples seen",
+        formula="exp(5 (cos(z_i, z_j) - 1)), with z the mean over the response tokens of the states that enter the"
+        " middle layer, each standardised over all samples seen",
         source="this project",
         kind="pairwise",
-        scale="-1 to 1; 0 is no more alike than any two samples",
+        scale="0 to 1; 1 is the same response, 0.007 no more alike than any two samples",
         per_sample="half a pass (155 tokens, 0.07 s)",
         per_pair="a dot product",
-        good_for="nearly what delift tells about training, at a fraction of its cost",
+        good_for="what training will do, as far as it can be told without gradients; cheap",
     ),
     About(
         name="representation-similarity",
