@@ -33,7 +33,7 @@ from nncift.pairs import LabelledPairs
 from nncift.radial import kernel
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score, rank_correlations
 
-INPUTS = ("response-similarity", "less, both sides", "less, trained alike, both sides", "delift")
+INPUTS = ("response-similarity", "less, both sides", "less, trained alike, both sides")
 FOLDS = 5
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     asked["features, all of these"] = INPUTS
     print("| learned from trainings | LDS | summed exact influence |\n|---|---|---|")
     for name, inputs in asked.items():
-        given = np.array([known[one] for one in inputs], dtype=np.float64).reshape(len(inputs), *known["delift"].shape)
+        given = np.array([known[one] for one in inputs], dtype=np.float64).reshape(len(inputs), len(pool), len(target))
         values = [
             rank_correlations(cross_fitted(grid, outcomes, given, seed), outcomes.drops.mean(axis=0)).mean()
             for seed in range(options.seeds)
