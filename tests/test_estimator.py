@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 from nncift.config import Amount
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.fidelity import measure_fidelity, measures, spearman
-from nncift.labelling import Rate, measure_rate, number_of_pairs, plan_pairs, wished_columns
+from nncift.labelling import Rate, measure_rate, number_of_pairs, plan_pairs
 from nncift.network import RECIPES, InfluenceNetwork
 from nncift.pairs import LabelledPairs, collect
 
@@ -117,17 +118,9 @@ def test_a_time_becomes_a_grid_that_takes_it(row, target, pair, seconds):
     rate = Rate(row, target, pair)
     pairs = rate.pairs(seconds)
     if 1 < pairs < 10**9:
-        columns = [wished_columns(number) for number in (pairs, pairs + 1)]
-        assert rate.seconds(pairs / columns[0], columns[0]) <= seconds
-        assert rate.seconds((pairs + 1) / columns[1], columns[1]) > seconds
-
-
-def test_the_grid_is_square_once_there_are_rows_enough_to_judge_on():
-    for pairs, shape in ((10_000, (100, 100)), (800, (40, 20)), (200, (25, 8)), (5, (1, 5))):
-        plan = plan_pairs(1000, 1000, pairs)
-        assert (len(plan.rows), len(plan.columns)) == shape
-    plan = plan_pairs(1000, 12, 800)  # few targets: more rows
-    assert (len(plan.rows), len(plan.columns)) == (66, 12)
+        columns = math.sqrt(pairs / 4)
+        assert rate.seconds(4 * columns, columns) <= seconds * (1 + 1e-6)
+        assert rate.seconds(4 * columns + 4, columns + 1) > seconds
 
 
 @pytest.mark.parametrize(("pointwise", "fixed"), [(False, 0), (True, 0), (True, 60)])

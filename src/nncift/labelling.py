@@ -1,8 +1,7 @@
 """Which pairs to label: a grid of pool rows x targets, drawn at random, seeded.
 
-The grid has as many targets as pool rows, where there are so many: for the same time of the language model a square
-grid teaches more than a tall one, since targets differ more than samples do (docs/estimator.md). But it has 40 rows
-before it grows wide, as a fifth of them is held out to judge the network on.
+The grid has four pool rows to a target: an influence function shares an example's work over its targets, so
+a tall grid costs a little more per pair, but the pool is where the network has to generalise furthest.
 
 The score that a pointwise function gives a pool row holds for every target, so a row is labelled once, with one of
 the targets: as many rows as labels are asked for, and targets enough to show the network that they do not matter.
@@ -10,7 +9,6 @@ the targets: as many rows as labels are asked for, and targets enough to show th
 
 from __future__ import annotations
 
-import bisect
 import math
 import time
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
     from nncift.influence import InfluenceFunction
 
-_LEAST_ROWS, _LEAST_COLUMNS = 40, 8
+ROWS_PER_TARGET = 4
 _ROWS_PER_TARGET_POINTWISE = 16  # a target has some of them held out, or its ranking could not be judged
 _TRIAL_ROWS, _TRIAL_TARGETS = 2, 8
 _MOST_PAIRS = 10**9
@@ -91,17 +89,12 @@ def plan_pairs(n_pool: int, n_target: int | None, pairs: int, *, seed: int = 0, 
 
 def _grid_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool) -> tuple[int, int]:
     """Rows and columns of the grid for that many pairs; `shared`: what is a column is no row."""
-    columns = min(round(wished_columns(pairs)), most_columns)
+    columns = min(max(round(math.sqrt(pairs / ROWS_PER_TARGET)), min(8, pairs)), most_columns)
     most_rows = n_pool - columns if shared else n_pool
     rows = min(pairs // columns, most_rows) if columns else 0
     if rows == most_rows:  # a small pool leaves room for more targets
         columns = min(pairs // rows, most_columns) if rows else 0
     return rows, columns
-
-
-def wished_columns(pairs: float) -> float:
-    """How many columns the grid of that many pairs has where there are enough samples."""
-    return max(min(math.sqrt(pairs), pairs / _LEAST_ROWS), min(_LEAST_COLUMNS, pairs))
 
 
 def _pointwise_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool) -> tuple[int, int]:
@@ -138,18 +131,18 @@ class Rate:
     pair: float
     warm_up: float = 0.0
 
-    def seconds(self, rows: float, columns: float) -> float:
+    def seconds(self, rows: int, columns: int) -> float:
         """Expected time of a grid."""
         return self.warm_up + self.row * rows + self.target * columns + self.pair * rows * columns
 
     def pairs(self, seconds: float) -> int:
-        """Pairs of the largest grid, of the shape that `wished_columns` says, that fits into a time; at least one."""
-
-        def needed(pairs: int) -> float:
-            columns = wished_columns(pairs)
-            return self.seconds(pairs / columns, columns)
-
-        return max(bisect.bisect_right(range(1, _MOST_PAIRS + 1), seconds, key=needed), 1)
+        """Pairs of the largest grid, of `ROWS_PER_TARGET` rows to a target, that fits into a time; at least one."""
+        seconds = max(seconds - self.warm_up, 0.0)
+        square = self.pair * ROWS_PER_TARGET
+        line = max(self.row * ROWS_PER_TARGET + self.target, 1e-9)  # the grain of the clock
+        # The root of square * c^2 + line * c = seconds, in a form that holds where square is 0 too.
+        columns = 2 * seconds / (line + math.sqrt(line**2 + 4 * square * seconds))
+        return min(max(int(ROWS_PER_TARGET * columns**2 + 1e-6), 1), _MOST_PAIRS)
 
     def rows(self, seconds: float) -> int:
         """Pool rows, each scored once, that fit into a time; at least one."""
