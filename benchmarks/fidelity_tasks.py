@@ -162,7 +162,8 @@ def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -
     """Measures on new pool samples for labels in different places that take the language model alike.
 
     DELIFT reads an example once for all its targets, so a row costs `ROW_COST` pairs on top of its own. In a grid all
-    rows have the same targets; scattered, each has its own, drawn at random.
+    rows have the same targets; scattered, each has its own, drawn at random. Of pairs anywhere nearly every one has an
+    example to itself.
     """
     n, m = influence.shape
     pool = np.random.default_rng([seed, 6]).permutation(n)
@@ -185,6 +186,9 @@ def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -
             own = [grid(influence, seen[[k]], rng.permutation(m)[:columns]) for k in range(rows)]
             labels = LabelledPairs.joined(own)
             yield f"{spent} pairs' time, {columns} targets scattered to a row", tried(labels, rows, columns)
+        places = np.random.default_rng([seed, 7]).permutation(len(seen) * m)[: spent // (1 + ROW_COST)]
+        labels = grid(influence, seen, np.arange(m)).take(places)
+        yield f"{spent} pairs' time, pairs anywhere", tried(labels, len(seen), round(len(places) / len(seen)))
 
 
 def facility_location(influence: np.ndarray, size: int) -> np.ndarray:
