@@ -2,7 +2,8 @@
 
     python benchmarks/exact_values.py p3-delift      # 240 x 160 samples of P3, hours; a killed one goes on
     python benchmarks/exact_values.py alpaca-delift  # 160 samples of Alpaca on themselves
-    python benchmarks/exact_values.py p3-less p3-selectit
+    python benchmarks/exact_values.py demo-delift    # 120 samples of the demo's pool on its 40 targets
+    python benchmarks/exact_values.py p3-less p3-selectit truth-less truth-delift
 
 The fidelity of estimated influence is measured on these.
 """
@@ -21,7 +22,9 @@ import torch
 from datasets import Dataset
 
 from functions import exact_values
-from known_truth import p3, short_samples
+from known_truth import p3, short_samples, trained_samples
+from nncift.demo import embedded_data
+from nncift.embedded import cache_folder
 from nncift.language_model import LanguageModel
 from nncift.pool import load_pool
 from nncift.storage import read_json, read_tensors, write_json, write_tensors
@@ -81,12 +84,21 @@ def alpaca_samples(rows: int) -> tuple[Dataset, Dataset]:
     return some, some
 
 
+def demo_samples(rows: int) -> tuple[Dataset, Dataset]:
+    """Samples of the demo's pool, and its targets, which are of four families."""
+    pool, target = (load_pool(path) for path in embedded_data(cache_folder() / "demo"))
+    return pool.select(np.sort(np.random.default_rng(3).permutation(len(pool))[:rows])), target
+
+
 # What to compute: of which function, on which samples.
 JOBS: dict[str, tuple[str, Callable[[], tuple[Dataset, Dataset]]]] = {
     "p3-delift": ("delift", lambda: p3_samples(240, 160)),
     "alpaca-delift": ("delift", lambda: alpaca_samples(160)),
+    "demo-delift": ("delift", lambda: demo_samples(120)),
     "p3-less": ("less, both sides", lambda: p3_samples(240, 160)),
     "p3-selectit": ("selectit", lambda: p3_samples(500, 1)),
+    "truth-less": ("less, trained alike, both sides", lambda: trained_samples()[:2]),
+    "truth-delift": ("delift", lambda: trained_samples()[:2]),
 }
 
 

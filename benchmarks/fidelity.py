@@ -13,12 +13,12 @@ choice      The same labels; each pool sample is estimated by a network that nev
             from the estimates; its choice is valued with the exact values: 0 is a random subset, 1 the exact choice.
 probes      48 or 100 pool samples are labelled on every target, the new ones are measured on 8 targets: ours alone.
 verified    The same choice, with and without probes, from a shortlist of twice the budget whose exact values are used.
-designs     The same time of the language model spent on few long rows, square, or on many short rows of labels.
+designs     The same time of the language model spent on few long rows of labels or many short ones, on the same targets
+            or on each row's own.
 truth       The linear datamodelling score of estimated influence on what training really did (`outcomes`), beside the
             exact values': a share of the pool samples keep those, the rest are estimated.
 
-Features are computed once and kept in `--folder`, and so are the exact values of the truth's samples; all others come
-from `exact_values.py`, which takes hours.
+Features are computed once and kept in `--folder`; the exact values come from `exact_values.py`, which takes hours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from exact_values import FOLDER, JOBS, ExactValues
 from fidelity_methods import METHODS
 from fidelity_tasks import (
     PROBES,
-    TRUTH,
     Row,
     Sides,
     choice,
@@ -51,8 +50,7 @@ from fidelity_tasks import (
     truth,
     verified,
 )
-from functions import exact_values
-from known_truth import OUTCOMES, trained_samples
+from known_truth import OUTCOMES
 from nncift.embeddings import embed
 from nncift.features import stored_features
 from nncift.language_features import language_features
@@ -106,8 +104,11 @@ def show(title: str, table: dict) -> None:
             print(f"| {name} | " + " | ".join(cells) + " |")
 
 
-def questions(influence: np.ndarray, features: Sides, methods: list[str]) -> dict[str, dict[str, Task]]:
+def questions(name: str, influence: np.ndarray, features: Sides, methods: list[str]) -> dict[str, dict[str, Task]]:
     """Question to method to what answers it for a seed."""
+    if name.startswith("truth"):
+        outcomes = TrainingOutcomes.load(OUTCOMES)
+        return {"truth": {one: partial(truth, influence, features, outcomes, METHODS[one]) for one in methods}}
     whole: dict[str, Callable] = {"quadrants": quadrants, "rows": labelled_rows, "choice": choice}
     if influence.shape[1] == 1:
         whole = {"pointwise": pointwise}
@@ -155,19 +156,9 @@ def main() -> None:
             raise SystemExit(f"the samples are not those of {name}")
         samples = f"{name.partition('-')[0]}-{len(pool)}x{len(target)}"
         features = read_features(pool, target, samples, options.folder, model)
-        for task, methods in questions(exact.influence.astype(np.float64), features, options.methods).items():
+        for task, methods in questions(name, exact.influence.astype(np.float64), features, options.methods).items():
             if task in options.tasks:
                 ask(f"{name}, {task}", methods)
-    if "truth" in options.tasks:
-        pool, target, _, _ = trained_samples()
-        outcomes = TrainingOutcomes.load(OUTCOMES)
-        features = read_features(pool, target, "truth", options.folder, model)
-        for name in TRUTH:
-            influence = exact_values(name, model, pool, target, options.folder / "truth")[0].astype(np.float64)
-            ask(
-                f"{name}, truth",
-                {m: partial(truth, influence, features, outcomes, METHODS[m]) for m in options.methods},
-            )
 
 
 if __name__ == "__main__":

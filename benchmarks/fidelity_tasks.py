@@ -10,7 +10,7 @@ from fidelity_methods import Method, learned
 from nncift.features import Features
 from nncift.fidelity import measures
 from nncift.greedy import lazy_greedy
-from nncift.labelling import plan_pairs
+from nncift.labelling import ROWS_PER_TARGET, deal, plan_pairs
 from nncift.matrix import InfluenceMatrix
 from nncift.objectives import FacilityLocation
 from nncift.pairs import LabelledPairs, Probes
@@ -23,8 +23,7 @@ BUDGETS = (0.05, 0.1, 0.3)
 POOL_SHARES = (0.05, 0.1, 0.25)  # of the pool samples of the training outcomes, labelled
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 PROBES = 8
-ROW_COST = 1  # pairs' time that reading an example takes, about
-TRUTH = ("delift", "less, trained alike, both sides")
+SPENT = (600, 1200, 2400)  # pairs
 
 Row = dict[str, float]
 Sides = tuple[Features, Features]
@@ -161,34 +160,41 @@ def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> 
 def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
     """Measures on new pool samples for labels in different places that take the language model alike.
 
-    DELIFT reads an example once for all its targets, so a row costs `ROW_COST` pairs on top of its own. In a grid all
-    rows have the same targets; scattered, each has its own, drawn at random. Of pairs anywhere nearly every one has an
-    example to itself.
+    DELIFT reads an example once for all its targets and a target once without example, so each row and each target
+    cost about a pair on top. In a grid all rows have the same targets; else each has its own, out of several times as
+    many. Of pairs anywhere nearly every one has an example to itself.
     """
     n, m = influence.shape
     pool = np.random.default_rng([seed, 6]).permutation(n)
     new, seen = np.sort(pool[4 * n // 5 :]), pool[: 4 * n // 5]
 
-    def tried(labels: LabelledPairs, rows: int, columns: int) -> Row:
+    def tried(labels: LabelledPairs, rows: int, each: int, targets: int) -> Row:
         measured = judged(influence, method(*features, labels, seed), new, np.arange(m))
-        return measured | {"rows": rows, "targets of a row": columns}
+        return measured | {"rows": rows, "targets of a row": each, "targets": targets}
 
-    for spent in (600, 2400):
-        for ratio in (0.5, 1, 2, 4, 8, 16, 32):
-            columns = int(min(max(round((spent / ratio) ** 0.5), 2), m))
-            rows = int(min(spent // (columns + ROW_COST), len(seen)))
-            labelled = np.random.default_rng([seed, 7]).permutation(m)[:columns]
-            labels = grid(influence, seen[:rows], labelled)
-            yield f"{spent} pairs' time, a grid of {ratio} rows to a target", tried(labels, rows, columns)
-        for columns in (2, 4, 8, 16, 32):
+    for spent in SPENT:
+        shapes = [(rows, 1) for rows in (0.5, 1, 2, 4, 8)] + [(ROWS_PER_TARGET, more) for more in (2, 4, 8, 16)]
+        for ratio, more in shapes:
+            each = min(largest(spent, ratio, more, m), m)
+            targets = min(more * each, m)
+            rows = min((spent - targets) // (each + 1), len(seen))
             rng = np.random.default_rng([seed, 7])
-            rows = int(min(spent // (columns + ROW_COST), len(seen)))
-            own = [grid(influence, seen[[k]], rng.permutation(m)[:columns]) for k in range(rows)]
-            labels = LabelledPairs.joined(own)
-            yield f"{spent} pairs' time, {columns} targets scattered to a row", tried(labels, rows, columns)
-        places = np.random.default_rng([seed, 7]).permutation(len(seen) * m)[: spent // (1 + ROW_COST)]
+            columns = deal(rng.permutation(m)[:targets], rows, each, rng)
+            i, j = np.repeat(seen[:rows], each), columns.ravel()
+            labels = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j].astype(np.float32))
+            place = "all rows the same targets" if more == 1 else f"of {more} times as many targets"
+            yield f"{spent} pairs' time, {ratio} rows to a target of a row, {place}", tried(labels, rows, each, targets)
+        places = np.random.default_rng([seed, 7]).permutation(len(seen) * m)[: (spent - m) // 2]
         labels = grid(influence, seen, np.arange(m)).take(places)
-        yield f"{spent} pairs' time, pairs anywhere", tried(labels, len(seen), round(len(places) / len(seen)))
+        yield f"{spent} pairs' time, pairs anywhere", tried(labels, len(seen), round(len(places) / len(seen)), m)
+
+
+def largest(spent: int, ratio: float, more: int, most: int) -> int:
+    """Most targets of a row, where there are `ratio` rows to each and `more` times as many targets, in `spent`."""
+    each = 1
+    while ratio * (each + 1) * (each + 2) + min(more * (each + 1), most) <= spent:
+        each += 1
+    return each
 
 
 def facility_location(influence: np.ndarray, size: int) -> np.ndarray:

@@ -79,10 +79,10 @@ def test_blocks_of_a_pointwise_function_are_tall(pool):
 
 
 def test_one_pair_of_each_row(pool, tmp_path):
-    rows, columns = np.arange(300)[::2], np.arange(40, 47)
-    pairs = collect(Pointwise(), pool, pool, rows, columns, one_per_row=True, folder=tmp_path)
+    rows, columns = np.arange(300)[::2], np.resize(np.arange(40, 47), (150, 1))
+    pairs = collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path)
     np.testing.assert_array_equal(pairs.pool_index, rows)
-    np.testing.assert_array_equal(pairs.target_index, np.resize(columns, 150))
+    np.testing.assert_array_equal(pairs.target_index, columns[:, 0])
     np.testing.assert_array_equal(pairs.influence, pairs.pool_index * pairs.target_index)
     train, held_out = pairs.split()
     assert set(held_out.quadrants(train)) == {"Q2", "Q4"}  # a row is held out with its target
@@ -92,12 +92,12 @@ def test_one_pair_of_each_row_resumes(pool, tmp_path):
     def stop():
         raise KeyboardInterrupt
 
-    rows, columns = np.arange(300), np.arange(7)
-    whole = collect(Pointwise(), pool, pool, rows, columns, one_per_row=True)
+    rows, columns = np.arange(300), np.resize(np.arange(7), (300, 1))
+    whole = collect(Pointwise(), pool, pool, rows, columns)
     with pytest.raises(KeyboardInterrupt):
-        collect(Pointwise(), pool, pool, rows, columns, one_per_row=True, folder=tmp_path, after_block=stop)
+        collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path, after_block=stop)
     resumed = Pointwise()
-    found = collect(resumed, pool, pool, rows, columns, one_per_row=True, folder=tmp_path)
+    found = collect(resumed, pool, pool, rows, columns, folder=tmp_path)
     assert [height for height, _ in resumed.blocks] == [128, 44]
     for name in ("pool_index", "target_index", "influence"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))

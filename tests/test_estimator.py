@@ -19,9 +19,10 @@ from scipy.stats import spearmanr
 from nncift.config import Amount
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.fidelity import measure_fidelity, measures, spearman
-from nncift.labelling import Rate, measure_rate, number_of_pairs, plan_pairs
+from nncift.labelling import PairPlan, Rate, deal, measure_rate, number_of_pairs, plan_pairs
 from nncift.network import RECIPES, InfluenceNetwork
 from nncift.pairs import LabelledPairs, collect
+from nncift.process_network import MOST_COLUMNS
 
 WIDTH = 6
 
@@ -79,26 +80,65 @@ def test_a_plan_is_a_grid_within_the_wish_and_the_data(n_pool, n_target, pairs, 
     assert len(plan) + len(plan.columns) > pairs or len(plan.rows) == n_pool
 
 
-@given(st.integers(4, 400), st.integers(3, 3000))
-def test_without_a_target_no_sample_is_on_both_sides(n_pool, pairs):
-    plan = plan_pairs(n_pool, None, pairs)
-    assert not set(plan.rows) & set(plan.columns)
+@given(st.integers(4, 400), st.integers(3, 3000), st.booleans())
+def test_without_a_target_no_sample_is_on_both_sides(n_pool, pairs, own_targets):
+    plan = plan_pairs(n_pool, None, pairs, own_targets=own_targets)
+    assert not set(plan.rows) & set(plan.targets)
+
+
+@given(st.integers(20, 4000), st.one_of(st.none(), st.integers(30, 3000)), st.integers(400, 5000), st.integers(0, 5))
+def test_rows_with_targets_of_their_own_reach_more_targets_with_the_same_labels(n_pool, n_target, pairs, seed):
+    plan, same = (plan_pairs(n_pool, n_target, pairs, seed=seed, own_targets=own) for own in (True, False))
+    assert len(plan) == len(same) <= pairs
+    assert len(plan.rows) == len(same.rows)
+    if plan.columns.ndim == 1:  # no more targets than a row has
+        np.testing.assert_array_equal(plan.columns, same.columns)
+        return
+    assert plan.columns.shape == (len(plan.rows), len(same.columns))
+    assert len(same.columns) < len(plan.targets) <= min(2 * len(plan.rows), n_target or n_pool)
+    assert (np.diff(plan.columns, axis=1) > 0).all()  # no target twice in a row
+    rows, targets = plan.held_out
+    judged = plan.columns[np.isin(plan.rows, rows)]
+    assert len(judged) == len(rows) == round(0.2 * len(plan.rows))
+    assert (judged == judged[0]).all()
+    assert set(targets) < set(judged[0])
+    again = plan_pairs(n_pool, n_target, pairs, seed=seed, own_targets=True)
+    np.testing.assert_array_equal(plan.columns, again.columns)
+    stored = PairPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    np.testing.assert_array_equal(stored.columns, plan.columns)
+    np.testing.assert_array_equal(stored.held_out[0], rows)
+
+
+@given(st.integers(1, 60), st.integers(1, 90), st.integers(1, 60), st.integers(0, 5))
+def test_targets_are_dealt_evenly(n_targets, rows, each, seed):
+    targets = np.arange(10, 10 + n_targets)
+    columns = deal(targets, rows, min(each, n_targets), np.random.default_rng(seed))
+    counts = np.bincount(columns.ravel(), minlength=10 + n_targets)[10:]
+    assert counts.max() - counts.min() <= 1
+    assert all(len(set(row)) == len(row) for row in columns.tolist())
+
+
+def test_no_more_targets_are_labelled_than_the_network_learns_from():
+    plan = plan_pairs(10**6, 10**6, 400_000, own_targets=True)
+    assert len(plan.targets) == MOST_COLUMNS
 
 
 @given(st.integers(2, 400), st.integers(1, 60), st.integers(2, 3000), st.integers(0, 5))
 def test_a_pointwise_plan_has_a_row_for_each_label(n_pool, n_target, pairs, seed):
     plan = plan_pairs(n_pool, n_target, pairs, seed=seed, pointwise=True)
     assert len(plan) == len(np.unique(plan.rows)) == min(pairs, n_pool)
-    assert 1 <= len(np.unique(plan.columns)) == len(plan.columns) <= n_target
+    assert plan.columns.shape == (len(plan.rows), 1)
+    assert 1 <= len(plan.targets) <= n_target
     assert plan.rows.max() < n_pool
     assert plan.columns.max() < n_target
+    assert len(plan.held_out[0]) == round(0.2 * len(plan.rows))
 
 
 @given(st.integers(4, 400), st.integers(3, 3000))
 def test_a_pointwise_plan_without_a_target(n_pool, pairs):
     plan = plan_pairs(n_pool, None, pairs, pointwise=True)
-    assert not set(plan.rows) & set(plan.columns)
-    assert len(plan) == min(pairs, n_pool - len(plan.columns))
+    assert not set(plan.rows) & set(plan.targets)
+    assert len(plan) <= min(pairs, n_pool - len(plan.targets))
 
 
 def test_amounts_become_pairs():
@@ -113,14 +153,14 @@ def test_amounts_become_pairs():
         plan_pairs(10, 10, 1)
 
 
-@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(1, 1e4))
-def test_a_time_becomes_a_grid_that_takes_it(row, target, pair, seconds):
+@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(1, 1e4), st.booleans())
+def test_a_time_becomes_the_pairs_that_take_it(row, target, pair, seconds, own_targets):
     rate = Rate(row, target, pair)
-    pairs = rate.pairs(seconds)
+    pairs = rate.pairs(seconds, own_targets=own_targets)
     if 1 < pairs < 10**9:
-        columns = math.sqrt(pairs / 4)
-        assert rate.seconds(4 * columns, columns) <= seconds * (1 + 1e-6)
-        assert rate.seconds(4 * columns + 4, columns + 1) > seconds
+        each, targets = math.sqrt(pairs / 4), 8 if own_targets else 1
+        assert rate.seconds(4 * each, targets * each, 4 * each**2) <= seconds * (1 + 1e-6)
+        assert rate.seconds(4 * (each + 1), targets * (each + 1), 4 * (each + 1) ** 2) > seconds
 
 
 @pytest.mark.parametrize(("pointwise", "fixed"), [(False, 0), (True, 0), (True, 60)])

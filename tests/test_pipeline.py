@@ -20,6 +20,8 @@ from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.examples import encode_examples
 from nncift.features import stored_features
 from nncift.influence import BUILT_IN
+from nncift.inputs import make_config
+from nncift.labelling import PairPlan
 from nncift.language_features import language_features
 from nncift.language_model import LanguageModel
 from nncift.network import InfluenceNetwork
@@ -259,6 +261,34 @@ def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path)
     assert summary["target"] is None
     assert summary["all_pairs"] == 60 * 60
     assert len(selection.indices) == 6
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_each_row_is_labelled_on_targets_of_its_own(tiny_model, minilm, own, pool, tmp_path: Path):
+    """As many tokens as foretold; what is kept from the network is what was planned."""
+    target = None if own else write_rows(tmp_path / "target.jsonl", arithmetic(40, offset=100))
+    options = {"model": tiny_model, "encoder": minilm, "budget": "5", "labels": "120", "device": "cpu"}
+    planned = nncift.planning.plan(make_config(pool, target=target, **options))
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    plan = PairPlan.from_dict(json.loads((tmp_path / "run/labels/plan.json").read_text()))
+    assert plan.columns.shape == (15, 8)
+    assert len(plan.targets) == 30
+    labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
+    np.testing.assert_array_equal(labels.pool_index, np.repeat(plan.rows, 8))
+    np.testing.assert_array_equal(labels.target_index, plan.columns.ravel())
+    costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
+    assert (planned.pairs, planned.tokens) == (120, costs["forward_tokens"])
+    fidelity = json.loads((tmp_path / "run/fidelity.json").read_text())
+    rows, targets = plan.held_out
+    assert fidelity["held_out"] == {"pool": len(rows), "target": len(targets)}
+    seen = ~np.isin(labels.pool_index, rows) & ~np.isin(labels.target_index, targets)
+    assert fidelity["pairs"]["train"] == seen.sum()
+    samples = load_pool(pool)
+    others = samples if own else load_pool(target)
+    for k in (0, 17, len(labels) - 1):
+        i, j = int(labels.pool_index[k]), int(labels.target_index[k])
+        exact = nncift.Delift(tiny_model, device="cpu")(samples.select([i]), others.select([j]))
+        np.testing.assert_allclose(labels.influence[k], exact[0, 0], atol=1e-5)
 
 
 def test_a_budget_in_tokens_is_kept(pool, target, options, tmp_path: Path):

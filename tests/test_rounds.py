@@ -41,12 +41,15 @@ class Measured:
         if name == self.killed_at:
             raise KeyboardInterrupt
         self.asked[name] = plan
-        i, j = np.repeat(plan.rows, len(plan.columns)), np.tile(plan.columns, len(plan.rows))
+        j = np.broadcast_to(plan.columns, (len(plan.rows), plan.columns.shape[-1])).ravel()
+        i = np.repeat(plan.rows, plan.columns.shape[-1])
         return LabelledPairs(i.astype(np.int32), j.astype(np.int32), self.influence[i, j].astype(np.float32))
 
 
-def rounds(wish: float = 0.6, n_target: int | None = M, recipe: str = "process") -> Rounds:
-    return Rounds(n_pool=N, n_target=n_target, pointwise=False, recipe=recipe, wish=wish, seed=0)
+def rounds(
+    wish: float = 0.6, n_target: int | None = M, recipe: str = "process", *, own_targets: bool = False
+) -> Rounds:
+    return Rounds(N, n_target, pointwise=False, own_targets=own_targets, recipe=recipe, wish=wish, seed=0)
 
 
 def test_it_labels_until_the_wish_is_reached(tmp_path: Path):
@@ -57,7 +60,7 @@ def test_it_labels_until_the_wish_is_reached(tmp_path: Path):
     assert story["ended"] == "the wish was reached"
     assert reached[-1] >= 0.6
     assert all(value < 0.6 for value in reached[:-1])
-    taken = [story["held_out"], *(one["rows"] for one in story["rounds"])]
+    taken = [story["held_out"][0], *(one["rows"] for one in story["rounds"])]
     assert len(np.concatenate(taken)) == len(np.unique(np.concatenate(taken)))  # no row twice
     assert len(pairs) == sum(map(len, taken)) * 48
     assert [one["pairs"] for one in story["rounds"]] == (48 * np.cumsum([len(rows) for rows in taken[1:]])).tolist()
@@ -89,7 +92,30 @@ def test_without_a_target_no_row_is_a_target(tmp_path: Path):
     measured.influence = np.tanh(measured.pool[:, :3]) @ np.tanh(measured.pool[:, :3]).T
     rounds(n_target=None, wish=0.05).label(measured.pool, measured.pool, tmp_path / "rounds.json", measured)
     story = read_json(tmp_path / "rounds.json")
-    assert not set(story["columns"]) & set(story["held_out"] + [i for one in story["rounds"] for i in one["rows"]])
+    rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
+    assert not set(story["targets"]) & set(rows)
+
+
+@pytest.mark.parametrize("n_target", [M, None])
+def test_rows_get_targets_of_their_own(tmp_path: Path, n_target: int | None):
+    measured, again = Measured(noise=0.5), Measured(noise=0.5)
+    for one in (measured, again):
+        if n_target is None:
+            one.influence = np.tanh(one.pool[:, :3]) @ np.tanh(one.pool[:, :3]).T
+        target = one.pool if n_target is None else one.target
+        rounds(0.99, n_target, own_targets=True).label(one.pool, target, tmp_path / "rounds.json", one)
+    story = read_json(tmp_path / "rounds.json")
+    assert measured.asked["held-out"].columns.tolist() == story["columns"]
+    first = measured.asked["round-0"]
+    assert first.columns.shape == (48, 24)
+    assert first.targets.tolist() == story["targets"]
+    assert len(first.targets) == (M if n_target else 192)
+    assert measured.asked.keys() == again.asked.keys()
+    for name, plan in measured.asked.items():
+        np.testing.assert_array_equal(again.asked[name].columns, plan.columns)
+    if n_target is None:
+        rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
+        assert not set(story["targets"]) & set(rows)
 
 
 def test_the_papers_recipe_labels_at_random(tmp_path: Path):
@@ -139,7 +165,7 @@ def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
     selection = nncift.select(pool, output=run, **options)
     story, fidelity = read_json(run / "labels/rounds.json"), read_json(run / "fidelity.json")
     labelled = pq.read_table(run / "labels/labels.parquet")
-    assert fidelity["held_out"]["pool"] >= len(story["held_out"]) == 32  # of a score, those of held-out targets too
+    assert fidelity["held_out"]["pool"] >= len(story["held_out"][0]) == 32
     assert sum(fidelity["pairs"].values()) == labelled.num_rows
     assert f"Labelled in {len(story['rounds'])} rounds until" in summary_text(run)
     assert "How it learned" in (run / "report.html").read_text()

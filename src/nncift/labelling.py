@@ -1,7 +1,9 @@
-"""Which pairs to label: a grid of pool rows x targets, drawn at random, seeded.
+"""Which pairs to label: pool rows x targets, drawn at random, seeded.
 
-The grid has four pool rows to a target: an influence function shares an example's work over its targets, so
-a tall grid costs a little more per pair, but the pool is where the network has to generalise furthest.
+There are four pool rows to each target that a row is labelled with: the pool is where the network has to generalise
+furthest. Where each pair is work of its own, as with DELIFT, every row gets targets of its own, twice as many in all as
+there are rows: the same work then tells of far more targets. Where the work is done once for each sample, as with
+gradients, all rows share their targets, and the plan is a grid.
 
 The score that a pointwise function gives a pool row holds for every target, so a row is labelled once, with one of
 the targets: as many rows as labels are asked for, and targets enough to show the network that they do not matter.
@@ -12,12 +14,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from nncift.config import Amount
 from nncift.errors import ConfigError
+from nncift.influence import is_pointwise, works_per_pair
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,24 +28,51 @@ if TYPE_CHECKING:
     from nncift.influence import InfluenceFunction
 
 ROWS_PER_TARGET = 4
+_TARGETS_PER_ROW = 2  # that are labelled at all, where each row has its own
+_MOST_TARGETS = 1024  # likewise; the network learns from no more
+_HELD_OUT = 0.2  # of the rows, and of the targets that these share
+_LEAST_ROWS = 10  # for targets of their own; of fewer, too few would be held out to judge on
 _ROWS_PER_TARGET_POINTWISE = 16  # a target has some of them held out, or its ranking could not be judged
 _TRIAL_ROWS, _TRIAL_TARGETS = 2, 8
 _MOST_PAIRS = 10**9
 
+HeldOut = tuple[np.ndarray, np.ndarray]
+"""Pool rows and targets that are kept from the network, to judge it on."""
+
 
 @dataclass(frozen=True)
 class PairPlan:
-    """The grid to label: `rows` (r,) int64 into the pool, `columns` (c,) int64 into the targets.
+    """The pairs to label.
 
-    Of a pointwise function each row is labelled with one of the columns in turn, else with all.
+    Attributes:
+        rows: (r,) int64 into the pool.
+        columns: into the targets: (c,) int64, the same for all rows, or (r, k), each row's own.
+        held_out: what the network is to be judged on; None where that may be chosen among the labels at random.
     """
 
     rows: np.ndarray
     columns: np.ndarray
-    pointwise: bool = False
+    held_out: HeldOut | None = None
 
     def __len__(self) -> int:
-        return len(self.rows) * (1 if self.pointwise else len(self.columns))
+        return self.columns.size if self.columns.ndim == 2 else len(self.rows) * len(self.columns)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """All targets that are labelled, ascending."""
+        return np.unique(self.columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        held_out = None if self.held_out is None else [side.tolist() for side in self.held_out]
+        return {"rows": self.rows.tolist(), "columns": self.columns.tolist(), "held_out": held_out}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Self:
+        """From what `to_dict` gave."""
+        rows, columns = (np.array(stored[name], dtype=np.int64) for name in ("rows", "columns"))
+        kept = stored.get("held_out")
+        return cls(rows, columns, None if kept is None else (np.array(kept[0]), np.array(kept[1])))
 
 
 def plan_labels(
@@ -55,13 +85,21 @@ def plan_labels(
     seed: int = 0,
 ) -> PairPlan:
     """The pairs to label with a function: `plan_pairs` of the number that the amount stands for."""
-    pointwise = bool(getattr(function, "pointwise", False))
-    pairs = number_of_pairs(amount, n_pool, n_pool if n_target is None else n_target, rate, pointwise=pointwise)
-    return plan_pairs(n_pool, n_target, pairs, seed=seed, pointwise=pointwise)
+    kind = {"pointwise": is_pointwise(function), "own_targets": works_per_pair(function)}
+    pairs = number_of_pairs(amount, n_pool, n_pool if n_target is None else n_target, rate, **kind)
+    return plan_pairs(n_pool, n_target, pairs, seed=seed, **kind)
 
 
-def plan_pairs(n_pool: int, n_target: int | None, pairs: int, *, seed: int = 0, pointwise: bool = False) -> PairPlan:
-    """A random grid of about `pairs` pairs.
+def plan_pairs(
+    n_pool: int,
+    n_target: int | None,
+    pairs: int,
+    *,
+    seed: int = 0,
+    pointwise: bool = False,
+    own_targets: bool = False,
+) -> PairPlan:
+    """About `pairs` random pairs.
 
     Args:
         n_pool: samples in the pool.
@@ -70,6 +108,8 @@ def plan_pairs(n_pool: int, n_target: int | None, pairs: int, *, seed: int = 0, 
         pairs: how many, at most; a grid seldom hits the number exactly.
         seed: which ones.
         pointwise: for a pointwise function: each row has one pair.
+        own_targets: each row has targets of its own; a fifth of the rows, to be held out, have the same, since a
+            ranking within a target can be judged where several rows have it.
 
     Raises:
         ConfigError: fewer than two pairs can be labelled.
@@ -77,14 +117,43 @@ def plan_pairs(n_pool: int, n_target: int | None, pairs: int, *, seed: int = 0, 
     rng = np.random.default_rng(seed)
     most_columns = n_target if n_target is not None else n_pool // 2
     size = _pointwise_size if pointwise else _grid_size
-    rows, columns = size(pairs, n_pool, most_columns, shared=n_target is None)
-    plan = PairPlan(np.arange(rows), np.arange(columns), pointwise)
-    if len(plan) < 2:
+    rows, each = size(pairs, n_pool, most_columns, shared=n_target is None)
+    if rows * (1 if pointwise else each) < 2:
         raise ConfigError(f"{pairs} labels are too few to learn from", "raise --labels, or give more data")
+    columns = each
+    if own_targets and not pointwise and rows >= _LEAST_ROWS:
+        free = n_pool - rows if n_target is None else n_target
+        columns = max(min(_TARGETS_PER_ROW * rows, _MOST_TARGETS, free), each)
     if n_target is None:
         both = rng.permutation(n_pool)[: rows + columns]
-        return PairPlan(np.sort(both[:rows]), np.sort(both[rows:]), pointwise)
-    return PairPlan(np.sort(rng.permutation(n_pool)[:rows]), np.sort(rng.permutation(n_target)[:columns]), pointwise)
+        some_rows, some_columns = np.sort(both[:rows]), np.sort(both[rows:])
+    else:
+        some_rows = np.sort(rng.permutation(n_pool)[:rows])
+        some_columns = np.sort(rng.permutation(n_target)[:columns])
+    if pointwise:
+        judged = np.sort(rng.permutation(some_rows)[: round(_HELD_OUT * rows)])
+        return PairPlan(some_rows, np.resize(some_columns, rows)[:, None], (judged, some_columns[:0]))
+    return PairPlan(some_rows, some_columns) if columns == each else _own_targets(some_rows, some_columns, each, rng)
+
+
+def _own_targets(rows: np.ndarray, targets: np.ndarray, each: int, rng: np.random.Generator) -> PairPlan:
+    """Each row with so many targets of its own, and the rows to be held out with the same."""
+    judged = rng.permutation(len(rows))[: round(_HELD_OUT * len(rows))]
+    shared = rng.permutation(targets)[:each]
+    columns = deal(targets, len(rows), each, rng)
+    columns[judged] = np.sort(shared)
+    return PairPlan(rows, columns, (np.sort(rows[judged]), np.sort(shared[: round(_HELD_OUT * each)])))
+
+
+def deal(targets: np.ndarray, rows: int, each: int, rng: np.random.Generator) -> np.ndarray:
+    """For each row `each` different targets at random, all of them equally often: (rows, each) int64, ascending."""
+    dealt = np.zeros(len(targets), dtype=np.int64)
+    columns = np.empty((rows, each), dtype=np.int64)
+    for row in columns:
+        own = np.lexsort((rng.random(len(targets)), dealt))[:each]
+        dealt[own] += 1
+        row[:] = np.sort(targets[own])
+    return columns
 
 
 def _grid_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool) -> tuple[int, int]:
@@ -105,7 +174,13 @@ def _pointwise_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool)
 
 
 def number_of_pairs(
-    amount: Amount, n_pool: int, n_target: int, rate: Rate | None = None, *, pointwise: bool = False
+    amount: Amount,
+    n_pool: int,
+    n_target: int,
+    rate: Rate | None = None,
+    *,
+    pointwise: bool = False,
+    own_targets: bool = False,
 ) -> int:
     """How many pairs an amount of labels stands for; of a pointwise function, how many samples."""
     if amount.kind == "fraction":
@@ -113,7 +188,7 @@ def number_of_pairs(
     if amount.kind == "seconds":
         if rate is None:
             raise ValueError("a time needs a measured rate")
-        return rate.rows(amount.value) if pointwise else rate.pairs(amount.value)
+        return rate.rows(amount.value) if pointwise else rate.pairs(amount.value, own_targets=own_targets)
     return int(amount.value)
 
 
@@ -131,15 +206,16 @@ class Rate:
     pair: float
     warm_up: float = 0.0
 
-    def seconds(self, rows: int, columns: int) -> float:
-        """Expected time of a grid."""
-        return self.warm_up + self.row * rows + self.target * columns + self.pair * rows * columns
+    def seconds(self, rows: int, targets: int, pairs: int | None = None) -> float:
+        """Expected time of so many pairs; of the grid unless given."""
+        return self.warm_up + self.row * rows + self.target * targets + self.pair * (pairs or rows * targets)
 
-    def pairs(self, seconds: float) -> int:
-        """Pairs of the largest grid, of `ROWS_PER_TARGET` rows to a target, that fits into a time; at least one."""
+    def pairs(self, seconds: float, *, own_targets: bool = False) -> int:
+        """Pairs that fit into a time, of `ROWS_PER_TARGET` rows to each target of a row; at least one."""
         seconds = max(seconds - self.warm_up, 0.0)
         square = self.pair * ROWS_PER_TARGET
-        line = max(self.row * ROWS_PER_TARGET + self.target, 1e-9)  # the grain of the clock
+        targets = ROWS_PER_TARGET * _TARGETS_PER_ROW if own_targets else 1  # for each target of a row
+        line = max(self.row * ROWS_PER_TARGET + self.target * targets, 1e-9)  # the grain of the clock
         # The root of square * c^2 + line * c = seconds, in a form that holds where square is 0 too.
         columns = 2 * seconds / (line + math.sqrt(line**2 + 4 * square * seconds))
         return min(max(int(ROWS_PER_TARGET * columns**2 + 1e-6), 1), _MOST_PAIRS)
@@ -167,7 +243,7 @@ def measure_rate(function: InfluenceFunction, pool: Dataset, target: Dataset, *,
     timed(rows.select([0]), targets.select([0]))  # loads the model, runs each kind of work once
     rows = rows.select(range(min(1, len(rows) - 1), len(rows)))
     once, block = timed(rows, targets)
-    if getattr(function, "pointwise", False):
+    if is_pointwise(function):
         whatever = _fixed_seconds(once + block, len(rows), sum(timed(rows.select([0]), targets)))
         return Rate((once + block - whatever) / len(rows), 0.0, 0.0, warm_up + whatever)
     each = once / (len(rows) + len(targets))

@@ -18,8 +18,9 @@ import numpy as np
 from nncift.config import DEFAULT_LABELS, Config, parse_labels
 from nncift.costs import Costs
 from nncift.errors import ConfigError
+from nncift.influence import is_pointwise, works_per_pair
 from nncift.inputs import describe
-from nncift.labelling import PairPlan, measure_rate, plan_labels
+from nncift.labelling import HeldOut, PairPlan, measure_rate, plan_labels
 from nncift.pairs import LabelledPairs, Probes, collect
 from nncift.rounds import WISH, Rounds
 from nncift.storage import read_json, write_json
@@ -61,13 +62,8 @@ class Measuring:
         """Whether the pool is its own target."""
         return self.targets is self.samples
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether the function gives one score for all targets."""
-        return bool(getattr(self.function, "pointwise", False))
-
     def labels(self, features: Any, target_features: Any) -> LabelledPairs:
-        """Exact influence of the planned grid, or in rounds; the features tell the rounds where to go."""
+        """Exact influence of the planned pairs, or in rounds; the features tell the rounds where to go."""
         place, function = self.folder / "labels", self.function
         count = self._counter("labels")
         plan = self._plan_labels(place / "plan.json")
@@ -88,7 +84,8 @@ class Measuring:
         rounds = Rounds(
             n_pool=len(self.samples),
             n_target=None if self.own_target else len(self.targets),
-            pointwise=self.pointwise,
+            pointwise=is_pointwise(self.function),
+            own_targets=works_per_pair(self.function),
             recipe=config.recipe,
             wish=WISH if config.fidelity is None else config.fidelity,
             seed=config.seed,
@@ -109,7 +106,6 @@ class Measuring:
             self.targets,
             plan.rows,
             plan.columns,
-            one_per_row=plan.pointwise,
             folder=place,
             progress=self.progress,
             after_block=count,
@@ -146,18 +142,20 @@ class Measuring:
                     f"{path.parent} holds labels of {stored['function']}, now it is {described}",
                     "give the same --dtype and --device, or choose another --output",
                 )
-            return PairPlan(np.array(stored["rows"]), np.array(stored["columns"]), stored.get("pointwise", False))
+            return PairPlan.from_dict(stored)
+        facts = {"pointwise": is_pointwise(function), "rate": None, "function": described}
         if config.in_rounds:
-            plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64), self.pointwise)  # `rounds.json` has the rows
-            write_json(path, _stored(plan) | {"rate": None, "function": described})
+            plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64))  # `rounds.json` has the rows
+            write_json(path, plan.to_dict() | facts)
             return plan
         amount = parse_labels(config.labels or DEFAULT_LABELS)
         rate = None
         if amount.kind == "seconds":
             rate = measure_rate(function, self.samples, self.targets, seed=config.seed)
+            facts["rate"] = dataclasses.asdict(rate)
         n_target = None if self.own_target else len(self.targets)
         plan = plan_labels(function, amount, len(self.samples), n_target, rate=rate, seed=config.seed)
-        write_json(path, _stored(plan) | {"rate": rate and dataclasses.asdict(rate), "function": described})
+        write_json(path, plan.to_dict() | facts)
         return plan
 
     def probes(self, network: InfluenceNetwork, target_features: Any) -> Probes:
@@ -193,7 +191,7 @@ class Measuring:
                 free = np.setdiff1d(free, rows)
             order = np.random.default_rng(self.config.seed).permutation(free)
             order = np.concatenate([order[np.isin(order, labelled)], order[~np.isin(order, labelled)]])
-            columns = np.sort(order[: 1 if self.pointwise else VERIFY_TARGETS])
+            columns = np.sort(order[: 1 if is_pointwise(self.function) else VERIFY_TARGETS])
             write_json(path, {"rows": rows.tolist(), "columns": columns.tolist()})
         stored = read_json(path)
         plan = PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
@@ -201,5 +199,10 @@ class Measuring:
         return plan.rows, Probes(plan.columns, pairs.influence.reshape(len(plan.rows), len(plan.columns)))
 
 
-def _stored(plan: PairPlan) -> dict[str, Any]:
-    return {"rows": plan.rows.tolist(), "columns": plan.columns.tolist(), "pointwise": plan.pointwise}
+def planned_held_out(folder: Path) -> HeldOut | None:
+    """What a run folder's labels keep from the network, as it was planned; None where that is chosen afterwards."""
+    for name in ("rounds.json", "plan.json"):
+        path = folder / "labels" / name
+        if path.exists() and (kept := read_json(path).get("held_out")) is not None:
+            return np.array(kept[0], dtype=np.int64), np.array(kept[1], dtype=np.int64)
+    return None

@@ -1,9 +1,9 @@
 """Labelled pairs: exact influence values with the samples they belong to, collected in blocks that resume.
 
-The pairs to label form a grid, rows of the pool times targets, since an influence function can share an
-example's work over many targets, and since a grid leaves whole samples to hold out on both sides. A block
-is a few rows of the grid with all its targets: what a block holds is fixed by the plan, never by timing. A pointwise
-function gives a row the same value for every target, so one pair of each row is enough.
+The pairs to label are rows of the pool, each with several targets, the same for all rows or its own: an influence
+function can share an example's work over them. A block is a few rows with all their targets: what a block holds is
+fixed by the plan, never by timing. A pointwise function gives a row the same value for every target, so one pair of
+each row is enough.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from nncift.errors import DataError, ModelError
+from nncift.influence import is_pointwise
 from nncift.loading import out_of_memory
 from nncift.storage import read_table, write_table
 
@@ -59,7 +60,7 @@ class LabelledPairs:
         fraction: float = 0.8,
         *,
         seed: int = 0,
-        pool_held_out: np.ndarray | None = None,
+        held_out: tuple[np.ndarray, np.ndarray] | None = None,
         pool_groups: np.ndarray | None = None,
         target_groups: np.ndarray | None = None,
     ) -> tuple[LabelledPairs, LabelledPairs]:
@@ -69,7 +70,7 @@ class LabelledPairs:
             fraction: share of the labelled samples of each side that stay for training. A side with two or
                 more samples holds out at least one.
             seed: which ones.
-            pool_held_out: the pool samples to hold out, where they are chosen already.
+            held_out: the pool samples and the targets to hold out, where they are chosen already.
             pool_groups: group number of every pool sample; samples of one group (exact duplicates) fall on
                 the same side. Each is its own group unless given.
             target_groups: the same for the targets.
@@ -78,11 +79,9 @@ class LabelledPairs:
             The pairs of which both samples stay (the paper's quadrant Q1), and all others.
         """
         rng = np.random.default_rng(seed)
-        if pool_held_out is None:
-            stays = _keep(self.pool_index, pool_groups, fraction, rng)
-        else:
-            stays = ~np.isin(self.pool_index, pool_held_out)
-        stays &= _keep(self.target_index, target_groups, fraction, rng)
+        rows, targets = held_out or (None, None)
+        stays = _keep(self.pool_index, pool_groups, fraction, rng, rows)
+        stays &= _keep(self.target_index, target_groups, fraction, rng, targets)
         return self.take(stays), self.take(~stays)
 
     @classmethod
@@ -143,9 +142,17 @@ class Probes:
         return Probes(columns, np.concatenate([self.influence, other.influence[:, new]], axis=1))
 
 
-def _keep(index: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Which pairs have a sample that is not held out on this side."""
+def _keep(
+    index: np.ndarray,
+    groups: np.ndarray | None,
+    fraction: float,
+    rng: np.random.Generator,
+    chosen: np.ndarray | None,
+) -> np.ndarray:
+    """Which pairs have a sample that is not held out on this side; `chosen`: which are, with all of their groups."""
     own = index if groups is None else groups[index]
+    if chosen is not None:
+        return ~np.isin(own, chosen if groups is None else groups[chosen])
     distinct = np.unique(own)
     held_out = max(round((1 - fraction) * len(distinct)), 1) if len(distinct) > 1 else 0
     return ~np.isin(own, rng.permutation(distinct)[:held_out])
@@ -158,28 +165,25 @@ def collect(
     rows: np.ndarray,
     columns: np.ndarray,
     *,
-    one_per_row: bool = False,
     folder: Path | None = None,
     progress: bool = False,
     after_block: Callable[[], None] = lambda: None,
 ) -> LabelledPairs:
-    """Exact influence of the grid rows x columns, block by block.
+    """Exact influence of pool rows on targets, block by block.
 
     Args:
-        function: the influence function; its `prepare`, where it has one, sees the grid's samples once.
+        function: the influence function; its `prepare`, where it has one, sees all these samples once.
         pool: the samples that may help.
         target: the samples to be helped.
-        rows: indices into `pool`.
-        columns: indices into `target`.
-        one_per_row: keep of row k the pair with column k alone, the first following the last: all that a pointwise
-            function has to say of it.
+        rows: (r,) indices into `pool`.
+        columns: indices into `target`: (c,) for all rows, or (r, k), for each row its own.
         folder: keep `block-*.parquet` here while running, then `labels.parquet`; what is there already is not
             computed again.
         progress: show a progress bar.
         after_block: called after each block, for example to save the costs.
 
     Returns:
-        len(rows) * len(columns) pairs, row by row; or len(rows).
+        r * c or r * k pairs, row by row.
 
     A block that does not fit into memory is done in halves, and the log says so. A pointwise function's blocks are
     as tall as if there were one target, since its work does not grow with them.
@@ -192,23 +196,24 @@ def collect(
     if finished is not None and finished.exists():
         _drop_blocks(finished.parent)
         return LabelledPairs.load(finished)
-    target_rows = target.select(columns)
+    columns = np.asarray(columns)
     if hasattr(function, "progress"):
         function.progress = progress
     if hasattr(function, "prepare"):
-        function.prepare(pool.select(rows), target_rows, folder)
-    height = BLOCK_PAIRS if getattr(function, "pointwise", False) else max(BLOCK_PAIRS // len(columns), 1)
+        function.prepare(pool.select(rows), target.select(np.unique(columns)), folder)
+    width = columns.shape[-1]
+    height = BLOCK_PAIRS if is_pointwise(function) else max(BLOCK_PAIRS // width, 1)
     blocks: list[LabelledPairs] = []
-    total = len(rows) * (1 if one_per_row else len(columns))
-    with tqdm(total=total, desc="labelling", unit=" pairs", disable=not progress) as bar:
+    with tqdm(total=len(rows) * width, desc="labelling", unit=" pairs", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(rows), height)):
             path = folder / f"block-{number:06d}.parquet" if folder is not None else None
             if path is not None and path.exists():
                 block = LabelledPairs.load(path)
             else:
-                block = _label_block(function, pool, rows[start : start + height], target_rows, columns)
-                if one_per_row:
-                    block = block.take(_one_of_each_row(start, len(block), len(columns)))
+                part = slice(start, start + height)
+                block = _label_block(
+                    function, pool, target, rows[part], columns if columns.ndim == 1 else columns[part]
+                )
                 if path is not None:
                     block.save(path)
                 after_block()
@@ -221,12 +226,6 @@ def collect(
     return pairs
 
 
-def _one_of_each_row(start: int, n: int, columns: int) -> np.ndarray:
-    """Which of the n pairs of a block of rows x columns are kept where each row needs one, (n,) bool."""
-    column = (start + np.arange(n // columns)) % columns
-    return np.asarray((np.arange(columns) == column[:, None]).ravel())
-
-
 def _drop_blocks(folder: Path) -> None:
     """Remove the blocks that `labels.parquet` holds by now."""
     for path in folder.glob("block-*.parquet"):
@@ -234,8 +233,29 @@ def _drop_blocks(folder: Path) -> None:
 
 
 def _label_block(
-    function: InfluenceFunction, pool: Dataset, rows: np.ndarray, target_rows: Dataset, columns: np.ndarray
+    function: InfluenceFunction, pool: Dataset, target: Dataset, rows: np.ndarray, columns: np.ndarray
 ) -> LabelledPairs:
+    """All pairs of some rows; those with targets of their own are asked for one by one, save for a pointwise score."""
+    if columns.ndim == 1:
+        values = _grid_values(function, pool, target, rows, columns)
+    elif is_pointwise(function):
+        distinct, place = np.unique(columns, return_inverse=True)
+        whole = _grid_values(function, pool, target, rows, distinct)
+        values = np.take_along_axis(whole, place.reshape(columns.shape), axis=1)
+    else:
+        parts = (_grid_values(function, pool, target, rows[[i]], own) for i, own in enumerate(columns))
+        values = np.concatenate(list(parts))
+    own = np.broadcast_to(columns, values.shape)
+    return LabelledPairs(
+        np.repeat(rows, values.shape[1]).astype(np.int32), own.ravel().astype(np.int32), values.ravel()
+    )
+
+
+def _grid_values(
+    function: InfluenceFunction, pool: Dataset, target: Dataset, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """What the function says of rows x columns, (r, c) float32, checked."""
+    target_rows = target.select(columns)
     values = _influence(function, pool.select(rows), target_rows)
     if values.shape != (len(rows), len(columns)):
         raise DataError(
@@ -249,9 +269,7 @@ def _label_block(
             f"the influence of {pool[int(rows[i])]['id']!r} on {target_rows[int(j)]['id']!r} is {values[i, j]}",
             "look at these two samples; with --dtype float16, try bfloat16 or float32",
         )
-    return LabelledPairs(
-        np.repeat(rows, len(columns)).astype(np.int32), np.tile(columns, len(rows)).astype(np.int32), values.ravel()
-    )
+    return values
 
 
 def _influence(function: InfluenceFunction, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:

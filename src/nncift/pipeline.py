@@ -22,6 +22,7 @@ from nncift.feature_sources import FeatureReader, feature_sources
 from nncift.fidelity import measure_fidelity
 from nncift.given_labels import keep_labels
 from nncift.hub import network_folder
+from nncift.influence import is_pointwise
 from nncift.inputs import (
     check_budget,
     check_models,
@@ -31,13 +32,13 @@ from nncift.inputs import (
     make_influence,
     read_samples,
 )
-from nncift.measuring import Measuring
+from nncift.measuring import Measuring, planned_held_out
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs, Probes
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
-from nncift.storage import atomic_write, open_run, read_array, read_json, run_log, write_array, write_json
+from nncift.storage import atomic_write, open_run, read_array, run_log, write_array, write_json
 from nncift.summary import write_summary
 from nncift.verifying import OPTIMISM, choose_verified, overlaid
 
@@ -193,14 +194,14 @@ def _learn(
     prior: InfluenceNetwork | None,
 ) -> InfluenceNetwork:
     """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
-    place, story = folder / "network", folder / "labels" / "rounds.json"
+    place = folder / "network"
     if function is not None:
-        origin = describe(function) | {"pointwise": bool(getattr(function, "pointwise", False))}
+        origin = describe(function) | {"pointwise": is_pointwise(function)}
     else:
         origin = {"name": Path(str(config.labels_from)).name, "pointwise": pairs.pointwise}
     train, held_out = pairs.split(
         seed=config.seed,
-        pool_held_out=np.array(read_json(story)["held_out"]) if story.exists() else None,
+        held_out=planned_held_out(folder),
         pool_groups=_duplicate_groups(samples, pairs.pool_index),
         target_groups=_duplicate_groups(targets, pairs.target_index),
     )

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from nncift.errors import printable
 from nncift.feature_sources import FeatureReader
 from nncift.given_labels import read_labels
 from nncift.hub import network_folder
+from nncift.influence import is_pointwise
 from nncift.inputs import (
     budget_count,
     check_budget,
@@ -24,7 +25,7 @@ from nncift.inputs import (
     make_influence,
     read_samples,
 )
-from nncift.labelling import measure_rate, plan_labels
+from nncift.labelling import PairPlan, measure_rate, plan_labels
 from nncift.language_features import language_features
 from nncift.measuring import VERIFY_TARGETS
 from nncift.network import InfluenceNetwork
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from nncift.influence import InfluenceFunction
 
-_TRIAL_TEXTS, _TRIAL_READINGS = 64, 16
+_TRIAL_TEXTS, _TRIAL_READINGS, _TRIAL_ROWS = 64, 16, 128
 _HIDDEN_BYTES = 4 * 100  # one projected sample: float32 x the network's hidden units
 
 
@@ -162,29 +163,46 @@ def _measuring_plan(
         function.check(samples, seen_targets)
     rate = measure_rate(function, samples, seen_targets, seed=config.seed)
     n, m = len(samples), len(seen_targets)
-    grids: dict[str, tuple[int, int]] = {}
+    work: dict[str, tuple[int, int, int]] = {}  # rows, targets, pairs
     labels, tokens = 0, None
     if config.learns:
         amount = parse_labels(config.labels or DEFAULT_LABELS) if not config.in_rounds else _first_round(function, m)
-        grid = plan_labels(function, amount, n, None if targets is None else m, rate=rate, seed=config.seed)
-        grids["labels"], labels = (len(grid.rows), len(grid.columns)), len(grid)
+        chosen = plan_labels(function, amount, n, None if targets is None else m, rate=rate, seed=config.seed)
+        labels = len(chosen)
+        work["labels"] = len(chosen.rows), len(chosen.targets), labels
         if hasattr(function, "tokens"):
-            warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
-            tokens = int(function.tokens(samples.select(grid.rows), seen_targets.select(grid.columns), **warm_up))
+            tokens = _label_tokens(function, samples, seen_targets, chosen)
     if config.probes is not None:
-        grids["probes"] = n, min(config.probes, m)
+        work["probes"] = n, min(config.probes, m), n * min(config.probes, m)
     if config.verify is not None and parse_budget(config.budget).kind != "tokens":
         shortlist = min(round(budget_count(config, n) * config.verify), n)
-        grids["verify"] = shortlist, 1 if getattr(function, "pointwise", False) else min(m, VERIFY_TARGETS)
-    more = sum(rows * columns for stage, (rows, columns) in grids.items() if stage != "labels")
+        columns = 1 if is_pointwise(function) else min(m, VERIFY_TARGETS)
+        work["verify"] = shortlist, columns, shortlist * columns
+    more = sum(pairs for stage, (_, _, pairs) in work.items() if stage != "labels")
     if tokens is not None and labels:
         tokens += round(tokens / labels * more)
-    return labels + more, tokens, {stage: rate.seconds(*grid) for stage, grid in grids.items()}
+    return labels + more, tokens, {stage: rate.seconds(*amount) for stage, amount in work.items()}
+
+
+def _label_tokens(function: Any, samples: Dataset, targets: Dataset, chosen: PairPlan) -> int:
+    """Tokens that labelling reads; of many rows with targets of their own, told from an even part of them."""
+    warm_up = {"pool": samples} if hasattr(function, "warm_up") else {}
+    if chosen.columns.ndim == 1 or is_pointwise(function):
+        return int(function.tokens(samples.select(chosen.rows), targets.select(chosen.targets), **warm_up))
+    none = samples.select([])
+    some = range(0, len(chosen.rows), max(len(chosen.rows) // _TRIAL_ROWS, 1))
+    read = 0
+    for i in some:  # what is read once for a target is not read again for each row
+        own = targets.select(chosen.columns[i])
+        read += function.tokens(samples.select(chosen.rows[[i]]), own, **warm_up)
+        read -= function.tokens(none, own, **warm_up)
+    once = function.tokens(none, targets.select(chosen.targets), **warm_up)
+    return int(once + round(read * len(chosen.rows) / len(some)))
 
 
 def _first_round(function: InfluenceFunction, n_target: int) -> Amount:
     """The labels of the first round and of the rows held out: the least that `--labels auto` takes."""
-    columns = 1 if getattr(function, "pointwise", False) else min(COLUMNS, n_target)
+    columns = 1 if is_pointwise(function) else min(COLUMNS, n_target)
     return Amount("count", (HELD_OUT + FIRST) * columns)
 
 

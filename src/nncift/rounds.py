@@ -2,7 +2,8 @@
 
 Some rows, drawn at random, are held out all the while: on them the network is judged after each round, by the rank
 correlation within a target. It ends when that reaches the wish, when two rounds bring no gain, or when the pool is
-through. What a round will label is recorded before its first pair, so a resumed run goes on with the same.
+through. What a round will label is recorded before its first pair, so a resumed run goes on with the same. Where each
+pair is work of its own, rows get targets of their own (see `labelling`), save those held out.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from nncift.fidelity import measures
-from nncift.labelling import PairPlan
+from nncift.labelling import PairPlan, deal
 from nncift.network import InfluenceNetwork
 from nncift.pairs import LabelledPairs
 from nncift.storage import read_json, write_json
 
 WISH = 0.5
-COLUMNS, HELD_OUT, FIRST = 48, 32, 24  # targets; rows held out; rows of the first round
+COLUMNS, HELD_OUT, FIRST = 48, 32, 24  # targets of a row; rows held out; rows of the first round
+OWN, TARGETS = 24, 192  # targets of a row, of its own; these are taken from so many, and there are twice as many rows
+_HELD_OUT_TARGETS = 0.2  # of those that the rows held out have
 _GROWTH = 1.5
 _LEAST_GAIN = 0.01  # of the correlation, in a round
 _CANDIDATES = 2048
@@ -39,6 +42,7 @@ class Rounds:
         n_pool: samples in the pool.
         n_target: targets; None where the pool is its own.
         pointwise: the influence is one score for all targets.
+        own_targets: each row that is learned from has targets of its own.
         recipe: the network's.
         wish: the rank correlation at which it ends: within a target, of a pointwise influence over all rows.
         seed: which rows and targets.
@@ -47,6 +51,7 @@ class Rounds:
     n_pool: int
     n_target: int | None
     pointwise: bool
+    own_targets: bool
     recipe: str
     wish: float
     seed: int
@@ -57,19 +62,19 @@ class Rounds:
         Args:
             features: of the pool, (n_pool, d).
             target_features: of the targets, (n_target, d).
-            path: of a JSON file that tells the story: `columns`, `held_out`, and for each of the `rounds` its `rows`,
-                the `pairs` learned from so far, the correlation `reached` and its `seconds`; and why it `ended`.
+            path: of a JSON file that tells the story: the `targets`, those of them that the rows held out have
+                (`columns`), the rows and targets that are `held_out`, and for each of the `rounds` its `rows`, the
+                `pairs` learned from so far, the correlation `reached` and its `seconds`; and why it `ended`.
             collect: measures.
         """
         story = read_json(path) if path.exists() else self._begin()
         write_json(path, story)
-        columns, rounds = np.array(story["columns"]), story["rounds"]
-        held_out = collect(PairPlan(np.array(story["held_out"]), columns, self.pointwise), "held-out")
+        rounds = story["rounds"]
+        held_out = collect(self._plan(story, None), "held-out")
         known: list[LabelledPairs] = []
         while len(known) < len(rounds):
             this, since = rounds[len(known)], time.perf_counter()
-            plan = PairPlan(np.array(this["rows"]), columns, self.pointwise)
-            known.append(collect(plan, f"round-{len(known)}"))
+            known.append(collect(self._plan(story, len(known)), f"round-{len(known)}"))
             if "reached" in this:
                 continue  # this round was finished before a kill
             train = LabelledPairs.joined(known)
@@ -88,27 +93,42 @@ class Rounds:
         """Targets, rows to hold out and rows of the first round, at random."""
         rng = np.random.default_rng(self.seed)
         order = rng.permutation(self.n_pool)
+        wanted = TARGETS if self.own_targets else COLUMNS
         if self.n_target is None:
-            columns = min(COLUMNS, self.n_pool // 2)
-            targets, order = order[:columns], order[columns:]
+            wanted = min(wanted, self.n_pool // 2)
+            targets, order = order[:wanted], order[wanted:]
         else:
-            targets = rng.permutation(self.n_target)[:COLUMNS]
+            targets = rng.permutation(self.n_target)[:wanted]
+        columns = targets[:COLUMNS]
         held_out = min(HELD_OUT, max(len(order) // 3, 1))
-        first = order[held_out : held_out + FIRST]
+        first = order[held_out : held_out + FIRST * (COLUMNS // OWN if self.own_targets else 1)]
+        new = columns[: 0 if self.pointwise else round(_HELD_OUT_TARGETS * len(columns))]
         return {
-            "columns": np.sort(targets).tolist(),
-            "held_out": np.sort(order[:held_out]).tolist(),
+            "targets": np.sort(targets).tolist(),
+            "columns": np.sort(columns).tolist(),
+            "held_out": [np.sort(order[:held_out]).tolist(), np.sort(new).tolist()],
             "rounds": [{"rows": np.sort(first).tolist()}],
             "ended": None,
             "wish": self.wish,
             "pointwise": self.pointwise,
         }
 
+    def _plan(self, story: dict[str, Any], number: int | None) -> PairPlan:
+        """The pairs of a round, or, without a number, of the rows held out."""
+        columns, targets = np.array(story["columns"]), np.array(story["targets"])
+        rows = np.array(story["held_out"][0] if number is None else story["rounds"][number]["rows"])
+        if self.pointwise:
+            return PairPlan(rows, np.resize(columns, len(rows))[:, None])
+        if not self.own_targets or number is None:
+            return PairPlan(rows, columns)
+        rng = np.random.default_rng([self.seed, 1, number])
+        return PairPlan(rows, deal(targets, len(rows), min(OWN, len(targets)), rng))
+
     def _free(self, story: dict[str, Any]) -> np.ndarray:
         """Pool rows that can still be labelled."""
-        taken = [story["held_out"], *(one["rows"] for one in story["rounds"])]
+        taken = [story["held_out"][0], *(one["rows"] for one in story["rounds"])]
         if self.n_target is None:
-            taken.append(story["columns"])
+            taken.append(story["targets"])
         return np.setdiff1d(np.arange(self.n_pool), np.concatenate(taken))
 
     def _judge(

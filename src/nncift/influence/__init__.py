@@ -42,13 +42,14 @@ class InfluenceFunction(Protocol):
     nothing. `tokens(pool_rows, target_rows)` says how many tokens labelling these samples will send through the
     model; with `warm_up`, there is a third argument `pool`, on which that is done before.
 
-    A pointwise function scores each pool sample whatever the target: it has `pointwise = True`, computes each
-    score once, and gives equal columns. Each sample is then labelled once, with one of the targets.
+    A pointwise function scores each pool sample for no target, or for all targets together: it has `pointwise = True`,
+    computes each score once, and gives equal columns. Each sample is then labelled once, with one of the targets.
+
+    A function with `works_per_pair = True` has work of its own to do for each pair, of which what it does once for a
+    sample is the lesser part. The rows to be labelled then get targets of their own, else all the same.
 
     A class that is named instead of an object is made with the options that the user gives, which its constructor
     lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.
-    A pointwise function scores each pool sample for no target, or for all targets together: it has `pointwise = True`,
-    computes each score once, and gives equal columns.
     """
 
     name: str
@@ -65,3 +66,13 @@ class InfluenceFunction(Protocol):
             better. It depends on the two samples alone, whatever else is in the block.
         """
         ...
+
+
+def is_pointwise(function: InfluenceFunction | None) -> bool:
+    """Whether a function gives one score for all targets."""
+    return bool(getattr(function, "pointwise", False))
+
+
+def works_per_pair(function: InfluenceFunction) -> bool:
+    """Whether each pair is work of its own, so that rows had better have targets of their own."""
+    return bool(getattr(function, "works_per_pair", False)) and not is_pointwise(function)

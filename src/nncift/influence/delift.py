@@ -44,6 +44,7 @@ class Delift(LanguageModelFunction):
     """
 
     name = "delift"
+    works_per_pair = True
 
     def __init__(
         self,
