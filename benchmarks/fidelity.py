@@ -43,6 +43,7 @@ from fidelity_tasks import (
     Sides,
     choice,
     designs,
+    designs_by_sample,
     labelled_rows,
     pointwise,
     probed,
@@ -113,11 +114,12 @@ def questions(name: str, influence: np.ndarray, features: Sides, methods: list[s
     if influence.shape[1] == 1:
         whole = {"pointwise": pointwise}
     asked = {
-        name: {method: partial(task, influence, features, METHODS[method]) for method in methods}
-        for name, task in whole.items()
+        question: {method: partial(task, influence, features, METHODS[method]) for method in methods}
+        for question, task in whole.items()
     }
     if influence.shape[1] > 1:
-        asked["designs"] = {"ours": partial(designs, influence, features, METHODS["ours"])}
+        design = designs if name.endswith("delift") else designs_by_sample
+        asked["designs"] = {"ours": partial(design, influence, features, METHODS["ours"])}
         asked["probes"] = {f"ours, {PROBES} probes": partial(probed, influence, features, PROBES)}
         asked["verified"] = {
             "ours": partial(verified, influence, features, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,7 @@ BUDGETS = (0.05, 0.1, 0.3)
 POOL_SHARES = (0.05, 0.1, 0.25)  # of the pool samples of the training outcomes, labelled
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 PROBES = 8
-SPENT = (600, 1200, 2400)  # pairs
+SPENT, SPENT_SAMPLES = (600, 1200, 2400), (110, 180)  # the time of so many pairs; samples
 
 Row = dict[str, float]
 Sides = tuple[Features, Features]
@@ -164,29 +165,46 @@ def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -
     cost about a pair on top. In a grid all rows have the same targets; else each has its own, out of several times as
     many. Of pairs anywhere nearly every one has an example to itself.
     """
-    n, m = influence.shape
-    pool = np.random.default_rng([seed, 6]).permutation(n)
-    new, seen = np.sort(pool[4 * n // 5 :]), pool[: 4 * n // 5]
-
-    def tried(labels: LabelledPairs, rows: int, each: int, targets: int) -> Row:
-        measured = judged(influence, method(*features, labels, seed), new, np.arange(m))
-        return measured | {"rows": rows, "targets of a row": each, "targets": targets}
-
+    m = influence.shape[1]
+    tried = partial(_new_samples, influence, features, method, seed)
     for spent in SPENT:
         shapes = [(rows, 1) for rows in (0.5, 1, 2, 4, 8)] + [(ROWS_PER_TARGET, more) for more in (2, 4, 8, 16)]
         for ratio, more in shapes:
             each = min(largest(spent, ratio, more, m), m)
             targets = min(more * each, m)
-            rows = min((spent - targets) // (each + 1), len(seen))
-            rng = np.random.default_rng([seed, 7])
-            columns = deal(rng.permutation(m)[:targets], rows, each, rng)
-            i, j = np.repeat(seen[:rows], each), columns.ravel()
-            labels = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j].astype(np.float32))
             place = "all rows the same targets" if more == 1 else f"of {more} times as many targets"
-            yield f"{spent} pairs' time, {ratio} rows to a target of a row, {place}", tried(labels, rows, each, targets)
-        places = np.random.default_rng([seed, 7]).permutation(len(seen) * m)[: (spent - m) // 2]
-        labels = grid(influence, seen, np.arange(m)).take(places)
-        yield f"{spent} pairs' time, pairs anywhere", tried(labels, len(seen), round(len(places) / len(seen)), m)
+            case = f"{spent} pairs' time, {ratio} rows to a target of a row, {place}"
+            yield case, tried((spent - targets) // (each + 1), each, targets)
+        yield f"{spent} pairs' time, pairs anywhere", tried(None, (spent - m) // 2, m)
+
+
+def designs_by_sample(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """The same where the work is a sample's, whatever its pairs, as with gradients: grids of so many samples in all."""
+    for spent in SPENT_SAMPLES:
+        for ratio in (0.5, 1, 2, 4):
+            targets = round(spent / (1 + ratio))
+            case = f"{spent} samples, {ratio} rows to a target"
+            yield case, _new_samples(influence, features, method, seed, spent - targets, targets, targets)
+
+
+def _new_samples(
+    influence: np.ndarray, features: Sides, method: Method, seed: int, rows: int | None, each: int, targets: int
+) -> Row:
+    """Measures on a fifth of the pool with `each` labels to a row, or so many in all of any rows; on all targets."""
+    n, m = influence.shape
+    pool = np.random.default_rng([seed, 6]).permutation(n)
+    new, seen = np.sort(pool[4 * n // 5 :]), pool[: 4 * n // 5]
+    rng = np.random.default_rng([seed, 7])
+    if rows is None:
+        labels = grid(influence, seen, np.arange(m)).take(rng.permutation(len(seen) * m)[:each])
+        rows, each = len(seen), round(each / len(seen))
+    else:
+        rows = min(rows, len(seen))
+        j = deal(rng.permutation(m)[:targets], rows, each, rng).ravel()
+        i = np.repeat(seen[:rows], each)
+        labels = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j].astype(np.float32))
+    measured = judged(influence, method(*features, labels, seed), new, np.arange(m))
+    return measured | {"rows": rows, "targets of a row": each, "targets": targets}
 
 
 def largest(spent: int, ratio: float, more: int, most: int) -> int:

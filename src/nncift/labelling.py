@@ -1,9 +1,8 @@
 """Which pairs to label: pool rows x targets, drawn at random, seeded.
 
-There are four pool rows to each target that a row is labelled with: the pool is where the network has to generalise
-furthest. Where each pair is work of its own, as with DELIFT, every row gets targets of its own, twice as many in all as
-there are rows: the same work then tells of far more targets. Where the work is done once for each sample, as with
-gradients, all rows share their targets, and the plan is a grid.
+Where the work is done once for each sample, as with gradients, all rows have the same targets, as many as there are
+rows: a square grid. Where each pair is work of its own, as with DELIFT, every row gets targets of its own, a quarter as
+many as there are rows, out of twice as many as there are rows: the same work then tells of far more targets.
 
 The score that a pointwise function gives a pool row holds for every target, so a row is labelled once, with one of
 the targets: as many rows as labels are asked for, and targets enough to show the network that they do not matter.
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
     from nncift.influence import InfluenceFunction
 
-ROWS_PER_TARGET = 4
-_TARGETS_PER_ROW = 2  # that are labelled at all, where each row has its own
+ROWS_PER_TARGET = 4  # of a row that has its own; twice as many as rows are labelled at all
+_TARGETS_PER_ROW = 2
 _MOST_TARGETS = 1024  # likewise; the network learns from no more
 _HELD_OUT = 0.2  # of the rows, and of the targets that these share
 _LEAST_ROWS = 10  # for targets of their own; of fewer, too few would be held out to judge on
@@ -115,9 +114,13 @@ def plan_pairs(
         ConfigError: fewer than two pairs can be labelled.
     """
     rng = np.random.default_rng(seed)
-    most_columns = n_target if n_target is not None else n_pool // 2
-    size = _pointwise_size if pointwise else _grid_size
-    rows, each = size(pairs, n_pool, most_columns, shared=n_target is None)
+    if pointwise:
+        rows, each = _pointwise_size(pairs, n_pool, n_target)
+    elif own_targets:
+        most_rows = n_pool if n_target is not None else n_pool // (1 + _TARGETS_PER_ROW)
+        rows, each = _grid_size(pairs, ROWS_PER_TARGET, most_rows, n_pool, n_target)
+    else:
+        rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
         raise ConfigError(f"{pairs} labels are too few to learn from", "raise --labels, or give more data")
     columns = each
@@ -156,21 +159,23 @@ def deal(targets: np.ndarray, rows: int, each: int, rng: np.random.Generator) ->
     return columns
 
 
-def _grid_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool) -> tuple[int, int]:
-    """Rows and columns of the grid for that many pairs; `shared`: what is a column is no row."""
-    columns = min(max(round(math.sqrt(pairs / ROWS_PER_TARGET)), min(8, pairs)), most_columns)
-    most_rows = n_pool - columns if shared else n_pool
+def _grid_size(pairs: int, ratio: int, most_rows: int, n_pool: int, n_target: int | None) -> tuple[int, int]:
+    """Rows and targets of a row, `ratio` rows to one, for that many pairs; without a target what is one is no row."""
+    columns = min(max(round(math.sqrt(pairs / ratio)), min(8, pairs)), n_pool // 2 if n_target is None else n_target)
+    most_rows = min(most_rows, n_pool - columns) if n_target is None else most_rows
     rows = min(pairs // columns, most_rows) if columns else 0
-    if rows == most_rows:  # a small pool leaves room for more targets
-        columns = min(pairs // rows, most_columns) if rows else 0
+    if rows and rows == most_rows:  # a small pool leaves room for more targets
+        columns = min(pairs // rows, n_pool - rows if n_target is None else n_target)
     return rows, columns
 
 
-def _pointwise_size(pairs: int, n_pool: int, most_columns: int, *, shared: bool) -> tuple[int, int]:
+def _pointwise_size(pairs: int, n_pool: int, n_target: int | None) -> tuple[int, int]:
     """Rows, one for each pair, and the targets that they are labelled with in turn."""
     scored = min(pairs, n_pool)
-    columns = min(max(scored // _ROWS_PER_TARGET_POINTWISE, min(8, scored)), most_columns)
-    return (min(pairs, n_pool - columns) if shared else scored), columns
+    columns = min(
+        max(scored // _ROWS_PER_TARGET_POINTWISE, min(8, scored)), n_pool // 2 if n_target is None else n_target
+    )
+    return (min(pairs, n_pool - columns) if n_target is None else scored), columns
 
 
 def number_of_pairs(
@@ -211,14 +216,15 @@ class Rate:
         return self.warm_up + self.row * rows + self.target * targets + self.pair * (pairs or rows * targets)
 
     def pairs(self, seconds: float, *, own_targets: bool = False) -> int:
-        """Pairs that fit into a time, of `ROWS_PER_TARGET` rows to each target of a row; at least one."""
+        """Pairs that fit into a time, in the shape that `plan_pairs` gives them; at least one."""
         seconds = max(seconds - self.warm_up, 0.0)
-        square = self.pair * ROWS_PER_TARGET
-        targets = ROWS_PER_TARGET * _TARGETS_PER_ROW if own_targets else 1  # for each target of a row
-        line = max(self.row * ROWS_PER_TARGET + self.target * targets, 1e-9)  # the grain of the clock
+        rows = ROWS_PER_TARGET if own_targets else 1  # for each target of a row
+        targets = rows * _TARGETS_PER_ROW if own_targets else 1
+        square = self.pair * rows
+        line = max(self.row * rows + self.target * targets, 1e-9)  # the grain of the clock
         # The root of square * c^2 + line * c = seconds, in a form that holds where square is 0 too.
         columns = 2 * seconds / (line + math.sqrt(line**2 + 4 * square * seconds))
-        return min(max(int(ROWS_PER_TARGET * columns**2 + 1e-6), 1), _MOST_PAIRS)
+        return min(max(int(rows * columns**2 + 1e-6), 1), _MOST_PAIRS)
 
     def rows(self, seconds: float) -> int:
         """Pool rows, each scored once, that fit into a time; at least one."""
