@@ -19,22 +19,20 @@ from nncift.config import Config
 from nncift.costs import Costs
 from nncift.errors import ConfigError
 from nncift.feature_sources import FeatureReader, feature_sources
-from nncift.fidelity import measure_fidelity
 from nncift.given_labels import keep_labels
 from nncift.hub import network_folder
-from nncift.influence import is_pointwise
 from nncift.inputs import (
     check_budget,
     check_models,
-    describe,
     learned_target,
     make_config,
     make_influence,
     read_samples,
 )
-from nncift.measuring import Measuring, planned_held_out
+from nncift.learning import check_same_influence, learn
+from nncift.measuring import Measuring
 from nncift.network import InfluenceNetwork
-from nncift.pairs import LabelledPairs, Probes
+from nncift.pairs import Probes
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
@@ -106,13 +104,13 @@ def select(
                 raise ConfigError(f"the network in {config.network} is the paper's, which no other can start from")
         if earlier is not None and not config.learns:
             network = earlier
-            _check_same_influence(network, function)
+            check_same_influence(network, function)
         else:
             if measuring is not None:
                 with costs.stage("labels"):
                     pairs = measuring.labels(features, target_features)
             with costs.stage("network"):
-                network = _learn(config, function, samples, others, features, target_features, pairs, folder, earlier)
+                network = learn(config, function, samples, others, features, target_features, pairs, folder, earlier)
             labelled = np.unique(pairs.target_index)
         probes = None
         if measuring is not None and config.probes is not None:
@@ -182,76 +180,11 @@ def _features(
     return found["pool"], found.get("target", found["pool"])
 
 
-def _learn(
-    config: Config,
-    function: InfluenceFunction | None,
-    samples: Dataset,
-    targets: Dataset,
-    features: Features,
-    target_features: Features,
-    pairs: LabelledPairs,
-    folder: Path,
-    prior: InfluenceNetwork | None,
-) -> InfluenceNetwork:
-    """Fit the network to the labels whose samples are not held out, and measure its fidelity on the others."""
-    place = folder / "network"
-    if function is not None:
-        origin = describe(function) | {"pointwise": is_pointwise(function)}
-    else:
-        origin = {"name": Path(str(config.labels_from)).name, "pointwise": pairs.pointwise}
-    train, held_out = pairs.split(
-        seed=config.seed,
-        held_out=planned_held_out(folder),
-        pool_groups=_duplicate_groups(samples, pairs.pool_index),
-        target_groups=_duplicate_groups(targets, pairs.target_index),
-    )
-    if place.exists():
-        network = InfluenceNetwork.from_pretrained(place)
-    else:
-        network = InfluenceNetwork(config.recipe, pointwise=origin["pointwise"], seed=config.seed)
-        network.fit(features, target_features, train, prior=prior)
-        network.description_ = {
-            "features": dataclasses.asdict(feature_sources(config)),
-            "influence": origin,
-            "pairs": len(train),
-        }
-        with atomic_write(place) as temporary:
-            network.save_pretrained(temporary)
-    if not (folder / "fidelity.json").exists():
-        measured = measure_fidelity(network, features, target_features, held_out, train)
-        write_json(folder / "fidelity.json", {"influence": origin["name"], **dataclasses.asdict(measured)})
-    return network
-
-
 def _with_learned_encoder(config: Config) -> Config:
     """The config for the influence function: the encoder is a learned network's where none is given."""
     return (
         config if config.encoder is not None else dataclasses.replace(config, encoder=feature_sources(config).encoder)
     )
-
-
-def _check_same_influence(network: InfluenceNetwork, function: InfluenceFunction | None) -> None:
-    """Refuse to complete a learned network's influence with another's."""
-    learned = network.description_.get("influence", {})
-    asked = {} if function is None else describe(function)
-    for name in ("name", "model", "models", "encoder"):
-        if name in learned and name in asked and learned[name] != asked[name]:
-            option = {"name": "influence", "models": "model"}.get(name, name)
-            raise ConfigError(
-                f"the network learned the {name} {learned[name]!r} of the influence,"
-                f" and {asked[name]!r} would be measured",
-                f"give --{option} {learned[name]}",
-            )
-
-
-def _duplicate_groups(samples: Dataset, index: np.ndarray) -> np.ndarray:
-    """A group number for each sample, (n,) int64; labelled samples with the same text share one."""
-    groups = np.arange(len(samples))
-    first: dict[tuple[str, str], int] = {}
-    for i in np.unique(index):
-        row = samples[int(i)]
-        groups[i] = first.setdefault((row["prompt"], row["response"]), int(i))
-    return groups
 
 
 def _row_means(matrix: InfluenceMatrix, folder: Path) -> np.ndarray:
