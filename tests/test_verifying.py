@@ -148,6 +148,8 @@ def test_what_does_not_go_together_is_refused():
         Config("pool.jsonl", labels_from="labels.csv", verify=2)
     with pytest.raises(ConfigError, match="--network computes no influence, so --influence"):
         Config("pool.jsonl", network="runs/a", influence="less")
+    with pytest.raises(ConfigError, match="--labels 0 computes no influence, so --influence"):
+        Config("pool.jsonl", labels="0", influence="bm25")
 
 
 def test_the_papers_network_can_be_verified(data, options, tmp_path: Path):

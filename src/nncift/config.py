@@ -110,14 +110,16 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_budget(self.budget)
-        if str(self.labels).strip() == "0":  # short for --network pretrained, or for --network alone
+        unlabelled = str(self.labels).strip() == "0"
+        if unlabelled:  # short for --network pretrained, or for --network alone
             object.__setattr__(self, "labels", None)
             object.__setattr__(self, "network", self.network or "pretrained")
         if self.network is not None:
             if self.recipe == "paper" and self.labels is not None:
                 raise ConfigError('the recipe "paper" cannot start from a network', 'take the recipe "process"')
             if not self.measures:
-                self._refuse("--network computes no influence", "influence", "influence_options")
+                option = "--labels 0" if unlabelled else "--network"
+                self._refuse(f"{option} computes no influence", "influence", "influence_options")
         if self.labels_from is not None:
             reason = "--labels-from brings the exact values"
             self._refuse(reason, "network", "influence", "influence_options", "labels", "probes", "verify")

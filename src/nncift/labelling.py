@@ -114,17 +114,19 @@ def plan_pairs(
         ConfigError: fewer than two pairs can be labelled.
     """
     rng = np.random.default_rng(seed)
-    if pointwise:
-        rows, each = _pointwise_size(pairs, n_pool, n_target)
-    elif own_targets:
+    own_targets = own_targets and not pointwise
+    if own_targets:
         most_rows = n_pool if n_target is not None else n_pool // (1 + _TARGETS_PER_ROW)
         rows, each = _grid_size(pairs, ROWS_PER_TARGET, most_rows, n_pool, n_target)
-    else:
+        own_targets = rows >= _LEAST_ROWS
+    if pointwise:
+        rows, each = _pointwise_size(pairs, n_pool, n_target)
+    elif not own_targets:
         rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
         raise ConfigError(f"{pairs} labels are too few to learn from", "raise --labels, or give more data")
     columns = each
-    if own_targets and not pointwise and rows >= _LEAST_ROWS:
+    if own_targets:
         free = n_pool - rows if n_target is None else n_target
         columns = max(min(_TARGETS_PER_ROW * rows, _MOST_TARGETS, free), each)
     if n_target is None:
