@@ -67,7 +67,7 @@ def reference_prediction(network: ProcessNetwork, pool: Features, target: Featur
 
     def terms(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         cosine = [u[s] @ v[s] / np.linalg.norm(u[s]) / np.linalg.norm(v[s]) for s in grid.projections[0].wide]
-        raw = np.array(cosine + [math.exp(5 * (c - 1)) for c in cosine])
+        raw = np.array(cosine + [math.exp(k * (c - 1)) for k in (5, 30) for c in cosine])
         return (raw - grid.term_mean.numpy()) / grid.term_spread.numpy()
 
     def covariance(i: int, j: int, k: int, l: int) -> float:  # noqa: E741

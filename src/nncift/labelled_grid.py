@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 from nncift.features import Features
 from nncift.pairs import LabelledPairs
 from nncift.projection import Projection, fit_projections
-from nncift.radial import block_kernels, rounded, similarities, unit_blocks
+from nncift.radial import SHARPNESS, block_kernels, rounded, similarities, unit_blocks
 
 _NOISE_RATIOS = np.geomspace(0.03, 30, 11)
+_LEAST_SPREAD = 0.1  # of a likeness: where no labelled pair is alike, chance must not tell what one that is will get
 _SHRINK = 5.0  # labels that the common spread weighs in a target's own
 
 
@@ -31,8 +32,8 @@ class LabelledGrid:
         scale: (m,) s(y) of the labelled targets.
         mean, unit: of the influence, on its own scale.
         among_pool, among_targets: `radial.block_kernels` of the labelled samples, (blocks, n, n), (blocks, m, m).
-        terms: (terms, n, m) of each shared block the cosines and then of each the similarities, and last what an
-            earlier network says, if there is one; standardised.
+        terms: (terms, n, m) of each shared block the cosines, then of each sharpness and block the similarities, and
+            last what an earlier network says, if there is one; standardised.
         term_mean, term_spread: (terms,) what was taken off and divided by.
         has_prior: whether there is one.
         pointwise: there is nothing but a(x).
@@ -91,6 +92,7 @@ class LabelledGrid:
         terms = torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
         centre = terms.mean((1, 2))
         spread = (terms - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
+        spread[: len(parts) - (prior is not None)].clamp_(min=_LEAST_SPREAD)
         return cls(
             projections=projections,
             pool=x,
@@ -128,10 +130,12 @@ class LabelledGrid:
         )
 
 
-def shared_terms(x: Tensor, y: Tensor, projection: Projection) -> list[Tensor]:
-    """The cosines of each block that both sides share, and then the similarities, (n, m) each."""
+def shared_terms(x: Tensor, y: Tensor, projection: Projection, sharpness: Sequence[float] = SHARPNESS) -> list[Tensor]:
+    """The cosines of each block that both sides share, and then of each sharpness the similarities, (n, m) each."""
     pairs = zip(unit_blocks(x, projection), unit_blocks(y, projection), strict=True)
-    return [*(u @ v.T for u, v in pairs), *similarities(x, y, projection)]
+    cosines = [u @ v.T for u, v in pairs]
+    alike = [similarities(cosine, sharpness) for cosine in cosines]
+    return [*cosines, *(of_block[k] for k in range(len(sharpness)) for of_block in alike)]
 
 
 def _target_scales(column: np.ndarray, value: np.ndarray, n_columns: int) -> tuple[np.ndarray, float]:

@@ -6,7 +6,7 @@ The influence of pool sample x on target y is modelled as
 
 with four kinds of covariance: a(x) how much a sample helps all targets, g(x, y) what it does for this one (a product
 of a kernel over pool samples and one over targets), how alike the two are in each block of features (their cosine, and
-an exponential of it that leaves only what is very much alike), and c(y) how easily a target is helped. Targets differ
+exponentials of it that leave only what is very much alike), and c(y) how easily a target is helped. Targets differ
 in spread: s(y). A kernel is a weighted sum over the blocks of exp(-|u - v|^2 / 2), plus a part that belongs to one
 labelled sample alone. The weights maximise the marginal likelihood (Rasmussen and Williams 2006, section 5.4.1) on a
 part of the pairs, pulled towards their starting values; nothing is tuned on held-out samples. Products of kernels over

@@ -53,6 +53,7 @@ class ProcessNetwork:
             (terms,) of the likenesses.
         numbers: mean and unit of the influence, and what else is one number.
         prior: a network that learned before, on other data or another influence.
+        sharpness: of the similarities, see `radial.similarities`.
     """
 
     pool: Side
@@ -63,6 +64,7 @@ class ProcessNetwork:
         self.arrays: dict[str, Tensor] = {}
         self.numbers: dict[str, float] = {}
         self.prior: ProcessNetwork | None = None
+        self.sharpness = SHARPNESS
 
     def fit(
         self, pool: Features, target: Features, labels: LabelledPairs, *, prior: ProcessNetwork | None = None
@@ -94,7 +96,7 @@ class ProcessNetwork:
 
     @property
     def _alike(self) -> Tensor:
-        """Weights of the likenesses of shared blocks: first the cosines', then the similarities'."""
+        """Weights of the likenesses of shared blocks: first the cosines', then those of each sharpness."""
         return self.arrays["terms"][: len(self.arrays["terms"]) - (self.prior is not None)]
 
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -108,7 +110,7 @@ class ProcessNetwork:
             if len(self._alike):
                 units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
                 cosines = torch.stack([(u * v).sum(1) for u, v in units])
-                inner += self._alike @ torch.cat([cosines, torch.exp(SHARPNESS * (cosines - 1))])
+                inner += self._alike @ torch.cat([cosines, *similarities(cosines, self.sharpness)])
             if self.prior is not None:
                 inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.predict(pool[part], target[part]))
             scale, bias = self._of_targets(y)
@@ -121,7 +123,7 @@ class ProcessNetwork:
         profile, level = self._of_pool(x)
         inner = profile @ self.target.kernels(y)[0].T + level[:, None]
         if len(self._alike):
-            likenesses = torch.stack(shared_terms(x, y, self.pool.projection))
+            likenesses = torch.stack(shared_terms(x, y, self.pool.projection, self.sharpness))
             inner += torch.einsum("t,tij->ij", self._alike, likenesses)
         if self.prior is not None:
             inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.all_pairs(pool, target))
@@ -205,10 +207,12 @@ class ProcessNetwork:
         profile, level = self._of_pool(x)
         columns = [profile, level[:, None]]
         if len(self._alike):
-            half = len(self._alike) // 2
-            columns += [b * u for b, u in zip(self._alike[:half], unit_blocks(x, self.pool.projection), strict=True)]
-            alike = similarities(x, anchors, self.pool.projection)
-            columns += [b * values for b, values in zip(self._alike[half:], alike, strict=True)]
+            projection = self.pool.projection
+            weights = self._alike.reshape(1 + len(self.sharpness), -1)
+            units = unit_blocks(x, projection)
+            columns += [b * u for b, u in zip(weights[0], units, strict=True)]
+            for u, v, own in zip(units, unit_blocks(anchors, projection), weights[1:].T, strict=True):
+                columns.append(torch.einsum("k,kij->ij", own, torch.stack(similarities(u @ v.T, self.sharpness))))
         return torch.cat(columns, dim=1)
 
     def _wide_target(self, y: Tensor, anchors: Tensor) -> Tensor:
@@ -216,10 +220,11 @@ class ProcessNetwork:
         columns = [self.target.kernels(y)[0], torch.ones((len(y), 1), dtype=torch.float64)]
         if len(self._alike):
             projection, identity = self.pool.projection, torch.eye(len(anchors), dtype=torch.float64)
-            columns += unit_blocks(y, projection)
-            among = similarities(anchors, anchors, projection)
-            for to_anchors, values in zip(similarities(y, anchors, projection), among, strict=True):
-                columns.append(torch.linalg.solve(values + 1e-6 * identity, to_anchors.T).T)
+            units = unit_blocks(y, projection)
+            columns += units
+            for u, v in zip(units, unit_blocks(anchors, projection), strict=True):
+                to_anchors, among = (similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))
+                columns.append(torch.linalg.solve(among + 1e-6 * identity, to_anchors.T).T)
         return torch.cat(columns, dim=1)
 
     def _in_chunks(self, rows: Any, work: Any, side: Side | None = None) -> tuple[np.ndarray, ...]:
@@ -257,6 +262,7 @@ class ProcessNetwork:
         arrays |= {name: array.float().numpy().copy() for name, array in self.arrays.items()}
         columns = [[[part.start, part.stop] for part, _ in p.weight] for p in projections]
         facts: dict[str, Any] = {"numbers": self.numbers, "columns": columns, "shared": shared}
+        facts["sharpness"] = list(self.sharpness)
         if self.prior is not None:
             before, facts["prior"] = self.prior.state()
             arrays |= {f"prior.{name}": array for name, array in before.items()}
@@ -272,6 +278,7 @@ class ProcessNetwork:
         names = ("profile", "bias", "scale", "terms")
         self.arrays = {name: torch.from_numpy(np.float64(arrays[name])) for name in names}
         self.numbers = dict(facts["numbers"])
+        self.sharpness = tuple(facts.get("sharpness", (5.0,)))
         self.prior = None
         if "prior" in facts:
             self.prior = ProcessNetwork()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from nncift.projection import Projection
 
-SHARPNESS = 5.0
-"""A similarity is exp(SHARPNESS (cosine - 1)): 1 for the same direction, near 0 for unrelated ones."""
+SHARPNESS = (5.0, 30.0)
+"""A similarity is exp(k (cosine - 1)) for one of these: 1 for the same direction, near 0 for unrelated ones.
+
+The first tells what is alike, the second what is of one template: a choice goes by the largest values.
+"""
 
 _SAME = 1e-9  # squared distance of two samples' coordinates below which they are one
 
@@ -52,13 +55,9 @@ def unit_blocks(coordinates: Tensor, projection: Projection) -> list[Tensor]:
     return [torch.nn.functional.normalize(coordinates[:, block], dim=1) for block in projection.wide]
 
 
-def similarities(a: Tensor, b: Tensor, projection: Projection) -> list[Tensor]:
-    """Of each wide block, exp(5 (cosine - 1)) between samples of the two sides: (n, width), (m, width) -> (n, m) each.
-
-    A positive definite function of the two, since the cosine's exponential is a sum of its powers.
-    """
-    pairs = zip(unit_blocks(a, projection), unit_blocks(b, projection), strict=True)
-    return [torch.exp(SHARPNESS * (u @ v.T - 1)) for u, v in pairs]
+def similarities(cosine: Tensor, sharpness: Sequence[float]) -> list[Tensor]:
+    """exp(k (cosine - 1)) for each k; positive definite functions of two samples, as sums of the cosine's powers."""
+    return [torch.exp(k * (cosine - 1)) for k in sharpness]
 
 
 @dataclass(frozen=True)
