@@ -255,3 +255,17 @@ def test_more_samples_than_can_be_learned_from_are_left_out(monkeypatch, caplog)
     kept = at_most(labels(np.arange(48.0).reshape(8, 6)), seed=0)
     assert (len(np.unique(kept.pool_index)), len(np.unique(kept.target_index)), len(kept)) == (5, 3, 15)
     assert "learns from 5 of the 8 labelled pool samples" in caplog.text
+
+
+def test_a_likeness_that_no_label_shows_is_not_told_by_chance():
+    """The influence grows with the cosine, below 0.5 where there are labels; then samples meet themselves."""
+    rng = np.random.default_rng(0)
+    other, target = rng.standard_normal((60, 48)), rng.standard_normal((20, 48))
+    pool = np.concatenate([other, target])
+    i, j = np.divmod(np.arange(60 * 20), 20)
+    cosine = (other @ target.T / np.linalg.norm(other, axis=1)[:, None] / np.linalg.norm(target, axis=1)).ravel()
+    influence = np.exp(8 * cosine) + 0.1 * rng.standard_normal(len(cosine))
+    pairs = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence.astype(np.float32))
+    sides = [Features({"states": side.astype(np.float32)}) for side in (pool, target)]
+    predicted = InfluenceNetwork().fit(*sides, pairs).predict(sides[0][60:], sides[1][EVERY])
+    assert influence.max() < np.abs(predicted).max() < math.exp(8)
