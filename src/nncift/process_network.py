@@ -91,7 +91,7 @@ class ProcessNetwork:
         self.arrays = {name: rounded(array) for name, array in arrays.items()}
         self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(weights, grid)}
         self.numbers["constant"] = -float((terms * grid.term_mean).sum())
-        self.prior = prior
+        self.prior, self.sharpness = prior, SHARPNESS
         self.__dict__.pop("posterior", None)  # of an earlier fit
 
     @property
@@ -203,7 +203,7 @@ class ProcessNetwork:
         )
 
     def _wide_pool(self, x: Tensor, anchors: Tensor) -> Tensor:
-        """The pool's tower before the cut: profile, level, the cosines' half, similarity to the anchors."""
+        """The pool's tower before the cut: profile, level, the cosines' half, weighed similarities to the anchors."""
         profile, level = self._of_pool(x)
         columns = [profile, level[:, None]]
         if len(self._alike):
