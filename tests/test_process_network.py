@@ -268,4 +268,4 @@ def test_a_likeness_that_no_label_shows_is_not_told_by_chance():
     pairs = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence.astype(np.float32))
     sides = [Features({"states": side.astype(np.float32)}) for side in (pool, target)]
     predicted = InfluenceNetwork().fit(*sides, pairs).predict(sides[0][60:], sides[1][EVERY])
-    assert influence.max() < np.abs(predicted).max() < math.exp(8)
+    assert np.median(influence) < predicted.max() < 2 * influence.max()

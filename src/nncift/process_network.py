@@ -76,6 +76,8 @@ class ProcessNetwork:
         solved = solve(weights, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * weights["terms"]).exp() / grid.term_spread
+        most = float((grid.value / grid.scale[grid.column]).abs().max())
+        terms[: len(terms) - grid.has_prior].clamp_(-most, most)  # what is alike says no more than the largest label
         mean, *scale = smooth_scales(grid)
         even = torch.full((len(grid.among_targets),), -np.log(len(grid.among_targets)), dtype=torch.float64)
         self.pool = _side(grid.projections[0], grid.pool, weights, ("pool", "profile_own"), ("pool_main", "pool_own"))
