@@ -45,8 +45,8 @@ def learn(
         function: the influence function; None where the labels came from elsewhere.
         samples: the pool.
         targets: the targets.
-        features: of the pool.
-        target_features: of the targets.
+        features: of the pool, (n_pool, d).
+        target_features: of the targets, (n_target, d).
         pairs: the labels.
         folder: the run folder, which gets `fidelity.json` and `network`; what is there is not computed again.
         prior: a network to start from.
