@@ -4,6 +4,7 @@
     python benchmarks/exact_values.py alpaca-delift  # 160 samples of Alpaca on themselves
     python benchmarks/exact_values.py demo-delift    # 120 samples of the demo's pool on its 40 targets
     python benchmarks/exact_values.py p3-less p3-selectit truth-less truth-delift
+    python benchmarks/exact_values.py mixture-less   # 240 x 160 of P3, the demo's pool and GSM8K
 
 The fidelity of estimated influence is measured on these.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from functions import exact_values
 from known_truth import p3, short_samples, trained_samples
@@ -90,6 +91,25 @@ def demo_samples(rows: int) -> tuple[Dataset, Dataset]:
     return pool.select(np.sort(np.random.default_rng(3).permutation(len(pool))[:rows])), target
 
 
+def mixture_samples(rows: int, targets: int) -> tuple[Dataset, Dataset]:
+    """Three fifths P3, three tenths the demo's pool of tasks and conversation, a tenth GSM8K, on both sides."""
+    sides: list[list[Dataset]] = [[], []]
+    counts = (rows * 3 // 5, targets * 3 // 5), (rows * 3 // 10, targets * 3 // 10)
+    for side, part in zip(sides, p3_samples(*counts[0]), strict=True):
+        side.append(part)
+    tasks, _ = embedded_data(cache_folder() / "demo")
+    left = rows - counts[0][0] - counts[1][0], targets - counts[0][1] - counts[1][1]
+    for path, (n, m) in ((tasks, counts[1]), (DATA / "gsm8k_train.jsonl.gz", left)):
+        data = load_pool(path)
+        short = [k for k, row in enumerate(data) if len(row["prompt"]) + len(row["response"]) <= LONGEST]
+        chosen = np.random.default_rng(3).permutation(short)[: n + m]
+        for side, some in zip(sides, (chosen[:n], chosen[n:]), strict=True):
+            side.append(data.select(some))
+    columns = ["id", "prompt", "response"]
+    pool, target = (concatenate_datasets([part.select_columns(columns) for part in side]) for side in sides)
+    return pool, target
+
+
 # What to compute: of which function, on which samples.
 JOBS: dict[str, tuple[str, Callable[[], tuple[Dataset, Dataset]]]] = {
     "p3-delift": ("delift", lambda: p3_samples(240, 160)),
@@ -97,6 +117,7 @@ JOBS: dict[str, tuple[str, Callable[[], tuple[Dataset, Dataset]]]] = {
     "demo-delift": ("delift", lambda: demo_samples(120)),
     "p3-less": ("less, both sides", lambda: p3_samples(240, 160)),
     "p3-selectit": ("selectit", lambda: p3_samples(500, 1)),
+    "mixture-less": ("less, trained alike, both sides", lambda: mixture_samples(240, 160)),
     "truth-less": ("less, trained alike, both sides", lambda: trained_samples()[:2]),
     "truth-delift": ("delift", lambda: trained_samples()[:2]),
 }

@@ -12,7 +12,8 @@ rows        48 or 100 pool samples are labelled on every target; the others are 
 choice      The same labels; each pool sample is estimated by a network that never saw it. Facility location chooses
             from the estimates; its choice is valued with the exact values: 0 is a random subset, 1 the exact choice.
 probes      48 or 100 pool samples are labelled on every target, the new ones are measured on 8 targets: ours alone.
-verified    The same choice, with and without probes, from a shortlist of twice the budget whose exact values are used.
+verified    The same choice, with and without probes, from a shortlist of twice the budget whose exact values are used:
+            the shortlist as first estimated, or, as in a run, in parts with learning in between.
 designs     The same time of the language model spent on few long rows of labels or many short ones, on the same targets
             or on each row's own.
 truth       The linear datamodelling score of estimated influence on what training really did (`outcomes`), beside the

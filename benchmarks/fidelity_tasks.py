@@ -16,7 +16,6 @@ from nncift.matrix import InfluenceMatrix
 from nncift.objectives import FacilityLocation
 from nncift.pairs import LabelledPairs, Probes
 from nncift.truth import TrainingOutcomes, linear_datamodelling_score
-from nncift.verifying import OPTIMISM
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
 ROWS = (48, 100)  # pool samples, labelled on every target
@@ -25,6 +24,7 @@ POOL_SHARES = (0.05, 0.1, 0.25)  # of the pool samples of the training outcomes,
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 PROBES = 8
 SPENT, SPENT_SAMPLES = (600, 1200, 2400), (110, 180)  # the time of so many pairs; samples
+NONE = np.zeros(0, dtype=np.int64)
 
 Row = dict[str, float]
 Sides = tuple[Features, Features]
@@ -80,14 +80,19 @@ def labelled_rows(influence: np.ndarray, features: Sides, method: Method, seed: 
 
 
 def held_out(
-    influence: np.ndarray, count: int, seed: int, predict: Callable[[LabelledPairs], np.ndarray]
+    influence: np.ndarray,
+    count: int,
+    seed: int,
+    predict: Callable[[LabelledPairs], np.ndarray],
+    measured: np.ndarray = NONE,
 ) -> np.ndarray:
-    """Predictions (..., n, m) of every pool sample by a network that saw `count` others on every target."""
+    """Predictions (n, m) of every pool sample by a network that saw `count` others and the measured on every target."""
     n, m = influence.shape
     order = np.random.default_rng([seed, 3]).permutation(n)
     first, second = order[:count], order[count : 2 * count]
-    predicted = predict(grid(influence, first, np.arange(m)))
-    predicted[..., first, :] = predict(grid(influence, second, np.arange(m)))[..., first, :]
+    predicted = predict(grid(influence, np.union1d(first, measured), np.arange(m)))
+    predicted[first] = predict(grid(influence, np.union1d(second, measured), np.arange(m)))[first]
+    predicted[measured] = influence[measured]
     return predicted
 
 
@@ -117,17 +122,16 @@ def gained(influence: np.ndarray, chosen: np.ndarray, seed: int) -> Row:
     return {"normalised_gain": gain, "overlap": len(np.intersect1d(best, chosen)) / size}
 
 
-def completed(influence: np.ndarray, features: Sides, labels: LabelledPairs, probes: int, seed: int) -> np.ndarray:
-    """Our network's estimates, plain and optimistic, completed by exact values on a few targets: (2, n, m)."""
+def completed(influence: np.ndarray, features: Sides, probes: int, seed: int, labels: LabelledPairs) -> np.ndarray:
+    """Our network's estimates, completed by exact values on a few targets: (n, m)."""
     network, known = learned(*features, labels, seed), None
     if probes:
         columns = network.choose_probes(features[1], probes)
         known = Probes(columns, influence[:, columns].astype(np.float32))
-    both = [network.estimate(*features, probes=known, optimism=o).rows(slice(None)) for o in (0.0, OPTIMISM)]
+    predicted = network.estimate(*features, probes=known).rows(slice(None))
     if known is not None:
-        for predicted in both:
-            predicted[:, known.columns] = known.influence
-    return np.array(both)
+        predicted[:, known.columns] = known.influence
+    return predicted
 
 
 def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Iterator[tuple[str, Row]]:
@@ -135,7 +139,7 @@ def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Ite
     n, m = influence.shape
     pool = np.random.default_rng([seed, 2]).permutation(n)
     for rows in ROWS:
-        predicted = completed(influence, features, grid(influence, pool[:rows], np.arange(m)), count, seed)[0]
+        predicted = completed(influence, features, count, seed, grid(influence, pool[:rows], np.arange(m)))
         new = np.sort(pool[max(ROWS) :])
         others = np.flatnonzero(~(predicted == influence.astype(np.float32)).all(axis=0))
         yield f"{rows} rows, all targets", judged(influence, predicted, new, np.arange(m))
@@ -143,19 +147,27 @@ def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Ite
 
 
 def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> Iterator[tuple[str, Row]]:
-    """Normalised gain with probes, and from a shortlist of twice the budget that is measured."""
+    """Normalised gain as estimated, and from a shortlist of twice the budget that is measured.
+
+    The shortlist is measured at once, or as a run does it: what estimates would choose, then in two parts what adds
+    most to it, each time by a network that learned from what was measured.
+    """
     for count in ROWS:
-        plain, hopeful = held_out(
-            influence, count, seed, lambda labels: completed(influence, features, labels, probes, seed)
-        )
+        estimates = partial(held_out, influence, count, seed, partial(completed, influence, features, probes, seed))
+        before = estimates()
         for budget in BUDGETS:
             size = round(budget * len(influence))
             case = f"{count} rows, budget {budget:.0%}"
-            yield f"{case}, as estimated", gained(influence, facility_location(plain, size), seed)
-            for name, matrix in (("verified", hopeful), ("verified, without optimism", plain)):
-                shortlist = facility_location(matrix, 2 * size)
-                chosen = shortlist[facility_location(influence[shortlist], size)]
-                yield f"{case}, {name}", gained(influence, chosen, seed)
+            chosen = facility_location(before, size)
+            yield f"{case}, as estimated", gained(influence, chosen, seed)
+            at_once = facility_location(before, 2 * size)
+            measured = chosen
+            for part in (size - size // 2, size // 2):
+                adds = facility_location(estimates(measured), part, measured)
+                measured = np.concatenate([measured, adds])
+            for name, shortlist in (("verified at once", at_once), ("verified", measured)):
+                best = shortlist[facility_location(influence[shortlist], size)]
+                yield f"{case}, {name}", gained(influence, best, seed)
 
 
 def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
@@ -215,10 +227,12 @@ def largest(spent: int, ratio: float, more: int, most: int) -> int:
     return each
 
 
-def facility_location(influence: np.ndarray, size: int) -> np.ndarray:
-    """The greedy choice."""
+def facility_location(influence: np.ndarray, size: int, measured: np.ndarray = NONE) -> np.ndarray:
+    """The greedy choice of what adds most to the measured rows."""
     matrix = InfluenceMatrix.from_array(np.ascontiguousarray(influence, dtype=np.float32))
-    return np.asarray(lazy_greedy(FacilityLocation(matrix), size).indices)
+    covered = np.maximum(influence[measured].max(axis=0, initial=0), 0).astype(np.float32)
+    others = np.setdiff1d(np.arange(len(influence)), measured)
+    return np.asarray(lazy_greedy(FacilityLocation(matrix, covered), min(size, len(others)), candidates=others).indices)
 
 
 def covered(influence: np.ndarray, chosen: np.ndarray) -> float:

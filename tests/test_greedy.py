@@ -101,6 +101,25 @@ def test_ties_go_to_tie_break_then_to_the_lower_index(budget, tie_break):
     assert selection.indices.tolist() == plain_greedy(FacilityLocation(matrix), budget, tie_break=tie_break)[0]
 
 
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+@given(entries=matrices(), data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_candidates_alone_are_chosen_as_if_there_were_no_others(make, entries, data):
+    matrix = InfluenceMatrix.from_array(entries)
+    some = np.array(sorted(data.draw(st.sets(st.integers(0, len(entries) - 1), min_size=1))))
+    shuffled = np.array(data.draw(st.permutations(some.tolist())))
+    budget = data.draw(st.integers(1, len(some)))
+    selection = lazy_greedy(make(matrix), budget, candidates=shuffled)
+    left_out = np.ones(len(entries), dtype=np.int64)
+    left_out[some] = 0
+    costs, tokens = 1 + left_out * len(entries), np.full(len(entries), budget)
+    chosen, gains = plain_greedy(make(matrix), budget, costs=costs, max_cost=tokens[0])
+    assert selection.indices.tolist() == chosen
+    assert selection.gains.tolist() == gains
+    with pytest.raises(ConfigError, match="choose between 1 and"):
+        lazy_greedy(make(matrix), len(some) + 1, candidates=some)
+
+
 def test_once_all_is_covered_the_first_gains_decide():
     entries = np.array([[5, 5], [1, 1], [3, 3], [1, 1], [2, 0]], dtype=np.float32)
     selection = lazy_greedy(FacilityLocation(InfluenceMatrix.from_array(entries)), 5)

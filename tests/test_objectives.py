@@ -140,6 +140,23 @@ def test_values_are_those_of_submodlib(name, seed):
         assert objective.value == pytest.approx(peer.evaluate(subset), rel=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_covered_already_is_a_subset_chosen_before(seed):
+    rng = np.random.default_rng(seed)
+    matrix = InfluenceMatrix.from_array(rng.standard_normal((20, 9)).astype(np.float32))
+    before, other = FacilityLocation(matrix), FacilityLocationMutualInformation(matrix, eta=0.3)
+    for i in (3, 8):
+        before.add(i)
+        other.add(i)
+    covered = np.maximum(matrix.rows(np.array([3, 8])).max(axis=0), 0)
+    rest = np.setdiff1d(np.arange(20), [3, 8])
+    after = FacilityLocation(matrix, covered)
+    np.testing.assert_array_equal(after.gains(rest), before.gains(rest))
+    assert after.value == 0
+    continued = FacilityLocationMutualInformation(matrix, eta=0.3, covered=covered)
+    np.testing.assert_array_equal(continued.gains(rest), other.gains(rest))
+
+
 def test_an_empty_target_of_known_samples_is_facility_location():
     entries = np.random.default_rng(0).random((6, 11), dtype=np.float32)
     plain = MAKERS["facility-location"](entries, None)

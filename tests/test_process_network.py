@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from nncift import pair_process
 from nncift.errors import ConfigError, ModelError
 from nncift.features import Features
-from nncift.labelled_grid import LabelledGrid
+from nncift.labelled_grid import LabelledGrid, at_most
 from nncift.network import InfluenceNetwork
 from nncift.pair_process import conjugate_gradients, learn_weights, solve
 from nncift.pairs import LabelledPairs, Probes
-from nncift.process_network import ProcessNetwork, at_most
+from nncift.process_network import ProcessNetwork
 
 EVERY = slice(None)
 
@@ -250,8 +250,8 @@ def test_a_prior_is_trusted_as_far_as_the_labels_bear_it_out(tmp_path: Path):
 
 
 def test_more_samples_than_can_be_learned_from_are_left_out(monkeypatch, caplog):
-    monkeypatch.setattr("nncift.process_network.MOST_ROWS", 5)
-    monkeypatch.setattr("nncift.process_network.MOST_COLUMNS", 3)
+    monkeypatch.setattr("nncift.labelled_grid.MOST_ROWS", 5)
+    monkeypatch.setattr("nncift.labelled_grid.MOST_COLUMNS", 3)
     kept = at_most(labels(np.arange(48.0).reshape(8, 6)), seed=0)
     assert (len(np.unique(kept.pool_index)), len(np.unique(kept.target_index)), len(kept)) == (5, 3, 15)
     assert "learns from 5 of the 8 labelled pool samples" in caplog.text

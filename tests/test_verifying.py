@@ -78,37 +78,73 @@ def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp
 
 
 def test_only_the_shortlist_and_some_targets_are_measured(data, options, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("nncift.measuring.VERIFY_TARGETS", 5)
+    monkeypatch.setattr("nncift.verifying.VERIFY_TARGETS", 5)
     run = tmp_path / "run"
     selection = nncift.select(data[0], target=data[1], output=run, verify=2, **options)
-    table = pq.read_table(run / "verify/labels.parquet")
-    rows, columns = (np.unique(table[name].to_numpy()) for name in ("pool_index", "target_index"))
+    parts = [LabelledPairs.load(run / "verify" / name / "labels.parquet") for name in ("choice", "more-1", "more-2")]
+    assert [len(part) for part in parts] == [6 * 5, 3 * 5, 3 * 5]
+    measured = LabelledPairs.joined(parts)
+    rows, columns = np.unique(measured.pool_index), np.unique(measured.target_index)
     assert (len(rows), len(columns)) == (12, 5)
     assert set(selection.indices.tolist()) <= set(rows.tolist())
     labelled = json.loads((run / "labels/plan.json").read_text())["columns"]
     assert set(columns.tolist()) <= set(labelled)  # those that are known come first
 
 
+def test_what_is_measured_next_is_what_adds_most_by_all_that_is_known(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    nncift.select(data[0], target=data[1], output=run, verify=2, **options)
+    features = [np.load(run / "features" / f"{side}.npy") for side in ("pool", "target")]
+    parts = [LabelledPairs.load(run / path / "labels.parquet") for path in ("labels", "verify/choice")]
+    network = InfluenceNetwork().fit(*features, LabelledPairs.joined([parts[0].without(parts[1]), parts[1]]))
+    first = np.unique(parts[1].pool_index)
+    covered = np.maximum(parts[1].influence.reshape(6, 12).max(axis=0), 0)
+    objective = FacilityLocationMutualInformation(network.estimate(*features), eta=12 / 6, covered=covered)
+    expected = lazy_greedy(objective, 3, candidates=np.setdiff1d(np.arange(60), first))
+    plan = json.loads((run / "verify/more-1/plan.json").read_text())
+    assert plan["rows"] == sorted(expected.indices.tolist())
+
+
+def test_labels_that_are_measured_again_are_replaced():
+    i, j = (np.array(part, dtype=np.int32) for part in ([0, 0, 2], [1, 3, 1]))
+    labels = LabelledPairs(i, j, np.arange(3, dtype=np.float32))
+    assert labels.without(labels.take(np.array([1]))).influence.tolist() == [0, 2]
+    far = LabelledPairs(j[:1], np.array([7], np.int32), np.ones(1, np.float32))  # no pair of the labels
+    assert labels.without(far).influence.tolist() == [0, 1, 2]
+
+
 def test_a_pool_that_is_its_own_target_is_not_measured_on_itself(data, options, tmp_path: Path):
     run = tmp_path / "run"
     nncift.select(data[0], output=run, verify=2, **options)
-    plan = json.loads((run / "verify/plan.json").read_text())
-    assert len(plan["rows"]) == 12
-    assert not set(plan["rows"]) & set(plan["columns"])
+    plans = [json.loads((run / "verify" / name / "plan.json").read_text()) for name in ("choice", "more-1", "more-2")]
+    rows = [row for plan in plans for row in plan["rows"]]
+    assert len(set(rows)) == 12
+    assert plans[0]["columns"] == plans[1]["columns"] == plans[2]["columns"]
+    assert not set(rows) & set(plans[0]["columns"])
+
+
+def test_a_shortlist_that_leaves_nothing_to_measure_on_is_refused_at_once(data, options, tmp_path: Path):
+    with pytest.raises(ConfigError, match="would measure 60 of the pool's 60 samples, and leaves none"):
+        nncift.select(data[0], output=tmp_path / "run", verify=10, **options)
+    assert not (tmp_path / "run/labels").exists()
+    with pytest.raises(ConfigError, match="leaves none"):  # known when it is chosen
+        nncift.select(data[0], output=tmp_path / "tokens", verify=10, **{**options, "budget": "200tok"})
 
 
 def test_a_killed_verification_goes_on_with_the_same_pairs_and_ends_the_same(data, options, tmp_path: Path):
     run = tmp_path / "run"
     options = {**options, "target": data[1], "output": run, "verify": 2, "probes": 3}
     nncift.select(data[0], **options)
-    names = ("subset.jsonl", "selection.parquet", "verify/verify.json", "verify/plan.json", "probes/plan.json")
+    ends = ("subset.jsonl", "selection.parquet", "verify/verify.json")
+    names = (*ends, "verify/choice/plan.json", "verify/more-1/plan.json", "verify/more-2/plan.json", "probes/plan.json")
     before = {name: (run / name).read_bytes() for name in names}
-    labels = (run / "verify/labels.parquet").stat().st_mtime_ns
-    for name in ("subset.jsonl", "selection.parquet", "verify/verify.json"):
-        (run / name).unlink()
-    nncift.select(data[0], **options)
-    assert {name: (run / name).read_bytes() for name in names} == before
-    assert (run / "verify/labels.parquet").stat().st_mtime_ns == labels
+    labels = (run / "verify/choice/labels.parquet").stat().st_mtime_ns
+    for lost in (ends, (*ends, "verify/more-2/labels.parquet", "verify/more-2/plan.json")):
+        for name in lost:
+            (run / name).unlink()
+        nncift.select(data[0], **options)
+        assert {name: (run / name).read_bytes() for name in names} == before
+        assert (run / "verify/choice/labels.parquet").stat().st_mtime_ns == labels
 
 
 def test_a_learned_network_measures_the_influence_it_learned(data, options, tmp_path: Path):
@@ -188,7 +224,7 @@ def test_the_completion_equals_the_conditional_mean_written_out(seed, count):
         np.testing.assert_allclose(found[i], before[i] + covariance[:, columns] @ weight, atol=1e-3)
 
 
-def test_probes_bring_new_samples_closer_and_optimism_lifts_the_unknown():
+def test_probes_bring_new_samples_closer_and_labelled_samples_are_known_better():
     network, pool, target, influence = fitted(3)
     columns = network.choose_probes(target, 4)
     rest = np.setdiff1d(np.arange(12), columns)
@@ -197,9 +233,9 @@ def test_probes_bring_new_samples_closer_and_optimism_lifts_the_unknown():
     new = np.arange(20, 40)
     error = [np.square(e - influence)[np.ix_(new, rest)].mean() for e in (before, after)]
     assert error[1] < 0.95 * error[0]
-    lifted = network.estimate(pool, target, optimism=1.0).block(EVERY, EVERY) - before
-    assert (lifted > 0).all()
-    assert lifted[:20].mean() < lifted[20:].mean()
+    open_still = network.uncertainty(pool)
+    assert (open_still > 0).all()
+    assert open_still[:20].mean() < open_still[20:].mean()
 
 
 def test_the_papers_recipe_says_that_it_knows_no_uncertainty():
@@ -209,7 +245,7 @@ def test_the_papers_recipe_says_that_it_knows_no_uncertainty():
     for asked in (
         lambda: network.uncertainty(pool),
         lambda: network.choose_probes(pool, 2),
-        lambda: network.estimate(pool, pool, optimism=1.0),
+        lambda: network.estimate(pool, pool, probes=Probes(np.zeros(1, np.int64), pool[:, :1])),
     ):
         with pytest.raises(ConfigError, match="knows no uncertainty"):
             asked()

@@ -36,6 +36,7 @@ def lazy_greedy(
     costs: np.ndarray | None = None,
     max_cost: float | None = None,
     tie_break: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
     progress: bool = False,
 ) -> Selection:
     """Choose a subset greedily; `objective` comes with nothing chosen and leaves holding the subset.
@@ -50,23 +51,27 @@ def lazy_greedy(
         costs: tokens of every sample, (n,), above 0; together with `max_cost`.
         max_cost: tokens that the subset may have in all; together with `costs`.
         tie_break: (n,); the gains at the start when not given.
+        candidates: the samples that may be chosen, int64 without repetition; all when not given.
         progress: show a bar.
 
     Raises:
-        ConfigError: the budget is not between 1 and n, no sample fits, or options do not go together.
+        ConfigError: the budget is not between 1 and the number of candidates, no sample fits, or options do not go
+            together.
     """
     n = objective.n
-    _check_budget(n, budget, costs, max_cost)
+    everyone = np.arange(n) if candidates is None else np.sort(candidates)
+    _check_budget(everyone, n, budget, costs, max_cost)
     unit_costs = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
     room = float("inf") if max_cost is None else float(max_cost)
-    everyone = np.arange(n)
-    first_gains = np.empty(n)
-    for first in tqdm(range(0, n, _FIRST_PASS), desc="first gains", disable=not progress, leave=False):
-        first_gains[first : first + _FIRST_PASS] = objective.gains(everyone[first : first + _FIRST_PASS])
-    order = np.lexsort((everyone, -(first_gains if tie_break is None else _per_sample("tie_break", tie_break, n))))
-    limit = n if budget is None else budget
+    first_gains = np.zeros(n)
+    for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", disable=not progress, leave=False):
+        part = everyone[first : first + _FIRST_PASS]
+        first_gains[part] = objective.gains(part)
+    first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
+    order = everyone[np.lexsort((everyone, -first_by[everyone]))]
+    limit = len(everyone) if budget is None else budget
     indices, gains = _choose(objective, first_gains.copy(), order, unit_costs, room, limit, progress)
-    affordable = np.flatnonzero(unit_costs <= room)
+    affordable = everyone[unit_costs[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
     if costs is not None and first_gains[best] > value:  # one long sample beats all that was chosen instead
@@ -87,7 +92,8 @@ def _choose(
 ) -> tuple[list[int], list[float]]:
     """Lazy greedy from the first `gains`, which it brings up to date in place; `order` settles ties."""
     measured = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was measured
-    place = np.argsort(order)
+    place = np.empty(len(gains), dtype=np.int64)
+    place[order] = np.arange(len(order))
     heap = list(zip((-gains[order] / costs[order]).tolist(), range(len(order)), strict=True))
     heapq.heapify(heap)
     first_batch = _FIRST_BATCH if objective.submodular else len(heap)
@@ -122,11 +128,16 @@ def _choose(
     return indices, gains[indices].tolist()
 
 
-def _check_budget(n: int, budget: int | None, costs: np.ndarray | None, max_cost: float | None) -> None:
+def _check_budget(
+    everyone: np.ndarray, n: int, budget: int | None, costs: np.ndarray | None, max_cost: float | None
+) -> None:
     if budget is None and max_cost is None:
         raise ConfigError("there is no budget", "give a number of samples, or costs and max_cost")
-    if budget is not None and not 1 <= budget <= n:
-        raise ConfigError(f"the budget is {budget} samples", f"choose between 1 and {n}, the size of the pool")
+    if budget is not None and not 1 <= budget <= len(everyone):
+        all_or_some = "the pool" if len(everyone) == n else "the candidates"
+        raise ConfigError(
+            f"the budget is {budget} samples", f"choose between 1 and {len(everyone)}, the size of {all_or_some}"
+        )
     if (costs is None) != (max_cost is None):
         raise ConfigError("costs and max_cost go together", "give both, or a number of samples alone")
     if costs is None or max_cost is None:
@@ -134,6 +145,7 @@ def _check_budget(n: int, budget: int | None, costs: np.ndarray | None, max_cost
     costs = _per_sample("costs", costs, n)
     if costs.min() <= 0:
         raise ConfigError(f"sample {int(costs.argmin())} costs {costs.min()}", "every cost must be above 0")
+    costs = costs[everyone]
     if not costs.min() <= max_cost < float("inf"):
         raise ConfigError(
             f"the budget is {max_cost} tokens", f"the shortest sample has {costs.min():g}, all together {costs.sum():g}"

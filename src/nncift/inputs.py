@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,11 +118,22 @@ def read_samples(
     )
 
 
-def check_budget(config: Config, n_pool: int) -> None:
-    """Refuse a budget that the pool cannot fill, before anything costly."""
+def check_budget(config: Config, n_pool: int, *, own_target: bool) -> None:
+    """Refuse a budget that the pool cannot fill, or verify, before anything costly."""
     amount = parse_budget(config.budget)
     if amount.kind == "count" and amount.value > n_pool:
         raise ConfigError(f"--budget {config.budget} is more than the pool's {n_pool} samples", "give a smaller one")
+    if own_target and config.verify is not None and amount.kind != "tokens":
+        check_verifiable(math.ceil(budget_count(config, n_pool) * config.verify), n_pool)
+
+
+def check_verifiable(shortlist: int, n_pool: int) -> None:
+    """Refuse a shortlist of the whole pool where that is its own target, for no sample is measured on itself."""
+    if shortlist >= n_pool:
+        raise ConfigError(
+            f"--verify would measure {shortlist} of the pool's {n_pool} samples, and leaves none to measure them on",
+            "lower --verify or --budget, or give a --target",
+        )
 
 
 def check_models(config: Config, function: InfluenceFunction | None) -> None:

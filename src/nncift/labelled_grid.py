@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,12 @@ from nncift.pairs import LabelledPairs
 from nncift.projection import Projection, fit_projections
 from nncift.radial import SHARPNESS, block_kernels, rounded, similarities, unit_blocks
 
+MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
 _NOISE_RATIOS = np.geomspace(0.03, 30, 11)
 _LEAST_SPREAD = 0.1  # of a likeness: where no labelled pair is alike, chance must not tell what one that is will get
 _SHRINK = 5.0  # labels that the common spread weighs in a target's own
+
+_log = logging.getLogger("nncift")
 
 
 @dataclass(frozen=True)
@@ -164,3 +168,17 @@ def smooth_scales(grid: LabelledGrid) -> tuple[float, Tensor, Tensor]:
     ratio = min(losses, key=lambda one: losses[one])
     smooth = directions @ ((directions.T @ (log_scale - mean)) / (values.clamp(min=0) + ratio))
     return float(mean), smooth, log_scale - mean - among @ smooth
+
+
+def at_most(labels: LabelledPairs, seed: int) -> LabelledPairs:
+    """The labels, without some of the samples where there are more than can be learned from."""
+    for name, index, most in (
+        ("pool samples", labels.pool_index, MOST_ROWS),
+        ("targets", labels.target_index, MOST_COLUMNS),
+    ):
+        distinct = np.unique(index)
+        if len(distinct) > most:
+            _log.warning("network: it learns from %d of the %d labelled %s", most, len(distinct), name)
+            kept = np.random.default_rng(seed).permutation(distinct)[:most]
+            return at_most(labels.take(np.isin(index, kept)), seed)
+    return labels

@@ -79,6 +79,36 @@ def learn(
     return network
 
 
+def learn_more(
+    config: Config,
+    features: Features,
+    target_features: Features,
+    network: InfluenceNetwork,
+    labels: LabelledPairs | None,
+    prior: InfluenceNetwork | None,
+    measured: LabelledPairs,
+) -> InfluenceNetwork:
+    """The network that learned from what was measured since, too; of the recipe "paper", the one that there is.
+
+    Args:
+        config: the run's.
+        features: of the pool, (n_pool, d).
+        target_features: of the targets, (n_target, d).
+        network: what the run estimates with.
+        labels: what it learned from in this run; None where it learned before.
+        prior: what it started from in this run.
+        measured: the new labels.
+    """
+    if network.recipe == "paper":
+        return network
+    if labels is None:
+        labels, prior = measured, network
+    else:
+        labels = LabelledPairs.joined([labels.without(measured), measured])
+    pointwise = bool(network.options["pointwise"])
+    return _fitted(config, features, target_features, labels, pointwise=pointwise, prior=prior)
+
+
 def _fitted(
     config: Config,
     features: Features,

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from nncift.influence import InfluenceFunction
     from nncift.network import InfluenceNetwork
 
-VERIFY_TARGETS = 64  # on which a shortlist is measured, at most
-
 _log = logging.getLogger("nncift")
 
 
@@ -173,30 +171,25 @@ class Measuring:
             influence[columns, np.arange(len(columns))] = np.nan
         return Probes(columns, influence)
 
-    def verify(self, shortlist: Callable[[], np.ndarray], labelled: np.ndarray) -> tuple[np.ndarray, Probes]:
-        """Exact influence of a shortlist on all targets, or on some where there are more than 64.
+    def verify(self, part: str, plan: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Probes]:
+        """Exact influence of a part of the shortlist on some targets.
 
         Args:
-            shortlist: gives the pool rows to measure, (k,) int64; asked once, then remembered.
-            labelled: targets that are labelled already; they come first.
+            part: its name.
+            plan: gives the pool rows to measure and the targets, (k,), (c,) int64; asked once, then remembered.
 
         Returns:
-            The shortlist, ascending, and its exact influence.
+            The rows, ascending, and their exact influence.
         """
-        path = self.folder / "verify" / "plan.json"
-        if not path.exists():
-            rows = np.sort(shortlist())
-            free = np.arange(len(self.targets))
-            if self.own_target:  # no sample is measured on itself
-                free = np.setdiff1d(free, rows)
-            order = np.random.default_rng(self.config.seed).permutation(free)
-            order = np.concatenate([order[np.isin(order, labelled)], order[~np.isin(order, labelled)]])
-            columns = np.sort(order[: 1 if is_pointwise(self.function) else VERIFY_TARGETS])
-            write_json(path, {"rows": rows.tolist(), "columns": columns.tolist()})
-        stored = read_json(path)
-        plan = PairPlan(np.array(stored["rows"]), np.array(stored["columns"]))
-        pairs = self._collect(plan, self.folder / "verify", self._counter("verify"))
-        return plan.rows, Probes(plan.columns, pairs.influence.reshape(len(plan.rows), len(plan.columns)))
+        place = self.folder / "verify" / part
+        if not (place / "plan.json").exists():
+            rows, columns = (np.sort(some).tolist() for some in plan())
+            write_json(place / "plan.json", {"rows": rows, "columns": columns})
+        stored = read_json(place / "plan.json")
+        pairs_of = PairPlan(np.array(stored["rows"], dtype=np.int64), np.array(stored["columns"], dtype=np.int64))
+        pairs = self._collect(pairs_of, place, self._counter("verify"))
+        values = pairs.influence.reshape(len(pairs_of.rows), len(pairs_of.columns))
+        return pairs_of.rows, Probes(pairs_of.columns, values)
 
 
 def planned_held_out(folder: Path) -> HeldOut | None:

@@ -119,7 +119,6 @@ class InfluenceNetwork(ModelHubMixin):
         target_features: FeatureArray,
         *,
         probes: Probes | None = None,
-        optimism: float = 0.0,
         device: str | None = None,
     ) -> InfluenceMatrix:
         """The influence of every pool sample on every target, computed where it is looked at.
@@ -128,7 +127,6 @@ class InfluenceNetwork(ModelHubMixin):
             pool_features: (n_pool, pool_width) float32, may be memory-mapped.
             target_features: (n_target, target_width) float32, may be memory-mapped.
             probes: exact influence of every pool sample on a few targets, which completes the estimate.
-            optimism: add so many standard deviations of what is not known of a pool sample.
             device: where pairs are scored, for example "cuda"; the CPU unless given.
 
         Returns:
@@ -136,13 +134,13 @@ class InfluenceNetwork(ModelHubMixin):
             prior more.
 
         Raises:
-            ConfigError: the recipe "paper" knows neither probes nor optimism.
+            ConfigError: the recipe "paper" knows no probes.
             ModelError: the network has not learned, or the features have another width than it learned with.
         """
         self._check_widths(pool_features, target_features)
-        if probes is None and not optimism:
+        if probes is None:
             return self.model.estimate(pool_features, target_features, device=device)
-        return self._process.estimate(pool_features, target_features, probes=probes, optimism=optimism, device=device)
+        return self._process.estimate(pool_features, target_features, probes=probes, device=device)
 
     def uncertainty(self, pool_features: FeatureArray) -> np.ndarray:
         """How little is known of each pool sample's influence, in the influence's unit: (n_pool, width) -> (n_pool,).

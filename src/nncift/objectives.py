@@ -66,6 +66,7 @@ class FacilityLocation:
 
     Args:
         matrix: influence, (n_pool, n_target).
+        covered: how well each target is covered already, float32 (n_target,), at least 0; not at all unless given.
     """
 
     name = "facility-location"
@@ -73,11 +74,11 @@ class FacilityLocation:
     submodular = True
     normalised = True
 
-    def __init__(self, matrix: InfluenceMatrix) -> None:
+    def __init__(self, matrix: InfluenceMatrix, covered: np.ndarray | None = None) -> None:
         self.options: dict[str, float] = {}
         self.matrix = matrix
         self.n = matrix.shape[0]
-        self._start = np.zeros(matrix.shape[1], dtype=np.float32)
+        self._start = np.zeros(matrix.shape[1], dtype=np.float32) if covered is None else covered
         self._covered = self._start.copy()
 
     @property
@@ -106,6 +107,7 @@ class FacilityLocationMutualInformation(FacilityLocation):
         matrix: influence, (n_pool, n_target).
         eta: weight of relevance, at least 0. The second term grows with the subset, the first does not:
             (number of targets) / (budget) puts them on one scale.
+        covered: as for `FacilityLocation`.
 
     Raises:
         ConfigError: eta is negative or not finite.
@@ -113,8 +115,8 @@ class FacilityLocationMutualInformation(FacilityLocation):
 
     name = "facility-location-mutual-information"
 
-    def __init__(self, matrix: InfluenceMatrix, *, eta: float) -> None:
-        super().__init__(matrix)
+    def __init__(self, matrix: InfluenceMatrix, *, eta: float, covered: np.ndarray | None = None) -> None:
+        super().__init__(matrix, covered)
         self.options = {"eta": _weight("eta", eta)}
         self._relevance = eta * np.maximum(matrix.row_max(), 0).astype(np.float64)
         self._relevance_chosen = 0.0
@@ -153,22 +155,20 @@ class FacilityLocationConditionalGain(FacilityLocation):
     name = "facility-location-conditional-gain"
 
     def __init__(self, matrix: InfluenceMatrix, known_matrix: InfluenceMatrix, *, nu: float = 1.0) -> None:
-        super().__init__(matrix)
         if known_matrix.shape[1] != matrix.shape[1]:
             raise ConfigError(
                 f"the known samples' influence has {known_matrix.shape[1]} targets, the pool's {matrix.shape[1]}",
                 "estimate both on the same targets",
             )
-        self.options = {"nu": _weight("nu", nu)}
-        self._start = np.float32(nu) * np.maximum(known_matrix.column_max(), np.float32(0))
-        self._covered = self._start.copy()
+        super().__init__(matrix, np.float32(_weight("nu", nu)) * np.maximum(known_matrix.column_max(), np.float32(0)))
+        self.options = {"nu": float(nu)}
 
 
-def make_objective(matrix: InfluenceMatrix, *, eta: float | None) -> Objective:
+def make_objective(matrix: InfluenceMatrix, *, eta: float | None, covered: np.ndarray | None = None) -> Objective:
     """The objective that follows from the data: `eta` is None where the pool is its own target."""
     if eta is None:
-        return FacilityLocation(matrix)
-    return FacilityLocationMutualInformation(matrix, eta=eta)
+        return FacilityLocation(matrix, covered)
+    return FacilityLocationMutualInformation(matrix, eta=eta, covered=covered)
 
 
 def default_eta(n_target: int, expected: float) -> float:

@@ -90,6 +90,12 @@ class LabelledPairs:
         names = ("pool_index", "target_index", "influence")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
+    def without(self, others: LabelledPairs) -> LabelledPairs:
+        """The pairs that are not among the others."""
+        width = max(self.target_index.max(initial=0), others.target_index.max(initial=0)) + 1
+        own, other = (pairs.pool_index.astype(np.int64) * width + pairs.target_index for pairs in (self, others))
+        return self.take(~np.isin(own, other))
+
     @property
     def pointwise(self) -> bool:
         """Whether each pool sample has one score for all its targets, and one at least has several targets."""

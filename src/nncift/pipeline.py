@@ -7,6 +7,7 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 from pathlib import Path
@@ -29,16 +30,15 @@ from nncift.inputs import (
     make_influence,
     read_samples,
 )
-from nncift.learning import check_same_influence, learn
+from nncift.learning import check_same_influence, learn, learn_more
 from nncift.measuring import Measuring
 from nncift.network import InfluenceNetwork
-from nncift.pairs import Probes
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
-from nncift.storage import atomic_write, open_run, read_array, run_log, write_array, write_json
+from nncift.storage import atomic_write, open_run, read_array, run_log, write_array
 from nncift.summary import write_summary
-from nncift.verifying import OPTIMISM, choose_verified, overlaid
+from nncift.verifying import select_verified
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nncift.features import Features
     from nncift.influence import InfluenceFunction
     from nncift.matrix import InfluenceMatrix
+    from nncift.pairs import LabelledPairs
     from nncift.pool import PoolFacts
     from nncift.sources import SourceLike
 
@@ -83,11 +84,12 @@ def select(
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
         others = samples if targets is None else targets
-        check_budget(config, len(samples))
+        check_budget(config, len(samples), own_target=targets is None)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
             if function is not None and hasattr(function, "check"):
                 function.check(samples, others)
+        pairs: LabelledPairs | None = None
         if config.labels_from is not None:
             with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
                 pairs = keep_labels(config.labels_from, samples, others, folder / "labels")
@@ -97,7 +99,7 @@ def select(
         measuring = None
         if function is not None:
             measuring = Measuring(config, function, samples, others, folder, costs, progress=progress)
-        earlier, labelled = None, np.zeros(0, np.int64)
+        earlier = None
         if config.network is not None:
             earlier = InfluenceNetwork.from_pretrained(network_folder(config.network))
             if config.learns and earlier.recipe == "paper":
@@ -109,9 +111,9 @@ def select(
             if measuring is not None:
                 with costs.stage("labels"):
                     pairs = measuring.labels(features, target_features)
+            assert pairs is not None
             with costs.stage("network"):
                 network = learn(config, function, samples, others, features, target_features, pairs, folder, earlier)
-            labelled = np.unique(pairs.target_index)
         probes = None
         if measuring is not None and config.probes is not None:
             with costs.stage("probes"):
@@ -127,7 +129,12 @@ def select(
                 selection.save(folder)
         if selection is None and measuring is not None:
             with costs.stage("verify"):
-                selection = _verified(measuring, network, features, target_features, probes, matrix, choose, labelled)
+                sides = features, target_features
+                more = functools.partial(learn_more, config, *sides, network, pairs, earlier)
+                selection, rows, means = select_verified(measuring, matrix, sides, choose, more, pairs, probes)
+                influence_means = np.array(influence_means)
+                influence_means[rows] = means
+                selection = selection.with_pool(samples, influence_means)
                 selection.save(folder)
         assert selection is not None
         with costs.stage("report"):
@@ -198,34 +205,3 @@ def _stored_selection(folder: Path, samples: Dataset) -> Selection | None:
     if (folder / "selection.parquet").exists() and (folder / "subset.jsonl").exists():
         return Selection.load(folder, pool=samples)
     return None
-
-
-def _verified(
-    measuring: Measuring,
-    network: InfluenceNetwork,
-    features: Features,
-    target_features: Features,
-    probes: Probes | None,
-    matrix: InfluenceMatrix,
-    choose: Chooser,
-    labelled: np.ndarray,
-) -> Selection:
-    """The choice from a shortlist of which the influence is measured."""
-    config, folder = measuring.config, measuring.folder
-    factor = float(config.verify or 1)
-    knows_itself = network.recipe == "process"
-
-    def shortlist() -> np.ndarray:
-        if not knows_itself:
-            return choose(matrix, times=factor).indices
-        hopeful = network.estimate(features, target_features, probes=probes, optimism=OPTIMISM)
-        return choose(hopeful, times=factor).indices
-
-    rows, exact = measuring.verify(shortlist, labelled)
-    known = exact if probes is None else exact.joined(probes.take(rows))
-    completed = network.estimate(features[rows], target_features, probes=known if knows_itself else None)
-    selection, facts = choose_verified(matrix, completed, rows, exact, choose)
-    write_json(folder / "verify" / "verify.json", facts)
-    means = np.array(read_array(folder / "influence.npy"))
-    means[rows] = overlaid(completed, exact).row_means()
-    return selection.with_pool(measuring.samples, means)

@@ -27,10 +27,10 @@ from nncift.inputs import (
 )
 from nncift.labelling import PairPlan, measure_rate, plan_labels
 from nncift.language_features import language_features
-from nncift.measuring import VERIFY_TARGETS
 from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 from nncift.rounds import COLUMNS, FIRST, HELD_OUT
+from nncift.verifying import VERIFY_TARGETS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -102,7 +102,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
             targets, _ = open_pool(learned / "target")
         else:
             own_target = True
-        check_budget(config, len(samples))
+        check_budget(config, len(samples), own_target=own_target)
         reading, width = _feature_rate(config, samples)
         seconds = {"features": reading * (len(samples) + (0 if own_target else len(targets)))}
         pairs, tokens = 0, None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nncift.features import Features
-from nncift.labelled_grid import LabelledGrid, shared_terms, smooth_scales
+from nncift.labelled_grid import LabelledGrid, at_most, shared_terms, smooth_scales
 from nncift.matrix import InfluenceMatrix
 from nncift.pair_process import Weights, learn_weights, solve
 from nncift.pairs import LabelledPairs, Probes
@@ -28,7 +28,6 @@ from nncift.projection import Projection
 from nncift.radial import SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
 
 RANK = 128  # of the estimate, at most
-MOST_ROWS, MOST_COLUMNS = 4096, 1024  # labelled samples that are learned from
 _ANCHORS = 512  # targets through which similarities are told; of no more than so many, all, and nothing is lost
 _REFERENCE = 1024  # samples of a side on which the estimate is cut to its rank
 _LOST = 1e-7  # share of the squared estimate that the cut may lose
@@ -150,7 +149,7 @@ class ProcessNetwork:
         return (unit * scale).numpy(), (unit * (level @ self.arrays["bias"]) + self.numbers["mean"]).numpy()
 
     def estimate(
-        self, pool: Any, target: Any, *, device: str | None = None, optimism: float = 0.0, probes: Probes | None = None
+        self, pool: Any, target: Any, *, device: str | None = None, probes: Probes | None = None
     ) -> InfluenceMatrix:
         """The influence of all pairs, computed where it is looked at.
 
@@ -158,7 +157,6 @@ class ProcessNetwork:
             pool: features of n samples.
             target: features of m targets.
             device: where pairs are scored.
-            optimism: add so many standard deviations of what is not known of a pool sample.
             probes: exact influence of every pool sample on a few targets, which completes what the network says.
         """
         left, right = self._towers(pool, target)
@@ -169,9 +167,6 @@ class ProcessNetwork:
             residual = np.nan_to_num((probes.influence - np.concatenate(own)) / scale[probes.columns])
             more = self.posterior.completed(pool, target, some, residual)
             left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
-        if optimism:
-            left = np.concatenate([left, optimism * self.posterior.spread(pool)[:, None]], axis=1)
-            right = np.concatenate([right, np.ones((len(right), 1))], axis=1)
         return InfluenceMatrix.from_towers(
             left.astype(np.float32, copy=False),
             (right * scale[:, None]).astype(np.float32),
@@ -287,20 +282,6 @@ class ProcessNetwork:
             own = {n.removeprefix("prior."): array for n, array in arrays.items() if n.startswith("prior.")}
             self.prior.load(own, facts["prior"])
         self.__dict__.pop("posterior", None)
-
-
-def at_most(labels: LabelledPairs, seed: int) -> LabelledPairs:
-    """The labels, without some of the samples where there are more than can be learned from."""
-    for name, index, most in (
-        ("pool samples", labels.pool_index, MOST_ROWS),
-        ("targets", labels.target_index, MOST_COLUMNS),
-    ):
-        distinct = np.unique(index)
-        if len(distinct) > most:
-            _log.warning("network: it learns from %d of the %d labelled %s", most, len(distinct), name)
-            kept = np.random.default_rng(seed).permutation(distinct)[:most]
-            return at_most(labels.take(np.isin(index, kept)), seed)
-    return labels
 
 
 def _spread(n: int, most: int) -> np.ndarray:

@@ -1,24 +1,124 @@
 """A shortlist whose influence is measured before the subset is chosen from it.
 
-Facility location looks for the largest estimates, and so for the largest errors. So more samples than the budget are
-shortlisted, with what is not known of them counted in their favour; their influence is measured exactly, on all
-targets or on some, and the subset is chosen from them. Its value on those targets is then measured, not estimated.
+Facility location looks for the largest estimates, and so for the largest errors. So what it would choose is measured
+exactly, on all targets or on some; the network learns from that, and says what adds most to what was measured, which is
+measured as well. The subset is chosen from all of these, and its value on those targets is measured, not estimated.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nncift.choosing import Chooser
 from nncift.fidelity import measures
+from nncift.influence import is_pointwise
+from nncift.inputs import check_verifiable
 from nncift.matrix import InfluenceMatrix
 from nncift.pairs import LabelledPairs, Probes
 from nncift.selection import Selection
+from nncift.storage import write_json
 
-OPTIMISM = 1.0  # standard deviations that a shortlist adds to what is estimated
+if TYPE_CHECKING:
+    from nncift.features import Features
+    from nncift.measuring import Measuring
+    from nncift.network import InfluenceNetwork
+
+VERIFY_TARGETS = 64  # on which a shortlist is measured, at most
+_PARTS = 2  # in which all but the choice is measured, with learning in between
 _SCATTER = 2000
+
+
+def select_verified(
+    measuring: Measuring,
+    matrix: InfluenceMatrix,
+    sides: tuple[Features, Features],
+    choose: Chooser,
+    learn_more: Callable[[LabelledPairs], InfluenceNetwork],
+    labels: LabelledPairs | None,
+    probes: Probes | None,
+) -> tuple[Selection, np.ndarray, np.ndarray]:
+    """The choice from a measured shortlist of `--verify` times the budget.
+
+    Args:
+        measuring: asks for the exact influence; the run folder gets `verify/`, with what came out in `verify.json`.
+        matrix: influence as estimated before, (n_pool, n_target).
+        sides: features of the pool and of the targets.
+        choose: chooses within the budget.
+        learn_more: the network that learned from these pairs too.
+        labels: exact influence that is known already; their targets come first among those to measure on.
+        probes: exact influence of every pool sample on a few targets.
+
+    Returns:
+        The selection with pool rows; the shortlist, (k,) ascending; its mean influence as known now, (k,) float32.
+    """
+    times = float(measuring.config.verify or 1)
+    share = (times - 1) / _PARTS
+    rows, exact = measuring.verify("choice", partial(_choice, measuring, matrix, choose, times, labels))
+    network = learn_more(_pairs(rows, exact))
+    for part in range(_PARTS):
+        taken = np.concatenate([rows, exact.columns]) if measuring.own_target else rows
+        candidates = np.setdiff1d(np.arange(matrix.shape[0]), taken)
+        if not share or not len(candidates):
+            break
+        plan = partial(_what_adds, sides, network, probes, rows, exact, candidates, choose, share)
+        more, its_exact = measuring.verify(f"more-{part + 1}", plan)
+        rows, exact = _merged(rows, exact, more, its_exact)
+        network = learn_more(_pairs(rows, exact))
+    known = _known(network, sides, rows, exact, probes)
+    selection, facts = choose_from(matrix, known, rows, exact, choose)
+    write_json(measuring.folder / "verify" / "verify.json", facts)
+    return selection, rows, known.row_means()
+
+
+def _choice(
+    measuring: Measuring, matrix: InfluenceMatrix, choose: Chooser, times: float, labels: LabelledPairs | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The choice by estimates, and the targets to measure it on."""
+    free = np.arange(len(measuring.targets))
+    if measuring.own_target:  # no sample is measured on itself
+        shortlist = choose(matrix, times=times).indices
+        check_verifiable(len(shortlist), matrix.shape[0])
+        free = np.setdiff1d(free, shortlist)
+    order = np.random.default_rng(measuring.config.seed).permutation(free)
+    if labels is not None:
+        order = order[np.argsort(~np.isin(order, labels.target_index), kind="stable")]
+    return choose(matrix).indices, order[: 1 if is_pointwise(measuring.function) else VERIFY_TARGETS]
+
+
+def _what_adds(
+    sides: tuple[Features, Features],
+    network: InfluenceNetwork,
+    probes: Probes | None,
+    rows: np.ndarray,
+    exact: Probes,
+    candidates: np.ndarray,
+    choose: Chooser,
+    times: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The candidates that add most to the measured rows, as far as is known now, and the same targets."""
+    covered = np.maximum(_known(network, sides, rows, exact, probes).column_max(), 0)
+    matrix = network.estimate(*sides, probes=probes)
+    return choose(matrix, times=times, covered=covered, candidates=candidates).indices, exact.columns
+
+
+def _merged(rows: np.ndarray, exact: Probes, more: np.ndarray, other: Probes) -> tuple[np.ndarray, Probes]:
+    """Two sets of rows, ascending, with their exact influence on the same targets."""
+    both = np.concatenate([rows, more])
+    order = np.argsort(both)
+    return both[order], Probes(exact.columns, np.concatenate([exact.influence, other.influence])[order])
+
+
+def _known(
+    network: InfluenceNetwork, sides: tuple[Features, Features], rows: np.ndarray, exact: Probes, probes: Probes | None
+) -> InfluenceMatrix:
+    """Influence of measured samples on all targets: as measured, else completed by what the network knows."""
+    known = exact if probes is None else exact.joined(probes.take(rows))
+    completes = network.recipe == "process"
+    return overlaid(network.estimate(sides[0][rows], sides[1], probes=known if completes else None), exact)
 
 
 def overlaid(estimate: InfluenceMatrix, exact: Probes) -> InfluenceMatrix:
@@ -35,14 +135,14 @@ def overlaid(estimate: InfluenceMatrix, exact: Probes) -> InfluenceMatrix:
     return InfluenceMatrix(estimate.shape, function)
 
 
-def choose_verified(
-    estimate: InfluenceMatrix, completed: InfluenceMatrix, rows: np.ndarray, exact: Probes, choose: Chooser
+def choose_from(
+    estimate: InfluenceMatrix, known: InfluenceMatrix, rows: np.ndarray, exact: Probes, choose: Chooser
 ) -> tuple[Selection, dict[str, Any]]:
     """The choice from a measured shortlist, and what the measurement says.
 
     Args:
         estimate: influence of all pool samples as estimated before, (n_pool, n_target).
-        completed: influence of the shortlist as estimated since, (k, n_target).
+        known: influence of the shortlist as known now, (k, n_target).
         rows: the shortlist's pool rows, (k,) ascending.
         exact: its exact influence on some targets.
         choose: chooses within the budget.
@@ -52,12 +152,12 @@ def choose_verified(
         estimated, and exact for the choice that the estimates alone would make of the shortlist; the same of the
         subset's `mean_influence`; and how well the shortlist was estimated.
     """
-    chosen = choose(overlaid(completed, exact), rows)
+    chosen = choose(known, rows)
     before = InfluenceMatrix.from_array(estimate.block(rows, exact.columns))
-    plain = choose(InfluenceMatrix(completed.shape, lambda i, j: estimate.block(rows[i], j)), rows)
+    plain = choose(InfluenceMatrix(known.shape, lambda i, j: estimate.block(rows[i], j)), rows)
     measured = InfluenceMatrix.from_array(exact.influence)
     own, other = (np.searchsorted(rows, selection.indices) for selection in (chosen, plain))
-    pairs = _pairs(exact)
+    pairs = _pairs(np.arange(len(rows)), exact)
     guess = before.block(slice(None), slice(None)).ravel()
     shown = np.linspace(0, len(pairs) - 1, min(len(pairs), _SCATTER)).astype(int)
     facts = {
@@ -88,7 +188,6 @@ def best_influence(matrix: InfluenceMatrix, chosen: np.ndarray) -> float:
     return float(np.maximum(matrix.rows(chosen).max(axis=0), 0).mean())
 
 
-def _pairs(exact: Probes) -> LabelledPairs:
-    n, k = exact.influence.shape
-    i, j = np.divmod(np.arange(n * k), k)
-    return LabelledPairs(i.astype(np.int32), exact.columns[j].astype(np.int32), exact.influence.ravel())
+def _pairs(rows: np.ndarray, exact: Probes) -> LabelledPairs:
+    i, j = np.repeat(rows, len(exact.columns)), np.tile(exact.columns, len(rows))
+    return LabelledPairs(i.astype(np.int32), j.astype(np.int32), exact.influence.ravel())
