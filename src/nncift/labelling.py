@@ -215,7 +215,12 @@ class Rate:
 
     def seconds(self, rows: int, targets: int, pairs: int | None = None) -> float:
         """Expected time of so many pairs; of the grid unless given."""
-        return self.warm_up + self.row * rows + self.target * targets + self.pair * (pairs or rows * targets)
+        return (
+            self.warm_up
+            + self.row * rows
+            + self.target * targets
+            + self.pair * (rows * targets if pairs is None else pairs)
+        )
 
     def pairs(self, seconds: float, *, own_targets: bool = False) -> int:
         """Pairs that fit into a time, in the shape that `plan_pairs` gives them; at least one."""
