@@ -65,7 +65,6 @@ def of_subsets(grid: LabelledGrid, members: np.ndarray, drops: np.ndarray, given
         unit=unit,
         among_pool=among / among.diagonal(dim1=1, dim2=2).mean(1)[:, None, None],
         terms=terms,
-        has_prior=False,
         term_mean=torch.zeros(len(terms), dtype=torch.float64),
         term_spread=torch.ones(len(terms), dtype=torch.float64),
     )

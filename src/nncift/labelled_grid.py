@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,10 +36,9 @@ class LabelledGrid:
         scale: (m,) s(y) of the labelled targets.
         mean, unit: of the influence, on its own scale.
         among_pool, among_targets: `radial.block_kernels` of the labelled samples, (blocks, n, n), (blocks, m, m).
-        terms: (terms, n, m) of each shared block the cosines, then of each sharpness and block the similarities, and
-            last what an earlier network says, if there is one; standardised.
+        terms: (terms, n, m) of each shared block the cosines, then of each sharpness and block the similarities;
+            standardised.
         term_mean, term_spread: (terms,) what was taken off and divided by.
-        has_prior: whether there is one.
         pointwise: there is nothing but a(x).
     """
 
@@ -57,19 +56,10 @@ class LabelledGrid:
     terms: Tensor
     term_mean: Tensor
     term_spread: Tensor
-    has_prior: bool
     pointwise: bool
 
     @classmethod
-    def of(
-        cls,
-        pool: Features,
-        target: Features,
-        labels: LabelledPairs,
-        *,
-        pointwise: bool,
-        prior: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-    ) -> LabelledGrid:
+    def of(cls, pool: Features, target: Features, labels: LabelledPairs, *, pointwise: bool) -> LabelledGrid:
         """From the features of all samples and the labels of some pairs.
 
         Args:
@@ -77,7 +67,6 @@ class LabelledGrid:
             target: features of the targets.
             labels: exact influence of some pairs.
             pointwise: there is nothing but a(x).
-            prior: features of n samples and of m targets to what an earlier network says of all pairs, (n, m).
         """
         rows, row = np.unique(labels.pool_index, return_inverse=True)
         columns, column = np.unique(labels.target_index, return_inverse=True)
@@ -91,12 +80,9 @@ class LabelledGrid:
         mean = float(value.mean())
         shared = projections[0] is projections[1] and not pointwise
         parts = shared_terms(x, y, projections[0]) if shared else []
-        if prior is not None:
-            parts.append(torch.from_numpy(np.asarray(prior(pool[rows], target[columns]), dtype=np.float64)))
         terms = torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
         centre = terms.mean((1, 2))
-        spread = (terms - centre[:, None, None]).square().mean((1, 2)).sqrt() + 1e-9
-        spread[: len(parts) - (prior is not None)].clamp_(min=_LEAST_SPREAD)
+        spread = (terms - centre[:, None, None]).square().mean((1, 2)).sqrt().clamp(min=_LEAST_SPREAD)
         return cls(
             projections=projections,
             pool=x,
@@ -112,7 +98,6 @@ class LabelledGrid:
             terms=(terms - centre[:, None, None]) / spread[:, None, None],
             term_mean=centre,
             term_spread=spread,
-            has_prior=prior is not None,
             pointwise=pointwise,
         )
 

@@ -31,7 +31,6 @@ from nncift.radial import kernel, rounded
 LIKELIHOOD_PAIRS = 1000
 DENSE_PAIRS = 3000
 _STEPS, _RATE, _PULL = 40, 0.5, 0.02
-_TRUST = -0.5  # logarithmic weight of what an earlier network says, at the start
 _LEAST_NOISE = 1e-6
 _START = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "terms": -3.0}
 _START |= {"pool_own": -3.0, "profile_own": -3.0, "target_own": -1.0, "mean_own": -2.0, "noise": -1.0}
@@ -52,8 +51,6 @@ def learn_weights(grid: LabelledGrid, *, seed: int) -> Weights:
         name: torch.full((len(blocks[name]),) if name in blocks else (), value, dtype=torch.float64)
         for name, value in _START.items()
     }
-    if grid.has_prior:
-        start["terms"][-1] = _TRUST
     if grid.pointwise:
         start |= {name: start[name] - math.inf for name in set(_START) - {"pool_main", "pool_own", "noise", "terms"}}
     free = {name: value.clone().requires_grad_() for name, value in start.items() if torch.isfinite(value).all()}

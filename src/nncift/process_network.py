@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ _log = logging.getLogger("nncift")
 class ProcessNetwork:
     """Learns from labelled pairs in any pattern; its prediction is unit (inner(x, y) s(y) + c(y)) + mean.
 
-    With a prior, what that says of the pair is one more term of inner(x, y), as far as the labels bear it out.
+    With a prior, it learns what that leaves over of the labels, and adds `numbers["prior"]` times what that says.
 
     Args:
         pointwise: the influence is one score for each pool sample, whatever the target.
@@ -69,14 +70,16 @@ class ProcessNetwork:
         self, pool: Features, target: Features, labels: LabelledPairs, *, prior: ProcessNetwork | None = None
     ) -> None:
         """Learn; samples without a label help to scale the features."""
-        said = None if prior is None else prior.all_pairs
-        grid = LabelledGrid.of(pool, target, at_most(labels, self.seed), pointwise=self.pointwise, prior=said)
+        labels, slope = at_most(labels, self.seed), 0.0
+        if prior is not None:
+            labels, slope = _left_over(labels, pool, target, prior)
+        grid = LabelledGrid.of(pool, target, labels, pointwise=self.pointwise)
         weights = learn_weights(grid, seed=self.seed)
         solved = solve(weights, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * weights["terms"]).exp() / grid.term_spread
         most = float((grid.value / grid.scale[grid.column]).abs().max())
-        terms[: len(terms) - grid.has_prior].clamp_(-most, most)  # what is alike says no more than the largest label
+        terms.clamp_(-most, most)  # what is alike says no more than the largest label
         mean, *scale = smooth_scales(grid)
         even = torch.full((len(grid.among_targets),), -np.log(len(grid.among_targets)), dtype=torch.float64)
         self.pool = _side(grid.projections[0], grid.pool, weights, ("pool", "profile_own"), ("pool_main", "pool_own"))
@@ -92,13 +95,9 @@ class ProcessNetwork:
         self.arrays = {name: rounded(array) for name, array in arrays.items()}
         self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(weights, grid)}
         self.numbers["constant"] = -float((terms * grid.term_mean).sum())
+        self.numbers["prior"] = slope
         self.prior, self.sharpness = prior, SHARPNESS
         self.__dict__.pop("posterior", None)  # of an earlier fit
-
-    @property
-    def _alike(self) -> Tensor:
-        """Weights of the likenesses of shared blocks: first the cosines', then those of each sharpness."""
-        return self.arrays["terms"][: len(self.arrays["terms"]) - (self.prior is not None)]
 
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Influence of n pairs: (n, width), (n, width) -> (n,) float32."""
@@ -108,14 +107,14 @@ class ProcessNetwork:
             x, y = self.pool.coordinates(pool[part]), self.target.coordinates(target[part])
             profile, level = self._of_pool(x)
             inner = (profile * self.target.kernels(y)[0]).sum(1) + level
-            if len(self._alike):
+            if len(self.arrays["terms"]):
                 units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
                 cosines = torch.stack([(u * v).sum(1) for u, v in units])
-                inner += self._alike @ torch.cat([cosines, *similarities(cosines, self.sharpness)])
-            if self.prior is not None:
-                inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.predict(pool[part], target[part]))
+                inner += self.arrays["terms"] @ torch.cat([cosines, *similarities(cosines, self.sharpness)])
             scale, bias = self._of_targets(y)
             out[part] = inner.numpy() * scale + bias
+            if self.prior is not None:
+                out[part] += self.numbers["prior"] * self.prior.predict(pool[part], target[part])
         return out
 
     def all_pairs(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -123,13 +122,12 @@ class ProcessNetwork:
         x, y = self.pool.coordinates(pool), self.target.coordinates(target)
         profile, level = self._of_pool(x)
         inner = profile @ self.target.kernels(y)[0].T + level[:, None]
-        if len(self._alike):
+        if len(self.arrays["terms"]):
             likenesses = torch.stack(shared_terms(x, y, self.pool.projection, self.sharpness))
-            inner += torch.einsum("t,tij->ij", self._alike, likenesses)
-        if self.prior is not None:
-            inner += self.arrays["terms"][-1] * torch.from_numpy(self.prior.all_pairs(pool, target))
+            inner += torch.einsum("t,tij->ij", self.arrays["terms"], likenesses)
         scale, bias = self._of_targets(y)
-        return np.asarray(inner.numpy() * scale + bias)
+        own = np.asarray(inner.numpy() * scale + bias)
+        return own if self.prior is None else own + self.numbers["prior"] * self.prior.all_pairs(pool, target)
 
     def _of_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A sample's profile over the labelled targets, before their kernel, and its level: (n, m), (n,).
@@ -159,23 +157,35 @@ class ProcessNetwork:
             device: where pairs are scored.
             probes: exact influence of every pool sample on a few targets, which completes what the network says.
         """
-        left, right = self._towers(pool, target)
-        scale, bias = self._in_chunks(target, self._of_targets)
+        left, right, bias = self._towers(pool, target)
         if probes is not None:
             some = target[probes.columns]
+            scale, _ = self._in_chunks(target, self._of_targets)
             own = [self.all_pairs(pool[start : start + _CHUNK], some) for start in range(0, len(pool), _CHUNK)]
             residual = np.nan_to_num((probes.influence - np.concatenate(own)) / scale[probes.columns])
             more = self.posterior.completed(pool, target, some, residual)
-            left, right = np.concatenate([left, more[0]], axis=1), np.concatenate([right, more[1]], axis=1)
+            left = np.concatenate([left, more[0]], axis=1)
+            right = np.concatenate([right, more[1] * scale[:, None]], axis=1)
         return InfluenceMatrix.from_towers(
             left.astype(np.float32, copy=False),
-            (right * scale[:, None]).astype(np.float32),
+            right.astype(np.float32, copy=False),
             pool_bias=np.zeros(len(left), dtype=np.float32),
             target_bias=bias.astype(np.float32),
             device=device,
         )
 
-    def _towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Both towers and c(y), with the prior's beside: (n, rank), (m, rank), (m,)."""
+        left, right = self._cut(pool, target)
+        scale, bias = self._in_chunks(target, self._of_targets)
+        right = right * scale[:, None]
+        if self.prior is None:
+            return left, right, bias
+        before, weight = self.prior._towers(pool, target), self.numbers["prior"]
+        left, right = np.concatenate([left, weight * before[0]], axis=1), np.concatenate([right, before[1]], axis=1)
+        return left, right, bias + weight * before[2]
+
+    def _cut(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
         """What is in the brackets as a product, cut to the rank that matters: (n, rank), (m, rank) float32."""
         anchors = self.target.coordinates(target[_spread(len(target), _ANCHORS)])
         left = self._wide_pool(self.pool.coordinates(pool[_spread(len(pool), _REFERENCE)]), anchors)
@@ -185,27 +195,18 @@ class ProcessNetwork:
         rank = min(int((lost > _LOST).sum()) + 1, RANK, len(size))
         root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
         cut = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
-        sides = (
+        return (
             self._in_chunks(pool, lambda x: ((self._wide_pool(x, anchors) @ cut[0]).float().numpy(),), self.pool)[0],
             self._in_chunks(target, lambda y: ((self._wide_target(y, anchors) @ cut[1]).float().numpy(),))[0],
-        )
-        if self.prior is None:
-            return sides
-        before = self.prior._towers(pool, target)
-        scale, bias = self.prior._in_chunks(target, self.prior._of_targets)
-        weight = float(self.arrays["terms"][-1])
-        return (
-            np.concatenate([sides[0], weight * before[0], np.full((len(sides[0]), 1), weight)], axis=1),
-            np.concatenate([sides[1], before[1] * scale[:, None], bias[:, None]], axis=1),
         )
 
     def _wide_pool(self, x: Tensor, anchors: Tensor) -> Tensor:
         """The pool's tower before the cut: profile, level, the cosines' half, weighed similarities to the anchors."""
         profile, level = self._of_pool(x)
         columns = [profile, level[:, None]]
-        if len(self._alike):
+        if len(self.arrays["terms"]):
             projection = self.pool.projection
-            weights = self._alike.reshape(1 + len(self.sharpness), -1)
+            weights = self.arrays["terms"].reshape(1 + len(self.sharpness), -1)
             units = unit_blocks(x, projection)
             columns += [b * u for b, u in zip(weights[0], units, strict=True)]
             for u, v, own in zip(units, unit_blocks(anchors, projection), weights[1:].T, strict=True):
@@ -215,7 +216,7 @@ class ProcessNetwork:
     def _wide_target(self, y: Tensor, anchors: Tensor) -> Tensor:
         """The targets' tower before the cut; a target is told by the anchors it resembles (Nystrom's approximation)."""
         columns = [self.target.kernels(y)[0], torch.ones((len(y), 1), dtype=torch.float64)]
-        if len(self._alike):
+        if len(self.arrays["terms"]):
             projection, identity = self.pool.projection, torch.eye(len(anchors), dtype=torch.float64)
             units = unit_blocks(y, projection)
             columns += units
@@ -278,10 +279,25 @@ class ProcessNetwork:
         self.sharpness = tuple(facts.get("sharpness", (5.0,)))
         self.prior = None
         if "prior" in facts:
+            if "prior" not in self.numbers:
+                raise ValueError("it weighs the network that it started from in another way")
             self.prior = ProcessNetwork()
             own = {n.removeprefix("prior."): array for n, array in arrays.items() if n.startswith("prior.")}
             self.prior.load(own, facts["prior"])
         self.__dict__.pop("posterior", None)
+
+
+def _left_over(
+    labels: LabelledPairs, pool: Features, target: Features, prior: ProcessNetwork
+) -> tuple[LabelledPairs, float]:
+    """The labels less what the prior says, and what that is multiplied by: least squares, but never turned round."""
+    rows, row = np.unique(labels.pool_index, return_inverse=True)
+    columns, column = np.unique(labels.target_index, return_inverse=True)
+    said = prior.all_pairs(pool[rows], target[columns])[row, column]
+    centred, value = said - said.mean(), labels.influence.astype(np.float64)
+    spread = float(centred @ centred)
+    slope = max(float(centred @ value) / spread, 0.0) if spread > 1e-12 * float(said @ said) else 0.0
+    return replace(labels, influence=value - slope * said), slope
 
 
 def _spread(n: int, most: int) -> np.ndarray:
