@@ -74,6 +74,14 @@ def read_features(pool: Dataset, target: Dataset, name: str, folder: Path, model
     return sides[0], sides[1]
 
 
+def of_others(exact: ExactValues) -> np.ndarray:
+    """The influence, where a sample is its own target as of the others in the mean: no run measures or learns that."""
+    influence = exact.influence.astype(np.float64)
+    itself = np.array(exact.pool_ids)[:, None] == np.array(exact.target_ids)
+    means = np.nanmean(np.where(itself, np.nan, influence), axis=0)
+    return np.where(itself, means, influence)
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval over seeds."""
     array = np.array(values)
@@ -159,7 +167,7 @@ def main() -> None:
             raise SystemExit(f"the samples are not those of {name}")
         samples = f"{name.partition('-')[0]}-{len(pool)}x{len(target)}"
         features = read_features(pool, target, samples, options.folder, model)
-        for task, methods in questions(name, exact.influence.astype(np.float64), features, options.methods).items():
+        for task, methods in questions(name, of_others(exact), features, options.methods).items():
             if task in options.tasks:
                 ask(f"{name}, {task}", methods)
 
