@@ -19,10 +19,10 @@ from scipy.stats import spearmanr
 from nncift.config import Amount
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.fidelity import measure_fidelity, measures, spearman
+from nncift.labelled_grid import MOST_COLUMNS
 from nncift.labelling import PairPlan, Rate, deal, measure_rate, number_of_pairs, plan_pairs
 from nncift.network import RECIPES, InfluenceNetwork
 from nncift.pairs import LabelledPairs, collect
-from nncift.process_network import MOST_COLUMNS
 
 WIDTH = 6
 
