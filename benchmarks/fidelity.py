@@ -4,7 +4,7 @@
     python benchmarks/fidelity.py --values p3-delift --methods "target mean" paper --seeds 2
     python benchmarks/fidelity.py --tasks truth
 
-Four questions, each over several seeds with the mean and its 95 % interval:
+Questions, each over several seeds with the mean and its 95 % interval:
 
 quadrants   Pool samples and targets are held out (a fifth of each), a share of all pairs is labelled in the grid that a
             run would label. Q1 both seen, Q2 new pool sample, Q3 new target, Q4 both new.

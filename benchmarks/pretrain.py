@@ -4,7 +4,7 @@
 
 The teacher is what foretells training best, gradients along a training of the kind that was judged, on 240 x 160
 samples of P3, of the demo's tasks and conversations and of GSM8K. Judged is the linear datamodelling score on the
-committed outcomes of training (other samples): of a network that saw none of their families, beside boosted trees from
+committed outcomes of training: of a network that saw none of their families, beside boosted trees from
 the same labels and a network from half of them; and of the one that is kept. It lands in src/nncift/pretrained.
 """
 
@@ -40,7 +40,7 @@ labelled, from one forward pass of SmolLM2-135M-Instruct and one of MiniLM for e
 
 - Learned from: exact influence of {rows} x {columns} samples of P3 ({families} families), reasoning-gym,
   chatterbot-corpus and GSM8K, by LESS with both sides preconditioned, along three epochs on that pool.
-- Judged by: the linear datamodelling score on {subsets} fine-tunings of SmolLM2 on halves of 120 other samples of P3.
+- Judged by: the linear datamodelling score on {subsets} fine-tunings of SmolLM2 on halves of 120 samples of P3.
   Families it never saw (a network of {unseen_rows} x {unseen_columns} samples): {unseen.value:.2f} (95 % interval
   {unseen.low:.2f} to {unseen.high:.2f}), from half the labels {half.value:.2f}, boosted trees {trees.value:.2f}; this
   network, which saw other samples of them: {seen.value:.2f}.

@@ -112,8 +112,8 @@ def test_candidates_alone_are_chosen_as_if_there_were_no_others(make, entries, d
     selection = lazy_greedy(make(matrix), budget, candidates=shuffled)
     left_out = np.ones(len(entries), dtype=np.int64)
     left_out[some] = 0
-    costs, tokens = 1 + left_out * len(entries), np.full(len(entries), budget)
-    chosen, gains = plain_greedy(make(matrix), budget, costs=costs, max_cost=tokens[0])
+    too_dear = 1 + left_out * len(entries)
+    chosen, gains = plain_greedy(make(matrix), budget, costs=too_dear, max_cost=budget)
     assert selection.indices.tolist() == chosen
     assert selection.gains.tolist() == gains
     with pytest.raises(ConfigError, match="choose between 1 and"):

@@ -105,6 +105,17 @@ def test_what_is_measured_next_is_what_adds_most_by_all_that_is_known(data, opti
     assert plan["rows"] == sorted(expected.indices.tolist())
 
 
+def test_a_token_budget_is_verified_in_parts_of_one_sample_at_least(data, options, tmp_path: Path):
+    run = tmp_path / "run"
+    common = {**options, "budget": "200tok"}
+    selection = nncift.select(data[0], target=data[1], output=run, verify=1.001, **common)  # parts of 0.1 tokens
+    plans = [json.loads((run / "verify" / name / "plan.json").read_text()) for name in ("choice", "more-1", "more-2")]
+    assert [len(plan["rows"]) for plan in plans[1:]] == [1, 1]
+    rows = {row for plan in plans for row in plan["rows"]}
+    assert set(selection.indices.tolist()) <= rows
+    assert np.load(run / "tokens.npy")[selection.indices].sum() <= 200
+
+
 def test_labels_that_are_measured_again_are_replaced():
     i, j = (np.array(part, dtype=np.int32) for part in ([0, 0, 2], [1, 3, 1]))
     labels = LabelledPairs(i, j, np.arange(3, dtype=np.float32))

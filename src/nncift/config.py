@@ -63,8 +63,8 @@ class Config:
     a good value. On at most 64 of the targets."""
     network: str | None = None
     """A run folder or a saved InfluenceNetwork that has learned already, or "pretrained", which comes with nncift (a
-    folder of yours that is called so: ./pretrained): nothing is labelled or learned. With --labels it is the start: it
-    is trusted as far as the labels bear it out."""
+    folder of yours that is called so: ./pretrained): nothing is labelled or learned. With --labels it is the start: the
+    labels weigh what it says, and what it leaves over is learned."""
     model: str = DEFAULT_MODEL
     """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
     several, parted by commas."""

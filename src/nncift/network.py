@@ -85,7 +85,7 @@ class InfluenceNetwork(ModelHubMixin):
             target_features: (n_target, target_width) float32.
             pairs: exact influence; indices into the two arrays.
             prior: a network that learned before from the same kind of features, of other data, and be it another
-                influence: what it says is trusted as far as the labels bear it out.
+                influence: what it says is weighed by least squares on the labels, and what it leaves over is learned.
 
         Raises:
             ConfigError: the recipe "paper" takes no prior.
