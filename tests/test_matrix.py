@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nncift import kernels
 from nncift.errors import ConfigError, ModelError
+from nncift.factors import factor
 from nncift.matrix import TILE, DeviceMatrix, InfluenceMatrix
 
 
@@ -280,7 +281,7 @@ def test_gains_never_rise_with_coverage_not_even_by_rounding(seed, step):
 
 def test_the_device_path_agrees_with_the_kernels():
     factors = make_factors(6, 300, 333, 100)
-    on_device = DeviceMatrix(kernels.factor(factors["pool_side"], factors["target_side"], **weights(factors)), "cpu")
+    on_device = DeviceMatrix(factor(factors["pool_side"], factors["target_side"], **weights(factors)), "cpu")
     for one, other in zip(reductions(on_device), reductions(estimate(factors)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(

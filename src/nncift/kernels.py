@@ -1,19 +1,4 @@
-"""The inner loops: scoring pairs from a factored first layer, and the sums that an objective needs of them.
-
-The network's first layer is linear in the concatenation, so with P = pool features through their half
-of it (bias included) and Q = target features through theirs, an estimated influence is
-
-    influence[i, j] = output_bias + sum_k output_weight[k] * relu(P[i, k] + Q[j, k])
-
-which costs an addition, a maximum and a multiply-add per hidden unit. Two identities take that down to
-a maximum and an addition: relu(p + q) = max(q, -p) + p, where the sum of w * p is one constant per row,
-and w * max(q, -p) = max(w * q, -w * p) for w > 0, the minimum for w < 0. So `factor` scales both sides
-by the output weights once, sorts the units by sign, and what is left per pair is
-
-    constant[i] + sum over w > 0 of max(rows[i, k], columns[j, k]) + sum over w < 0 of min(...)
-
-The two-tower form, influence[i, j] = f_i . g_j + p_i + q_j, goes through the same kernels: a unit that multiplies
-is one fused multiply-add per pair, p is the row's constant and q one more unit, beside a 1.
+"""The inner loops: scoring pairs from factors, and the sums that an objective needs of them.
 
 A register-blocked micro-kernel, vectors running over j, does one unit of 16 pairs per cycle on a core
 with AVX-512, 0.6 thousand million pairs per second and core for 100 units (`benchmarks/selection.py`
@@ -33,18 +18,16 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 64
-"""Columns in a block, and lanes of every sum over columns."""
+from nncift.factors import LANES, Factors, compiled
 
 
 def _thread_count() -> int:
@@ -64,98 +47,6 @@ _FEATURES = llvm.get_host_cpu_features()
 _VECTOR = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
 _VECTORS = 2 if _VECTOR == 8 else 4
 _ROWS = 6
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _compiled(function: F) -> F:
-    options = {"error_model": "numpy", "nogil": True}
-    try:
-        return numba.njit(function, cache=True, **options)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder to keep compiled code in: neither the package's nor the user's can be written
-        return numba.njit(function, **options)  # type: ignore[no-any-return]
-
-
-class Factors(NamedTuple):
-    """A factored influence matrix, scaled and sorted for the kernels.
-
-    Attributes:
-        rows: float32 (n_rows, units), -w * p; of units that multiply, f.
-        constants: float32 (n_rows,).
-        columns: float32 (blocks, units, 64), w * q, or g, the last block padded with zeros.
-        n_columns: columns without the padding.
-        positive: units with w > 0; they come first.
-        bends: units with w > 0 or w < 0; those after them multiply.
-    """
-
-    rows: np.ndarray
-    constants: np.ndarray
-    columns: np.ndarray
-    n_columns: int
-    positive: int
-    bends: int
-
-
-def factor(row_side: np.ndarray, column_side: np.ndarray, *, output_weight: np.ndarray, output_bias: float) -> Factors:
-    """Scale both sides by the output weights and pack the columns; linear in the samples.
-
-    Both sides of a unit are first shifted against each other (p + m, q - m), which leaves their sum as
-    it is and brings p and q near each other's range, so that float32 keeps its digits whatever the
-    offset of the features. Units of weight 0 are dropped.
-
-    Args:
-        row_side: P, float32 (n_rows, hidden), the first layer's bias included.
-        column_side: Q, float32 (n_columns, hidden).
-        output_weight: float32 (hidden,).
-        output_bias: added to every entry.
-    """
-    weight = np.asarray(output_weight, dtype=np.float64).ravel()
-    units = np.concatenate([np.flatnonzero(weight > 0), np.flatnonzero(weight < 0)])
-    weight = weight[units]
-    shift = (column_side.mean(axis=0, dtype=np.float64) - row_side.mean(axis=0, dtype=np.float64))[units] / 2
-    rows, constants = _scaled(row_side, units, -weight, shift, float(output_bias))
-    columns, _ = _scaled(column_side, units, weight, -shift, 0.0)
-    return Factors(rows, constants, pack(columns), len(columns), int((weight > 0).sum()), len(weight))
-
-
-def factor_towers(
-    row_side: np.ndarray, column_side: np.ndarray, *, row_bias: np.ndarray, column_bias: np.ndarray
-) -> Factors:
-    """The two-tower form: f . g + p + q.
-
-    Args:
-        row_side: f, float32 (n_rows, rank).
-        column_side: g, float32 (n_columns, rank).
-        row_bias: p, float32 (n_rows,).
-        column_bias: q, float32 (n_columns,).
-    """
-    rows = np.empty((len(row_side), row_side.shape[1] + 1), dtype=np.float32)
-    rows[:, 0] = 1
-    rows[:, 1:] = row_side
-    columns = np.concatenate([column_bias[:, None], column_side], axis=1, dtype=np.float32)
-    return Factors(rows, np.asarray(row_bias, dtype=np.float32), pack(columns), len(columns), 0, 0)
-
-
-def tower_row_means(factors: Factors) -> np.ndarray:
-    """Mean of each row of the two-tower form: f . (mean of g) + p + (mean of q), float32 (n_rows,).
-
-    The columns' padding is 0, so it does not count in their sum.
-    """
-    centre = factors.columns.sum(axis=(0, 2), dtype=np.float64) / factors.n_columns
-    means = np.empty(len(factors.rows), dtype=np.float32)
-    for start in range(0, len(means), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        means[part] = factors.rows[part].astype(np.float64) @ centre + factors.constants[part]
-    return means
-
-
-def pack(columns: np.ndarray) -> np.ndarray:
-    """Columns (n_columns, units) as blocks (blocks, units, 64), padded with zeros."""
-    n, units = columns.shape
-    blocks = -(-n // LANES)
-    padded = np.zeros((blocks * LANES, units), dtype=np.float32)
-    padded[:n] = columns
-    return np.ascontiguousarray(padded.reshape(blocks, LANES, units).transpose(0, 2, 1))
 
 
 def score(factors: Factors, rows: np.ndarray) -> np.ndarray:
@@ -205,7 +96,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, THREADS - 1), thread_name_prefix="nncift-kernels")
 
 
-@_compiled
+@compiled
 def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """As `coverage_gains`, of a float32 block (rows, n_columns), with the same bits."""
     out = np.empty(block.shape[0], dtype=np.float64)
@@ -217,7 +108,7 @@ def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return out
 
 
-@_compiled
+@compiled
 def dense_row_statistics(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `row_statistics`, of a float32 block (rows, n_columns), with the same bits."""
     out_sums, out_largest = np.empty(block.shape[0], dtype=np.float64), np.empty(block.shape[0], dtype=np.float32)
@@ -230,7 +121,7 @@ def dense_row_statistics(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return out_sums, out_largest
 
 
-@_compiled
+@compiled
 def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indices: np.ndarray) -> None:
     """Merge a block (rows, some columns) into the largest entries of its rows so far, in place.
 
@@ -256,30 +147,14 @@ def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indic
                 indices[i, place] = first_column + j
 
 
-@_compiled
-def _scaled(
-    side: np.ndarray, units: np.ndarray, scale: np.ndarray, shift: np.ndarray, bias: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale * (side + shift) for the chosen units, and bias - the sum of each row as it was rounded."""
-    scaled = np.empty((side.shape[0], len(units)), dtype=np.float32)
-    constants = np.empty(side.shape[0], dtype=np.float32)
-    for i in range(side.shape[0]):
-        constant = bias
-        for k in range(len(units)):
-            scaled[i, k] = scale[k] * (side[i, units[k]] + shift[k])
-            constant -= scaled[i, k]
-        constants[i] = constant
-    return scaled, constants
-
-
-@_compiled
+@compiled
 def _add_gains(entries: np.ndarray, covered: np.ndarray, sums: np.ndarray) -> None:
     for lane in range(len(covered)):
         gain = entries[lane] - covered[lane]
         sums[lane] += gain if gain > 0 else np.float32(0)
 
 
-@_compiled
+@compiled
 def _add_entries(entries: np.ndarray, sums: np.ndarray, largest: np.ndarray) -> None:
     for lane in range(len(entries)):
         sums[lane] += entries[lane]
@@ -346,7 +221,7 @@ def _score_group(
     return types.void(*[types.intp] * 7), codegen
 
 
-@_compiled
+@compiled
 def _score_block(
     rows: np.ndarray, constants: np.ndarray, block: np.ndarray, positive: int, bends: int, tile: np.ndarray
 ) -> None:
@@ -362,7 +237,7 @@ def _score_block(
         )
 
 
-@_compiled
+@compiled
 def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and constants side by side, the last one repeated to fill the last group, and room for a tile."""
     size = -(-len(picked) // _ROWS) * _ROWS
@@ -375,7 +250,7 @@ def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return rows, constants, np.empty((size, LANES), dtype=np.float32)
 
 
-@_compiled
+@compiled
 def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
     rows, constants, tile = _gather(factors, picked)
     for b in range(factors.columns.shape[0]):
@@ -386,7 +261,7 @@ def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
                 entries[lane] = tile[r, lane]
 
 
-@_compiled
+@compiled
 def _coverage_gains(factors: Factors, picked: np.ndarray, covered: np.ndarray, out: np.ndarray) -> None:
     rows, constants, tile = _gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)
@@ -398,7 +273,7 @@ def _coverage_gains(factors: Factors, picked: np.ndarray, covered: np.ndarray, o
         out[r] = sums[r].sum()
 
 
-@_compiled
+@compiled
 def _row_statistics(factors: Factors, picked: np.ndarray, out_sums: np.ndarray, out_largest: np.ndarray) -> None:
     rows, constants, tile = _gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)

@@ -25,6 +25,7 @@ import numpy as np
 
 from nncift import kernels
 from nncift.errors import ConfigError, ModelError
+from nncift.factors import LANES, Factors, factor, factor_towers, pack, tower_row_means
 
 TILE = 1 << 22
 """Entries of the largest block that a reduction asks for, unless one row is longer."""
@@ -94,7 +95,7 @@ class InfluenceMatrix:
                 "the network's values are not all finite",
                 "train it again with a lower learning rate, or check its features",
             )
-        factors = kernels.factor(pool_side, target_side, output_weight=output_weight, output_bias=output_bias)
+        factors = factor(pool_side, target_side, output_weight=output_weight, output_bias=output_bias)
         return cls._of_factors(factors, device)
 
     @classmethod
@@ -131,11 +132,11 @@ class InfluenceMatrix:
             raise ModelError(f"towers of shapes {shapes} do not fit")
         if not all(np.isfinite(part).all() for part in (pool_side, target_side, pool_bias, target_bias)):
             raise ModelError("the network's values are not all finite", "check its features")
-        factors = kernels.factor_towers(pool_side, target_side, row_bias=pool_bias, column_bias=target_bias)
+        factors = factor_towers(pool_side, target_side, row_bias=pool_bias, column_bias=target_bias)
         return cls._of_factors(factors, device)
 
     @staticmethod
-    def _of_factors(factors: kernels.Factors, device: str | None) -> InfluenceMatrix:
+    def _of_factors(factors: Factors, device: str | None) -> InfluenceMatrix:
         on_cpu = device is None or str(device).partition(":")[0] == "cpu"
         return FactoredMatrix(factors) if on_cpu else DeviceMatrix(factors, str(device))
 
@@ -270,16 +271,16 @@ class InfluenceMatrix:
 class FactoredMatrix(InfluenceMatrix):
     """Estimated influence on the CPU, see `kernels`; made by `InfluenceMatrix.from_factors`."""
 
-    def __init__(self, factors: kernels.Factors) -> None:
+    def __init__(self, factors: Factors) -> None:
         super().__init__((len(factors.rows), factors.n_columns), self._score)
         self._factors = factors
 
     def _score(self, rows: Any, columns: Any) -> np.ndarray:
         return kernels.score(self._of_columns(columns), _indices(rows))
 
-    def _of_columns(self, columns: Any) -> kernels.Factors:
+    def _of_columns(self, columns: Any) -> Factors:
         """The factors of some columns: a view where they are whole blocks, else packed anew."""
-        packed, n, whole = self._factors.columns, self._factors.n_columns, kernels.LANES
+        packed, n, whole = self._factors.columns, self._factors.n_columns, LANES
         if (
             isinstance(columns, slice)
             and columns.start % whole == 0
@@ -288,7 +289,7 @@ class FactoredMatrix(InfluenceMatrix):
             packed = packed[columns.start // whole : -(-columns.stop // whole)]
         else:
             columns = _indices(columns)
-            packed = kernels.pack(packed[columns // whole, :, columns % whole])
+            packed = pack(packed[columns // whole, :, columns % whole])
         return self._factors._replace(columns=packed, n_columns=_length(columns))
 
     def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
@@ -299,7 +300,7 @@ class FactoredMatrix(InfluenceMatrix):
         """As above; of the two-tower form without a look at pairs, in time linear in the samples on either side."""
         if self._factors.bends:
             return super().row_means()
-        return kernels.tower_row_means(self._factors)
+        return tower_row_means(self._factors)
 
     @functools.cached_property
     def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +313,7 @@ class DeviceMatrix(InfluenceMatrix):
     Agrees with the CPU to float32 rounding, not bit by bit.
     """
 
-    def __init__(self, factors: kernels.Factors, device: str) -> None:
+    def __init__(self, factors: Factors, device: str) -> None:
         import torch
 
         super().__init__((len(factors.rows), factors.n_columns), lambda *block: self._score(*block).cpu().numpy())
