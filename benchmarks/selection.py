@@ -2,9 +2,10 @@
 
     python benchmarks/selection.py
 
-Prints pairs per second at 100 hidden units (the fused kernel, a batched network in torch, the factored
-formula in numpy), facility location on the same 5,000 x 5,000 matrix (ours, submodlib, plain greedy), and
-how selection grows with the pool. The limit is a loop of the kernel's two operations on values that stay
+Prints pairs per second from two towers of rank 128 (the default network at its widest: the fused kernel beside a
+matrix product) and at 100 hidden units (the paper's network: the fused kernel, a batched network in torch, the factored
+formula in numpy), facility location on the same 5,000 x 5,000 matrix from towers (ours, submodlib, plain greedy), and
+how selection grows with the pool. The limit is a loop of the kernel's operations on values that stay
 in registers. Every number is the best of several rounds, in which the contestants take turns; ratios are
 what carries over to another machine. About two minutes on two cores.
 """
@@ -29,7 +30,8 @@ from nncift.greedy import lazy_greedy
 from nncift.matrix import InfluenceMatrix
 from nncift.objectives import FacilityLocation
 
-WIDTH, UNITS = 384, 99
+WIDTH, UNITS, RANK = 384, 99, 128
+SAMPLES, SOME = 2048, 32  # on either side where pairs are scored; rows that a slow contestant scores
 STEPS = 32  # operations on a value between its load and its store
 
 
@@ -81,26 +83,62 @@ def machine_limit() -> dict[str, float]:
     return {name: threads * rounds * n * STEPS / spent for name, spent in seconds.items()}
 
 
-def factors(n: int) -> np.ndarray:
-    """Clustered samples as seen by 33 random directions."""
+def towers(n: int) -> np.ndarray:
+    """Clustered samples of length 1: (n, RANK)."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((200, 33))
-    return (centres[rng.integers(0, 200, n)] + 0.6 * rng.standard_normal((n, 33))).astype(np.float32)
+    x = rng.standard_normal((200, RANK))[rng.integers(0, 200, n)] + 0.6 * rng.standard_normal((n, RANK))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
 def estimated(n: int) -> InfluenceMatrix:
-    """A network of 99 units that measures nearness: per direction a triangle around 0, out of three units."""
-    x = factors(n)
-    weight = np.repeat(np.float32([1, -2, 1]), 33)
-    return InfluenceMatrix.from_factors(
-        np.hstack([x + 1, x, x - 1]), np.hstack([-x, -x, -x]), output_weight=weight, output_bias=-10.0
+    """Two towers that measure nearness."""
+    x, bias = towers(n), np.zeros(n, dtype=np.float32)
+    return InfluenceMatrix.from_towers(x, x, pool_bias=bias, target_bias=bias)
+
+
+def show_rates(seconds: dict[str, float], limit: float, **labels: str) -> None:
+    """Pairs per second of each, beside `limit`; those whose label ends in a star scored `SOME` rows alone."""
+    pairs = {
+        name: SAMPLES * (SOME if labels[name].endswith("*") else SAMPLES) / spent for name, spent in seconds.items()
+    }
+    for name, label in labels.items():
+        print(
+            f"  {label.rstrip(' *'):<38} {pairs[name] / 1e6:9.1f} M pairs/s   {pairs[name] / limit:6.1%} of the limit"
+            f"   {pairs['fused'] / pairs[name]:7.1f} x slower than the first"
+        )
+
+
+def compare_towers(limit: float) -> None:
+    """Pairs per second from towers, beside `limit`."""
+    x, covered, everyone = towers(SAMPLES), np.full(SAMPLES, 0.5, dtype=np.float32), np.arange(SAMPLES)
+    matrix, left, least = estimated(SAMPLES), torch.from_numpy(x), torch.from_numpy(covered)
+
+    def torch_gains() -> torch.Tensor:
+        return (left @ left.T - least).clamp_(min=0).sum(1, dtype=torch.float64)
+
+    assert np.allclose(matrix.coverage_gains(everyone, covered), torch_gains().numpy(), rtol=1e-4, atol=1e-4)
+    seconds = best(
+        5,
+        fused=lambda: matrix.coverage_gains(everyone, covered),
+        block=lambda: matrix.rows(everyone),
+        torch_gains=torch_gains,
+        torch_product=lambda: left @ left.T,
+    )
+    print(f"\nscoring, two towers of rank {RANK}")
+    show_rates(
+        seconds,
+        limit,
+        fused="nncift, gains, nothing stored",
+        torch_gains="torch, gains from the stored product",
+        block="nncift, entries stored",
+        torch_product="torch, matrix product",
     )
 
 
-def compare_scoring(limit: float) -> None:
-    """Pairs per second, beside `limit`."""
+def compare_units(limit: float) -> None:
+    """Pairs per second from the paper's network, beside `limit`."""
     rng = np.random.default_rng(0)
-    features = torch.from_numpy(rng.standard_normal((2048, WIDTH), dtype=np.float32))
+    features = torch.from_numpy(rng.standard_normal((SAMPLES, WIDTH), dtype=np.float32))
     network = torch.nn.Sequential(torch.nn.Linear(2 * WIDTH, UNITS), torch.nn.ReLU(), torch.nn.Linear(UNITS, 1))
     first, second = network[0], network[2]
     with torch.no_grad():
@@ -109,21 +147,20 @@ def compare_scoring(limit: float) -> None:
     weight = second.weight.detach().numpy()[0]
     bias = float(second.bias.detach())
     matrix = InfluenceMatrix.from_factors(left, right, output_weight=weight, output_bias=bias)
-    covered, everyone = np.zeros(2048, dtype=np.float32), np.arange(2048)
-    rows = 32
+    covered, everyone = np.zeros(SAMPLES, dtype=np.float32), np.arange(SAMPLES)
 
     @torch.no_grad()
     def torch_batches() -> torch.Tensor:
-        pairs = torch.cat([features[:rows].repeat_interleave(2048, 0), features.repeat(rows, 1)], dim=1)
+        pairs = torch.cat([features[:SOME].repeat_interleave(SAMPLES, 0), features.repeat(SOME, 1)], dim=1)
         return network(pairs)
 
     def torch_factored() -> torch.Tensor:
-        return (torch.from_numpy(left)[:rows, None] + torch.from_numpy(right)).relu_() @ torch.from_numpy(weight) + bias
+        return (torch.from_numpy(left)[:SOME, None] + torch.from_numpy(right)).relu_() @ torch.from_numpy(weight) + bias
 
     def numpy_factored() -> np.ndarray:
-        return np.stack([np.maximum(left[i] + right, 0) @ weight + bias for i in range(rows)])
+        return np.stack([np.maximum(left[i] + right, 0) @ weight + bias for i in range(SOME)])
 
-    assert np.allclose(matrix.rows(slice(0, rows)).ravel(), torch_batches().numpy()[:, 0], atol=1e-5)
+    assert np.allclose(matrix.rows(slice(0, SOME)).ravel(), torch_batches().numpy()[:, 0], atol=1e-5)
     seconds = best(
         5,
         fused=lambda: matrix.coverage_gains(everyone, covered),
@@ -132,19 +169,16 @@ def compare_scoring(limit: float) -> None:
         torch_factored=torch_factored,
         numpy_factored=numpy_factored,
     )
-    pairs = {name: 2048 * (2048 if name in ("fused", "block") else rows) / spent for name, spent in seconds.items()}
     print(f"\nscoring, {UNITS} units, features {WIDTH} wide (first layer of the factored ones not counted)")
-    for name, label in (
-        ("fused", "nncift, gains, nothing stored"),
-        ("block", "nncift, entries stored"),
-        ("torch_factored", "torch, factored"),
-        ("numpy_factored", "numpy, factored"),
-        ("torch_batches", "torch, concatenated pairs in batches"),
-    ):
-        print(
-            f"  {label:<38} {pairs[name] / 1e6:9.1f} M pairs/s   {pairs[name] / limit:6.1%} of the limit"
-            f"   {pairs['fused'] / pairs[name]:7.1f} x slower than the first"
-        )
+    show_rates(
+        seconds,
+        limit,
+        fused="nncift, gains, nothing stored",
+        block="nncift, entries stored",
+        torch_factored="torch, factored *",
+        numpy_factored="numpy, factored *",
+        torch_batches="torch, concatenated pairs in batches *",
+    )
 
 
 def compare_selection(n: int = 5_000, budget: int = 500, plain_steps: int = 10) -> None:
@@ -231,11 +265,12 @@ def main() -> None:
     """Print the tables."""
     torch.set_num_threads(kernels.THREADS)
     limits = machine_limit()
-    most = limits["pair"] / UNITS
+    most, most_towers = limits["pair"] / UNITS, limits["fma"] / (RANK + 1)
     print(f"{processor()}, {kernels.THREADS} threads; numba {numba.__version__}, torch {torch.__version__}")
-    print(f"  fused multiply-adds      {limits['fma'] / 1e9:7.1f} G/s")
+    print(f"  fused multiply-adds      {limits['fma'] / 1e9:7.1f} G/s, so at most {most_towers / 1e6:,.0f} M pairs/s")
     print(f"  maxima with an addition  {limits['pair'] / 1e9:7.1f} G/s, so at most {most / 1e6:,.0f} M pairs/s")
-    compare_scoring(most)
+    compare_towers(most_towers)
+    compare_units(most)
     compare_selection()
     scale()
 
