@@ -113,6 +113,9 @@ def test_bad_features_are_clear_errors(tmp_path: Path):
     np.save(tmp_path / "short.npy", np.zeros((2, 4)))
     with pytest.raises(DataError, match=r"found float64 \(2, 4\)"):
         own_features(pool, str(tmp_path / "short.npy"))
+    np.save(tmp_path / "long.npy", np.zeros((4, 2)))  # rows of the data may be left out, but it is known how many
+    with pytest.raises(DataError, match=r"found float64 \(4, 2\).*the data has 3 rows"):
+        own_features(pool, str(tmp_path / "long.npy"), source_rows=3)
     np.save(tmp_path / "nan.npy", np.array([[0.0], [np.nan], [0.0]]))
     with pytest.raises(DataError, match=r"nan\.npy, row 2: the features of this row are not finite"):
         own_features(pool, str(tmp_path / "nan.npy"))

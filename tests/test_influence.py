@@ -414,6 +414,14 @@ class TestCutting:
         function(pool, pool)
         assert function.cut == 2
 
+    def test_the_wording_goes_by_all_samples_whichever_are_measured_together(self, short):
+        mixed = samples([chat("asked", "one", "two"), {"id": "plain", "prompt": "three", "response": "four"}])
+        plain = mixed.select([1])
+        function = Delift(short)
+        assert isinstance(function._prompts_for(plain, plain), PlainPrompts)
+        function.check(mixed, mixed)
+        assert isinstance(function._prompts_for(plain, plain), ChatPrompts)
+
     def test_a_chat_loses_its_oldest_exchanges_then_the_start_of_the_request(self, short):
         prompts = ChatPrompts(short)
         rows = samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -305,6 +306,25 @@ def test_a_run_warms_up_on_the_whole_pool(tiny_model, minilm, tmp_path, monkeypa
     costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
     assert costs["backward_tokens"] > 0
     assert not (tmp_path / "run/labels/less-warm-up").exists()
+
+
+def test_all_that_a_run_measures_is_by_one_adapter(tiny_model, minilm, tmp_path):
+    """Labels, shortlist and what a resumed run measures anew."""
+    rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
+    options = {"model": tiny_model, "encoder": minilm, "device": "cpu", "budget": 4, "influence": "less", "verify": 2}
+    options |= {"influence_options": {"training": {"fraction": 0.3, "epochs": 1, "learning_rate": 1e-2}}}
+    runs = [tmp_path / "run", tmp_path / "unlabelled"]
+    nncift.select(rows, output=runs[0], labels=60, **options)
+    subset = (runs[0] / "subset.jsonl").read_bytes()
+    shutil.rmtree(runs[0] / "verify")
+    for name in ("subset.jsonl", "selection.parquet"):
+        (runs[0] / name).unlink()
+    nncift.select(rows, output=runs[0], labels=60, **options)
+    assert (runs[0] / "subset.jsonl").read_bytes() == subset
+    nncift.select(rows, output=runs[1], network=runs[0], **options)
+    for run in runs:
+        adapters = {path.parent for path in run.rglob("epoch-1") if path.is_dir()}
+        assert adapters == {run / "labels/warm-up"}
 
 
 def test_a_plan_counts_the_warm_up_on_the_whole_pool(tiny_model, minilm, tmp_path):

@@ -334,13 +334,74 @@ def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, op
     run = tmp_path / "run"
     options = {**options, "target": target, "labels": 60, "influence": "response-similarity"}
     nncift.select(pool, output=run, **options)
-    plan = json.loads((run / "labels/plan.json").read_text())
-    plan["function"]["dtype"] = "bfloat16"
-    (run / "labels/plan.json").write_text(json.dumps(plan))
+    function = json.loads((run / "function.json").read_text())
+    (run / "function.json").write_text(json.dumps(function | {"dtype": "bfloat16"}))
     nncift.select(pool, output=run, **options)  # nothing is left to label
     (run / "labels/labels.parquet").unlink()
     with pytest.raises(ConfigError, match=r"bfloat16.*--dtype"):
         nncift.select(pool, output=run, **options)
+
+
+def test_features_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
+    folder = tmp_path / "run/features"
+    begun = folder / "pool.lm-begun.json"
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    assert not begun.exists()
+    (folder / "pool.lm.json").unlink()  # as when it was killed on another device
+    begun.write_text(json.dumps({"dtype": "bfloat16", "max_length": 512}))
+    with pytest.raises(ConfigError, match=r"begun with .*bfloat16.*now it is .*float32"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
+
+
+def test_what_was_cut_is_known_after_a_kill(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    rows = [{"id": f"long-{i}", "question": f"river {i} " * 200, "answer": "stone"} for i in range(30)]
+    options = {**options, "target": target, "labels": 60, "output": run}
+    nncift.select(write_rows(tmp_path / "long.jsonl", rows), **options)
+    noted, summary = (run / "labels/notes.json").read_bytes(), json.loads((run / "summary.json").read_text())
+    assert summary["language_model"]["cut"] == len(json.loads(noted)["cut"]) > 2
+    for name in ("summary.json", "report.html"):
+        (run / name).unlink()
+    nncift.select(tmp_path / "long.jsonl", **options)
+    assert json.loads((run / "summary.json").read_text())["language_model"] == summary["language_model"]
+    assert (run / "labels/notes.json").stat().st_mtime_ns <= (run / "labels/labels.parquet").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("influence", ["bm25", "response-similarity", "in-run", "lossval"])
+@pytest.mark.parametrize("more", [{"verify": 2}, {"labels": "auto"}])
+def test_what_depends_on_all_that_is_measured_together_is_measured_once(
+    influence, more, pool, target, options, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=rf"values of {influence} depend on all.*--{next(iter(more))}"):
+        nncift.select(pool, target=target, output=tmp_path / "run", influence=influence, **{**options, **more})
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_probes_of_a_score_for_all_targets_are_refused(pool, target, options, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"ifd gives a sample one score for all targets.*--labels 100%"):
+        nncift.select(pool, target=target, output=tmp_path / "run", influence="ifd", probes=4, **options)
+
+
+@pytest.mark.parametrize("influence", ["delift", "gradient-similarity", "representation-similarity", "ifd"])
+def test_a_response_that_does_not_fit_is_refused_before_any_work_where_it_may_be_measured(
+    influence, pool, target, options, tmp_path: Path
+):
+    rows = [*arithmetic(59), {"id": "endless", "question": "Count", "answer": "one two three " * 400}]
+    data = write_rows(tmp_path / "long.jsonl", rows)
+    with pytest.raises(DataError, match="'endless'"):
+        nncift.select(data, target=target, output=tmp_path / "run", influence=influence, verify=2, **options)
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_fidelity_counts_no_sample_that_the_network_before_learned_from(
+    pool, target, options, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    before, run = tmp_path / "before", tmp_path / "run"
+    nncift.select(pool, target=target, output=before, **options)
+    nncift.select(pool, target=target, output=run, network=before, **options)
+    judged = [json.loads((folder / "fidelity.json").read_text())["held_out"]["pool"] for folder in (before, run)]
+    assert judged[0] > judged[1]  # the same seed draws the same samples
+    assert "the network that this one starts from has learned from them" in caplog.text
 
 
 def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):

@@ -269,3 +269,24 @@ def test_a_likeness_that_no_label_shows_is_not_told_by_chance():
     sides = [Features({"states": side.astype(np.float32)}) for side in (pool, target)]
     predicted = InfluenceNetwork().fit(*sides, pairs).predict(sides[0][60:], sides[1][EVERY])
     assert np.median(influence) < predicted.max() < 2 * influence.max()
+
+
+def test_it_knows_whom_it_learned_from():
+    rng = np.random.default_rng(0)
+    pool, target = (rng.standard_normal((n, 8)).astype(np.float32) for n in (30, 12))
+
+    def labels(rows, columns):
+        i, j = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
+        return LabelledPairs(i.astype(np.int32), j.astype(np.int32), (pool[i] * target[j]).sum(1))
+
+    first = InfluenceNetwork().fit(pool, target, labels(np.arange(10), np.arange(4)))
+    second = InfluenceNetwork().fit(pool, target, labels(np.arange(20, 26), np.arange(8, 12)), prior=first)
+    for network, rows, columns in (
+        (first, range(10), range(4)),
+        (second, [*range(10), *range(20, 26)], [*range(4), *range(8, 12)]),
+    ):
+        known = network.learned_from(pool, target)
+        assert np.flatnonzero(known[0]).tolist() == list(rows)
+        assert np.flatnonzero(known[1]).tolist() == list(columns)
+    other = first.learned_from(pool + 0.01, target)
+    assert not other[0].any()

@@ -178,6 +178,14 @@ def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
     assert "at least" in str(plan)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_pool_too_small_for_rounds(n, tmp_path: Path, minilm, tiny_model):
+    pool = write_rows(tmp_path / "pool.jsonl", n)
+    options = {"encoder": minilm, "model": tiny_model, "device": "cpu", "influence": "embedding-similarity"}
+    with pytest.raises(ConfigError, match=f"{n} samples are too few to label in rounds"):
+        nncift.select(pool, output=tmp_path / "run", labels="auto", budget=1, **options)
+
+
 def test_a_wish_needs_rounds():
     with pytest.raises(ConfigError, match=r"--fidelity 0\.6 needs --labels auto"):
         Config("pool.jsonl", fidelity=0.6)

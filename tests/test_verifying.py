@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,20 @@ from hypothesis import strategies as st
 
 import nncift
 import nncift.planning
+from nncift.choosing import Chooser
 from nncift.config import Config
+from nncift.costs import Costs
 from nncift.errors import ConfigError
 from nncift.greedy import lazy_greedy
 from nncift.inputs import make_influence
 from nncift.matrix import InfluenceMatrix
+from nncift.measuring import Measuring
 from nncift.network import InfluenceNetwork
 from nncift.objectives import FacilityLocationMutualInformation
 from nncift.pairs import LabelledPairs, Probes
 from nncift.pool import load_pool
 from nncift.summary import summary_text
-from nncift.verifying import best_influence, overlaid
+from nncift.verifying import best_influence, first_measured, overlaid
 
 EVERY = slice(None)
 WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
@@ -132,6 +136,24 @@ def test_a_pool_that_is_its_own_target_is_not_measured_on_itself(data, options, 
     assert len(set(rows)) == 12
     assert plans[0]["columns"] == plans[1]["columns"] == plans[2]["columns"]
     assert not set(rows) & set(plans[0]["columns"])
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_nor_with_a_budget_in_tokens(seed):
+    """What is chosen within twice the tokens need not hold what is chosen within once."""
+    rng = np.random.default_rng(seed)
+    samples = load_pool([{"prompt": "a" * int(n), "response": f"{i}"} for i, n in enumerate(rng.integers(1, 99, 60))])
+    matrix = InfluenceMatrix.from_array(rng.gamma(1, 1, (60, 60)).astype(np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "tokens.npy", rng.integers(5, 120, 60))
+        config = Config("pool", budget="400tok", verify=2, seed=seed)
+        choose = Chooser(config, samples, Path(folder), own_target=True)
+        function = make_influence(Config("pool", influence="bm25"))
+        measuring = Measuring(config, function, samples, samples, Path(folder), Costs(Path(folder) / "costs.json"))
+        rows, columns = first_measured(measuring, matrix, choose, 2.0, None)
+    assert len(columns)
+    assert not set(rows.tolist()) & set(columns.tolist())
 
 
 def test_a_shortlist_that_leaves_nothing_to_measure_on_is_refused_at_once(data, options, tmp_path: Path):

@@ -115,7 +115,7 @@ class Config:
             object.__setattr__(self, "labels", None)
             object.__setattr__(self, "network", self.network or "pretrained")
         if self.network is not None:
-            if self.recipe == "paper" and self.labels is not None:
+            if self.recipe == "paper" and (self.labels is not None or self.verify is not None):
                 raise ConfigError('the recipe "paper" cannot start from a network', 'take the recipe "process"')
             if not self.measures:
                 option = "--labels 0" if unlabelled else "--network"

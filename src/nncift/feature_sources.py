@@ -140,9 +140,16 @@ class FeatureReader:
         return 0 if self._before is None else self.language_model().forward_tokens - self._before
 
     def read(
-        self, samples: Dataset, side: str, folder: Path, *, progress: bool = False, after_shard: Callable[[], None]
+        self,
+        samples: Dataset,
+        side: str,
+        folder: Path,
+        *,
+        source_rows: int | None = None,
+        progress: bool = False,
+        after_shard: Callable[[], None],
     ) -> Features:
-        """Features of all samples of a side, "pool" or "target", kept in `folder`.
+        """Features of all samples of a side, "pool" or "target", kept in `folder`; their source had `source_rows`.
 
         Raises:
             DataError: a feature is not finite or does not fit the samples, or a response does not fit the model.
@@ -152,11 +159,19 @@ class FeatureReader:
         for kind, name in names.items():
             if kind == "own":
                 given = config.target_features if side == "target" else None
-                own_features(samples, given or str(config.own_features), folder=folder, name=name)
+                source = given or str(config.own_features)
+                own_features(samples, source, folder=folder, name=name, source_rows=source_rows)
             elif kind == "sentence":
                 encoder: Any = self.sources.encoder if (folder / f"{name}.json").exists() else self.encoder()
-                size, source = config.batch_size, self.sources.encoder
-                embed(samples, encoder, folder=folder, name=name, batch_size=size, source=source, progress=progress)
+                embed(
+                    samples,
+                    encoder,
+                    folder=folder,
+                    name=name,
+                    batch_size=config.batch_size,
+                    source=self.sources.encoder,
+                    progress=progress,
+                )
             else:
                 language_features(
                     samples,

@@ -126,12 +126,14 @@ def _join(shards: list[Path], n: int, folder: Path, name: str, facts: dict[str, 
 
 
 def _drop_shards(folder: Path, name: str) -> None:
-    """Remove the shards that the joined array holds by now."""
-    for shard in folder.glob(f"{name}-*.safetensors"):
-        shard.unlink()
+    """Remove the shards that the joined array holds by now, and what they were begun with."""
+    for left in (*folder.glob(f"{name}-*.safetensors"), *folder.glob(f"{name}-begun.json")):
+        left.unlink()
 
 
-def own_features(samples: Dataset, source: str, *, folder: Path | None = None, name: str = "pool") -> np.ndarray:
+def own_features(
+    samples: Dataset, source: str, *, folder: Path | None = None, name: str = "pool", source_rows: int | None = None
+) -> np.ndarray:
     """The user's own features for the samples: a `.npy` file with a row per source row, or a column of the data.
 
     Args:
@@ -139,6 +141,7 @@ def own_features(samples: Dataset, source: str, *, folder: Path | None = None, n
         source: path of a `.npy` file of shape (rows of the source, d), or the name of a column of lists of numbers.
         folder: keep them here as `<name>.npy`, as `embed` does.
         name: file name in `folder`.
+        source_rows: how many rows the source has, where that is known: samples may be fewer.
 
     Returns:
         (n, d) float32.
@@ -148,7 +151,11 @@ def own_features(samples: Dataset, source: str, *, folder: Path | None = None, n
     """
     if folder is not None and (folder / f"{name}.json").exists():
         return read_array(folder / f"{name}.npy")
-    features = _features_file(samples, Path(source)) if source.endswith(".npy") else _features_column(samples, source)
+    features = (
+        _features_file(samples, Path(source), source_rows)
+        if source.endswith(".npy")
+        else _features_column(samples, source)
+    )
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         row = int(np.asarray(samples["source_row"])[~finite][0]) + 1
@@ -162,7 +169,7 @@ def own_features(samples: Dataset, source: str, *, folder: Path | None = None, n
     return read_array(folder / f"{name}.npy")
 
 
-def _features_file(samples: Dataset, path: Path) -> np.ndarray:
+def _features_file(samples: Dataset, path: Path, source_rows: int | None) -> np.ndarray:
     if not path.exists():
         raise DataError("no such features file", "give a .npy file or the name of a column", file=str(path))
     try:
@@ -170,10 +177,12 @@ def _features_file(samples: Dataset, path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise DataError("this is not an array of numbers", "write it with numpy.save", file=str(path)) from error
     rows = np.asarray(samples["source_row"], dtype=np.int64)
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) <= rows.max():
+    least = int(rows.max()) + 1
+    fits = len(array) >= least if source_rows is None else len(array) == source_rows
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or not fits:
         raise DataError(
             f"expected numbers of shape (rows of the data, width), found {array.dtype} {array.shape}",
-            f"the data has at least {int(rows.max()) + 1} rows",
+            f"the data has {f'at least {least}' if source_rows is None else source_rows} rows",
             file=str(path),
         )
     return np.ascontiguousarray(array[rows], dtype=np.float32)

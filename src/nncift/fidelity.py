@@ -21,6 +21,7 @@ from nncift.pairs import LabelledPairs
 
 METRICS = ("mse", "r2", "r2_over_target_mean", "spearman", "spearman_within_target", "spearman_row_mean")
 _SCATTER = 2000
+_PAIRS = 1 << 14  # whose features are looked at at once
 _CENTRE = 4096  # samples whose mean is the common part
 _LEAST = 3  # samples below which a rank correlation says nothing
 
@@ -133,12 +134,15 @@ def _cosine(
     pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs, *, centred: bool
 ) -> np.ndarray:
     """Cosine of each pair, (n,) float64; `centred`: without the common part of a language model's states."""
-    a, b = pool_features[pairs.pool_index], target_features[pairs.target_index]
-    if centred:
-        some = np.concatenate([pool_features[:_CENTRE], target_features[:_CENTRE]])
-        a, b = a - some.mean(axis=0), b - some.mean(axis=0)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray(np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12), dtype=np.float64)
+    some = np.concatenate([pool_features[:_CENTRE], target_features[:_CENTRE]])
+    centre = some.mean(axis=0) if centred else 0.0
+    cosines = np.empty(len(pairs), dtype=np.float64)
+    for start in range(0, len(pairs), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        a, b = pool_features[pairs.pool_index[part]] - centre, target_features[pairs.target_index[part]] - centre
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines[part] = np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12)
+    return cosines
 
 
 def _compare(

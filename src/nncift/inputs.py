@@ -17,7 +17,7 @@ from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
 from nncift.errors import ConfigError
 from nncift.feature_sources import feature_sources
 from nncift.hub import PRETRAINED, find_model
-from nncift.influence import BUILT_IN, InfluenceFunction
+from nncift.influence import BUILT_IN, InfluenceFunction, is_pointwise, is_relative
 from nncift.influence.options import make_function, nested, read_options
 from nncift.pool import PoolFacts, read_pool
 from nncift.registry import resolve
@@ -150,6 +150,32 @@ def check_models(config: Config, function: InfluenceFunction | None) -> None:
     for model in getattr(function, "models", None) or (getattr(function, "model", None),):
         if isinstance(model, str):
             find_model(model, "language model")
+
+
+def check_function(config: Config, function: InfluenceFunction, pool: Dataset, target: Dataset) -> None:
+    """Refuse what the function cannot do with these samples, before anything costly.
+
+    Raises:
+        ConfigError: it cannot measure what the config asks for.
+        DataError: a sample that may be measured cannot be.
+    """
+    if hasattr(function, "check"):
+        function.check(pool, target)
+    stages = {"probes": config.probes, "verify": config.verify, "labels auto": config.in_rounds or None}
+    asked = [name for name, wanted in stages.items() if wanted is not None]
+    if asked and is_relative(function):
+        raise ConfigError(
+            f"the values of {function.name} depend on all samples that are measured together, so --{asked[0]} cannot"
+            " measure more of them later",
+            "give --labels a number" if asked[0] == "labels auto" else "leave it out, and raise --labels instead",
+        )
+    if config.probes is not None and is_pointwise(function):
+        raise ConfigError(
+            f"{function.name} gives a sample one score for all targets, so --probes would measure every sample",
+            "give --labels 100% instead",
+        )
+    if asked and hasattr(function, "check_lengths"):
+        function.check_lengths(pool, target)
 
 
 def learned_target(config: Config) -> Path | None:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nncift.errors import DataError
+from nncift.errors import ConfigError, DataError
 from nncift.examples import Example, encode_examples, response_positions
 from nncift.features import in_shards
 from nncift.language_model import LanguageModel, token_log_probabilities
 from nncift.readings import layer_count, layer_module
+from nncift.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +74,7 @@ def language_features(
         (n, d) float32 in the blocks that `feature_blocks` names; memory-mapped when a folder is given.
 
     Raises:
+        ConfigError: the folder holds features that were begun in another precision.
         DataError: a feature is not finite.
         ModelError: one sample alone does not fit into memory, or the model cannot be loaded.
     """
@@ -93,6 +95,8 @@ def language_features(
 
     if folder is not None and (folder / f"{name}.json").exists():
         return in_shards(samples, compute, folder=folder, name=name, facts={})
+    if folder is not None:
+        _same_reading(folder / f"{name}-begun.json", loaded())
     facts = {"encoder": source or loaded().name}
     blocks = feature_blocks(loaded())
     return in_shards(
@@ -105,6 +109,17 @@ def language_features(
         progress=progress,
         after_shard=after_shard,
     )
+
+
+def _same_reading(path: Path, model: LanguageModel) -> None:
+    """Refuse to go on with features that were begun in another precision, as on another device."""
+    reading = {"dtype": model.precision, "max_length": model.context_length}
+    if path.exists() and (begun := read_json(path)) != reading:
+        raise ConfigError(
+            f"{path.parent} holds features that were begun with {begun}, now it is {reading}",
+            "give the same --dtype and --device, or choose another --output",
+        )
+    write_json(path, reading)
 
 
 def read_language_features(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.config import Config
+from nncift.config import DEFAULT_ENCODER, DEFAULT_MODEL, Config
 from nncift.errors import ConfigError
 from nncift.feature_sources import feature_sources
 from nncift.fidelity import measure_fidelity
+from nncift.hub import network_folder
 from nncift.influence import is_pointwise
 from nncift.inputs import describe
 from nncift.measuring import planned_held_out
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from nncift.features import Features
     from nncift.influence import InfluenceFunction
+
+_log = logging.getLogger("nncift")
 
 
 def learn(
@@ -62,6 +66,8 @@ def learn(
         pool_groups=_duplicate_groups(samples, pairs.pool_index),
         target_groups=_duplicate_groups(targets, pairs.target_index),
     )
+    if prior is not None:
+        held_out = _new_to(prior, features, target_features, train, held_out)
     fit = functools.partial(_fitted, config, features, target_features, pointwise=origin["pointwise"], prior=prior)
     if not (folder / "fidelity.json").exists():
         measured = measure_fidelity(fit(train), features, target_features, held_out, train)
@@ -122,6 +128,30 @@ def _fitted(
     return network.fit(features, target_features, pairs, prior=prior)
 
 
+def _new_to(
+    prior: InfluenceNetwork,
+    features: Features,
+    target_features: Features,
+    train: LabelledPairs,
+    held_out: LabelledPairs,
+) -> LabelledPairs:
+    """The held-out pairs but those of a sample kept from the network that its prior learned from: it is not new."""
+    if not len(held_out):
+        return held_out
+    rows, row = np.unique(held_out.pool_index, return_inverse=True)
+    columns, column = np.unique(held_out.target_index, return_inverse=True)
+    pool, target = prior.learned_from(features[rows], target_features[columns])
+    pool &= ~np.isin(rows, train.pool_index)
+    target &= ~np.isin(columns, train.target_index)
+    if pool.any() or target.any():
+        _log.warning(
+            "fidelity: %d samples were to be held out, but the network that this one starts from has learned from them;"
+            " it is judged on the others (another --seed holds out others)",
+            int(pool.sum() + target.sum()),
+        )
+    return held_out.take(~(pool[row] | target[column]))
+
+
 def _duplicate_groups(samples: Dataset, index: np.ndarray) -> np.ndarray:
     """A group number for each sample, (n,) int64; labelled samples with the same text share one."""
     groups = np.arange(len(samples))
@@ -132,15 +162,39 @@ def _duplicate_groups(samples: Dataset, index: np.ndarray) -> np.ndarray:
     return groups
 
 
-def check_same_influence(network: InfluenceNetwork, function: InfluenceFunction | None) -> None:
+def earlier_network(config: Config, function: InfluenceFunction | None) -> InfluenceNetwork | None:
+    """The network that a run takes, or starts from, where it names one.
+
+    Raises:
+        ConfigError: it cannot do what the config asks of it.
+        ModelError: there is no such network.
+    """
+    if config.network is None:
+        return None
+    network = InfluenceNetwork.from_pretrained(network_folder(config.network))
+    if network.recipe == "paper" and (config.learns or config.probes is not None):
+        what = "which no other can start from" if config.learns else "which --probes cannot complete"
+        raise ConfigError(f"the network in {config.network} is the paper's, {what}", "take another network")
+    if not config.learns:
+        _check_same_influence(network, function)
+    return network
+
+
+def _check_same_influence(network: InfluenceNetwork, function: InfluenceFunction | None) -> None:
     """Refuse to complete a learned network's influence with another's."""
     learned = network.description_.get("influence", {})
     asked = {} if function is None else describe(function)
-    for name in ("name", "model", "models", "encoder"):
-        if name in learned and name in asked and learned[name] != asked[name]:
-            option = {"name": "influence", "models": "model"}.get(name, name)
+    for name in ("name", "model", "models", "encoder", "preconditioned"):
+        if name in learned and name in asked and _carried(learned[name]) != _carried(asked[name]):
+            option = {"name": "influence", "models": "model", "preconditioned": "influence-option preconditioned="}
+            value = ",".join(learned[name]) if isinstance(learned[name], list) else learned[name]
             raise ConfigError(
                 f"the network learned the {name} {learned[name]!r} of the influence,"
                 f" and {asked[name]!r} would be measured",
-                f"give --{option} {learned[name]}",
+                f"give --{option.get(name, name)} {value}".replace("= ", "="),
             )
+
+
+def _carried(model: object) -> object:
+    """The models that come with nncift have two names."""
+    return "embedded" if model in (DEFAULT_MODEL, DEFAULT_ENCODER) else model

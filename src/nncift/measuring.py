@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,12 @@ class Measuring:
 
     def labels(self, features: Any, target_features: Any) -> LabelledPairs:
         """Exact influence of the planned pairs, or in rounds; the features tell the rounds where to go."""
-        place, function = self.folder / "labels", self.function
+        place = self.folder / "labels"
         count = self._counter("labels")
         plan = self._plan_labels(place / "plan.json")
-        if hasattr(function, "warm_up") and not (place / "labels.parquet").exists():
-            function.warm_up(self.samples, place / "warm-up", progress=self.progress)
         if self.config.in_rounds:
-            pairs = self._in_rounds(features, target_features, count)
-        else:
-            pairs = self._collect(plan, place, count)
-        if (cut := getattr(function, "cut", None)) is not None and not (place / "notes.json").exists():
-            write_json(place / "notes.json", {"cut": int(cut)})
-        return pairs
+            return self._in_rounds(features, target_features, count)
+        return self._collect(plan, place, count)
 
     def _in_rounds(self, features: Any, target_features: Any, count: Callable[[], None]) -> LabelledPairs:
         place, config = self.folder / "labels", self.config
@@ -97,7 +92,28 @@ class Measuring:
         pairs.save(place / "labels.parquet")
         return pairs
 
+    @cached_property
+    def _ready(self) -> bool:
+        """Done before the first pair that this process measures: all of a run are measured alike.
+
+        Raises:
+            ConfigError: the function, its precision or its device's default is another than of the pairs so far.
+        """
+        described = json.loads(json.dumps(describe(self.function), default=str))
+        path = self.folder / "function.json"
+        if path.exists() and (stored := read_json(path)) != described:
+            raise ConfigError(
+                f"{self.folder} holds exact influence by {stored}, now it is {described}",
+                "give the same --dtype and --device, or choose another --output",
+            )
+        write_json(path, described)
+        if hasattr(self.function, "warm_up"):
+            self.function.warm_up(self.samples, self.folder / "labels" / "warm-up", progress=self.progress)
+        return True
+
     def _collect(self, plan: PairPlan, place: Path, count: Callable[[], None]) -> LabelledPairs:
+        if not (place / "labels.parquet").exists():
+            _ = self._ready
         pairs = collect(
             self.function,
             self.samples,
@@ -113,7 +129,10 @@ class Measuring:
         return pairs
 
     def _counter(self, stage: str) -> Callable[[], None]:
-        """Called after each block: adds the tokens that the function has read since now to the stage's cost."""
+        """Called after each block: adds the tokens that the function has read since now to the stage's cost.
+
+        Of the labels it also notes which samples lost a part: before they are finished, so that a resumed run knows.
+        """
 
         def read(direction: str) -> int:
             return int(getattr(self.function, f"{direction}_tokens", 0))
@@ -125,23 +144,25 @@ class Measuring:
             for direction, before in earlier.items():
                 setattr(cost, f"{direction}_tokens", before + read(direction))
             self.costs.save()
+            if stage == "labels":
+                self._note_cut()
 
         return count
+
+    def _note_cut(self) -> None:
+        cut = getattr(self.function, "cut_ids", None)
+        path = self.folder / "labels" / "notes.json"
+        if cut is not None:
+            noted = read_json(path)["cut"] if path.exists() else None
+            if noted is None or not set(noted) >= set(cut):
+                write_json(path, {"cut": sorted({*(noted or ()), *cut})})
 
     def _plan_labels(self, path: Path) -> PairPlan:
         """The pairs to label."""
         config, function = self.config, self.function
-        described = json.loads(json.dumps(describe(function), default=str))
         if path.exists():
-            stored = read_json(path)
-            finished = (path.parent / "labels.parquet").exists()
-            if not finished and stored.get("function", described) != described:  # on another device, for example
-                raise ConfigError(
-                    f"{path.parent} holds labels of {stored['function']}, now it is {described}",
-                    "give the same --dtype and --device, or choose another --output",
-                )
-            return PairPlan.from_dict(stored)
-        facts = {"pointwise": is_pointwise(function), "rate": None, "function": described}
+            return PairPlan.from_dict(read_json(path))
+        facts: dict[str, Any] = {"pointwise": is_pointwise(function), "rate": None}
         if config.in_rounds:
             plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64))  # `rounds.json` has the rows
             write_json(path, plan.to_dict() | facts)

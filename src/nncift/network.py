@@ -169,6 +169,16 @@ class InfluenceNetwork(ModelHubMixin):
         """
         return self._process.choose_samples(pool_features, count)
 
+    def learned_from(self, pool_features: np.ndarray, target_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which samples it has learned from, told by their features: (n, width), (m, width) -> (n,), (m,) bool.
+
+        Raises:
+            ConfigError: the recipe "paper" does not know.
+            ModelError: the network has not learned, or the features have another width than it learned with.
+        """
+        self._check_widths(pool_features, target_features)
+        return self._process.learned_from(pool_features, target_features)
+
     @property
     def recipe(self) -> str:
         """Which recipe it is made by."""

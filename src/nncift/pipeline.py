@@ -18,21 +18,19 @@ import numpy as np
 from nncift.choosing import Chooser
 from nncift.config import Config
 from nncift.costs import Costs
-from nncift.errors import ConfigError
 from nncift.feature_sources import FeatureReader, feature_sources
 from nncift.given_labels import keep_labels
-from nncift.hub import network_folder
 from nncift.inputs import (
     check_budget,
+    check_function,
     check_models,
     learned_target,
     make_config,
     make_influence,
     read_samples,
 )
-from nncift.learning import check_same_influence, learn, learn_more
+from nncift.learning import earlier_network, learn, learn_more
 from nncift.measuring import Measuring
-from nncift.network import InfluenceNetwork
 from nncift.pool import open_pool
 from nncift.report import write_report
 from nncift.selection import Selection
@@ -87,26 +85,22 @@ def select(
         check_budget(config, len(samples), own_target=targets is None)
         if not (folder / "selection.parquet").exists():
             check_models(config, function)
-            if function is not None and hasattr(function, "check"):
-                function.check(samples, others)
+            if function is not None:
+                check_function(config, function, samples, others)
+        earlier = earlier_network(config, function)
         pairs: LabelledPairs | None = None
         if config.labels_from is not None:
             with costs.stage("labels"):  # before the features: a file that cannot be used costs nothing else
                 pairs = keep_labels(config.labels_from, samples, others, folder / "labels")
         with costs.stage("features") as cost:
-            features, target_features = _features(config, function, samples, targets, folder, costs, progress=progress)
+            read = (samples, facts), (targets, target_facts)
+            features, target_features = _features(config, function, *read, folder, costs, progress=progress)
             cost.texts = len(features) + (len(target_features) if targets is not None else 0)
         measuring = None
         if function is not None:
             measuring = Measuring(config, function, samples, others, folder, costs, progress=progress)
-        earlier = None
-        if config.network is not None:
-            earlier = InfluenceNetwork.from_pretrained(network_folder(config.network))
-            if config.learns and earlier.recipe == "paper":
-                raise ConfigError(f"the network in {config.network} is the paper's, which no other can start from")
         if earlier is not None and not config.learns:
             network = earlier
-            check_same_influence(network, function)
         else:
             if measuring is not None:
                 with costs.stage("labels"):
@@ -163,8 +157,8 @@ def _targets(
 def _features(
     config: Config,
     function: InfluenceFunction | None,
-    samples: Dataset,
-    targets: Dataset | None,
+    pool: tuple[Dataset, PoolFacts],
+    target: tuple[Dataset | None, PoolFacts | None],
     folder: Path,
     costs: Costs,
     *,
@@ -179,10 +173,17 @@ def _features(
         cost.forward_tokens = earlier + reader.forward_tokens
         costs.save()
 
-    sides = {"pool": samples} | ({"target": targets} if targets is not None else {})
+    sides = {"pool": pool} | ({"target": target} if target[0] is not None else {})
     found = {
-        side: reader.read(rows, side, folder / "features", progress=progress, after_shard=count_tokens)
-        for side, rows in sides.items()
+        side: reader.read(
+            rows,
+            side,
+            folder / "features",
+            source_rows=None if its_facts is None else its_facts.read,
+            progress=progress,
+            after_shard=count_tokens,
+        )
+        for side, (rows, its_facts) in sides.items()
     }
     return found["pool"], found.get("target", found["pool"])
 

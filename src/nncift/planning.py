@@ -16,19 +16,20 @@ from nncift.embeddings import embed_texts, sample_texts
 from nncift.errors import printable
 from nncift.feature_sources import FeatureReader
 from nncift.given_labels import read_labels
-from nncift.hub import network_folder
 from nncift.influence import is_pointwise
 from nncift.inputs import (
     budget_count,
     check_budget,
+    check_function,
     learned_target,
     make_influence,
     read_samples,
 )
 from nncift.labelling import PairPlan, measure_rate, plan_labels
 from nncift.language_features import language_features
-from nncift.network import InfluenceNetwork
+from nncift.learning import earlier_network
 from nncift.pool import open_pool
+from nncift.process_network import RANK
 from nncift.rounds import COLUMNS, FIRST, HELD_OUT
 from nncift.verifying import VERIFY_TARGETS
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from nncift.influence import InfluenceFunction
 
 _TRIAL_TEXTS, _TRIAL_READINGS, _TRIAL_ROWS = 64, 16, 128
-_HIDDEN_BYTES = 4 * 100  # one projected sample: float32 x the network's hidden units
+_TOWER_BYTES = 3 * 4 * (RANK + 1)  # of a sample on a side: float32, and again while it is put together
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class RunPlan:
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes that the arrays of the run take, models not counted.
         disk: bytes the run folder will take.
-        at_least: "at least " where labels come in rounds, of which the first is planned.
+        at_least: "at least " where labels come in rounds, of which the first is planned, and where a shortlist's number
+            is not known, as of a budget in tokens.
     """
 
     samples: int
@@ -108,24 +110,24 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         pairs, tokens = 0, None
         if config.labels_from is not None:
             pairs = len(read_labels(config.labels_from, samples, targets))
-        if config.network is not None:
-            InfluenceNetwork.from_pretrained(network_folder(config.network))
+        earlier_network(config, function)
         if function is not None:
             pairs, tokens, measured = _measuring_plan(config, function, samples, None if own_target else targets)
             seconds |= measured
         rows = len(samples) + (0 if own_target else len(targets))
         seconds["select"] = len(samples) * len(targets) / _scoring_rate()
+        by_tokens = parse_budget(config.budget).kind == "tokens"
         result = RunPlan(
             samples=len(samples),
             targets=len(targets),
-            selected=None if parse_budget(config.budget).kind == "tokens" else budget_count(config, len(samples)),
+            selected=None if by_tokens else budget_count(config, len(samples)),
             pairs=pairs,
             all_pairs=len(samples) * len(targets),
             tokens=tokens,
             seconds=seconds,
-            memory=rows * _HIDDEN_BYTES + len(targets) * 8 + len(samples) * 24,
+            memory=(len(samples) + len(targets)) * (_TOWER_BYTES + 24),
             disk=2 * data_bytes + rows * width * 4,
-            at_least="at least " if config.in_rounds else "",
+            at_least="at least " if config.in_rounds or (by_tokens and config.verify is not None) else "",
         )
         del samples, targets  # memory-mapped from the temporary folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,8 +161,7 @@ def _measuring_plan(
     A pair of the later stages is taken to read as many tokens as one of the labels.
     """
     seen_targets = samples if targets is None else targets
-    if hasattr(function, "check"):
-        function.check(samples, seen_targets)
+    check_function(config, function, samples, seen_targets)
     rate = measure_rate(function, samples, seen_targets, seed=config.seed)
     n, m = len(samples), len(seen_targets)
     work: dict[str, tuple[int, int, int]] = {}  # rows, targets, pairs

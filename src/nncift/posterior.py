@@ -19,6 +19,7 @@ from nncift.radial import Side, block_kernels, kernel, same_samples
 
 _LOOKED_AT = 1024  # targets, at most, among which probes are chosen
 _AT_ONCE = 8192  # samples
+_NUMBERS = 1 << 25  # of their kernels, likewise
 
 
 class Posterior:
@@ -42,10 +43,12 @@ class Posterior:
         """Variance that is open in each sample's profile, per unit of its kernel, and in its level: (n,), (n,)."""
         prior = self.pool.log_weights.exp().sum(1)
         out = np.empty((2, len(pool)))
-        for start in range(0, len(pool), _AT_ONCE):
-            told = self._told(self.pool.coordinates(pool[start : start + _AT_ONCE]))
+        kernels = len(self.pool.landmarks) * (len(self.pool.projection.slices) + 1)  # numbers for each sample
+        at_once = max(min(_NUMBERS // kernels, _AT_ONCE), 1)
+        for start in range(0, len(pool), at_once):
+            told = self._told(self.pool.coordinates(pool[start : start + at_once]))
             for k, part in enumerate(told):
-                out[k, start : start + _AT_ONCE] = (prior[k] - part.square().sum(0)).clamp(min=0).numpy()
+                out[k, start : start + at_once] = (prior[k] - part.square().sum(0)).clamp(min=0).numpy()
         return out[0], out[1]
 
     def _told(self, x: Tensor) -> list[Tensor]:

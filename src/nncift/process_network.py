@@ -251,6 +251,13 @@ class ProcessNetwork:
         """The samples to label next, see `Posterior.choose_samples`."""
         return self.posterior.choose_samples(pool, count)
 
+    def learned_from(self, pool: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which samples it, or what it started from, has learned from: (n, width), (m, width) -> (n,), (m,) bool."""
+        sides = (self.pool, pool), (self.target, target)
+        own = [same_samples(side.coordinates(rows), side.landmarks).any(1).numpy() for side, rows in sides]
+        before = (False, False) if self.prior is None else self.prior.learned_from(pool, target)
+        return own[0] | before[0], own[1] | before[1]
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays (float32) and JSON-able facts that `load` takes."""
         projections = [self.pool.projection, self.target.projection]

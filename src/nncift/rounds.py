@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.errors import ConfigError
 from nncift.fidelity import measures
 from nncift.labelling import PairPlan, deal
 from nncift.network import InfluenceNetwork
@@ -102,6 +103,8 @@ class Rounds:
         columns = targets[:COLUMNS]
         held_out = min(HELD_OUT, max(len(order) // 3, 1))
         first = order[held_out : held_out + FIRST * (COLUMNS // OWN if self.own_targets else 1)]
+        if not len(first) or not len(columns):
+            raise ConfigError(f"{self.n_pool} samples are too few to label in rounds", "give --labels a number")
         new = columns[: 0 if self.pointwise else round(_HELD_OUT_TARGETS * len(columns))]
         return {
             "targets": np.sort(targets).tolist(),

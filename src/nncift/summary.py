@@ -39,7 +39,7 @@ def write_summary(
     names = feature_sources(config).names("pool").values()
     features = [feature_facts(folder / "features", name) for name in names]
     notes_path, fidelity_path = folder / "labels" / "notes.json", folder / "fidelity.json"
-    cut = int(read_json(notes_path)["cut"]) if notes_path.exists() else None
+    cut = len(read_json(notes_path)["cut"]) if notes_path.exists() else None
     labelled = 0
     if fidelity_path.exists():
         labelled = sum(read_json(fidelity_path)["pairs"].values())

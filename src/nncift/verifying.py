@@ -57,7 +57,7 @@ def select_verified(
     """
     times = float(measuring.config.verify or 1)
     share = (times - 1) / _PARTS
-    rows, exact = measuring.verify("choice", partial(_choice, measuring, matrix, choose, times, labels))
+    rows, exact = measuring.verify("choice", partial(first_measured, measuring, matrix, choose, times, labels))
     network = learn_more(_pairs(rows, exact))
     for part in range(_PARTS):
         taken = np.concatenate([rows, exact.columns]) if measuring.own_target else rows
@@ -74,19 +74,19 @@ def select_verified(
     return selection, rows, known.row_means()
 
 
-def _choice(
+def first_measured(
     measuring: Measuring, matrix: InfluenceMatrix, choose: Chooser, times: float, labels: LabelledPairs | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The choice by estimates, and the targets to measure it on."""
-    free = np.arange(len(measuring.targets))
-    if measuring.own_target:  # no sample is measured on itself
-        shortlist = choose(matrix, times=times).indices
+    choice, free = choose(matrix).indices, np.arange(len(measuring.targets))
+    if measuring.own_target:  # no sample is measured on itself, nor on what may well be measured next
+        shortlist = np.union1d(choice, choose(matrix, times=times).indices)
         check_verifiable(len(shortlist), matrix.shape[0])
         free = np.setdiff1d(free, shortlist)
     order = np.random.default_rng(measuring.config.seed).permutation(free)
     if labels is not None:
         order = order[np.argsort(~np.isin(order, labels.target_index), kind="stable")]
-    return choose(matrix).indices, order[: 1 if is_pointwise(measuring.function) else VERIFY_TARGETS]
+    return choice, order[: 1 if is_pointwise(measuring.function) else VERIFY_TARGETS]
 
 
 def _what_adds(
@@ -127,7 +127,7 @@ def overlaid(estimate: InfluenceMatrix, exact: Probes) -> InfluenceMatrix:
     place[exact.columns] = np.arange(len(exact.columns))
 
     def function(rows: Any, columns: Any) -> np.ndarray:
-        block = estimate.block(rows, columns)
+        block = estimate.block(rows, columns).copy()  # of a stored matrix it is a view
         known = place[columns]
         block[:, known >= 0] = exact.influence[rows][:, known[known >= 0]]
         return block

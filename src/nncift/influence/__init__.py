@@ -33,17 +33,18 @@ class InfluenceFunction(Protocol):
 
     A function that has to see all samples first, or wants to refuse some before any work is done, also has
     `prepare(pool, target, folder: Path | None)`. It is called with the samples to be labelled before their first
-    block, again after a kill, and keeps what it computes in `folder`. Where the values depend on all samples (a
-    centre, document counts), a call without `prepare` is refused. A function with an attribute `progress` is told
+    block, again after a kill, and keeps what it computes in `folder`. A function with an attribute `progress` is told
     there whether to show a bar meanwhile.
 
     A function that is trained on the pool first, whatever is labelled, has `warm_up(pool, folder, *, progress)`; it
-    sees all samples, before `prepare`. `check(pool, target)` refuses all samples before anything costly, and loads
-    nothing. `tokens(pool_rows, target_rows)` says how many tokens labelling these samples will send through the
-    model; with `warm_up`, there is a third argument `pool`, on which that is done before.
+    sees all samples, before `prepare`. `check(pool, target)` sees all samples before anything costly, to refuse some or
+    to remember what it has to know of all, and loads nothing. `check_lengths(pool, target)` refuses what does not fit
+    into its model; a run that may measure any sample asks it first. `tokens(pool_rows, target_rows)` says how many
+    tokens labelling these samples will send through the model; with `warm_up`, there is a third argument `pool`, on
+    which that is done before.
 
-    A pointwise function scores each pool sample for no target, or for all targets together: it has `pointwise = True`,
-    computes each score once, and gives equal columns. Each sample is then labelled once, with one of the targets.
+    Where the values depend on all samples that `prepare` saw, the function has `relative = True`: what is measured
+    later, after another call, could not be compared, so a run measures once.
 
     A function with `works_per_pair = True` has work of its own to do for each pair, of which what it does once for a
     sample is the lesser part. The rows to be labelled then get targets of their own, else all the same.
@@ -76,3 +77,8 @@ def is_pointwise(function: InfluenceFunction | None) -> bool:
 def works_per_pair(function: InfluenceFunction) -> bool:
     """Whether each pair is work of its own, so that rows had better have targets of their own."""
     return bool(getattr(function, "works_per_pair", False)) and not is_pointwise(function)
+
+
+def is_relative(function: InfluenceFunction) -> bool:
+    """Whether its values depend on all samples that are measured together."""
+    return bool(getattr(function, "relative", False))

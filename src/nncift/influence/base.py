@@ -6,10 +6,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from nncift.errors import ConfigError
+from nncift.influence.wording import any_chat
 from nncift.language_model import LanguageModel
 from nncift.loading import default_batch_size, default_dtype
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from nncift.config import Config
 
 
@@ -62,6 +65,7 @@ class LanguageModelFunction:
         self.max_length = max_length
         self.trust_remote_code = trust_remote_code
         self._cut: set[str] = set()  # ids of samples that lost the start of their prompt
+        self._chats: bool | None = None  # whether any sample of the run comes from a chat; `check` finds out
 
     @classmethod
     def from_config(cls, config: Config, **options: Any) -> Self:
@@ -75,6 +79,10 @@ class LanguageModelFunction:
             trust_remote_code=config.trust_remote_code,
             **options,
         )
+
+    def check(self, pool: Dataset, target: Dataset) -> None:
+        """Find out whether any sample comes from a chat: the wording goes by all, whichever are measured together."""
+        self._chats = any_chat(pool, target)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -117,8 +125,13 @@ class LanguageModelFunction:
         return self.language_model.oom_splits if "language_model" in self.__dict__ else []
 
     @property
+    def cut_ids(self) -> frozenset[str]:
+        """Those of the samples seen so far that lost the start of their prompt to the model's context length."""
+        return frozenset(self._cut)
+
+    @property
     def cut(self) -> int:
-        """How many of the samples seen so far lost the start of their prompt to the model's context length."""
+        """How many these are."""
         return len(self._cut)
 
     def describe(self) -> dict[str, Any]:

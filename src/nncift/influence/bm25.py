@@ -41,6 +41,7 @@ class BM25:
     """
 
     name = "bm25"
+    relative = True
 
     def __init__(self, *, k1: float = 1.5, b: float = 0.75) -> None:
         self.k1 = k1

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts, in_parts
 from nncift.language_model import LanguageModel, Prefix
 from nncift.storage import fingerprint, read_array, write_array
 
@@ -85,7 +85,8 @@ class Delift(LanguageModelFunction):
             RunError: the stored distances are damaged.
         """
         prompts = self._prompts_for(pool, target)
-        self._word(prompts, pool)
+        for part in in_parts(pool):  # none is kept
+            self._word(prompts, part)
         targets = self._word(prompts, target)
         path = None if folder is None else folder / "delift-baseline.npy"
         keys = [self._key(prompts, sample) for sample in targets]
@@ -137,7 +138,16 @@ class Delift(LanguageModelFunction):
 
     def _prompts_for(self, pool: Dataset, target: Dataset) -> Prompts:
         """The prompts that the wording asks for, and these samples when it leaves the choice to them."""
-        return choose_prompts(self.language_model, self.wording, pool, target)
+        return choose_prompts(self.language_model, self.wording, pool, target, chats=self._chats)
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Refuse a sample that does not fit; loads the model.
+
+        Raises:
+            DataError: which.
+            ModelError: the model cannot be loaded, or leaves no room beside the wording.
+        """
+        check_fit(self._prompts_for(pool, target), *((pool,) if target is pool else (pool, target)))
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)

@@ -23,6 +23,7 @@ from nncift.errors import ConfigError, DataError, RunError
 from nncift.examples import Example, encode_examples
 from nncift.gradients import Adam, SignSketch, batched_features
 from nncift.influence.base import LanguageModelFunction, ModelOptions
+from nncift.influence.wording import in_parts
 from nncift.language_model import LanguageModel
 from nncift.loading import default_batch_size
 from nncift.storage import fingerprint, read_array, read_json, write_array, write_json
@@ -136,6 +137,17 @@ class GradientInfluence(LanguageModelFunction):
                     features = self._shard(point, side, shard, path)
                     known |= zip((example.key for example in shard), features, strict=True)
                     bar.update(len(shard))
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Refuse a sample that does not fit; loads the model.
+
+        Raises:
+            DataError: which.
+            ModelError: the model cannot be loaded.
+        """
+        for rows in (pool,) if target is pool else (pool, target):
+            for part in in_parts(rows):
+                encode_examples(self.language_model, part)
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
         """How many tokens go through the model, and back, when `prepare` is given these rows."""

@@ -19,7 +19,7 @@ import numpy as np
 from nncift.errors import ModelError
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import broadcast
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
 from nncift.language_model import LanguageModel, Prefix
 from nncift.readings import response_losses
 
@@ -64,7 +64,7 @@ class Perplexity(LanguageModelFunction):
             DataError: a response does not fit into the context.
             ModelError: the model cannot be loaded, or leaves no room beside the wording.
         """
-        prompts = choose_prompts(self.language_model, self.wording, pool, single=True)
+        prompts = self._prompts_for(pool)
         self._word(prompts, pool)
         self._prompts = prompts
 
@@ -77,12 +77,12 @@ class Perplexity(LanguageModelFunction):
         """
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
+        prompts = self._prompts or self._prompts_for(pool_rows)
         return broadcast(self._scores(prompts, self._word(prompts, pool_rows)), len(target_rows))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
         """The exact number of tokens that scoring these pool samples sends through the model."""
-        prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
+        prompts = self._prompts or self._prompts_for(pool_rows)
         samples = self._word(prompts, pool_rows)
         if not samples or not len(target_rows):
             return 0
@@ -99,6 +99,18 @@ class Perplexity(LanguageModelFunction):
             self._prefix = self.language_model.prefix(before)
         responses = [sample.response for sample in samples]
         return response_losses(self.language_model, self._prefix, queries, responses, batch_size=self.batch_size)
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Refuse a pool sample that does not fit; loads the model.
+
+        Raises:
+            DataError: which.
+            ModelError: the model cannot be loaded, or leaves no room beside the wording.
+        """
+        check_fit(self._prompts_for(pool), pool)
+
+    def _prompts_for(self, pool: Dataset) -> Prompts:
+        return choose_prompts(self.language_model, self.wording, pool, single=True, chats=self._chats)
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)
@@ -142,7 +154,7 @@ class IFD(Perplexity):
         """The exact number of tokens that scoring these pool samples sends through the model."""
         if not len(pool_rows) or not len(target_rows):
             return 0
-        prompts = self._prompts or choose_prompts(self.language_model, self.wording, pool_rows, single=True)
+        prompts = self._prompts or self._prompts_for(pool_rows)
         start = len(beginning(self.language_model))
         alone = sum(start + len(sample.response) - 1 for sample in self._word(prompts, pool_rows))
         return super().tokens(pool_rows, target_rows) + alone

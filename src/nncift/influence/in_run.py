@@ -88,6 +88,7 @@ class InRun(LanguageModelFunction):
 
     name = "in-run"
     pointwise = False
+    relative = True
 
     def __init__(
         self,
@@ -169,6 +170,7 @@ class InRun(LanguageModelFunction):
 
     def check(self, pool: Dataset, target: Dataset) -> None:
         """Find out whether there is one score for each sample, or one for each task; loads no model."""
+        super().check(pool, target)
         self.pointwise = len(set(tasks_of(target))) == 1
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:

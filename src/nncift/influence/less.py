@@ -74,7 +74,7 @@ class Less(GradientInfluence):
             raise ConfigError(f"aggregate {aggregate!r} is not known", 'give "task" or None')
         self.preconditioned = preconditioned
         self.aggregate = aggregate
-        self.pointwise = aggregate is not None
+        self.pointwise = self.relative = aggregate is not None
         self.checkpoints = tuple(checkpoints)
         if checkpoints and training is not None:
             raise ConfigError("less was given both checkpoints and a training", "leave one of them out")
@@ -98,6 +98,7 @@ class Less(GradientInfluence):
             DataError: a target has no task.
             ModelError: a checkpoint is not there or is damaged.
         """
+        super().check(pool, target)
         _ = self._given
         if self.aggregate:
             read_tasks(target)

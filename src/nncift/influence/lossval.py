@@ -74,6 +74,7 @@ class LossVal:
 
     name = "lossval"
     pointwise = True
+    relative = True
     progress = False  # `collect` sets it: show bars while `prepare` works
 
     def __init__(

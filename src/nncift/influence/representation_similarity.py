@@ -14,7 +14,7 @@ import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
 from nncift.influence.per_sample import once_per_sample
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, choose_prompts
+from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
 from nncift.language_model import LanguageModel
 from nncift.readings import mean_states
 from nncift.storage import fingerprint
@@ -67,7 +67,7 @@ class RepresentationSimilarity(LanguageModelFunction):
             ModelError: the model cannot be loaded, or leaves no room beside the wording.
             RunError: a shard is damaged.
         """
-        prompts = choose_prompts(self.language_model, self.wording, pool, target, single=True)
+        prompts = self._prompts_for(pool, target)
         samples = [*self._word(prompts, pool), *self._word(prompts, target)]
         self._known = once_per_sample(
             [self._key(prompts, sample) for sample in samples],
@@ -87,17 +87,13 @@ class RepresentationSimilarity(LanguageModelFunction):
         """
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        prompts = self._prompts or choose_prompts(
-            self.language_model, self.wording, pool_rows, target_rows, single=True
-        )
+        prompts = self._prompts or self._prompts_for(pool_rows, target_rows)
         pool, target = (self._vectors(prompts, rows) for rows in (pool_rows, target_rows))
         return np.asarray(np.clip(pool @ target.T, -1, 1), dtype=np.float32)
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
         """The exact number of tokens that `prepare` sends through the model: each distinct sample once."""
-        prompts = self._prompts or choose_prompts(
-            self.language_model, self.wording, pool_rows, target_rows, single=True
-        )
+        prompts = self._prompts or self._prompts_for(pool_rows, target_rows)
         samples = [*self._word(prompts, pool_rows), *self._word(prompts, target_rows)]
         distinct = {self._key(prompts, sample): sample for sample in samples}.values()
         before = len(prompts.no_example)
@@ -136,6 +132,18 @@ class RepresentationSimilarity(LanguageModelFunction):
     def _centred(self, means: np.ndarray) -> np.ndarray:
         """The means as they are compared, (n, hidden) float64."""
         return means
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Refuse a sample that does not fit; loads the model.
+
+        Raises:
+            DataError: which.
+            ModelError: the model cannot be loaded, or leaves no room beside the wording.
+        """
+        check_fit(self._prompts_for(pool, target), *((pool,) if target is pool else (pool, target)))
+
+    def _prompts_for(self, pool: Dataset, target: Dataset) -> Prompts:
+        return choose_prompts(self.language_model, self.wording, pool, target, single=True, chats=self._chats)
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)

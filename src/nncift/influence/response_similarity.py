@@ -44,6 +44,7 @@ class ResponseSimilarity(RepresentationSimilarity):
     """
 
     name = "response-similarity"
+    relative = True
 
     def __init__(
         self,

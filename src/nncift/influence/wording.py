@@ -11,7 +11,7 @@ from __future__ import annotations
 import os.path
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Style = Literal["auto", "chat", "plain"]
 
+_AT_ONCE = 1024  # samples
 _PLACEHOLDER = re.compile(r"(\{prompt\}|\{response\})")
 
 
@@ -295,8 +296,39 @@ def _response(model: LanguageModel, name: str, answer: list[int], room: int, sin
     return response
 
 
+def any_chat(*datasets: Dataset) -> bool:
+    """Whether any sample comes from a chat."""
+    for rows in datasets:
+        if "messages" in rows.column_names:
+            column = rows.select_columns("messages").with_format("arrow")[:]["messages"]
+            if column.null_count < len(column):
+                return True
+    return False
+
+
+def check_fit(prompts: Prompts, *datasets: Dataset) -> None:
+    """Refuse a sample that does not fit.
+
+    Raises:
+        DataError: which.
+    """
+    for rows in datasets:
+        for part in in_parts(rows):
+            prompts.word(part)
+
+
+def in_parts(rows: Dataset) -> Iterator[Dataset]:
+    """The rows, some at a time."""
+    for start in range(0, len(rows), _AT_ONCE):
+        yield rows.select(range(start, min(start + _AT_ONCE, len(rows))))
+
+
 def choose_prompts(
-    model: LanguageModel, wording: Style | Wording, *datasets: Dataset, single: bool = False
+    model: LanguageModel,
+    wording: Style | Wording,
+    *datasets: Dataset,
+    single: bool = False,
+    chats: bool | None = None,
 ) -> PlainPrompts | ChatPrompts:
     """The prompts that a `wording` option asks for, and these samples when it leaves the choice to them.
 
@@ -306,6 +338,7 @@ def choose_prompts(
             a chat and the model has a template, else plain.
         datasets: all samples that will be worded.
         single: no sample will stand beside another.
+        chats: whether any sample comes from a chat, where more is known than these.
 
     Raises:
         ConfigError: `wording` is none of these.
@@ -315,7 +348,7 @@ def choose_prompts(
         return PlainPrompts(model, wording, single=single)
     if wording not in get_args(Style):
         raise ConfigError(f"wording {wording!r} is not known", 'give "auto", "chat", "plain" or a Wording')
-    from_chat = any(messages is not None for rows in datasets for messages in messages_of(rows))
-    if wording == "chat" or (wording == "auto" and from_chat and model.has_chat_template):
+    chats = any_chat(*datasets) if chats is None else chats
+    if wording == "chat" or (wording == "auto" and chats and model.has_chat_template):
         return ChatPrompts(model, single=single)
     return PlainPrompts(model, Wording(), single=single)
