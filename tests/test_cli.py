@@ -117,6 +117,50 @@ def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys,
     assert "budgte" in err
 
 
+def test_a_config_file_that_is_no_yaml(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("budget: [1,\n")
+    code, _, err = run(capsys, "select", "--config", tmp_path / "run.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run.yaml is no YAML of options" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "1tok"], "less than the shortest sample has"),
+        (["--budget", "10Mtok"], "is more than the pool's"),
+        (["--device", "banana"], "device 'banana' cannot be used"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work_and_leaves_nothing(
+    capsys, pool, minilm, tiny_model, tmp_path, arguments, message
+):
+    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "embedding-similarity", "--quiet"]
+    code, _, err = run(capsys, "select", pool, *common, "--output", tmp_path / "run", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+
+
+def test_a_network_that_is_not_there(capsys, pool, tmp_path):
+    for network, message in ((tmp_path / "none", "there is no folder"), (pool, "is a file")):
+        code, _, err = run(capsys, "select", pool, "--network", network, "--output", tmp_path / "run")
+        assert code == 2
+        assert message in err
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, pool, minilm, tmp_path, monkeypatch):
+    (tmp_path / "stop.py").write_text(
+        "class Stop:\n    name = 'stop'\n    def __call__(self, pool, target):\n        raise KeyboardInterrupt\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = run(
+        capsys, "select", pool, "--influence", "stop:Stop", "--encoder", minilm, "--output", tmp_path / "run", "--quiet"
+    )
+    assert code == 130
+    assert "the same command goes on from here" in err
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, minilm, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     arguments = ["--model", tiny_model, "--encoder", minilm, "--labels", "50", "--budget", "10%", "--device", "cpu"]

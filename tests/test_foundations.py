@@ -18,7 +18,7 @@ from nncift.costs import Costs
 from nncift.errors import ConfigError, DataError, DependencyError, ModelError, NNCIFTError, RunError, printable
 from nncift.hub import find_model
 from nncift.registry import resolve
-from nncift.storage import atomic_write, fingerprint, open_run, read_array, write_array, write_json
+from nncift.storage import atomic_write, fingerprint, open_run, read_array, read_table, write_array, write_json
 
 
 @pytest.mark.parametrize("kind", [NNCIFTError, ConfigError, ModelError, RunError, DependencyError])
@@ -92,6 +92,32 @@ def test_a_run_folder_belongs_to_one_config(tmp_path: Path):
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="not a run of nncift"), open_run(tmp_path / "other", {}):
         pass
+
+
+def test_a_run_that_is_refused_before_any_work_leaves_its_folder_to_another_config(tmp_path: Path):
+    run = tmp_path / "run"
+
+    def refused(config: dict, folder: str) -> None:
+        with open_run(run, config):
+            (run / folder).mkdir()
+            (run / folder / "rows.json").write_text("half")
+            raise DataError("row 2 is broken", "mend it")
+
+    with pytest.raises(DataError):
+        refused({"skip": False}, "pool")
+    with pytest.raises(DataError):
+        refused({"skip": True}, "features")
+    with pytest.raises(ConfigError, match="skip: True there"), open_run(run, {"skip": False}):
+        pass
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path):
+    (tmp_path / "costs.json").write_text("{}")
+    with pytest.raises(RunError, match=r"costs\.json is no table of costs"):
+        Costs(tmp_path / "costs.json")
+    (tmp_path / "labels.parquet").write_bytes(b"")
+    with pytest.raises(RunError, match=r"labels\.parquet is damaged"):
+        read_table(tmp_path / "labels.parquet")
 
 
 def _hold(folder: Path, held, release) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.greedy import lazy_greedy
 from nncift.matrix import InfluenceMatrix
 from nncift.objectives import FacilityLocation, FacilityLocationConditionalGain, FacilityLocationMutualInformation
+from nncift.pool import load_pool
 from nncift.selection import Selection
 
 OBJECTIVES = {
@@ -348,6 +350,43 @@ def test_the_dataset_has_the_original_columns(selection):
     assert dataset["half"][0] == '"\\ud83d"'
     assert dataset["nncift_influence"][0] == 0.4
     assert selection.dataset is dataset
+
+
+CHATS = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    {"messages": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]},
+]
+PLAIN = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instruction": "Say no", "output": "no"}]
+
+
+@pytest.mark.parametrize("rows", [CHATS, PLAIN])
+def test_trl_trains_on_the_subset(rows, tiny_model, tmp_path):
+    pytest.importorskip("trl")
+    from trl import SFTConfig, SFTTrainer
+
+    selection = Selection(np.array([1, 0]), np.ones(2), 1.0).with_pool(load_pool(rows))
+    arguments = SFTConfig(output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False)
+    for chat in (True, False):
+        dataset = selection.sft_dataset(chat=chat)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # trl's own
+            trainer = SFTTrainer(tiny_model, args=arguments, train_dataset=dataset)
+            assert trainer.train().global_step == 1
+        read = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"])
+        assert "See you" in read if rows is CHATS else "no" in read
+
+
+def test_samples_for_trl_are_chats_as_they_are_or_text(tmp_path):
+    selection = Selection(np.array([1, 0]), np.ones(2), 1.0).with_pool(load_pool(PLAIN))
+    assert selection.sft_dataset()[1]["messages"] == [
+        {"role": "user", "content": "Add\n\n1 and 2"},
+        {"role": "assistant", "content": "3"},
+    ]
+    assert selection.sft_dataset(chat=False)[0] == {"prompt": "Say no", "completion": "no"}
+    chats = Selection(np.array([1]), np.ones(1), 1.0).with_pool(load_pool(CHATS))
+    assert chats.sft_dataset()[0] == CHATS[1]
+    with pytest.raises(ConfigError, match=r"with_pool\(pool\)"):
+        Selection(np.array([1]), np.ones(1), 1.0).sft_dataset()
 
 
 def test_a_whole_run_brings_its_pool(selection, tmp_path):

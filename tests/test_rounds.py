@@ -167,7 +167,7 @@ def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
     labelled = pq.read_table(run / "labels/labels.parquet")
     assert fidelity["held_out"]["pool"] >= len(story["held_out"][0]) == 32
     assert sum(fidelity["pairs"].values()) == labelled.num_rows
-    assert f"Labelled in {len(story['rounds'])} rounds until" in summary_text(run)
+    assert f"Labelled in {len(story['rounds'])} round" in summary_text(run)
     assert "How it learned" in (run / "report.html").read_text()
     for name in ("selection.parquet", "labels/labels.parquet", "network"):
         path = run / name

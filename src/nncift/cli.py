@@ -21,6 +21,7 @@ app = App(
     help="Find the small subset of instruction-tuning data worth fine-tuning a language model on.",
     version_flags=["--version"],
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says what to do
     default_parameter=Parameter(negative=()),
 )
 
@@ -236,7 +237,11 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
 def _read_config_file(file: Path) -> Callable[..., None]:
     """A YAML file of options, the mapping `influence_options` in the form of the command line."""
     yaml = cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False)
-    options = yaml.config
+    try:
+        options = yaml.config
+    except Exception as error:  # of the parser's own, with the place in its text
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} is no YAML of options ({reason})", "correct it") from error
     if not isinstance(options, dict) or "influence_options" not in options:
         return yaml
     from nncift.influence.options import option_texts
@@ -256,13 +261,19 @@ def main(arguments: list[str] | None = None) -> None:
     except NNCIFTError as error:
         _fail(str(error))
     except cyclopts.CycloptsError as error:
-        _fail(f"{printable(error)} See nncift --help.")
+        _fail(f"{printable(error)} See nncift {app_of(rest)}--help.")
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nnncift: stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def app_of(arguments: list[str]) -> str:
+    """The sub-command that the arguments name, with a space; nothing where there is none."""
+    name = arguments[0] if arguments else ""
+    return f"{name} " if name in list(app) else ""
 
 
 def _fail(message: str) -> None:

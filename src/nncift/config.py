@@ -34,7 +34,8 @@ class Config:
     """What to choose from: JSONL, JSON, CSV or Parquet (also .gz), a folder of them, a saved dataset, or a hub id."""
     _: KW_ONLY
     budget: str = "0.1"
-    """How much to choose: a fraction (0.1 or 10%), a number of samples (2000) or of tokens (500ktok, 2Mtok)."""
+    """How much to choose: a fraction (0.1 or 10%; 1.0 is everything), a number of samples (2000; 1 is one sample) or of
+    tokens (500ktok, 2Mtok)."""
     output: str | None = None
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
     target: str | None = None
@@ -46,9 +47,9 @@ class Config:
     """An option of the influence function's own, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
     labels: str | None = None
-    """Pairs to compute exactly, or samples where a score holds for every target: a number (2000), a fraction of all
-    (0.01) or a time (90s, 15m); or auto: in rounds, where least is known, until --fidelity is reached or a round brings
-    nothing; or 0: what the network that comes with nncift says. By default 2000."""
+    """How much to measure exactly: a number of pairs (2000; of samples, where one score holds for every target), a
+    fraction of all (0.01) or a time (90s, 15m). auto: in rounds, where least is known, until --fidelity is reached or a
+    round no longer helps. 0: nothing; the network that comes with nncift ranks. By default 2000."""
     fidelity: float | None = None
     """With --labels auto: the rank correlation within a target, on samples held out, at which labelling ends. By
     default 0.5."""
@@ -59,19 +60,19 @@ class Config:
     """Targets on which the influence of every pool sample is measured exactly, to complete what the network says of
     it: far more faithful, at so many pairs for each sample."""
     verify: float | None = None
-    """Measure the influence of a shortlist so many times the budget, and choose from it by what was measured: 2 is
-    a good value. On at most 64 of the targets."""
+    """Measure a shortlist of so many times the budget exactly, on at most 64 targets, and choose from it by the
+    measured values; 2 is a good value."""
     network: str | None = None
-    """A run folder or a saved InfluenceNetwork that has learned already, or "pretrained", which comes with nncift (a
-    folder of yours that is called so: ./pretrained): nothing is labelled or learned. With --labels it is the start: the
-    labels weigh what it says, and what it leaves over is learned."""
+    """A run folder or a saved InfluenceNetwork that has learned already, or "pretrained", which comes with nncift
+    (write ./pretrained for a folder of yours of that name): nothing is labelled or learned. With --labels it is the
+    starting point: its predictions are rescaled to fit the labels, and the remaining error is learned."""
     model: str = DEFAULT_MODEL
     """The language model that exact influence is measured with: a hub id, a folder, or "embedded". For selectit also
-    several, parted by commas."""
+    several, separated by commas."""
     encoder: str | None = None
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the learned network's own."""
     features: str | None = None
-    """What the network knows of each sample, several parted by commas: sentence (the encoder's embedding), lm (the
+    """What the network knows of each sample, several separated by commas: sentence (the encoder's embedding), lm (the
     language model's own view, one forward pass per sample), or your own: a .npy file with one row per pool row, or a
     column of the data. By default what the learned network needs, else sentence,lm where the influence function asks a
     language model, else sentence."""
@@ -115,7 +116,7 @@ class Config:
             object.__setattr__(self, "labels", None)
             object.__setattr__(self, "network", self.network or "pretrained")
         if self.network is not None:
-            if self.recipe == "paper" and (self.labels is not None or self.verify is not None):
+            if self.recipe == "paper":
                 raise ConfigError('the recipe "paper" cannot start from a network', 'take the recipe "process"')
             if not self.measures:
                 option = "--labels 0" if unlabelled else "--network"
@@ -202,7 +203,7 @@ class Config:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The language models: several, parted by commas, for an influence function that asks several."""
+        """The language models: several, separated by commas, for an influence function that asks several."""
         return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nncift.errors import RunError
 from nncift.storage import read_json, write_json
 
 _log = logging.getLogger("nncift")
@@ -43,7 +44,10 @@ class Costs:
         self.stages: dict[str, StageCost] = {}
         self._running: tuple[str, float] | None = None
         if path is not None and path.exists():
-            self.stages = {name: StageCost(**cost) for name, cost in read_json(path)["stages"].items()}
+            try:
+                self.stages = {name: StageCost(**cost) for name, cost in read_json(path)["stages"].items()}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise RunError(f"{path} is no table of costs", "remove the file and run again") from error
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[StageCost]:

@@ -91,7 +91,8 @@ def _places(samples: Dataset) -> dict[str, int]:
 def _unknown(side: str, name: str, file: str, row: int | None = None) -> DataError:
     return DataError(
         f"there is no sample {name!r} in the {side}",
-        "its ids are the data's own; samples that were left out are not part of it (--keep-duplicates keeps some)",
+        "its ids are the data's own, of data without ids those of nncift.load_pool(...)['id']; samples that were left"
+        " out are not part of it (--keep-duplicates keeps some)",
         file=file,
         row=row,
         field=f"{side}_id",

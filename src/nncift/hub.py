@@ -79,5 +79,15 @@ def network_folder(network: str) -> str:
     if inside.is_dir():
         return str(inside)
     if Path(network).is_dir() and not (Path(network) / "model.safetensors").exists():
-        raise ModelError(f"{network} holds no learned network", "give a finished run's folder, or a saved network's")
-    return find_model(network, "learned network")
+        raise ModelError(
+            f"{network} holds no learned network",
+            "give a saved network's folder, or a run's that learned one (with --labels 0 or --network it has none)",
+        )
+    if Path(network).is_file():
+        raise ModelError(f"{network} is a file", "give a finished run's folder, or a saved network's")
+    try:
+        return find_model(network, "learned network")
+    except ModelError as error:
+        if Path(network).parent != Path() and Path(network).parent.is_dir():
+            raise ModelError(f"there is no folder {network}, nor such a network on the hub", error.fix) from error
+        raise

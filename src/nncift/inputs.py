@@ -19,6 +19,7 @@ from nncift.feature_sources import feature_sources
 from nncift.hub import PRETRAINED, find_model
 from nncift.influence import BUILT_IN, InfluenceFunction, is_pointwise, is_relative
 from nncift.influence.options import make_function, nested, read_options
+from nncift.loading import check_device
 from nncift.pool import PoolFacts, read_pool
 from nncift.registry import resolve
 from nncift.sources import SourceLike
@@ -118,9 +119,18 @@ def read_samples(
     )
 
 
-def check_budget(config: Config, n_pool: int, *, own_target: bool) -> None:
-    """Refuse a budget that the pool cannot fill, or verify, before anything costly."""
-    amount = parse_budget(config.budget)
+def check_budget(config: Config, samples: Dataset, folder: Path, *, own_target: bool) -> None:
+    """Refuse a budget that the pool cannot fill, or verify, before anything costly.
+
+    Args:
+        config: the run's.
+        samples: the pool.
+        folder: the run folder, which keeps the samples' token counts.
+        own_target: the pool is its own target.
+    """
+    amount, n_pool = parse_budget(config.budget), len(samples)
+    if amount.kind == "tokens" and (held := int(token_counts(config, samples, folder).sum())) < amount.value:
+        raise ConfigError(f"--budget {config.budget} is more than the pool's {held:,} tokens", "give a smaller one")
     if amount.kind == "count" and amount.value > n_pool:
         raise ConfigError(f"--budget {config.budget} is more than the pool's {n_pool} samples", "give a smaller one")
     if own_target and config.verify is not None and amount.kind != "tokens":
@@ -137,11 +147,14 @@ def check_verifiable(shortlist: int, n_pool: int) -> None:
 
 
 def check_models(config: Config, function: InfluenceFunction | None) -> None:
-    """Refuse an encoder or a language model that does not exist, before anything costly.
+    """Refuse a device, an encoder or a language model that does not exist, before anything costly.
 
     Raises:
+        ConfigError: the device cannot be used.
         ModelError: which one, and why.
     """
+    if config.device is not None:
+        check_device(config.device)
     sources = feature_sources(config)
     if sources.encoder is not None:
         find_model(sources.encoder, "encoder")

@@ -124,7 +124,8 @@ def plan_pairs(
     elif not own_targets:
         rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
-        raise ConfigError(f"{pairs} labels are too few to learn from", "raise --labels, or give more data")
+        what = f"{pairs} labels" if pairs < min(n_pool, _LEAST_ROWS) else f"{n_pool} samples"
+        raise ConfigError(f"{what} are too few to learn from", "raise --labels, or give more data")
     columns = each
     if own_targets:
         free = n_pool - rows if n_target is None else n_target

@@ -41,18 +41,12 @@ def load_causal_lm(
         DependencyError: bitsandbytes is asked for and not installed.
         ModelError: the model cannot be found or loaded; says why and what to do.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known", f"give one of {', '.join(DTYPES)}")
     device = device or best_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not in this build of torch
-        raise ConfigError(
-            f"device {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
-        ) from error
+    check_device(device)
     weights = _quantised(dtype, device) if dtype in QUANTISED else {"dtype": dtype}
     source = find_model(name, "language model")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
@@ -78,6 +72,22 @@ def load_causal_lm(
             "give a causal language model, or download it again",
         )
     return model, tokenizer
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: it is unknown, or not in this build of torch.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
+        ) from error
 
 
 def _quantised(dtype: str, device: str) -> dict[str, Any]:

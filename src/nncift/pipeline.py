@@ -82,8 +82,8 @@ def select(
             samples, facts = read_samples(config, pool, "pool", folder / "pool", progress=progress)
             targets, target_facts = _targets(config, target, folder, progress=progress)
         others = samples if targets is None else targets
-        check_budget(config, len(samples), own_target=targets is None)
         if not (folder / "selection.parquet").exists():
+            check_budget(config, samples, folder, own_target=targets is None)
             check_models(config, function)
             if function is not None:
                 check_function(config, function, samples, others)

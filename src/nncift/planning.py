@@ -104,7 +104,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
             targets, _ = open_pool(learned / "target")
         else:
             own_target = True
-        check_budget(config, len(samples), own_target=own_target)
+        check_budget(config, samples, folder, own_target=own_target)
         reading, width = _feature_rate(config, samples)
         seconds = {"features": reading * (len(samples) + (0 if own_target else len(targets)))}
         pairs, tokens = 0, None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.errors import ConfigError, RunError
+from nncift.schemas import chat_messages
 from nncift.storage import atomic_write, read_table, write_table
 
 if TYPE_CHECKING:
@@ -73,6 +74,23 @@ class Selection:
         names = list(dict.fromkeys(name for row in rows for name in row))
         return Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
+    def sft_dataset(self, *, chat: bool = True) -> Dataset:
+        """The chosen samples in the columns that trl's SFTTrainer takes.
+
+        Args:
+            chat: a column `messages`, for a model with a chat template: each chat as it is, each other sample as a
+                request and its response. Else the columns `prompt` and `completion`, as text.
+
+        Raises:
+            ConfigError: the selection has no pool.
+        """
+        from datasets import Dataset
+
+        rows = self._rows("prompt", "response", "messages")
+        if not chat:
+            return Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+        return Dataset.from_list([{"messages": _conversation(row)} for row in rows])
+
     def save(self, folder: Path) -> None:
         """Write `selection.parquet` and, last, `subset.jsonl`: the original rows, unchanged, and three keys.
 
@@ -124,10 +142,10 @@ class Selection:
             **facts,
         )
 
-    def _rows(self, column: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, *columns: str) -> Iterator[dict[str, Any]]:
         if self.pool is None:
             raise ConfigError("this selection does not know its pool", "give it: selection.with_pool(pool)")
-        yield from self.pool.select_columns([column]).select(self.indices)
+        yield from self.pool.select_columns(list(columns)).select(self.indices)
 
     def _lines(self) -> Iterator[str]:
         """Each chosen row as one line of JSON, the three keys added."""
@@ -140,6 +158,13 @@ class Selection:
         if self.influence is None:
             return [None] * len(self)
         return [float(str(value)) for value in self.influence]
+
+
+def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A sample as the messages of a chat."""
+    if row["messages"] is not None:
+        return chat_messages(row["messages"])
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
 
 
 def _with_keys(text: str, keys: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.errors import ConfigError, RunError
+from nncift.errors import ConfigError, NNCIFTError, RunError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except (ValueError, EOFError) as error:
-        raise RunError(f"{path} is not a .npy file of numbers", "write it with numpy.save") from error
+        raise RunError(f"{path} is damaged: no array of numbers", "remove the file and run again") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -116,10 +116,18 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file of ours."""
+    """Read a Parquet file of ours.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
+    try:
+        return pq.read_table(path)
+    except pa.ArrowException as error:
+        raise RunError(f"{path} is damaged", "remove the file and run again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -172,7 +180,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Hold the run folder's lock, and see to it that the folder belongs to `config`.
 
     The first call writes `config.json`; a later one compares with it. The operating system drops the
-    lock when the process dies, so a killed run never blocks its successor.
+    lock when the process dies, so a killed run never blocks its successor. Of a run that is refused before any work,
+    nothing is left.
 
     Raises:
         RunError: another process works in this folder, or it cannot be made.
@@ -192,13 +201,26 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot lock {folder} ({error.strerror})", "choose another --output") from error
     try:
-        _same_config(folder / "config.json", dict(config))
-        yield
+        begun = _same_config(folder / "config.json", dict(config))
+        try:
+            yield
+        except NNCIFTError:
+            if begun and not any((folder / costly).exists() for costly in ("features", "labels")):
+                _empty(folder)
+            raise
     finally:
         lock.release()
 
 
-def _same_config(path: Path, config: dict[str, Any]) -> None:
+def _empty(folder: Path) -> None:
+    """Leave nothing of a run that was refused before any work, so that its folder takes another config."""
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            _remove(path)
+
+
+def _same_config(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder is begun now; else it belongs to this config already."""
     if not path.exists():
         foreign = [p.name for p in path.parent.iterdir() if not p.name.startswith((".lock", _TEMPORARY))]
         if foreign:
@@ -207,10 +229,11 @@ def _same_config(path: Path, config: dict[str, Any]) -> None:
                 "choose another --output",
             )
         write_json(path, config)
-        return
+        return True
     stored = read_json(path)
     given = json.loads(json.dumps(config))
     fields = [name for name in {**stored, **given} if stored.get(name) != given.get(name)]
     if fields:
         shown = ", ".join(f"{name}: {stored.get(name)!r} there, {given.get(name)!r} now" for name in sorted(fields))
         raise ConfigError(f"{path.parent} holds a run with another config ({shown})", "choose another --output")
+    return False

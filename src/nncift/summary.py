@@ -100,7 +100,9 @@ def _warnings(
     if cut:
         warnings.append(f"{cut:,} labelled samples were cut to fit the language model's context.")
     idle = int(np.sum(np.asarray(selection.gains) <= 0))
-    if idle:
+    if idle == len(selection.gains):
+        warnings.append("No sample is estimated to help any target: the choice means nothing.")
+    elif idle:
         warnings.append(
             f"{idle:,} of the {len(selection.gains):,} chosen samples add nothing to the objective:"
             " everything is covered before; a smaller --budget holds the same value."
@@ -153,13 +155,13 @@ def _fidelity_lines(measured: dict[str, Any]) -> list[str]:
 def _verified_lines(facts: dict[str, Any]) -> list[str]:
     value = facts["value"]
     return [
-        f"Measured: a shortlist of {facts['samples']:,} samples on {facts['targets']:,} targets. On these the subset's"
-        f" best influence on a target is {value['exact']:.4g} in the mean (estimated before:"
-        f" {value['estimated']:.4g}; of what estimates alone would choose from the shortlist:"
-        f" {value['exact_of_the_choice_by_estimates']:.4g})."
+        f"Measured: a shortlist of {facts['samples']:,} samples on {facts['targets']:,} targets. Best influence in the"
+        f" subset, mean over these targets: {value['exact']:.4g} measured ({value['estimated']:.4g} estimated before;"
+        f" {value['exact_of_the_choice_by_estimates']:.4g} measured for what estimates alone would have chosen)."
     ]
 
 
 def _rounds_line(story: dict[str, Any]) -> str:
     told = ", ".join(f"{one['pairs']:,} pairs {one['reached'] or 0:.2f}" for one in story["rounds"])
-    return f"Labelled in {len(story['rounds'])} rounds until {story['ended']}: rank correlation with {told}."
+    rounds = "1 round" if len(story["rounds"]) == 1 else f"{len(story['rounds'])} rounds"
+    return f"Labelled in {rounds} until {story['ended']}: rank correlation with {told}."

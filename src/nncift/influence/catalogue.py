@@ -58,7 +58,7 @@ CATALOGUE = (
         per_sample="one pass over it, as an example or as a query without one (145 tokens, 0.15 s)",
         per_pair="one pass over the target; the example is read once for all targets (159 tokens, 0.17 s with 12"
         " targets)",
-        good_for="the default: what really helps in context; the dearest of these",
+        good_for="the default: what really helps in context; the most expensive of these",
     ),
     About(
         name="response-similarity",

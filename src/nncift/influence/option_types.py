@@ -77,7 +77,7 @@ def _name(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    return "a list parted by commas" if (origin or hint) in _SEQUENCES else _NAMES[hint]
+    return "a list separated by commas" if (origin or hint) in _SEQUENCES else _NAMES[hint]
 
 
 def _read(value: Any, hint: Any) -> Any:
@@ -110,7 +110,7 @@ def _choose(text: str, choices: tuple[Any, ...]) -> Any:
 
 
 def _read_list(value: Any, origin: Any, hint: Any) -> Any:
-    """A list of values, given as one, as text parted by commas, or as a JSON list."""
+    """A list of values, given as one, as text separated by commas, or as a JSON list."""
     if isinstance(value, str):
         parts = (part.strip() for part in value.split(","))
         value = json.loads(value) if value.lstrip().startswith("[") else [part for part in parts if part]

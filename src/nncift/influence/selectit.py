@@ -125,7 +125,7 @@ class SelectIT(LanguageModelFunction):
 
     @classmethod
     def from_config(cls, config: Config, **options: Any) -> Self:
-        """The function that a run's config asks for, with options of its own; models are parted by commas."""
+        """The function that a run's config asks for, with options of its own; models are separated by commas."""
         function = super().from_config(config, **options)
         function.models = config.models
         return function
