@@ -171,6 +171,22 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, 
     assert "LLM tokens" in out
     assert "of 1,600 pairs" in out
     assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    code, _, err = run(capsys, "select", pool, "--output", tmp_path / "run", *arguments, "--dry-run", "--quiet")
+    assert code == 2
+    assert "not a run of nncift" in err
+
+
+def test_a_dry_run_of_what_has_run_is_planned(capsys, pool, minilm, tmp_path):
+    command = ["select", pool, "--encoder", minilm, "--influence", "embedding-similarity", "--labels", "60", "--quiet"]
+    command += ["--budget", "4", "--device", "cpu", "--influence-option", "scaled=true", "--output", tmp_path / "run"]
+    assert run(capsys, *command)[0] == 0
+    code, _, err = run(capsys, *command, "--dry-run")
+    assert (code, err) == (0, "")
+    code, _, err = run(capsys, *command, "--dry-run", "--seed", "7")
+    assert code == 2
+    assert "seed: 0 there, 7 now" in err
 
 
 def test_report_of_what_is_no_run(capsys, tmp_path):

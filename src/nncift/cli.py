@@ -61,15 +61,16 @@ def select(
         dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
         quiet: No progress bars.
     """
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if dry_run:
+        from nncift.inputs import make_config
         from nncift.planning import plan
 
-        print(plan(config, progress=not quiet))
+        print(plan(make_config(options.pop("pool"), **options), progress=not quiet))
         return
     from nncift.pipeline import select as run
     from nncift.summary import summary_text
 
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     run(options.pop("pool"), **options, progress=not quiet)
     print(summary_text(config.folder))
 

@@ -31,6 +31,7 @@ from nncift.learning import earlier_network
 from nncift.pool import open_pool
 from nncift.process_network import RANK
 from nncift.rounds import COLUMNS, FIRST, HELD_OUT
+from nncift.storage import check_run
 from nncift.verifying import VERIFY_TARGETS
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     Raises:
         NNCIFTError: the run itself would be refused.
     """
+    check_run(config.folder, config.identity())
     function = make_influence(config) if config.measures else None
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
         folder = Path(temporary)

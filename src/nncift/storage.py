@@ -201,7 +201,10 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot lock {folder} ({error.strerror})", "choose another --output") from error
     try:
-        begun = _same_config(folder / "config.json", dict(config))
+        check_run(folder, config)
+        begun = not (folder / "config.json").exists()
+        if begun:
+            write_json(folder / "config.json", dict(config))
         try:
             yield
         except NNCIFTError:
@@ -219,21 +222,25 @@ def _empty(folder: Path) -> None:
             _remove(path)
 
 
-def _same_config(path: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder is begun now; else it belongs to this config already."""
+def check_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not a run's, or another config's; writes nothing.
+
+    Raises:
+        RunError: the folder holds something else.
+        ConfigError: the folder belongs to another config; the message shows the fields that differ.
+    """
+    path = folder / "config.json"
     if not path.exists():
-        foreign = [p.name for p in path.parent.iterdir() if not p.name.startswith((".lock", _TEMPORARY))]
+        held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        foreign = [name for name in held if not name.startswith((".lock", _TEMPORARY))]
         if foreign:
             raise RunError(
-                f"{path.parent} is not empty and not a run of nncift (it holds {sorted(foreign)[0]!r})",
-                "choose another --output",
+                f"{folder} is not empty and not a run of nncift (it holds {foreign[0]!r})", "choose another --output"
             )
-        write_json(path, config)
-        return True
+        return
     stored = read_json(path)
-    given = json.loads(json.dumps(config))
+    given = json.loads(json.dumps(dict(config)))
     fields = [name for name in {**stored, **given} if stored.get(name) != given.get(name)]
     if fields:
         shown = ", ".join(f"{name}: {stored.get(name)!r} there, {given.get(name)!r} now" for name in sorted(fields))
-        raise ConfigError(f"{path.parent} holds a run with another config ({shown})", "choose another --output")
-    return False
+        raise ConfigError(f"{folder} holds a run with another config ({shown})", "choose another --output")
