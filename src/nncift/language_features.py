@@ -88,6 +88,8 @@ def language_features(
                 f"{loaded().name!r} gives features that are not finite for {bad!r}",
                 "look at this sample; with --dtype float16, try bfloat16 or float32",
             )
+        if begun is not None:
+            write_json(begun, reading)
         return {"features": features, "truncated": np.array([example.cut for example in examples])}
 
     def loaded() -> LanguageModel:
@@ -95,8 +97,13 @@ def language_features(
 
     if folder is not None and (folder / f"{name}.json").exists():
         return in_shards(samples, compute, folder=folder, name=name, facts={})
-    if folder is not None:
-        _same_reading(folder / f"{name}-begun.json", loaded())
+    begun = None if folder is None else folder / f"{name}-begun.json"
+    reading = {"dtype": loaded().precision, "max_length": loaded().context_length}
+    if begun is not None and begun.exists() and (before := read_json(begun)) != reading:  # as on another device
+        raise ConfigError(
+            f"{folder} holds features that were begun with {before}, now it is {reading}",
+            "give the same --dtype and --device, or choose another --output",
+        )
     facts = {"encoder": source or loaded().name}
     blocks = feature_blocks(loaded())
     return in_shards(
@@ -109,17 +116,6 @@ def language_features(
         progress=progress,
         after_shard=after_shard,
     )
-
-
-def _same_reading(path: Path, model: LanguageModel) -> None:
-    """Refuse to go on with features that were begun in another precision, as on another device."""
-    reading = {"dtype": model.precision, "max_length": model.context_length}
-    if path.exists() and (begun := read_json(path)) != reading:
-        raise ConfigError(
-            f"{path.parent} holds features that were begun with {begun}, now it is {reading}",
-            "give the same --dtype and --device, or choose another --output",
-        )
-    write_json(path, reading)
 
 
 def read_language_features(
