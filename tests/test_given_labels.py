@@ -183,6 +183,8 @@ class TestRun:
         with pytest.raises(DataError, match="there is no sample 'target-9' in the target"):
             nncift.select(**options, output=tmp_path / "run")
         assert not (tmp_path / "run/features").exists()
+        table(options["labels_from"], [(f"pool-{i}", "target-0", float(i % 3)) for i in range(9)])
+        assert len(nncift.select(**options, output=tmp_path / "run").indices) == 4  # once it is corrected
 
     def test_the_pool_as_its_own_target(self, options, tmp_path):
         del options["target"]

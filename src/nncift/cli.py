@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     except NNCIFTError as error:
         _fail(str(error))
     except cyclopts.CycloptsError as error:
-        _fail(f"{printable(error)} See nncift {app_of(rest)}--help.")
+        _fail(f"{printable(error)} See nncift {_sub_command(rest)}--help.")
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         sys.exit(1)
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def app_of(arguments: list[str]) -> str:
+def _sub_command(arguments: list[str]) -> str:
     """The sub-command that the arguments name, with a space; nothing where there is none."""
     name = arguments[0] if arguments else ""
     return f"{name} " if name in list(app) else ""

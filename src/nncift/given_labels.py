@@ -67,8 +67,9 @@ def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: Path) 
         if read_json(stamps) != _stamps(Path(path)):
             raise RunError(f"{path} has changed since this run read it", "choose another --output")
         return LabelledPairs.load(stored)
-    write_json(stamps, _stamps(Path(path)))
+    stamped = _stamps(Path(path))
     pairs = read_labels(path, pool, target)
+    write_json(stamps, stamped)
     pairs.save(stored)
     return pairs
 

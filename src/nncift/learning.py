@@ -66,10 +66,10 @@ def learn(
         pool_groups=_duplicate_groups(samples, pairs.pool_index),
         target_groups=_duplicate_groups(targets, pairs.target_index),
     )
-    if prior is not None:
-        held_out = _new_to(prior, features, target_features, train, held_out)
     fit = functools.partial(_fitted, config, features, target_features, pointwise=origin["pointwise"], prior=prior)
     if not (folder / "fidelity.json").exists():
+        if prior is not None:
+            held_out = _new_to(prior, features, target_features, train, held_out)
         measured = measure_fidelity(fit(train), features, target_features, held_out, train)
         write_json(folder / "fidelity.json", {"influence": origin["name"], **dataclasses.asdict(measured)})
     if place.exists():
