@@ -240,7 +240,7 @@ def _read_config_file(file: Path) -> Callable[..., None]:
     yaml = cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False)
     try:
         options = yaml.config
-    except Exception as error:  # of the parser's own, with the place in its text
+    except cyclopts.CycloptsError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} is no YAML of options ({reason})", "correct it") from error
     if not isinstance(options, dict) or "influence_options" not in options:

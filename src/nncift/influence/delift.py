@@ -147,7 +147,7 @@ class Delift(LanguageModelFunction):
             DataError: which.
             ModelError: the model cannot be loaded, or leaves no room beside the wording.
         """
-        check_fit(self._prompts_for(pool, target), *((pool,) if target is pool else (pool, target)))
+        check_fit(self._prompts_for(pool, target), pool, target)
 
     def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
         samples = prompts.word(rows)

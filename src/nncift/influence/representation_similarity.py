@@ -140,7 +140,7 @@ class RepresentationSimilarity(LanguageModelFunction):
             DataError: which.
             ModelError: the model cannot be loaded, or leaves no room beside the wording.
         """
-        check_fit(self._prompts_for(pool, target), *((pool,) if target is pool else (pool, target)))
+        check_fit(self._prompts_for(pool, target), pool, target)
 
     def _prompts_for(self, pool: Dataset, target: Dataset) -> Prompts:
         return choose_prompts(self.language_model, self.wording, pool, target, single=True, chats=self._chats)

@@ -307,12 +307,12 @@ def any_chat(*datasets: Dataset) -> bool:
 
 
 def check_fit(prompts: Prompts, *datasets: Dataset) -> None:
-    """Refuse a sample that does not fit.
+    """Refuse a sample that does not fit; a data set that is given twice is read once.
 
     Raises:
         DataError: which.
     """
-    for rows in datasets:
+    for rows in {id(rows): rows for rows in datasets}.values():
         for part in in_parts(rows):
             prompts.word(part)
 
