@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 
 from functions import make_function
-from nncift.influence import BUILT_IN
-from nncift.language_model import LanguageModel
+from nncift.influence.catalogue import BUILT_IN
+from nncift.models.language_model import LanguageModel
 from samples import shuffled_samples
 
 

@@ -18,10 +18,10 @@ import time
 import numpy as np
 import torch
 
-from nncift.costs import peak_memory
 from nncift.influence.delift import Delift
-from nncift.influence.wording import PlainPrompts, Wording
-from nncift.language_model import LanguageModel
+from nncift.models.language_model import LanguageModel
+from nncift.models.prompts import PlainPrompts, Wording
+from nncift.run.costs import peak_memory
 from samples import shuffled_samples
 
 

@@ -24,11 +24,10 @@ from datasets import Dataset, concatenate_datasets
 
 from functions import exact_values
 from known_truth import p3, short_samples, trained_samples
-from nncift.demo import embedded_data
-from nncift.embedded import cache_folder
-from nncift.language_model import LanguageModel
-from nncift.pool import load_pool
-from nncift.storage import read_json, read_tensors, write_json, write_tensors
+from nncift.data.demo import embedded_data
+from nncift.data.pool import load_pool
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import cache_folder, read_json, read_tensors, write_json, write_tensors
 from samples import DATA
 
 FOLDER = Path(__file__).parent / "exact"

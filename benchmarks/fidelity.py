@@ -53,12 +53,12 @@ from fidelity_tasks import (
     verified,
 )
 from known_truth import OUTCOMES
-from nncift.embeddings import embed
-from nncift.features import stored_features
-from nncift.language_features import language_features
-from nncift.language_model import LanguageModel
-from nncift.storage import write_json
-from nncift.truth import TrainingOutcomes
+from nncift.evaluation.datamodels import TrainingOutcomes
+from nncift.features.features import stored_features
+from nncift.features.language_model import language_features
+from nncift.features.sentence import embed
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import write_json
 
 Task = Callable[[int], Iterator[tuple[str, Row]]]
 

@@ -1,7 +1,7 @@
 """What predicts influence in the fidelity benchmark: each learns from labelled pairs and predicts every pair.
 
 All see the same features of the samples, in blocks: the sentence embedding, and the language model's own view
-(`nncift.language_features`). Nothing sees the values of the pairs that it is judged on.
+(`nncift.features.language_model`). Nothing sees the values of the pairs that it is judged on.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nncift.features import Features
-from nncift.hub import network_folder
-from nncift.network import InfluenceNetwork
-from nncift.pairs import LabelledPairs
+from nncift.estimator.network import InfluenceNetwork
+from nncift.features.features import Features
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.locate import network_folder
 
 Method = Callable[[Features, Features, LabelledPairs, int], np.ndarray]
 """Features of the pool and of the targets, labels and a seed to predictions of all pairs, (n_pool, n_target)."""

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 
 from fidelity_methods import Method, learned
-from nncift.features import Features
-from nncift.fidelity import measures
-from nncift.greedy import lazy_greedy
-from nncift.labelling import ROWS_PER_TARGET, deal, plan_pairs
-from nncift.matrix import InfluenceMatrix
-from nncift.objectives import FacilityLocation
-from nncift.pairs import LabelledPairs, Probes
-from nncift.truth import TrainingOutcomes, linear_datamodelling_score
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score
+from nncift.evaluation.metrics import measures
+from nncift.features.features import Features
+from nncift.labels.design import ROWS_PER_TARGET, deal, plan_pairs
+from nncift.labels.pairs import LabelledPairs, Probes
+from nncift.matrix.matrix import InfluenceMatrix
+from nncift.selection.greedy import lazy_greedy
+from nncift.selection.objectives import FacilityLocation
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
 ROWS = (48, 100)  # pool samples, labelled on every target

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from nncift.adapters import Lora
-from nncift.embeddings import load_encoder
-from nncift.influence import BUILT_IN, InfluenceFunction
-from nncift.language_model import LanguageModel
-from nncift.pairs import collect
-from nncift.registry import resolve
-from nncift.storage import fingerprint, read_json, write_json
-from nncift.training import Training
+from nncift.influence.base import InfluenceFunction
+from nncift.influence.catalogue import BUILT_IN
+from nncift.labels.collect import collect
+from nncift.models.encoder import load_encoder
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import fingerprint, read_json, write_json
+from nncift.run.registry import resolve
+from nncift.training.lora import Lora
+from nncift.training.trainer import Training
 
 TRAINING = Training(lora=Lora(rank=16, alpha=32, dropout=0.0), fraction=1.0, epochs=3, learning_rate=2e-4, batch_size=3)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

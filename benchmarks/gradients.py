@@ -18,11 +18,12 @@ import time
 import numpy as np
 import torch
 
-from nncift.adapters import Lora, adapted, adapter_layers, adapter_weights
-from nncift.costs import peak_memory
-from nncift.examples import Example, encode_examples
-from nncift.gradients import Adam, SignSketch, batched_features, stream_gradients
-from nncift.language_model import LanguageModel
+from nncift.models.examples import Example, encode_examples
+from nncift.models.language_model import LanguageModel
+from nncift.run.costs import peak_memory
+from nncift.training.gradients import Adam, batched_features, stream_gradients
+from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights
+from nncift.training.random_projection import SignSketch
 from samples import shuffled_samples
 
 BLOCK = 2**13  # parameters whose signs are made at a time

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nncift.adapters import Lora
-from nncift.costs import peak_memory
-from nncift.examples import Example, encode_examples
-from nncift.inner_products import InnerProducts
-from nncift.language_model import LanguageModel
-from nncift.training import Training, fine_tune, samples_per_step, steps_per_epoch
+from nncift.models.examples import Example, encode_examples
+from nncift.models.language_model import LanguageModel
+from nncift.run.costs import peak_memory
+from nncift.training.gradient_products import InnerProducts
+from nncift.training.lora import Lora
+from nncift.training.trainer import Training, fine_tune, samples_per_step, steps_per_epoch
 from samples import shuffled_samples
 
 

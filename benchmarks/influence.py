@@ -23,17 +23,11 @@ from scipy.stats import rankdata
 import delift
 import gradients
 from functions import NAMES, TRAINING, exact_values
-from known_truth import (
-    OUTCOMES,
-    family_samples,
-    noisy_samples,
-    trained_samples,
-    trained_subsets,
-)
-from nncift.embeddings import embed_texts, load_encoder
-from nncift.language_model import LanguageModel
-from nncift.storage import write_json
-from nncift.truth import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
+from known_truth import OUTCOMES, family_samples, noisy_samples, trained_samples, trained_subsets
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
+from nncift.models.encoder import embed_texts, load_encoder
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import write_json
 
 PER_PAIR = ("delift",)  # each pair is a pass of the model, so they are judged on fewer targets
 PER_TARGET_SET = ("lossval",)  # one score for all targets that it is given: it is given one family at a time

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from nncift.pool import load_pool
-from nncift.truth import draw_subsets
+from nncift.data.pool import load_pool
+from nncift.evaluation.datamodels import draw_subsets
 from samples import DATA
 
 OUTCOMES = Path(__file__).parent / "outcomes" / "p3-smollm2.safetensors"

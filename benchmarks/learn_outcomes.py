@@ -25,13 +25,13 @@ from torch import Tensor
 from fidelity import read_features
 from functions import exact_values
 from known_truth import OUTCOMES, trained_samples
-from nncift.features import Features
-from nncift.labelled_grid import LabelledGrid
-from nncift.language_model import LanguageModel
-from nncift.pair_process import Kernels, Weights, learn_weights, solve
-from nncift.pairs import LabelledPairs
-from nncift.radial import kernel
-from nncift.truth import TrainingOutcomes, linear_datamodelling_score, rank_correlations
+from nncift.estimator.covariance import kernel
+from nncift.estimator.likelihood import Kernels, Weights, learn_weights, solve
+from nncift.estimator.training_data import LabelledGrid
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score, rank_correlations
+from nncift.features.features import Features
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.language_model import LanguageModel
 
 INPUTS = ("response-similarity", "less, both sides", "less, trained alike, both sides")
 FOLDS = 5

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
-from nncift.adapters import Lora, adapted, adapter_weights
-from nncift.embedded import embedded_language_model
-from nncift.examples import encode_examples
-from nncift.language_model import LanguageModel
+from nncift.models.examples import encode_examples
+from nncift.models.language_model import LanguageModel
+from nncift.models.locate import embedded_language_model
+from nncift.training.lora import Lora, adapted, adapter_weights
 from samples import shuffled_samples
 from selection import processor
 

@@ -24,11 +24,11 @@ from fidelity_methods import boosted_trees
 from fidelity_tasks import Sides, grid
 from known_truth import OUTCOMES, p3, trained_samples
 from nncift.config import DEFAULT_ENCODER, DEFAULT_MODEL
-from nncift.features import Features
-from nncift.language_model import LanguageModel
-from nncift.network import InfluenceNetwork
-from nncift.pairs import LabelledPairs
-from nncift.truth import TrainingOutcomes, linear_datamodelling_score
+from nncift.estimator.network import InfluenceNetwork
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score
+from nncift.features.features import Features
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.language_model import LanguageModel
 
 CARD = """---
 library_name: nncift

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift.features import Features
-from nncift.network import InfluenceNetwork
-from nncift.pairs import LabelledPairs
+from nncift.estimator.network import InfluenceNetwork
+from nncift.features.features import Features
+from nncift.labels.pairs import LabelledPairs
 
 WIDTHS = {"sentence": 384, "prompt states": 576, "response states": 576, "scalars": 6}
 EVERY_PAIR = 2 * 10**9  # pairs that are visited for comparison, at most

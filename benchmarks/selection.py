@@ -25,10 +25,10 @@ import numba
 import numpy as np
 import torch
 
-from nncift import kernels
-from nncift.greedy import lazy_greedy
-from nncift.matrix import InfluenceMatrix
-from nncift.objectives import FacilityLocation
+from nncift.matrix import kernels
+from nncift.matrix.matrix import InfluenceMatrix
+from nncift.selection.greedy import lazy_greedy
+from nncift.selection.objectives import FacilityLocation
 
 WIDTH, UNITS, RANK = 384, 99, 128
 SAMPLES, SOME = 2048, 32  # on either side where pairs are scored; rows that a slow contestant scores

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does:
 
 import pytest
 
-from nncift.embedded import embedded_encoder, embedded_language_model
+from nncift.models.locate import embedded_encoder, embedded_language_model
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -67,10 +67,10 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkpoints of an adapter on the tiny model, trained hard enough that no gradient is near zero."""
-    from nncift.adapters import Lora
-    from nncift.examples import Example
-    from nncift.language_model import LanguageModel
-    from nncift.training import Training, fine_tune
+    from nncift.models.examples import Example
+    from nncift.models.language_model import LanguageModel
+    from nncift.training.lora import Lora
+    from nncift.training.trainer import Training, fine_tune
 
     model = LanguageModel.load(tiny_model, device="cpu")
     words = model.encode(["one two three four five six seven eight nine ten"])[0]

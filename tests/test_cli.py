@@ -96,7 +96,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
-    monkeypatch.setattr("nncift.pipeline.read_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("nncift.pipeline.select.read_samples", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["select", str(pool), "--output", str(tmp_path / "run")])
 

@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from nncift.demo import FAMILIES, PER_FAMILY, WISHED, embedded_data, run_demo
+from nncift.data.demo import FAMILIES, PER_FAMILY, WISHED, embedded_data
+from nncift.demo import run_demo
 
 
 def test_the_embedded_pool_is_what_the_demo_says(tmp_path: Path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from job import Job, best_batch_size, read_job, report, timed
-from nncift.adapters import adapted, adapter_layers, adapter_weights
-from nncift.examples import Example
-from nncift.gradients import Adam, SignSketch, batched_features
-from nncift.language_model import LanguageModel
+from nncift.models.examples import Example
+from nncift.models.language_model import LanguageModel
+from nncift.training.gradients import Adam, batched_features
+from nncift.training.lora import adapted, adapter_layers, adapter_weights
+from nncift.training.random_projection import SignSketch
 
 DEFAULT = 16  # of batched_features; no other is tried
 

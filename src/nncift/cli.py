@@ -63,13 +63,13 @@ def select(
     """
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if dry_run:
-        from nncift.inputs import make_config
-        from nncift.planning import plan
+        from nncift.pipeline.context import make_config
+        from nncift.pipeline.plan import plan
 
         print(plan(make_config(options.pop("pool"), **options), progress=not quiet))
         return
-    from nncift.pipeline import select as run
-    from nncift.summary import summary_text
+    from nncift.pipeline.select import select as run
+    from nncift.report.summary import summary_text
 
     run(options.pop("pool"), **options, progress=not quiet)
     print(summary_text(config.folder))
@@ -139,10 +139,10 @@ def pretrain(
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
     """
-    from nncift.demo import embedded_data
-    from nncift.embedded import cache_folder
-    from nncift.pipeline import select as run
-    from nncift.summary import summary_text
+    from nncift.data.demo import embedded_data
+    from nncift.pipeline.select import select as run
+    from nncift.report.summary import summary_text
+    from nncift.run.files import cache_folder
 
     run(
         str(embedded_data(cache_folder() / "demo")[0]) if pool is None else pool,
@@ -172,7 +172,7 @@ def report(run: str) -> None:
     Args:
         run: The run folder.
     """
-    from nncift.report import write_report
+    from nncift.report.html import write_report
 
     print(printable(write_report(Path(run))))
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.embeddings import sample_texts
 from nncift.errors import ConfigError
+from nncift.models.encoder import sample_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,9 +8,23 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nncift.influence import BUILT_IN
 from nncift.influence.options import options_of
-from nncift.registry import resolve
+from nncift.run.registry import resolve
+
+BUILT_IN = {
+    "delift": "nncift.influence.delift:Delift",
+    "response-similarity": "nncift.influence.response_similarity:ResponseSimilarity",
+    "representation-similarity": "nncift.influence.representation_similarity:RepresentationSimilarity",
+    "embedding-similarity": "nncift.influence.embedding_similarity:EmbeddingSimilarity",
+    "bm25": "nncift.influence.bm25:BM25",
+    "selectit": "nncift.influence.selectit:SelectIT",
+    "ifd": "nncift.influence.ifd:IFD",
+    "perplexity": "nncift.influence.ifd:Perplexity",
+    "gradient-similarity": "nncift.influence.gradient_similarity:GradientSimilarity",
+    "less": "nncift.influence.less:Less",
+    "in-run": "nncift.influence.in_run:InRun",
+    "lossval": "nncift.influence.lossval:LossVal",
+}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts, in_parts
-from nncift.language_model import LanguageModel, Prefix
-from nncift.storage import fingerprint, read_array, write_array
+from nncift.models.language_model import LanguageModel, Prefix
+from nncift.models.prompts import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts, in_parts
+from nncift.run.files import fingerprint, read_array, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.config import DEFAULT_ENCODER
-from nncift.embeddings import embed_texts, load_encoder, sample_texts
+from nncift.models.encoder import embed_texts, load_encoder, sample_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

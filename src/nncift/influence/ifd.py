@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.per_sample import broadcast
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
-from nncift.language_model import LanguageModel, Prefix
-from nncift.readings import response_losses
+from nncift.influence.base import LanguageModelFunction, ModelOptions, broadcast
+from nncift.models.hidden_states import response_losses
+from nncift.models.language_model import LanguageModel, Prefix
+from nncift.models.prompts import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, get_ar
 
 import numpy as np
 
-from nncift.adapters import Lora
 from nncift.errors import ConfigError, DataError
-from nncift.examples import Example, encode_examples, tasks_of
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.inner_products import SCORES, InnerProducts
-from nncift.language_model import LanguageModel
-from nncift.storage import read_array
-from nncift.training import PASS, Training, fine_tune, samples_per_step, steps_per_epoch
+from nncift.models.examples import Example, encode_examples, tasks_of
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import read_array
+from nncift.training.gradient_products import SCORES, InnerProducts
+from nncift.training.lora import Lora
+from nncift.training.trainer import PASS, Training, fine_tune, samples_per_step, steps_per_epoch
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from nncift.adapters import Checkpoint, Lora, read_checkpoint
 from nncift.errors import ConfigError, DataError
-from nncift.examples import Example, tasks_of
-from nncift.influence.gradient_influence import GradientInfluence, Point, Preconditioned
-from nncift.influence.per_sample import broadcast
-from nncift.language_model import LanguageModel
-from nncift.training import Training, choose_samples, fine_tune
+from nncift.influence.base import broadcast
+from nncift.influence.gradient_similarity import GradientInfluence, Point, Preconditioned
+from nncift.models.examples import Example, tasks_of
+from nncift.models.language_model import LanguageModel
+from nncift.training.checkpoints import Checkpoint, read_checkpoint
+from nncift.training.lora import Lora
+from nncift.training.trainer import Training, choose_samples, fine_tune
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -37,11 +37,12 @@ import torch
 from tqdm import tqdm
 
 from nncift.config import DEFAULT_ENCODER
-from nncift.embeddings import embed_texts, load_encoder
 from nncift.errors import ConfigError, DataError, DependencyError
-from nncift.influence.per_sample import broadcast, once_per_sample
-from nncift.loading import best_device
-from nncift.storage import fingerprint
+from nncift.influence.base import broadcast
+from nncift.models.encoder import embed_texts, load_encoder
+from nncift.models.loading import best_device
+from nncift.run.files import fingerprint
+from nncift.run.shards import once_per_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nncift.config import Config
 from nncift.errors import ConfigError, printable
 from nncift.influence.option_types import dataclass_in, is_readable, read_value, says, shown
-from nncift.registry import suggest
+from nncift.run.registry import suggest
 
 if TYPE_CHECKING:
-    from nncift.influence import InfluenceFunction
+    from nncift.influence.base import InfluenceFunction
 
 _NONE = inspect.Parameter.empty
 _CONFIG = {field.name for field in dataclasses.fields(Config)}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.per_sample import once_per_sample
-from nncift.influence.wording import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
-from nncift.language_model import LanguageModel
-from nncift.readings import mean_states
-from nncift.storage import fingerprint
+from nncift.models.hidden_states import mean_states
+from nncift.models.language_model import LanguageModel
+from nncift.models.prompts import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
+from nncift.run.files import fingerprint
+from nncift.run.shards import once_per_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,9 +21,9 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.influence.base import ModelOptions
 from nncift.influence.representation_similarity import RepresentationSimilarity
-from nncift.influence.wording import Style, Wording
-from nncift.language_model import LanguageModel
-from nncift.readings import layer_count
+from nncift.models.hidden_states import layer_count
+from nncift.models.language_model import LanguageModel
+from nncift.models.prompts import Style, Wording
 
 if TYPE_CHECKING:
     from datasets import Dataset

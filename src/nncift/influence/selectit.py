@@ -28,10 +28,10 @@ import numpy as np
 from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.influence.base import LanguageModelFunction, ModelOptions
-from nncift.influence.per_sample import SHARD, broadcast, once_per_sample
-from nncift.language_model import LanguageModel
-from nncift.storage import fingerprint
+from nncift.influence.base import LanguageModelFunction, ModelOptions, broadcast
+from nncift.models.language_model import LanguageModel
+from nncift.run.files import fingerprint
+from nncift.run.shards import SHARD, once_per_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

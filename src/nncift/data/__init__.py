@@ -1,0 +1,1 @@
+"""From a source, whatever its format and schema, to samples."""

@@ -1,0 +1,1 @@
+"""The InfluenceNetwork: influence of unseen pairs from features."""

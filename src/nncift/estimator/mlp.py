@@ -1,0 +1,146 @@
+"""NN-CIFT's network as published (arXiv 2502.09969, section 4.1): one hidden layer over the two samples' features.
+
+The first layer is linear in the concatenation, W [a; b] = W_a a + W_b b, so `estimate` projects every sample once, and
+a pair then costs `hidden` add-max-multiply steps instead of 2 x width x hidden. `forward` is the plain form, which
+tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nncift.features.features import Features
+from nncift.labels.pairs import LabelledPairs
+from nncift.matrix.matrix import InfluenceMatrix
+
+_PROJECTION_ROWS = 65_536
+
+
+class PaperNetwork(nn.Module):
+    """Two layers over a pair of feature vectors: mean squared error on influence scaled to [0, 1], Adam.
+
+    Args:
+        hidden: hidden units.
+        learning_rate: Adam's.
+        epochs: passes over the labelled pairs.
+        batch_size: pairs per step.
+        pointwise: changes nothing: the paper's network reads both samples all the same.
+        seed: of the initial weights and of the order of pairs.
+
+    Attributes:
+        losses_: mean training loss of each epoch, on the [0, 1] scale.
+    """
+
+    low: Tensor
+    range: Tensor
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 100,
+        learning_rate: float = 1e-4,
+        epochs: int = 20,
+        batch_size: int = 64,
+        pointwise: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.seed = seed
+        self.losses_: list[float] = []
+
+    def _build(self, pool_width: int, target_width: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.first = nn.Linear(pool_width + target_width, self.hidden)
+            self.second = nn.Linear(self.hidden, 1)
+        self.pool_width, self.target_width = pool_width, target_width
+        # Influence is learned on [0, 1]; these bring the output back to the influence function's own scale.
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("range", torch.ones(()))
+
+    def forward(self, pool_features: Tensor, target_features: Tensor) -> Tensor:
+        """Scaled influence of n pairs: (n, pool_width), (n, target_width) -> (n,), about 0 to 1."""
+        hidden = torch.relu(self.first(torch.cat([pool_features, target_features], dim=1)))  # (n, hidden)
+        return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]
+
+    def fit(self, pool_features: Features, target_features: Features, pairs: LabelledPairs) -> None:
+        """Learn from labelled pairs; only their samples' features are read."""
+        self._build(pool_features.shape[1], target_features.shape[1])
+        low, high = float(pairs.influence.min()), float(pairs.influence.max())
+        self.low.fill_(low)
+        self.range.fill_(high - low if high > low else 1.0)
+        pool_rows, pool_of = np.unique(pairs.pool_index, return_inverse=True)
+        target_rows, target_of = np.unique(pairs.target_index, return_inverse=True)
+        data = (
+            _tensor(pool_features[pool_rows]),
+            torch.from_numpy(pool_of),
+            _tensor(target_features[target_rows]),
+            torch.from_numpy(target_of),
+            (torch.from_numpy(pairs.influence.copy()) - self.low) / self.range,
+        )
+        self._train(*data)
+
+    def _train(self, pool: Tensor, pool_of: Tensor, target: Tensor, target_of: Tensor, label: Tensor) -> None:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        order = torch.Generator().manual_seed(self.seed)
+        self.losses_ = []
+        for _ in range(self.epochs):
+            total = 0.0
+            for batch in torch.split(torch.randperm(len(label), generator=order), self.batch_size):
+                loss = nn.functional.mse_loss(self(pool[pool_of[batch]], target[target_of[batch]]), label[batch])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += loss.item() * len(batch)
+            self.losses_.append(total / len(label))
+
+    @torch.no_grad()
+    def predict(self, pool_features: np.ndarray, target_features: np.ndarray) -> np.ndarray:
+        """Influence of n pairs: (n, width), (n, width) -> (n,) float32."""
+        scaled = self(_tensor(pool_features), _tensor(target_features))
+        return (scaled * self.range + self.low).numpy()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def estimate(self, pool_features: Any, target_features: Any, *, device: str | None = None) -> InfluenceMatrix:
+        """The influence of all pairs, computed where it is looked at; holds (n_pool + n_target) x hidden numbers."""
+        weight = self.first.weight.numpy()  # (hidden, pool_width + target_width)
+        pool = _project(pool_features, weight[:, : self.pool_width]) + self.first.bias.numpy()
+        target = _project(target_features, weight[:, self.pool_width :])
+        scale = float(self.range)
+        output_weight = np.ascontiguousarray(self.second.weight.numpy()[0] * scale, dtype=np.float32)
+        output_bias = float(self.second.bias) * scale + float(self.low)
+        return InfluenceMatrix.from_factors(
+            pool, target, output_weight=output_weight, output_bias=output_bias, device=device
+        )
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and JSON-able facts that `load` takes."""
+        facts = {"pool_width": self.pool_width, "target_width": self.target_width}
+        return {name: value.numpy() for name, value in self.state_dict().items()}, facts
+
+    def load(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """What `state` gave."""
+        self._build(facts["pool_width"], facts["target_width"])
+        self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _project(features: Any, weight: np.ndarray) -> np.ndarray:
+    """Product features @ weight.T, (n, hidden) float32, without a second copy of the features."""
+    projected = np.empty((len(features), len(weight)), dtype=np.float32)
+    for start in range(0, len(features), _PROJECTION_ROWS):
+        rows = slice(start, start + _PROJECTION_ROWS)
+        np.matmul(features[rows], weight.T, out=projected[rows])
+    return projected

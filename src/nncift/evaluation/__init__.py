@@ -1,0 +1,1 @@
+"""How well influence is estimated, and how well it predicts real training."""

@@ -1,0 +1,1 @@
+"""What the InfluenceNetwork sees of each sample, from one pass of a model."""

@@ -1,0 +1,1 @@
+"""Exact influence of some pairs: which pairs, and collecting their values."""

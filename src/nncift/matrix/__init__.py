@@ -1,0 +1,1 @@
+"""Influence of all pairs, computed block by block and never stored."""

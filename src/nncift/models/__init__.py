@@ -1,0 +1,1 @@
+"""Language models and sentence encoders: finding, loading, prompts, batches that fit into memory."""

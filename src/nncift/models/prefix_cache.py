@@ -1,0 +1,111 @@
+"""A prefix that many continuations share: its keys and values, computed once and joined to those of any batch.
+
+Models that cannot continue such a cache (state-space and hybrid ones) read the prefix again with every continuation:
+correct, and slower. `continues_prefix` tries it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from nncift.errors import ModelError
+from nncift.models.causal_model import CausalModel
+from nncift.models.loading import first_line, out_of_memory
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Token ids that many continuations share, with their keys and values (None: read again each time)."""
+
+    ids: list[int]
+    cache: Any
+
+
+def encode_prefix(model: CausalModel, ids: list[int]) -> Prefix:
+    """The prefix of these token ids, at least one, with its keys and values.
+
+    Raises:
+        ModelError: it does not fit into memory, or a token is not in the model.
+    """
+    cache = DynamicCache()
+    row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
+    if model.in_memory(lambda: model.logits(model.tensor([ids]), cache, row, last)) is None:
+        raise model.too_big(len(ids))
+    return Prefix(ids, _shared(cache))
+
+
+def continues_prefix(model: CausalModel) -> bool:
+    """Check on a few tokens that the model looks back alone, and find out whether it continues a shared prefix.
+
+    Raises:
+        ModelError: the model cannot be run, looks ahead, or gives logits that are not finite.
+    """
+    ids = [(7 * step + 3) % model.vocabulary for step in range(12)]
+    try:
+        whole = _all_logits(model, ids)
+    except Exception as error:  # a model that wants images, a kernel that the device lacks
+        if out_of_memory(error):
+            raise model.too_big(len(ids)) from error
+        raise ModelError(
+            f"{model.name!r} cannot read text alone ({first_line(error)})", "give a decoder-only language model"
+        ) from error
+    if not bool(torch.isfinite(whole).all()):
+        raise ModelError(
+            f"{model.name!r} gives logits that are not finite", "try --dtype float32, or download it again"
+        )
+    tolerance = float(whole.std()) * (1e-3 if model.precision == "float32" else 0.1)
+
+    def differs(some: torch.Tensor, other: torch.Tensor) -> bool:
+        return float((some - other).abs().mean()) > tolerance
+
+    if differs(_all_logits(model, ids[:6]), whole[:6]):
+        raise ModelError(
+            f"{model.name!r} is not a causal language model: what follows a token changes what it predicts",
+            "give a decoder-only language model",
+        )
+    try:
+        cache = DynamicCache()
+        model.logits(model.tensor([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
+        rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
+        continued = model.logits(model.tensor([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
+    except Exception:  # whatever it says, this model does not take such a cache
+        return False
+    return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
+
+
+def _all_logits(model: CausalModel, ids: list[int]) -> torch.Tensor:
+    positions = torch.arange(len(ids))
+    return model.logits(model.tensor([ids]), None, torch.zeros_like(positions), positions).float()
+
+
+class _SharedLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values of a prefix, joined to those of any batch and left as they are.
+
+    A cache of the library would keep the joined ones of all layers until the pass ends; here a layer's are
+    freed as soon as its attention is done.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values  # (1, heads, prefix, head width)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of prefix and batch, (batch, heads, prefix + continuation, head width)."""
+        n = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(n, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.values.expand(n, -1, -1, -1), value_states], dim=-2),
+        )
+
+
+def _shared(cache: Any) -> Any:
+    shared = DynamicCache()
+    shared.layers = [_SharedLayer(layer.keys, layer.values) for layer in cache.layers]
+    return shared

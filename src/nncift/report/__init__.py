@@ -1,0 +1,1 @@
+"""What a run did: terminal summary, summary.json, report.html."""

@@ -1,0 +1,1 @@
+"""What a run is: its folder and files, its costs, resumable shards, names that lead to objects."""

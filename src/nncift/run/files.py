@@ -1,0 +1,180 @@
+"""Files of a run: written under a temporary name, then renamed, so a finished file is complete.
+
+Nothing here is pickled: JSON, Parquet, `.npy` without objects, and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.errors import RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+import importlib.util
+
+from nncift.errors import DependencyError
+
+_TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+
+    The block makes a file there, or a folder where `path` does not exist yet. A killed process leaves at
+    most a `.partial-*` behind, which the next writer of `path` replaces.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.parent / f"{_TEMPORARY}{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        for file in [temporary] if temporary.is_file() else temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        _remove(temporary)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"no space left on the disk while writing {path}", "free some and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise RunError(f"cannot write {path} ({error.strerror})", "choose another --output") from error
+        raise
+    except Exception:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # an error that led here is the one to report
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys in their order."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read one of our JSON files.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON", "remove the file and run again") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `.npy`."""
+    import numpy as np
+
+    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Memory-map a `.npy` file, read-only.
+
+    Raises:
+        RunError: the file is not an array of numbers.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError) as error:
+        raise RunError(f"{path} is damaged: no array of numbers", "remove the file and run again") from error
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, without a timestamp or anything else that differs between runs."""
+    import pyarrow.parquet as pq
+
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a Parquet file of ours.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except pa.ArrowException as error:
+        raise RunError(f"{path} is damaged", "remove the file and run again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as safetensors."""
+    from safetensors.numpy import save
+
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(dict(tensors)))  # its own writer hides the system's error behind one of its own
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays from safetensors."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def fingerprint(*parts: object) -> str:
+    """A short stable hash of JSON-able or bytes-like parts, to tell inputs apart (not for security)."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        data = (
+            bytes(part)
+            if isinstance(part, (bytes, memoryview))
+            else json.dumps(part, sort_keys=True, default=str).encode()
+        )
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def package_folder(module: str, install: str) -> Path:
+    """The folder of an installed package, found without importing it.
+
+    Raises:
+        DependencyError: it is not installed; the message says `pip install <install>`.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise DependencyError(
+            f"the embedded parts need the package {module.replace('_', '-')}", f"pip install {install}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def cache_folder() -> Path:
+    """Where files are kept that are made once for all runs: `$NNCIFT_CACHE`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nncift"
+    return Path(os.environ.get("NNCIFT_CACHE", default))

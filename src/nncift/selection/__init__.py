@@ -1,0 +1,1 @@
+"""Submodular objectives, greedy maximisation, and the subset that comes out."""

@@ -1,0 +1,159 @@
+"""Greedy maximisation of an objective, evaluating only the candidates that can still win.
+
+Under a count budget the greedy subset of a monotone submodular function has at least 1 - 1/e of the best
+value (Nemhauser, Wolsey and Fisher, 1978). A gain never rises while the subset grows, so a gain measured
+earlier bounds the gain now, and a candidate whose bound is below another's fresh gain needs no look
+(Minoux, "Accelerated greedy algorithms", 1978). Here the candidates with the highest bounds are
+evaluated in batches, each twice as large as the one before, since a kernel does many rows for little
+more than the price of one; what comes out is what plain greedy would choose, in the same order. Costs:
+one pass over the matrix for the first gains, then a few dozen rows a step.
+
+Under a token budget it takes the best gain per token among the samples that still fit, and compares the
+outcome with the best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al.,
+"Cost-effective outbreak detection in networks", 2007; Lin and Bilmes, "Multi-document summarization via
+budgeted maximization of submodular functions", 2010).
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from tqdm import tqdm
+
+from nncift.errors import ConfigError
+from nncift.selection.objectives import Objective
+from nncift.selection.selection import Selection
+
+_FIRST_BATCH = 48  # candidates evaluated together at first: four groups of the kernel's rows for each of two threads
+_FIRST_PASS = 4096  # rows between two moves of the progress bar
+
+
+def lazy_greedy(
+    objective: Objective,
+    budget: int | None = None,
+    *,
+    costs: np.ndarray | None = None,
+    max_cost: float | None = None,
+    tie_break: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
+    progress: bool = False,
+) -> Selection:
+    """Choose a subset greedily; `objective` comes with nothing chosen and leaves holding the subset.
+
+    Equal gains: the larger `tie_break` goes first, then the lower index. So once every target is covered
+    and all gains are 0, the rest is chosen by `tie_break`. An objective that is not submodular is
+    evaluated in full at every step.
+
+    Args:
+        objective: what to maximise.
+        budget: how many samples; under a token budget, at most so many.
+        costs: tokens of every sample, (n,), above 0; together with `max_cost`.
+        max_cost: tokens that the subset may have in all; together with `costs`.
+        tie_break: (n,); the gains at the start when not given.
+        candidates: the samples that may be chosen, int64 without repetition; all when not given.
+        progress: show a bar.
+
+    Raises:
+        ConfigError: the budget is not between 1 and the number of candidates, no sample fits, or options do not go
+            together.
+    """
+    n = objective.n
+    everyone = np.arange(n) if candidates is None else np.sort(candidates)
+    _check_budget(everyone, n, budget, costs, max_cost)
+    unit_costs = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
+    room = float("inf") if max_cost is None else float(max_cost)
+    first_gains = np.zeros(n)
+    for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", disable=not progress, leave=False):
+        part = everyone[first : first + _FIRST_PASS]
+        first_gains[part] = objective.gains(part)
+    first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
+    order = everyone[np.lexsort((everyone, -first_by[everyone]))]
+    limit = len(everyone) if budget is None else budget
+    indices, gains = _choose(objective, first_gains.copy(), order, unit_costs, room, limit, progress)
+    affordable = everyone[unit_costs[everyone] <= room]
+    best = affordable[np.argmax(first_gains[affordable])]
+    value = float(objective.value)
+    if costs is not None and first_gains[best] > value:  # one long sample beats all that was chosen instead
+        indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
+    return Selection(
+        np.array(indices, dtype=np.int64), np.array(gains, dtype=np.float64), value, objective.name, objective.options
+    )
+
+
+def _choose(
+    objective: Objective,
+    gains: np.ndarray,
+    order: np.ndarray,
+    costs: np.ndarray,
+    room: float,
+    limit: int,
+    progress: bool,
+) -> tuple[list[int], list[float]]:
+    """Lazy greedy from the first `gains`, which it brings up to date in place; `order` settles ties."""
+    measured = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was measured
+    place = np.empty(len(gains), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    heap = list(zip((-gains[order] / costs[order]).tolist(), range(len(order)), strict=True))
+    heapq.heapify(heap)
+    first_batch = _FIRST_BATCH if objective.submodular else len(heap)
+    zero_stays = objective.monotone and objective.submodular
+    indices: list[int] = []
+    batch = first_batch
+    with tqdm(total=limit if room == float("inf") else int(room), desc="select", disable=not progress) as bar:
+        while heap and len(indices) < limit:
+            stale: list[int] = []
+            while heap and len(stale) < batch:
+                i = int(order[heap[0][1]])
+                if costs[i] > room:  # and room only shrinks
+                    heapq.heappop(heap)
+                elif measured[i] == len(indices) or (zero_stays and gains[i] <= 0):
+                    break
+                else:
+                    heapq.heappop(heap)
+                    stale.append(i)
+            if stale:
+                gains[stale] = objective.gains(np.array(stale))
+                measured[stale] = len(indices)
+                for i in stale:
+                    heapq.heappush(heap, (float(-gains[i] / costs[i]), int(place[i])))
+                batch *= 2
+            elif heap:
+                i = int(order[heapq.heappop(heap)[1]])
+                objective.add(i)
+                indices.append(i)
+                room -= costs[i]
+                batch = first_batch
+                bar.update(1 if np.isinf(room) else int(costs[i]))
+    return indices, gains[indices].tolist()
+
+
+def _check_budget(
+    everyone: np.ndarray, n: int, budget: int | None, costs: np.ndarray | None, max_cost: float | None
+) -> None:
+    if budget is None and max_cost is None:
+        raise ConfigError("there is no budget", "give a number of samples, or costs and max_cost")
+    if budget is not None and not 1 <= budget <= len(everyone):
+        all_or_some = "the pool" if len(everyone) == n else "the candidates"
+        raise ConfigError(
+            f"the budget is {budget} samples", f"choose between 1 and {len(everyone)}, the size of {all_or_some}"
+        )
+    if (costs is None) != (max_cost is None):
+        raise ConfigError("costs and max_cost go together", "give both, or a number of samples alone")
+    if costs is None or max_cost is None:
+        return
+    costs = _per_sample("costs", costs, n)
+    if costs.min() <= 0:
+        raise ConfigError(f"sample {int(costs.argmin())} costs {costs.min()}", "every cost must be above 0")
+    costs = costs[everyone]
+    if not costs.min() <= max_cost < float("inf"):
+        raise ConfigError(
+            f"the budget is {max_cost} tokens", f"the shortest sample has {costs.min():g}, all together {costs.sum():g}"
+        )
+
+
+def _per_sample(name: str, values: np.ndarray, n: int) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise ConfigError(f"{name} must hold {n} finite numbers, one per sample", f"its shape is {values.shape}")
+    return values

@@ -1,0 +1,186 @@
+"""Selection: the chosen samples in the order chosen, and the files that hold them.
+
+A subset is worth little if the rows in it are not the user's rows. So `subset.jsonl` is the source's own
+JSON text with three keys added at its end, nothing parsed and printed anew; it streams from the
+memory-mapped pool, whatever the subset's size.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.data.schemas import chat_messages
+from nncift.errors import ConfigError, RunError
+from nncift.run.files import atomic_write, read_table, write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A subset in the order chosen; under a count budget, its first m samples are the subset of budget m.
+
+    Attributes:
+        indices: pool rows, int64 (k,).
+        gains: what each added to the objective when it was chosen, float64 (k,).
+        value: the objective's value of the whole subset.
+        objective: the objective's name.
+        objective_options: its parameters.
+        influence: each chosen sample's mean influence over the targets, on the influence function's own
+            scale, float32 (k,); None when unknown.
+        pool: the pool that `indices` point into, with the columns `id` and `original`; None when unknown.
+    """
+
+    indices: np.ndarray
+    gains: np.ndarray
+    value: float
+    objective: str = ""
+    objective_options: dict[str, float] = field(default_factory=dict)
+    influence: np.ndarray | None = None
+    pool: Dataset | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def with_pool(self, pool: Dataset, influence: np.ndarray | None = None) -> Selection:
+        """The same selection with its pool and, per pool row, the mean influence, float (n_pool,)."""
+        chosen = self.influence if influence is None else np.asarray(influence, dtype=np.float32)[self.indices]
+        return replace(self, pool=pool, influence=chosen)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The chosen rows in their original columns, with nncift_rank (from 1), nncift_gain, nncift_influence.
+
+        A column whose values have no common type in Arrow holds each value's JSON text instead.
+
+        Raises:
+            ConfigError: the selection has no pool.
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+
+        rows = [json.loads(line) for line in self._lines()]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
+
+    def sft_dataset(self, *, chat: bool = True) -> Dataset:
+        """The chosen samples in the columns that trl's SFTTrainer takes.
+
+        Args:
+            chat: a column `messages`, for a model with a chat template: each chat as it is, each other sample as a
+                request and its response. Else the columns `prompt` and `completion`, as text.
+
+        Raises:
+            ConfigError: the selection has no pool.
+        """
+        from datasets import Dataset
+
+        rows = self._rows("prompt", "response", "messages")
+        if not chat:
+            return Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+        return Dataset.from_list([{"messages": _conversation(row)} for row in rows])
+
+    def save(self, folder: Path) -> None:
+        """Write `selection.parquet` and, last, `subset.jsonl`: the original rows, unchanged, and three keys.
+
+        Raises:
+            ConfigError: the selection has no pool.
+            RunError: the folder cannot be written.
+        """
+        import pyarrow as pa
+
+        table = pa.table(
+            {
+                "rank": np.arange(1, len(self) + 1, dtype=np.int64),
+                "pool_index": self.indices.astype(np.int64),
+                "id": pa.array([row["id"] for row in self._rows("id")], pa.string()),
+                "gain": self.gains.astype(np.float64),
+                "influence": pa.array(self._influences(), pa.float64()),
+            }
+        )
+        facts = {"value": self.value, "objective": self.objective, "objective_options": self.objective_options}
+        metadata = {name: json.dumps(fact) for name, fact in facts.items()}
+        write_table(folder / "selection.parquet", table.replace_schema_metadata(metadata))
+        with atomic_write(folder / "subset.jsonl") as temporary, open(temporary, "wb") as file:
+            for line in self._lines():
+                file.write(line.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate stays an escape
+
+    @classmethod
+    def load(cls, folder: Path, *, pool: Dataset | None = None) -> Selection:
+        """Read what `save` wrote; the pool is the run's own where `folder` is a whole run and none is given.
+
+        Raises:
+            RunError: the folder holds no selection.
+        """
+        path = folder / "selection.parquet"
+        if not path.exists():
+            raise RunError(f"{path} does not exist", "is this the folder of a finished run?")
+        table = read_table(path)
+        facts = {name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()}
+        influence = table["influence"]
+        samples = folder / "pool" / "samples.arrow"
+        if pool is None and samples.exists():
+            from datasets import Dataset
+
+            pool = Dataset.from_file(str(samples))
+        return cls(
+            indices=table["pool_index"].to_numpy(),
+            gains=table["gain"].to_numpy(),
+            influence=None if influence.null_count else influence.to_numpy().astype(np.float32),
+            pool=pool,
+            **facts,
+        )
+
+    def _rows(self, *columns: str) -> Iterator[dict[str, Any]]:
+        if self.pool is None:
+            raise ConfigError("this selection does not know its pool", "give it: selection.with_pool(pool)")
+        yield from self.pool.select_columns(list(columns)).select(self.indices)
+
+    def _lines(self) -> Iterator[str]:
+        """Each chosen row as one line of JSON, the three keys added."""
+        keys = zip(range(1, len(self) + 1), self.gains.tolist(), self._influences(), strict=True)
+        for row, (rank, gain, influence) in zip(self._rows("original"), keys, strict=True):
+            yield _with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence})
+
+    def _influences(self) -> list[float | None]:
+        """As the shortest decimals that give the float32 values back."""
+        if self.influence is None:
+            return [None] * len(self)
+        return [float(str(value)) for value in self.influence]
+
+
+def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A sample as the messages of a chat."""
+    if row["messages"] is not None:
+        return chat_messages(row["messages"])
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+
+
+def _with_keys(text: str, keys: dict[str, Any]) -> str:
+    """A JSON object's text with `keys` at its end, in place of the object's own of the same names."""
+    text = text.strip()
+    if any(name in text for name in keys) or "\n" in text or "\r" in text:
+        row = json.loads(text)
+        return json.dumps({name: value for name, value in row.items() if name not in keys} | keys, ensure_ascii=False)
+    body = text[:-1].rstrip()
+    return body + (", " if body != "{" else "") + json.dumps(keys)[1:]
+
+
+def _column(values: list[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, UnicodeError, OverflowError):
+        return pa.array([None if value is None else json.dumps(value) for value in values])

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning, its checkpoints, and per-sample gradients."""

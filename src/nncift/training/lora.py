@@ -1,0 +1,142 @@
+"""LoRA adapters on a language model: putting one on, its layers and its weights by name."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from nncift.errors import ModelError
+from nncift.models.language_model import LanguageModel
+from nncift.models.loading import first_line, quiet
+from nncift.run.files import read_tensors
+
+WEIGHTS = "adapter_model.safetensors"
+_FACTOR = re.compile(r"\.(lora_[AB])(\.\w+)?(?=\.weight$)")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The shape of an adapter; the defaults are those of LESS.
+
+    Attributes:
+        rank: width of the adapter.
+        alpha: its output is scaled by alpha / rank.
+        dropout: share of its inputs that training leaves out.
+        modules: endings of the names of the layers that get one.
+        seed: of its first weights.
+    """
+
+    rank: int = 128
+    alpha: int = 512
+    dropout: float = 0.1
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    seed: int = 0
+
+
+@contextlib.contextmanager
+def adapted(model: LanguageModel, source: Lora | Path, *, trainable: bool = False) -> Iterator[Any]:
+    """Put an adapter on the model for the duration of the block: a fresh one, or that of a checkpoint's folder.
+
+    Everything of the model itself is frozen and stays as it was; without `trainable` so is the adapter.
+
+    Raises:
+        ModelError: there are no such layers, or the folder's adapter does not fit.
+    """
+    if isinstance(source, Path):
+        check_adapter_folder(source)
+    trained = [weight for weight in model.model.parameters() if weight.requires_grad]
+    adapter = None
+    try:
+        with quiet(), forked_random(model, source.seed if isinstance(source, Lora) else 0):
+            adapter = _put_on(model.model, source)
+            if isinstance(source, Path):
+                _load_weights(adapter, source)
+    except Exception as error:  # peft raises what its and its libraries' parts raise
+        if adapter is not None:
+            adapter.unload()
+        what = f"the adapter in {source}" if isinstance(source, Path) else f"an adapter on {source.modules}"
+        raise ModelError(
+            f"{what} does not fit {model.name!r} ({first_line(error)})", "name other layers, or take another model"
+        ) from error
+    adapter.eval()  # new layers would drop out
+    for name, weight in adapter.named_parameters():
+        weight.requires_grad_(trainable and ".lora_" in name)
+    try:
+        yield adapter
+    finally:
+        with quiet():
+            adapter.unload()
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+def _put_on(base: Any, source: Lora | Path) -> Any:
+    """The base model with an adapter's layers in place, its weights fresh."""
+    from peft import LoraConfig, PeftConfig, get_peft_model
+
+    if isinstance(source, Path):
+        return get_peft_model(base, PeftConfig.from_pretrained(str(source)))
+    config = LoraConfig(
+        r=source.rank,
+        lora_alpha=source.alpha,
+        lora_dropout=source.dropout,
+        target_modules=list(source.modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, config)
+
+
+def _load_weights(adapter: Any, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
+    expected = {plain_name(name) for name, _ in adapter.named_parameters() if ".lora_" in name}
+    if (odd := expected ^ {plain_name(name) for name in weights}) != set():
+        raise ValueError(f"{sorted(odd)[0]} is in one of them alone, or is not plain LoRA")
+    set_peft_model_state_dict(adapter, weights)
+
+
+@contextlib.contextmanager
+def forked_random(model: LanguageModel, *seed: int) -> Iterator[None]:
+    """Torch's random numbers start from a seed inside the block, and go on as before after it."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        yield
+
+
+def adapter_layers(model: LanguageModel) -> dict[str, torch.nn.Module]:
+    """The two linear layers of every adapter on the model, by the plain name of their weight."""
+    return {
+        plain_name(f"{name}.weight"): module
+        for name, module in model.model.named_modules()
+        if re.search(r"\.lora_[AB]\.\w+$", name)
+    }
+
+
+def adapter_weights(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
+    """The weights of `adapter_layers`, (out, in), by the same names."""
+    return {name: cast(torch.nn.Parameter, layer.weight) for name, layer in adapter_layers(model).items()}
+
+
+def plain_name(name: str) -> str:
+    """The name of an adapter's weight without what peft puts around it, the same in a model and in a file."""
+    return _FACTOR.sub(r".\1", name.removeprefix("base_model.model."))
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Refuse a folder that holds no adapter in safetensors format.
+
+    Raises:
+        ModelError: what it lacks.
+    """
+    for name in ("adapter_config.json", WEIGHTS):
+        if not (folder / name).exists():
+            raise ModelError(f"the checkpoint {str(folder)!r} has no {name}", "give a folder that peft saved")

@@ -1,0 +1,100 @@
+"""What counts as standing in a test set, against a slow and obvious reference."""
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nncift.data.decontamination import RUN, SHORT, Contamination, words
+
+LONG = " ".join(f"w{i}" for i in range(RUN))
+
+
+def why(sample, *tests):
+    contamination = Contamination()
+    for i, (prompt, response) in enumerate(tests):
+        contamination.add(f"t{i}", "test.jsonl", prompt, response)
+    found = contamination.find(*sample)
+    return found and (found[0], found[1])
+
+
+def reference(sample, tests):
+    """Words by category of each character; runs by looking for them, between spaces, in the other text."""
+
+    def plain(text):
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        kept = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
+        return f" {' '.join(kept.split())} "
+
+    (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
+    if prompt.strip() and any(prompt == other for other, _ in tests):
+        return "same prompt"
+    if len(response.split()) >= SHORT and any(response == other for _, other in tests):
+        return "same response"
+    for where, text in (("prompt", prompt), ("response", response)):
+        found = text.split()
+        for i in range(len(found) - RUN + 1):
+            run = f" {' '.join(found[i : i + RUN])} "
+            if any(run in other for test in tests for other in test):
+                return f"{RUN} shared words in the {where}:{run}".rstrip()
+    return None
+
+
+word = st.sampled_from(
+    ["a", "A", "b", "Ärger", "Straße", "STRASSE", "ﬁ", "fi", "x_y", "don't", "3.5", "हिन्दी", "-", "."]
+)
+text = st.lists(word, max_size=40).map(" ".join)
+pair = st.tuples(text, text)
+
+
+@given(sample=pair, tests=st.lists(pair, max_size=3))
+@example(sample=(LONG, "r"), tests=[("p", f"{LONG}!")])
+@example(sample=("p", f"so {LONG} it is"), tests=[("x", "y"), (LONG, "r")])
+@example(sample=("...", "r"), tests=[("?!", "r")])
+def test_equals_the_reference(sample, tests):
+    found = why(sample, *tests)
+    assert (found and found[0]) == reference(sample, tests)
+
+
+@given(sample=pair)
+def test_a_sample_with_words_stands_in_itself(sample):
+    assert why(sample, sample) == (("same prompt", "t0") if words(sample[0]) else why(("", sample[1]), ("", sample[1])))
+
+
+def test_names_the_test_sample():
+    tests = [("first question", "r"), ("second question", "one two three four five six seven eight"), (LONG, "r")]
+    assert why(("Second   QUESTION?", "x"), *tests) == ("same prompt", "t1")
+    assert why(("x", "One, two; three: four five six seven EIGHT."), *tests) == ("same response", "t1")
+    assert why((f"before {LONG.upper()} after", "r"), *tests) == (f"{RUN} shared words in the prompt: {LONG}", "t2")
+
+
+@pytest.mark.parametrize(
+    ("sample", "test"),
+    [
+        (("p", "Yes."), ("q", "Yes.")),
+        (("p", "one two three four five six seven"), ("q", "one two three four five six seven")),
+        (("?", "r"), ("!", "r")),
+        ((LONG[: LONG.rindex(" ")], "r"), (LONG, "s")),
+        (("question", "r"), ("answer", "question")),
+    ],
+)
+def test_clean(sample, test):
+    assert why(sample, test) is None
+
+
+def test_scripts():
+    assert words("\uff26\uff35LL width ﬁne Straße don\u2019t under_score") == [
+        "full",
+        "width",
+        "fine",
+        "strasse",
+        "don",
+        "t",
+        "under",
+        "score",
+    ]
+    assert words("हिन्दी वाक्य।") == ["हिन्दी", "वाक्य"]
+    assert words("你好\uff0cworld 3") == ["你", "好", "world", "3"]
+    chinese = "床前明月光疑是地上霜举头望明月低头思故乡"
+    assert why((f"请背诵 {chinese[:RUN]}", "r"), (f"《静夜思》{chinese}", "r"))[1] == "t0"

@@ -1,0 +1,193 @@
+"""Labelling in rounds: where least is known, until the wish is reached; resumed where it was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import nncift
+import nncift.pipeline.plan
+from nncift.config import Config
+from nncift.errors import ConfigError
+from nncift.estimator.network import InfluenceNetwork
+from nncift.labels.design import PairPlan
+from nncift.labels.pairs import LabelledPairs
+from nncift.pipeline.active import Rounds, _ending
+from nncift.report.summary import summary_text
+from nncift.run.files import read_json
+
+N, M = 400, 60
+
+
+def features(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 8)).astype(np.float32)
+
+
+class Measured:
+    """Measures a smooth influence, and remembers what it was asked; may be killed before a round."""
+
+    def __init__(self, killed_at: str | None = None, noise: float = 0.05) -> None:
+        self.pool, self.target = features(1, N), features(2, M)
+        level = np.tanh(self.pool[:, :3]) @ np.tanh(self.target[:, :3]).T
+        self.influence = level + noise * np.random.default_rng(0).standard_normal((N, M))
+        self.asked: dict[str, PairPlan] = {}
+        self.killed_at = killed_at
+
+    def __call__(self, plan: PairPlan, name: str) -> LabelledPairs:
+        if name == self.killed_at:
+            raise KeyboardInterrupt
+        self.asked[name] = plan
+        j = np.broadcast_to(plan.columns, (len(plan.rows), plan.columns.shape[-1])).ravel()
+        i = np.repeat(plan.rows, plan.columns.shape[-1])
+        return LabelledPairs(i.astype(np.int32), j.astype(np.int32), self.influence[i, j].astype(np.float32))
+
+
+def rounds(
+    wish: float = 0.6, n_target: int | None = M, recipe: str = "process", *, own_targets: bool = False
+) -> Rounds:
+    return Rounds(N, n_target, pointwise=False, own_targets=own_targets, recipe=recipe, wish=wish, seed=0)
+
+
+def test_it_labels_until_the_wish_is_reached(tmp_path: Path):
+    measured = Measured()
+    pairs = rounds().label(measured.pool, measured.target, tmp_path / "rounds.json", measured)
+    story = read_json(tmp_path / "rounds.json")
+    reached = [one["reached"] for one in story["rounds"]]
+    assert story["ended"] == "the wish was reached"
+    assert reached[-1] >= 0.6
+    assert all(value < 0.6 for value in reached[:-1])
+    taken = [story["held_out"][0], *(one["rows"] for one in story["rounds"])]
+    assert len(np.concatenate(taken)) == len(np.unique(np.concatenate(taken)))  # no row twice
+    assert len(pairs) == sum(map(len, taken)) * 48
+    assert [one["pairs"] for one in story["rounds"]] == (48 * np.cumsum([len(rows) for rows in taken[1:]])).tolist()
+
+
+def test_a_killed_round_goes_on_as_if_nothing_had_been(tmp_path: Path):
+    whole = rounds(0.99).label(features(1, N), features(2, M), tmp_path / "whole.json", Measured(noise=0.5))
+    story = read_json(tmp_path / "whole.json")
+    assert len(story["rounds"]) >= 3
+    for place in ("held-out", "round-0", "round-1", "round-2"):
+        path = tmp_path / f"{place}.json"
+        with pytest.raises(KeyboardInterrupt):
+            rounds(0.99).label(features(1, N), features(2, M), path, Measured(place, noise=0.5))
+        again = rounds(0.99).label(features(1, N), features(2, M), path, Measured(noise=0.5))
+        np.testing.assert_array_equal(again.pool_index, whole.pool_index)
+        assert [one["reached"] for one in read_json(path)["rounds"]] == [one["reached"] for one in story["rounds"]]
+
+
+def test_a_finished_story_is_only_read_again(tmp_path: Path):
+    first = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
+    before = (tmp_path / "rounds.json").read_bytes()
+    again = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
+    np.testing.assert_array_equal(again.influence, first.influence)
+    assert (tmp_path / "rounds.json").read_bytes() == before
+
+
+def test_without_a_target_no_row_is_a_target(tmp_path: Path):
+    measured = Measured()
+    measured.influence = np.tanh(measured.pool[:, :3]) @ np.tanh(measured.pool[:, :3]).T
+    rounds(n_target=None, wish=0.05).label(measured.pool, measured.pool, tmp_path / "rounds.json", measured)
+    story = read_json(tmp_path / "rounds.json")
+    rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
+    assert not set(story["targets"]) & set(rows)
+
+
+@pytest.mark.parametrize("n_target", [M, None])
+def test_rows_get_targets_of_their_own(tmp_path: Path, n_target: int | None):
+    measured, again = Measured(noise=0.5), Measured(noise=0.5)
+    for one in (measured, again):
+        if n_target is None:
+            one.influence = np.tanh(one.pool[:, :3]) @ np.tanh(one.pool[:, :3]).T
+        target = one.pool if n_target is None else one.target
+        rounds(0.99, n_target, own_targets=True).label(one.pool, target, tmp_path / "rounds.json", one)
+    story = read_json(tmp_path / "rounds.json")
+    assert measured.asked["held-out"].columns.tolist() == story["columns"]
+    first = measured.asked["round-0"]
+    assert first.columns.shape == (48, 24)
+    assert first.targets.tolist() == story["targets"]
+    assert len(first.targets) == (M if n_target else 192)
+    assert measured.asked.keys() == again.asked.keys()
+    for name, plan in measured.asked.items():
+        np.testing.assert_array_equal(again.asked[name].columns, plan.columns)
+    if n_target is None:
+        rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
+        assert not set(story["targets"]) & set(rows)
+
+
+def test_the_papers_recipe_labels_at_random(tmp_path: Path):
+    measured = Measured(noise=5.0)
+    rounds(recipe="paper", wish=0.99).label(measured.pool, measured.target, tmp_path / "rounds.json", measured)
+    assert read_json(tmp_path / "rounds.json")["ended"] == "two rounds brought no gain"
+
+
+def test_why_it_ends():
+    assert _ending([0.2], 0.5, 10) is None
+    assert _ending([0.2, 0.5], 0.5, 10) == "the wish was reached"
+    assert _ending([0.2, 0.201, 0.205], 0.5, 10) == "two rounds brought no gain"
+    assert _ending([0.2, 0.3, 0.305], 0.5, 10) is None
+    assert _ending([None], 0.5, 0) == "every sample of the pool is labelled"
+
+
+def test_samples_that_tell_most_are_far_from_those_that_are_known():
+    rng = np.random.default_rng(0)
+    known, other = rng.standard_normal((2, 40, 8)).astype(np.float32) * 0.3
+    other[:, 0] += 4
+    pool = np.concatenate([known, other])
+    target = features(3, 12)
+    influence = (np.tanh(pool[:, :3]) @ np.tanh(target[:, :3]).T).astype(np.float32)
+    i, j = np.divmod(np.arange(20 * 12), 12)
+    network = InfluenceNetwork().fit(pool, target, LabelledPairs(i.astype("i"), j.astype("i"), influence[i, j]))
+    chosen = network.choose_samples(pool, 6)
+    assert len(set(chosen.tolist())) == 6
+    assert (chosen >= 40).mean() > 0.6
+
+
+def write_rows(path: Path, n: int, offset: int = 0) -> str:
+    words = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
+    rows = (
+        {"prompt": f"Say {words[i % 10]} {words[i // 10 % 10]} {i}", "response": words[i * 3 % 10]}
+        for i in range(offset, offset + n)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("influence", ["embedding-similarity", "ifd"])
+def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
+    pool = write_rows(tmp_path / "pool.jsonl", 130)
+    common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 8, "influence": influence}
+    options = {**common, "labels": "auto", "fidelity": 0.99, "target": write_rows(tmp_path / "target.jsonl", 9, 300)}
+    run = tmp_path / "run"
+    selection = nncift.select(pool, output=run, **options)
+    story, fidelity = read_json(run / "labels/rounds.json"), read_json(run / "fidelity.json")
+    labelled = pq.read_table(run / "labels/labels.parquet")
+    assert fidelity["held_out"]["pool"] >= len(story["held_out"][0]) == 32
+    assert sum(fidelity["pairs"].values()) == labelled.num_rows
+    assert f"Labelled in {len(story['rounds'])} round" in summary_text(run)
+    assert "How it learned" in (run / "report.html").read_text()
+    for name in ("selection.parquet", "labels/labels.parquet", "network"):
+        path = run / name
+        path.unlink() if path.is_file() else [p.unlink() for p in path.iterdir()] and path.rmdir()
+    again = nncift.select(pool, output=run, **options)
+    assert again.indices.tolist() == selection.indices.tolist()
+    plan = nncift.pipeline.plan.plan(Config(pool, **options))
+    assert "at least" in str(plan)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_pool_too_small_for_rounds(n, tmp_path: Path, minilm, tiny_model):
+    pool = write_rows(tmp_path / "pool.jsonl", n)
+    options = {"encoder": minilm, "model": tiny_model, "device": "cpu", "influence": "embedding-similarity"}
+    with pytest.raises(ConfigError, match=f"{n} samples are too few to label in rounds"):
+        nncift.select(pool, output=tmp_path / "run", labels="auto", budget=1, **options)
+
+
+def test_a_wish_needs_rounds():
+    with pytest.raises(ConfigError, match=r"--fidelity 0\.6 needs --labels auto"):
+        Config("pool.jsonl", fidelity=0.6)
+    with pytest.raises(ConfigError, match="at most 1"):
+        Config("pool.jsonl", labels="auto", fidelity=1.5)

@@ -1,0 +1,439 @@
+"""The main job end to end: what it writes, that it survives being killed at every file, and learned networks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+import nncift
+import nncift.pipeline.plan
+from nncift.config import Config
+from nncift.data.pool import load_pool
+from nncift.errors import ConfigError, DataError, ModelError, RunError
+from nncift.estimator.network import InfluenceNetwork
+from nncift.features.features import stored_features
+from nncift.features.language_model import language_features
+from nncift.influence.catalogue import BUILT_IN
+from nncift.labels.design import PairPlan
+from nncift.models.examples import encode_examples
+from nncift.models.language_model import LanguageModel
+from nncift.pipeline.context import make_config
+
+# The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
+SAME_BYTES = (
+    "config.json",
+    "pool/samples.arrow",
+    "target/samples.arrow",
+    "features/pool.npy",
+    "features/target.npy",
+    "labels/plan.json",
+    "labels/labels.parquet",
+    "network/config.json",
+    "network/model.safetensors",
+    "fidelity.json",
+    "influence.npy",
+    "selection.parquet",
+    "subset.jsonl",
+)
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def arithmetic(n: int, offset: int = 0) -> list[dict]:
+    return [
+        {"id": f"sum-{i}", "question": f"What is {i} plus {i % 7}?", "answer": f"{i + i % 7}", "family": "sums"}
+        for i in range(offset, offset + n)
+    ]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "pool.jsonl", arithmetic(60))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "target.jsonl", arithmetic(8, offset=100))
+
+
+@pytest.fixture
+def options(tiny_model, minilm):
+    return {"model": tiny_model, "encoder": minilm, "budget": 0.1, "labels": 300, "device": "cpu"}
+
+
+def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_path: Path):
+    run = tmp_path / "run"
+    selection = nncift.select(
+        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+    )
+    assert len(selection.indices) == 5
+    assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
+    originals = {row["id"]: row for row in arithmetic(60)}
+    rows = [json.loads(line) for line in (run / "subset.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["nncift_rank"] for row in rows] == [1, 2, 3, 4, 5]
+    for row in rows:
+        added = {key: row.pop(key) for key in list(row) if key.startswith("nncift_")}
+        assert set(added) == {"nncift_rank", "nncift_gain", "nncift_influence"}
+        assert row == originals[row["id"]]
+        assert list(row) == list(originals[row["id"]])
+    assert selection.dataset["id"] == [row["id"] for row in rows]
+    # The influence beside a row is its mean over the targets, as the saved network estimates it.
+    network = nncift.InfluenceNetwork.from_pretrained(run / "network")
+    features, target_features = (
+        stored_features(run / "features", {"sentence": side, "lm": f"{side}.lm"}) for side in ("pool", "target")
+    )
+    means = network.estimate(features, target_features).row_means()
+    table = pq.read_table(run / "selection.parquet").to_pydict()
+    np.testing.assert_allclose(table["influence"], means[table["pool_index"]], rtol=1e-5)
+    labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
+    assert 2 <= len(labels) <= 24
+    costs = json.loads((run / "costs.json").read_text())["stages"]
+    assert costs["labels"]["forward_tokens"] > 24 * 10
+    # The same call again finds everything finished, and loads no model.
+    before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
+    again = nncift.select(
+        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+    )
+    np.testing.assert_array_equal(again.indices, selection.indices)
+    assert again.value == pytest.approx(selection.value)
+    assert {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES} == before
+
+
+# Runs nncift, and kills its own process, as `kill -9` would, just before or after the rename that completes a file.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+file, when, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def deadly(plain):
+    def rename(self, destination):
+        if Path(destination) == file and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = plain(self, destination)
+        if Path(destination) == file and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return rename
+Path.replace, Path.rename = deadly(Path.replace), deadly(Path.rename)
+from nncift.cli import main
+main(arguments)
+"""
+KILLED_AT = (
+    ("config.json", "before"),
+    ("pool/samples.arrow", "before"),
+    ("pool/facts.json", "before"),
+    ("target/samples.arrow", "after"),
+    ("features/pool-000000.safetensors", "after"),
+    ("features/pool.npy", "after"),
+    ("features/pool.json", "after"),
+    ("features/target.json", "before"),
+    ("labels/plan.json", "after"),
+    ("labels/delift-baseline.npy", "after"),
+    ("labels/block-000000.parquet", "after"),
+    ("labels/block-000001.parquet", "before"),
+    ("labels/labels.parquet", "after"),
+    ("fidelity.json", "before"),
+    ("network", "before"),
+    ("network", "after"),
+    ("influence.npy", "after"),
+    ("selection.parquet", "after"),
+    ("subset.jsonl", "before"),
+    ("summary.json", "after"),
+    ("report.html", "before"),
+)
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_model, minilm, tmp_path: Path):
+    def arguments(run: Path) -> list[str]:
+        given = f"select {pool} --target {target} --output {run} --model {tiny_model} --encoder {minilm}"
+        return f"{given} --labels 300 --budget 10% --device cpu --quiet".split()
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, "-m", "nncift", *arguments(whole)], check=True, capture_output=True)
+    for file, when in KILLED_AT:
+        script = [sys.executable, "-c", KILLED, str(killed / file), when, *arguments(killed)]
+        done = subprocess.run(script, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, (file, done.stderr)
+        assert not (killed / "report.html").exists()
+    subprocess.run([sys.executable, "-m", "nncift", *arguments(killed)], check=True, capture_output=True)
+    for name in SAME_BYTES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    left = {path.relative_to(killed) for path in killed.rglob("*") if path.is_file()}
+    assert left == {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+
+
+def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, target, options, tmp_path: Path):
+    options = {**options, "target": target, "output": tmp_path / "run", "influence": "embedding-similarity"}
+    nncift.select(pool, **options)
+    with pytest.raises(ConfigError, match=r"budget: '0\.1' there, '0\.2' now"):
+        nncift.select(pool, **{**options, "budget": 0.2})
+    write_rows(Path(pool), arithmetic(61))
+    with pytest.raises(RunError, match=r"pool\.jsonl"):
+        nncift.select(pool, **options)
+
+
+def test_a_learned_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
+    learned = tmp_path / "learned"
+    nncift.select(pool, target=target, output=learned, **options)
+    new = write_rows(tmp_path / "new.jsonl", arithmetic(30, offset=200))
+    run = tmp_path / "new-run"
+    # A language model that does not exist shows that none is loaded; the encoder is the one it learned with.
+    selection = nncift.select(new, network=learned, budget=3, output=run, model="./none", device="cpu")
+    assert len(selection.indices) == 3
+    assert not (run / "labels").exists()
+    assert (run / "report.html").exists()
+    np.testing.assert_array_equal(np.load(run / "features/target.npy"), np.load(learned / "features/target.npy"))
+    again = nncift.select(new, network=learned, budget=3, output=run, model="./none", device="cpu")
+    np.testing.assert_array_equal(again.indices, selection.indices)
+    plan = nncift.pipeline.plan.plan(Config(new, network=str(learned), budget="3", device="cpu"))
+    assert (plan.pairs, plan.targets, plan.all_pairs, plan.tokens) == (0, 8, 30 * 8, None)
+    # A target of its own takes the place of the learned one.
+    other = nncift.select(
+        new, network=learned / "network", target=target, budget=3, output=tmp_path / "other", device="cpu"
+    )
+    np.testing.assert_array_equal(other.indices, selection.indices)
+    np.save(tmp_path / "narrow.npy", np.zeros((30, 5), np.float32))
+    with pytest.raises(ModelError, match=r"needs the features sentence \("):
+        nncift.select(
+            new, network=learned, features=tmp_path / "narrow.npy", budget=3, output=tmp_path / "narrow", device="cpu"
+        )
+    with pytest.raises(ModelError, match="holds no learned network"):
+        nncift.select(new, network=tmp_path, budget=3, output=tmp_path / "nothing")
+
+
+def test_the_language_models_own_features_stand_beside_the_sentence_embedding(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "features": "sentence,lm"}
+    selection = nncift.select(pool, target=target, output=run, **options)
+    model = LanguageModel.load(options["model"], device="cpu")
+    for side, samples in (("pool", load_pool(pool)), ("target", load_pool(target))):
+        found = np.load(run / f"features/{side}.lm.npy")
+        np.testing.assert_allclose(found, language_features(samples, model), rtol=1e-3, atol=1e-3)
+        assert np.load(run / f"features/{side}.npy").shape == (len(samples), 384)
+    network = InfluenceNetwork.from_pretrained(run / "network")
+    assert network.widths[0] == 384 + found.shape[1]
+    assert network.description_["features"] == {
+        "encoder": options["encoder"],
+        "own": None,
+        "language_model": options["model"],
+    }
+    stages = json.loads((run / "costs.json").read_text())["stages"]
+    examples = [encode_examples(model, load_pool(part)) for part in (pool, target)]
+    assert stages["features"]["forward_tokens"] == sum(len(example.ids) for part in examples for example in part)
+    plain = nncift.select(pool, target=target, output=tmp_path / "plain", **{**options, "features": None})
+    labels = json.loads((tmp_path / "plain/costs.json").read_text())["stages"]["labels"]
+    assert stages["labels"]["forward_tokens"] == labels["forward_tokens"]  # not counted twice
+    assert "response similarity" in json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    assert '<th scope="row">response similarity</th>' in (run / "report.html").read_text()
+    assert len(plain.indices) == len(selection.indices)
+    assert nncift.pipeline.plan.plan(Config(str(pool), target=str(target), **options)).seconds["features"] > 0
+    # New data for the network that it learned get the same features, or a clear word.
+    new = write_rows(tmp_path / "new.jsonl", arithmetic(20, offset=200))
+    nncift.select(new, network=run, budget=3, output=tmp_path / "new", device="cpu")
+    assert np.load(tmp_path / "new/features/pool.lm.npy").shape == (20, found.shape[1])
+    with pytest.raises(ModelError, match=r"needs the features sentence \(.*, lm \("):
+        nncift.select(new, network=run, features="sentence", budget=3, output=tmp_path / "other", device="cpu")
+
+
+def test_the_language_models_features_alone(pool, target, options, tmp_path: Path):
+    del options["encoder"]
+    run = tmp_path / "run"
+    nncift.select(pool, target=target, output=run, features="lm", influence="bm25", **options)
+    assert not (run / "features/pool.lm.npy").exists()
+    assert InfluenceNetwork.from_pretrained(run / "network").widths[0] == np.load(run / "features/pool.npy").shape[1]
+    assert (run / "report.html").exists()
+
+
+def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path):
+    selection = nncift.select(pool, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["objective"] == "facility-location"
+    assert summary["target"] is None
+    assert summary["all_pairs"] == 60 * 60
+    assert len(selection.indices) == 6
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_each_row_is_labelled_on_targets_of_its_own(tiny_model, minilm, own, pool, tmp_path: Path):
+    """As many tokens as foretold; what is kept from the network is what was planned."""
+    target = None if own else write_rows(tmp_path / "target.jsonl", arithmetic(40, offset=100))
+    options = {"model": tiny_model, "encoder": minilm, "budget": "5", "labels": "120", "device": "cpu"}
+    planned = nncift.pipeline.plan.plan(make_config(pool, target=target, **options))
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    plan = PairPlan.from_dict(json.loads((tmp_path / "run/labels/plan.json").read_text()))
+    assert plan.columns.shape == (15, 8)
+    assert len(plan.targets) == 30
+    labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
+    np.testing.assert_array_equal(labels.pool_index, np.repeat(plan.rows, 8))
+    np.testing.assert_array_equal(labels.target_index, plan.columns.ravel())
+    costs = json.loads((tmp_path / "run/costs.json").read_text())["stages"]["labels"]
+    assert (planned.pairs, planned.tokens) == (120, costs["forward_tokens"])
+    fidelity = json.loads((tmp_path / "run/fidelity.json").read_text())
+    rows, targets = plan.held_out
+    assert fidelity["held_out"] == {"pool": len(rows), "target": len(targets)}
+    seen = ~np.isin(labels.pool_index, rows) & ~np.isin(labels.target_index, targets)
+    assert fidelity["pairs"]["train"] == seen.sum()
+    samples = load_pool(pool)
+    others = samples if own else load_pool(target)
+    for k in (0, 17, len(labels) - 1):
+        i, j = int(labels.pool_index[k]), int(labels.target_index[k])
+        exact = nncift.Delift(tiny_model, device="cpu")(samples.select([i]), others.select([j]))
+        np.testing.assert_allclose(labels.influence[k], exact[0, 0], atol=1e-5)
+
+
+def test_a_budget_in_tokens_is_kept(pool, target, options, tmp_path: Path):
+    options = {**options, "budget": "100tok", "influence": "embedding-similarity"}
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert 60 < summary["tokens_selected"] <= 100
+
+
+def test_datasets_and_own_influence_functions_are_taken_as_objects(options, tmp_path: Path):
+    class ShorterIsBetter:
+        name = "shorter"
+
+        def __call__(self, pool_rows, target_rows):
+            lengths = np.array([len(text) for text in pool_rows["prompt"]], dtype=np.float32)
+            return np.repeat(-lengths[:, None], len(target_rows), axis=1)
+
+    listed = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(20)]
+    nncift.select(listed, influence=ShorterIsBetter(), output=tmp_path / "list", **options)
+    rows = Dataset.from_list([{"prompt": "word " * (1 + i % 9) + str(i), "response": "yes"} for i in range(40)])
+    del options["model"]
+    nncift.select(rows, influence=ShorterIsBetter(), output=tmp_path / "run", **options)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert json.loads(config["influence"]) == {"name": "shorter"}
+    assert json.loads((tmp_path / "run/fidelity.json").read_text())["influence"] == "shorter"
+
+
+@pytest.mark.parametrize("influence", [name for name in BUILT_IN if name != "delift"])  # which the others use
+def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: Path, influence):
+    run = tmp_path / "run"
+    selection = nncift.select(pool, target=target, influence=influence, output=run, **{**options, "labels": 60})
+    assert len(selection.indices) == 6
+    labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
+    assert np.ptp(labels.influence) > 0
+    assert json.loads((run / "fidelity.json").read_text())["influence"] == influence
+    if influence not in ("bm25", "embedding-similarity", "lossval"):
+        assert json.loads((run / "costs.json").read_text())["stages"]["labels"]["forward_tokens"] > 0
+    again = nncift.select(pool, target=target, influence=influence, output=run, **{**options, "labels": 60})
+    np.testing.assert_array_equal(again.indices, selection.indices)
+
+
+def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "target": target, "labels": 60, "influence": "response-similarity"}
+    nncift.select(pool, output=run, **options)
+    function = json.loads((run / "function.json").read_text())
+    (run / "function.json").write_text(json.dumps(function | {"dtype": "bfloat16"}))
+    nncift.select(pool, output=run, **options)  # nothing is left to label
+    (run / "labels/labels.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"bfloat16.*--dtype"):
+        nncift.select(pool, output=run, **options)
+
+
+def test_features_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
+    folder = tmp_path / "run/features"
+    begun = folder / "pool.lm-begun.json"
+    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    assert not begun.exists()
+    (folder / "pool.lm.json").unlink()  # as when it was killed on another device
+    begun.write_text(json.dumps({"dtype": "bfloat16", "max_length": 512}))
+    with pytest.raises(ConfigError, match=r"begun with .*bfloat16.*now it is .*float32"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
+
+
+def test_what_was_cut_is_known_after_a_kill(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    rows = [{"id": f"long-{i}", "question": f"river {i} " * 200, "answer": "stone"} for i in range(30)]
+    options = {**options, "target": target, "labels": 60, "output": run}
+    nncift.select(write_rows(tmp_path / "long.jsonl", rows), **options)
+    noted, summary = (run / "labels/notes.json").read_bytes(), json.loads((run / "summary.json").read_text())
+    assert summary["language_model"]["cut"] == len(json.loads(noted)["cut"]) > 2
+    for name in ("summary.json", "report.html"):
+        (run / name).unlink()
+    nncift.select(tmp_path / "long.jsonl", **options)
+    assert json.loads((run / "summary.json").read_text())["language_model"] == summary["language_model"]
+    assert (run / "labels/notes.json").stat().st_mtime_ns <= (run / "labels/labels.parquet").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("influence", ["bm25", "response-similarity", "in-run", "lossval"])
+@pytest.mark.parametrize("more", [{"verify": 2}, {"labels": "auto"}])
+def test_what_depends_on_all_that_is_measured_together_is_measured_once(
+    influence, more, pool, target, options, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=rf"values of {influence} depend on all.*--{next(iter(more))}"):
+        nncift.select(pool, target=target, output=tmp_path / "run", influence=influence, **{**options, **more})
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_probes_of_a_score_for_all_targets_are_refused(pool, target, options, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"ifd gives a sample one score for all targets.*--labels 100%"):
+        nncift.select(pool, target=target, output=tmp_path / "run", influence="ifd", probes=4, **options)
+
+
+@pytest.mark.parametrize("influence", ["delift", "gradient-similarity", "representation-similarity", "ifd"])
+def test_a_response_that_does_not_fit_is_refused_before_any_work_where_it_may_be_measured(
+    influence, pool, target, options, tmp_path: Path
+):
+    rows = [*arithmetic(59), {"id": "endless", "question": "Count", "answer": "one two three " * 400}]
+    data = write_rows(tmp_path / "long.jsonl", rows)
+    with pytest.raises(DataError, match="'endless'"):
+        nncift.select(data, target=target, output=tmp_path / "run", influence=influence, verify=2, **options)
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_fidelity_counts_no_sample_that_the_network_before_learned_from(
+    pool, target, options, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    before, run = tmp_path / "before", tmp_path / "run"
+    nncift.select(pool, target=target, output=before, **options)
+    nncift.select(pool, target=target, output=run, network=before, **options)
+    judged = [json.loads((folder / "fidelity.json").read_text())["held_out"]["pool"] for folder in (before, run)]
+    assert judged[0] > judged[1]  # the same seed draws the same samples
+    assert "the network that this one starts from has learned from them" in caplog.text
+
+
+def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):
+    options = {**options, "influence": "selectit", "model": f"{options['model']},nobody/none"}
+    with pytest.raises(ModelError, match="'nobody/none'"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, options, tmp_path: Path):
+    options = {**options, "labels": "2s", "influence": "embedding-similarity", "target": target}
+    nncift.select(pool, output=tmp_path / "run", **options)
+    plan = json.loads((tmp_path / "run/labels/plan.json").read_text())
+    assert plan["rate"]["row"] > 0
+    assert plan["rate"]["pair"] > 0
+    labels = nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet")
+    assert set(labels.pool_index) == set(plan["rows"])
+    assert set(labels.target_index) == set(plan["columns"])
+
+
+def test_a_target_of_one_sample_works_and_says_what_it_cannot_know(pool, options, tmp_path: Path):
+    one = write_rows(tmp_path / "one.jsonl", arithmetic(1, offset=300))
+    nncift.select(pool, target=one, output=tmp_path / "run", **options)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert any("one sample" in warning for warning in summary["warnings"])
+    fidelity = json.loads((tmp_path / "run/fidelity.json").read_text())
+    assert set(fidelity["quadrants"]) == {"Q1", "Q2"}
+
+
+def test_a_response_longer_than_the_context_is_named(target, options, tmp_path: Path):
+    rows = [*arithmetic(59), {"id": "epic", "question": "Tell me all.", "answer": "and then " * 2000}]
+    pool = write_rows(tmp_path / "long.jsonl", rows)
+    with pytest.raises(DataError, match="epic"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **{**options, "labels": 480})
+    assert not list((tmp_path / "run").glob("labels/block-*"))
