@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does:
 
 import pytest
 
+from nncift.models.language_model import LanguageModel
 from nncift.models.locate import embedded_encoder, embedded_language_model
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -68,7 +69,6 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkpoints of an adapter on the tiny model, trained hard enough that no gradient is near zero."""
     from nncift.models.examples import Example
-    from nncift.models.language_model import LanguageModel
     from nncift.training.lora import Lora
     from nncift.training.trainer import Training, fine_tune
 
@@ -77,3 +77,15 @@ def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) 
     examples = [Example(str(k), [*words[k:], *words[:k]], 1 + k % 5, False) for k in range(8)]
     training = Training(lora=Lora(rank=4, alpha=16), epochs=2, learning_rate=1e-2)
     return [point.folder for point in fine_tune(model, examples, training, tmp_path_factory.mktemp("checkpoints"))]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: str) -> LanguageModel:
+    """The tiny model, loaded; what it counts belongs to the tests of one file."""
+    return LanguageModel.load(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2: str) -> LanguageModel:
+    """SmolLM2, loaded once for all tests that only read with it."""
+    return LanguageModel.load(smollm2, device="cpu")

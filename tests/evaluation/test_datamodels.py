@@ -116,10 +116,6 @@ class TestOutcomes:
         return Dataset.from_list(rows[:6]), Dataset.from_list(rows[5:])
 
     @pytest.fixture(scope="class")
-    def tiny(self, tiny_model) -> LanguageModel:
-        return LanguageModel.load(tiny_model, device="cpu")
-
-    @pytest.fixture(scope="class")
     def outcomes(self, tiny, data, tmp_path_factory) -> tuple[TrainingOutcomes, Path]:
         folder = tmp_path_factory.mktemp("outcomes")
         return measure_outcomes(tiny, *data, draw_subsets(6, 3), QUICK, folder), folder

@@ -29,11 +29,6 @@ from nncift.training.trainer import Training, fine_tune
 SMALL = InRunTraining(lora=Lora(rank=2, alpha=8, dropout=0.0), epochs=2, learning_rate=5e-3, batch_size=3, seed=4)
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
-
-
 def of_families(sizes: dict[str, int], seed: int) -> Dataset:
     rows = [
         {"id": f"{name}-{k}", "prompt": sample["question"], "response": sample["answer"], "task": name}

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import reasoning_gym
 import yaml
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 import references
+from builders import chat, named, samples
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.influence.catalogue import BUILT_IN
@@ -28,26 +29,6 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import ChatPrompts, PlainPrompts, Wording
 from nncift.run.files import package_folder
 from nncift.run.registry import resolve
-
-
-def samples(rows: list[dict]) -> Dataset:
-    """Rows as `load_pool` gives them, as far as influence functions look."""
-    columns = ("id", "prompt", "response", "messages")
-    features = Features({column: Value("string") for column in columns})
-    return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows], features=features)
-
-
-def named(pairs: list[tuple[str, str]], prefix: str) -> Dataset:
-    return samples([{"id": f"{prefix}{k}", "prompt": p, "response": r} for k, (p, r) in enumerate(pairs)])
-
-
-def chat(name: str, *contents: str, system: str | None = None) -> dict:
-    """A row that comes from a chat of user and assistant in turn."""
-    roles = ["user", "assistant"] * len(contents)
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return {"id": name, "prompt": contents[0], "response": contents[-1], "messages": json.dumps(messages)}
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +67,8 @@ def shared_pairs(shared_data) -> tuple[Dataset, Dataset]:
 
 
 @pytest.fixture(scope="module")
-def smollm2_model(smollm2) -> LanguageModel:
-    return LanguageModel.load(smollm2, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def exact(smollm2_model, embedded_pairs) -> np.ndarray:
     return Delift(smollm2_model)(*embedded_pairs)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ WARM_UP = Training(lora=Lora(rank=2, alpha=8), epochs=2, learning_rate=5e-3)
 WHOLE = 2**16  # more than the tiny model's adapters of rank 4 have weights: nothing is lost in the projection
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
-
-
 def of_families(*names: str, size: int, seed: int = 0) -> Dataset:
     families = [reasoning_gym.create_dataset(name, size=size, seed=seed) for name in names]
     rows = [

@@ -10,7 +10,7 @@ from datasets import concatenate_datasets
 from tokenizers.processors import TemplateProcessing
 
 import references
-from influence.test_influence import chat, named, samples
+from builders import chat, named, samples
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.ifd import IFD, Perplexity, beginning
@@ -34,11 +34,6 @@ def rows():
 @pytest.fixture(scope="module")
 def one_target():
     return named([("any", "thing")], "t")
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
 
 
 @pytest.fixture(scope="module")

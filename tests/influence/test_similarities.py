@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import references
-from influence.test_influence import named
-from models.test_language_model import WITH_PREFIX_CACHE, WITHOUT, make_model, token_ids
+from builders import WITH_PREFIX_CACHE, WITHOUT, make_model, named, token_ids
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.bm25 import BM25, words
 from nncift.influence.representation_similarity import RepresentationSimilarity
@@ -28,11 +27,6 @@ TARGET = [("What is the capital of Spain?", "Madrid"), ("Compute 1 + 1.", "The s
 @pytest.fixture(scope="module")
 def block():
     return named(POOL, "x"), named([POOL[0], *TARGET], "t")
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from influence.test_influence import named
+from builders import named
 from nncift.errors import ModelError
 from nncift.labels.collect import collect
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import nncift
-from influence.test_influence import named
+from builders import named
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.labels.imported import read_labels

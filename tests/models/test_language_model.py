@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled
 from hypothesis import given, settings
@@ -22,52 +21,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as library_logging
 
+from builders import TOKENS, WITH_PREFIX_CACHE, WITHOUT, make_model, token_ids
 from nncift.errors import ConfigError, ModelError
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import _reason, out_of_memory, quiet
 from references import token_probabilities
-
-TOKENS = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    **TOKENS,
-}
-WITH_PREFIX_CACHE = {
-    "Llama": SMALL,
-    "Mistral": {**SMALL, "sliding_window": 8},  # the prefix of the test is longer than the window
-    "Gemma2": {**SMALL, "sliding_window": 8, "final_logit_softcapping": 2.0},
-    "Cohere": {**SMALL, "logit_scale": 3.0},
-    "Granite": {**SMALL, "logits_scaling": 3.0},
-    "Qwen3": SMALL,
-    "Mixtral": {**SMALL, "num_local_experts": 4},
-    "GPT2": {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "Bloom": {**TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "OPT": {
-        **TOKENS,
-        "hidden_size": 32,
-        "ffn_dim": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": 32,
-    },
-}
-WITHOUT = {"Mamba": {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}}
-
-
-def make_model(architecture: str, options: dict):
-    """A model of random weights, large enough that its predictions differ from token to token."""
-    torch.manual_seed(0)
-    with quiet():
-        model = AutoModelForCausalLM.from_config(getattr(transformers, f"{architecture}Config")(**options))
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights.mul_(4)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +42,6 @@ def tiny(tiny_model) -> LanguageModel:
 def folder(tiny_model, tmp_path) -> Path:
     """A copy of the tiny model's folder, to damage."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
-
-
-def token_ids(*lengths: int, seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, 290, length).tolist() for length in lengths]
 
 
 def tokens_of(prefix, queries, responses) -> int:

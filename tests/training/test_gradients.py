@@ -24,11 +24,6 @@ from nncift.training.random_projection import SignSketch
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def rows() -> Dataset:
     """Twelve samples with prompts and responses of unlike length."""
     families = [

@@ -27,11 +27,6 @@ SMALL = Training(lora=Lora(rank=2, alpha=8), epochs=3, learning_rate=5e-3, batch
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model) -> LanguageModel:
-    return LanguageModel.load(tiny_model, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def examples() -> list[Example]:
     """Forty samples of random tokens, so that the only way to a lower loss is to learn them."""
     rng = np.random.default_rng(0)
