@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 demo: $(VENV)/.demo
 	$(BIN)/nncift demo
 
+# Two processes of one thread each: tests are short of threads to share, and a test's threads would only wait for another's.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

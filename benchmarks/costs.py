@@ -1,7 +1,7 @@
 """What each built-in influence function costs: tokens and seconds per sample and per pair, on P3 samples.
 
-Per sample is what `prepare` takes, over pool samples and targets together (a pointwise function: all it does, over
-the pool samples); per pair is what the call takes after that. The model is loaded, and warm, before the clock starts.
+Per sample is the cost of `prepare`, over pool samples and targets together (of a pointwise function: the whole cost,
+over the pool samples); per pair is the cost of the call after that. The model is loaded and warmed up before.
 
     python benchmarks/costs.py --rows 24 --targets 12
 """
@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 
 from functions import make_function
+from nncift.influence.base import InfluenceFunction
 from nncift.influence.catalogue import BUILT_IN
 from nncift.models.language_model import LanguageModel
 from samples import shuffled_samples
@@ -51,7 +52,7 @@ def main() -> None:
         marks.append((time.perf_counter(), function_tokens(function)))
         (once, read), (block, more) = ((b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks))
         samples, pairs = options.rows + options.targets, options.rows * options.targets
-        if getattr(function, "pointwise", False):
+        if function.traits.pointwise:
             once, read, block, more, samples = once + block, read + more, 0.0, 0, options.rows
         print(
             f"{name:<26}{read / samples:>10,.0f} tok {once / samples * 1e3:>7,.1f} ms"
@@ -60,9 +61,9 @@ def main() -> None:
         )
 
 
-def function_tokens(function) -> int:
-    """LLM tokens that a function has read so far."""
-    return int(getattr(function, "forward_tokens", 0)) + int(getattr(function, "backward_tokens", 0))
+def function_tokens(function: InfluenceFunction) -> int:
+    """LLM tokens of all passes so far."""
+    return function.forward_tokens + function.backward_tokens
 
 
 if __name__ == "__main__":

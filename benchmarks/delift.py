@@ -1,8 +1,8 @@
-"""DELIFT as the package computes it beside the naive form, on P3 pairs, in one run.
+"""DELIFT as the package computes it versus the naive form, on P3 pairs, in one run.
 
-The naive form reads the full prompt (example, query, response) for each pair and takes the logits of the whole
-vocabulary at all positions; it has the same batch size, the same threads and length-sorted batches too. Both
-halves are interleaved over the same pairs, so that a machine that slows down slows both.
+The naive form encodes the full prompt (example, query, response) for each pair and computes the logits of the whole
+vocabulary at all positions; batch size, threads and length-sorted batches are the same. Both are interleaved over the
+same pairs, so that a slowdown of the machine affects both.
 
     python benchmarks/influence.py speed        # this, then benchmarks/gradients.py
     python benchmarks/delift.py --rows 32 --targets 64
@@ -20,13 +20,13 @@ import torch
 
 from nncift.influence.delift import Delift
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PlainPrompts, Wording
+from nncift.models.prompts import PlainPrompts, PromptTemplate
 from nncift.run.costs import peak_memory
 from samples import shuffled_samples
 
 
 def naive_distances(model: LanguageModel, contexts: list[list[int]], responses: list[list[int]], batch_size: int):
-    """Distance of each response from certainty after its context; full sequences, full logits."""
+    """DELIFT's distance of each response after its context; full sequences, full logits."""
     distances = np.empty(len(contexts))
     order = sorted(range(len(contexts)), key=lambda k: -len(contexts[k]) - len(responses[k]))
     for start in range(0, len(order), batch_size):
@@ -68,11 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
     target = data.select(range(options.rows, options.rows + options.targets))
     model = LanguageModel.load(options.model, dtype=options.dtype, device=options.device)
     function = Delift(model, wording="plain", batch_size=options.batch_size)
-    prompts = PlainPrompts(model, Wording())
-    examples, targets = prompts.word(pool), prompts.word(target)
+    prompts = PlainPrompts(model, PromptTemplate())
+    examples, targets = prompts.render(pool), prompts.render(target)
     responses = [sample.response for sample in targets]
-    function.prepare(pool, target)  # warms up; both are given the distances without an example
-    alone = np.array([*function._known.values()])
+    function.prepare(pool, target)  # warms up; both use the zero-shot distances
+    alone = np.array([*function._cache.values()])
 
     tokens = model.forward_tokens
     fast = slow = 0.0

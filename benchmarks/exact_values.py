@@ -41,7 +41,7 @@ class ExactValues:
     Attributes:
         pool_ids, target_ids: ids of the samples.
         influence: (n_pool, n_target) float32; one column for a pointwise function.
-        settings: what the influence function says of itself.
+        settings: the influence function's description.
     """
 
     pool_ids: tuple[str, ...]

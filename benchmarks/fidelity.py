@@ -1,4 +1,4 @@
-"""Fidelity of estimated influence, on committed exact values: who predicts what was never labelled?
+"""Fidelity of estimated influence on committed exact values.
 
     python benchmarks/fidelity.py
     python benchmarks/fidelity.py --values p3-delift --methods "target mean" paper --seeds 2
@@ -6,18 +6,18 @@
 
 Questions, each over several seeds with the mean and its 95 % interval:
 
-quadrants   Pool samples and targets are held out (a fifth of each), a share of all pairs is labelled in the grid that a
-            run would label. Q1 both seen, Q2 new pool sample, Q3 new target, Q4 both new.
+quadrants   Pool samples and targets are held out (a fifth of each), a share of all pairs is labelled in the grid of a
+            run. Q1 both seen, Q2 new pool sample, Q3 new target, Q4 both new.
 rows        48 or 100 pool samples are labelled on every target; the others are new.
-choice      The same labels; each pool sample is estimated by a network that never saw it. Facility location chooses
-            from the estimates; its choice is valued with the exact values: 0 is a random subset, 1 the exact choice.
+choice      The same labels; each pool sample is estimated while held out. Normalized gain of facility location on the
+            estimates: 0 is a random subset, 1 the selection by exact values.
 probes      48 or 100 pool samples are labelled on every target, the new ones are measured on 8 targets: ours alone.
-verified    The same choice, with and without probes, from a shortlist of twice the budget whose exact values are used:
-            the shortlist as first estimated, or, as in a run, in parts with learning in between.
-designs     The same time of the language model spent on few long rows of labels or many short ones, on the same targets
-            or on each row's own.
-truth       The linear datamodelling score of estimated influence on what training really did (`outcomes`), beside the
-            exact values': a share of the pool samples keep those, the rest are estimated.
+verified    The same selection, with and without probes, from a shortlist of twice the budget with exact values:
+            measured in one round, or, as in a run, in rounds with refitting in between.
+designs     Few long rows of labels or many short ones at equal time of the language model, with the same targets or
+            each row's own.
+truth       The linear datamodeling score of estimated influence on actual training (`outcomes`): a share of the pool
+            samples keep their exact values, the rest are estimated.
 
 Features are computed once and kept in `--folder`; the exact values come from `exact_values.py`, which takes hours.
 """
@@ -54,28 +54,27 @@ from fidelity_tasks import (
 )
 from known_truth import OUTCOMES
 from nncift.evaluation.datamodels import TrainingOutcomes
-from nncift.features.features import stored_features
-from nncift.features.language_model import language_features
-from nncift.features.sentence import embed
+from nncift.features.sources import FeatureReader, FeatureSources
 from nncift.models.language_model import LanguageModel
+from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import write_json
+from nncift.run.folder import FeatureFolder
 
 Task = Callable[[int], Iterator[tuple[str, Row]]]
 
 
 def read_features(pool: Dataset, target: Dataset, name: str, folder: Path, model: LanguageModel) -> Sides:
     """Features of both sides, computed once."""
+    sources = FeatureSources("embedded", None, model.name)
+    reader = FeatureReader(sources, EncoderSpec("embedded"), ModelSpec(model))
     sides = []
     for side, samples in (("pool", pool), ("target", target)):
-        names = {"sentence": f"{name}-{side}", "lm": f"{name}-{side}.lm"}
-        embed(samples, "embedded", folder=folder / "features", name=names["sentence"])
-        language_features(samples, model, folder=folder / "features", name=names["lm"])
-        sides.append(stored_features(folder / "features", names))
+        sides.append(reader.read(samples, f"{name}-{side}", FeatureFolder(folder / "features")))
     return sides[0], sides[1]
 
 
 def of_others(exact: ExactValues) -> np.ndarray:
-    """The influence, where a sample is its own target as of the others in the mean: no run measures or learns that."""
+    """The influence, its entries of a sample on itself replaced by the column mean: no run labels these."""
     influence = exact.influence.astype(np.float64)
     itself = np.array(exact.pool_ids)[:, None] == np.array(exact.target_ids)
     means = np.nanmean(np.where(itself, np.nan, influence), axis=0)
@@ -115,7 +114,7 @@ def show(title: str, table: dict) -> None:
 
 
 def questions(name: str, influence: np.ndarray, features: Sides, methods: list[str]) -> dict[str, dict[str, Task]]:
-    """Question to method to what answers it for a seed."""
+    """Question to method to its task."""
     if name.startswith("truth"):
         outcomes = TrainingOutcomes.load(OUTCOMES)
         return {"truth": {one: partial(truth, influence, features, outcomes, METHODS[one]) for one in methods}}
@@ -138,7 +137,7 @@ def questions(name: str, influence: np.ndarray, features: Sides, methods: list[s
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name in JOBS if (FOLDER / f"{name}.safetensors").exists()]
     parser.add_argument("--values", nargs="*", default=known, choices=list(JOBS), help="which exact values")

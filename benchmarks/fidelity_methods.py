@@ -1,7 +1,7 @@
-"""What predicts influence in the fidelity benchmark: each learns from labelled pairs and predicts every pair.
+"""Methods of the fidelity benchmark: each is fitted to labelled pairs and predicts all pairs.
 
-All see the same features of the samples, in blocks: the sentence embedding, and the language model's own view
-(`nncift.features.language_model`). Nothing sees the values of the pairs that it is judged on.
+All read the same features in blocks: the sentence embedding, and those of the language model
+(`nncift.features.language_model`). None reads the values of the pairs that it is evaluated on.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def target_mean(pool: Features, target: Features, train: LabelledPairs, seed: in
 
 
 def similarity(block: str) -> Method:
-    """The centred cosine of a block, on the labels' scale by least squares."""
+    """The centered cosine of a block, scaled to the labels by least squares."""
 
     def method(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
         a, b = (side.blocks[block].astype(np.float64) for side in (pool, target))
-        centre = np.concatenate([a, b]).mean(axis=0)
-        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a - centre, b - centre))
+        mean = np.concatenate([a, b]).mean(axis=0)
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a - mean, b - mean))
         cosine = a @ b.T
         seen = cosine[train.pool_index, train.target_index]
         slope = max(np.cov(seen, train.influence)[0, 1] / seen.var(ddof=1), 1e-6)
@@ -51,7 +51,7 @@ def similarity(block: str) -> Method:
 
 
 def boosted_trees(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
-    """Gradient-boosted trees on leading components of all blocks, the scalars, and the blocks' centred cosines.
+    """Gradient-boosted trees on leading components of all blocks, the scalars, and the blocks' centered cosines.
 
     The number of trees is chosen on pairs of a fifth of the labelled pool samples.
     """
@@ -94,11 +94,11 @@ def paper(pool: Features, target: Features, train: LabelledPairs, seed: int) -> 
 
 
 def paper_trained_well(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
-    """The same network on all features, standardised, at thirty times the learning rate in larger steps, stopped early.
+    """The same network on all features, standardized, at thirty times the learning rate in larger steps, stopped early.
 
     The number of epochs is the best of a few on pairs of a fifth of the labelled pool samples.
     """
-    a, b = (_standardised(side, pool, target) for side in (pool, target))
+    a, b = (_standardized(side, pool, target) for side in (pool, target))
     rng = np.random.default_rng(seed)
     labelled = rng.permutation(np.unique(train.pool_index))
     aside = np.isin(train.pool_index, labelled[: max(len(labelled) // 5, 1)])
@@ -115,8 +115,8 @@ def paper_trained_well(pool: Features, target: Features, train: LabelledPairs, s
     return network.estimate(a, b).rows(slice(None))
 
 
-def _standardised(side: Features, pool: Features, target: Features) -> np.ndarray:
-    """All features at mean 0 and one deviation over both sides, rows about as long as 1, (n, d) float32."""
+def _standardized(side: Features, pool: Features, target: Features) -> np.ndarray:
+    """All features at mean 0 and one deviation over both sides, rows of norm about 1, (n, d) float32."""
     both = np.concatenate([pool[:], target[:]]).astype(np.float64)
     scaled = (side[:] - both.mean(axis=0)) / (both.std(axis=0) + 1e-6)
     return (scaled / np.sqrt(both.shape[1])).astype(np.float32)
@@ -133,13 +133,13 @@ def ours_sentence(pool: Features, target: Features, train: LabelledPairs, seed: 
 
 
 def ours_started(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
-    """Ours, started from the network that comes with nncift (it saw other samples of P3)."""
+    """Ours with the bundled network as prior (fitted to other samples of P3)."""
     prior = InfluenceNetwork.from_pretrained(network_folder("pretrained"))
     return InfluenceNetwork(seed=seed).fit(pool, target, train, prior=prior).estimate(pool, target).rows(slice(None))
 
 
 def learned(pool: Features, target: Features, train: LabelledPairs, seed: int) -> InfluenceNetwork:
-    """The default InfluenceNetwork, from features of which some are labelled."""
+    """The default InfluenceNetwork."""
     return InfluenceNetwork(seed=seed, pointwise=len(target) == 1).fit(pool, target, train)
 
 

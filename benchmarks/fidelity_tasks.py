@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from fidelity_methods import Method, learned
-from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score
 from nncift.evaluation.metrics import measures
 from nncift.features.features import Features
 from nncift.labels.design import ROWS_PER_TARGET, deal, plan_pairs
@@ -105,7 +105,7 @@ def pointwise(influence: np.ndarray, features: Sides, method: Method, seed: int)
 
 
 def choice(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
-    """Normalised gain of facility location on estimates, and overlap with the exact choice."""
+    """Normalized gain of facility location on estimates, and overlap with the exact choice."""
     for count in ROWS:
         predicted = held_out(influence, count, seed, lambda labels: method(*features, labels, seed).copy())
         for budget in BUDGETS:
@@ -114,16 +114,16 @@ def choice(influence: np.ndarray, features: Sides, method: Method, seed: int) ->
 
 
 def gained(influence: np.ndarray, chosen: np.ndarray, seed: int) -> Row:
-    """What a choice is worth between a random one (0) and the exact one (1), and its overlap with the latter."""
+    """Normalized gain of a selection between random (0) and the exact one (1), and its overlap with the latter."""
     n, size, rng = len(influence), len(chosen), np.random.default_rng([seed, 4])
     best = facility_location(influence, size)
     random = np.mean([covered(influence, rng.permutation(n)[:size]) for _ in range(200)])
     gain = (covered(influence, chosen) - random) / (covered(influence, best) - random)
-    return {"normalised_gain": gain, "overlap": len(np.intersect1d(best, chosen)) / size}
+    return {"normalized_gain": gain, "overlap": len(np.intersect1d(best, chosen)) / size}
 
 
 def completed(influence: np.ndarray, features: Sides, probes: int, seed: int, labels: LabelledPairs) -> np.ndarray:
-    """Our network's estimates, completed by exact values on a few targets: (n, m)."""
+    """Our network's estimates conditioned on exact values of a few targets: (n, m)."""
     network, known = learned(*features, labels, seed), None
     if probes:
         columns = network.choose_probes(features[1], probes)
@@ -147,10 +147,10 @@ def probed(influence: np.ndarray, features: Sides, count: int, seed: int) -> Ite
 
 
 def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> Iterator[tuple[str, Row]]:
-    """Normalised gain as estimated, and from a shortlist of twice the budget that is measured.
+    """Normalized gain as estimated, and from a shortlist of twice the budget that is measured.
 
-    The shortlist is measured at once, or as a run does it: what estimates would choose, then in two parts what adds
-    most to it, each time by a network that learned from what was measured.
+    The shortlist is measured in one round, or as in a run: the selection by estimates, then in two rounds the samples
+    with the largest gain over it, refitting in between.
     """
     for count in ROWS:
         estimates = partial(held_out, influence, count, seed, partial(completed, influence, features, probes, seed))
@@ -171,11 +171,11 @@ def verified(influence: np.ndarray, features: Sides, probes: int, seed: int) -> 
 
 
 def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
-    """Measures on new pool samples for labels in different places that take the language model alike.
+    """Measures on new pool samples for designs of the labels that take the language model equal time.
 
-    DELIFT reads an example once for all its targets and a target once without example, so each row and each target
-    cost about a pair on top. In a grid all rows have the same targets; else each has its own, out of several times as
-    many. Of pairs anywhere nearly every one has an example to itself.
+    DELIFT processes an example once for all its targets and a target once without example, so each row and each target
+    cost about one more pair. In a grid all rows have the same targets; else each has its own, out of several times as
+    many. Of random pairs nearly every one has its own example.
     """
     m = influence.shape[1]
     tried = partial(_new_samples, influence, features, method, seed)
@@ -191,7 +191,7 @@ def designs(influence: np.ndarray, features: Sides, method: Method, seed: int) -
 
 
 def designs_by_sample(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
-    """The same where the work is a sample's, whatever its pairs, as with gradients: grids of so many samples in all."""
+    """The same for per-sample cost, as of gradients: grids of a given number of samples."""
     for spent in SPENT_SAMPLES:
         for ratio in (0.5, 1, 2, 4):
             targets = round(spent / (1 + ratio))
@@ -228,7 +228,7 @@ def largest(spent: int, ratio: float, more: int, most: int) -> int:
 
 
 def facility_location(influence: np.ndarray, size: int, measured: np.ndarray = NONE) -> np.ndarray:
-    """The greedy choice of what adds most to the measured rows."""
+    """The greedy selection of the largest gains over the measured rows."""
     matrix = InfluenceMatrix.from_array(np.ascontiguousarray(influence, dtype=np.float32))
     covered = np.maximum(influence[measured].max(axis=0, initial=0), 0).astype(np.float32)
     others = np.setdiff1d(np.arange(len(influence)), measured)
@@ -243,11 +243,11 @@ def covered(influence: np.ndarray, chosen: np.ndarray) -> float:
 def truth(
     influence: np.ndarray, features: Sides, outcomes: TrainingOutcomes, method: Method, seed: int
 ) -> Iterator[tuple[str, Row]]:
-    """Linear datamodelling score with exact values for some pool samples and estimates for the others."""
+    """Linear datamodeling score with exact values for some pool samples and estimates for the others."""
     n, m = influence.shape
-    yield "all exact", {"lds": linear_datamodelling_score(influence, outcomes).value}
+    yield "all exact", {"lds": linear_datamodeling_score(influence, outcomes).value}
     for share in POOL_SHARES:
         rows = np.random.default_rng([seed, 5]).permutation(n)[: max(round(share * n), 2)]
         mixed = method(*features, grid(influence, rows, np.arange(m)), seed).copy()
         mixed[rows] = influence[rows]
-        yield f"{share:.0%} exact", {"lds": linear_datamodelling_score(mixed, outcomes).value}
+        yield f"{share:.0%} exact", {"lds": linear_datamodeling_score(mixed, outcomes).value}

@@ -1,7 +1,7 @@
 """The influence functions that benchmarks compare: every built-in one, and LESS with both sides preconditioned.
 
 LESS's own warm-up is short and gentle. "less, trained alike" takes its gradients in a training on the whole pool with
-the settings of those that are to be foretold, "less, one epoch" after an epoch of such a training.
+the settings of those that are to be predicted, "less, one epoch" after an epoch of such a training.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_function(name: str, model: LanguageModel, encoder: str = "embedded", **
 def exact_values(
     name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Exact influence of every pool sample on every target, (n_pool, n_target), and what the function says of itself.
+    """Exact influence of every pool sample on every target, (n_pool, n_target), and the function's description.
 
     Values are kept in a folder of the function's name in `folder`.
     """

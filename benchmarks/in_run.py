@@ -1,10 +1,10 @@
 """LoRA fine-tuning with and without the inner products of in-run data Shapley, on P3, in one run.
 
 Both train the same samples in the same steps, from the same adapter, and end with the same weights, which is checked.
-They take turns, `--rounds` times, in alternating order. A step looks at half as many targets as it has samples unless
-`--target-batch` says otherwise; the targets are other samples of P3, in `--groups` groups. The seconds are those of
-whole trainings, the checkpoint at the end included: by the clock, and of the processor, which says more of a CPU
-that other processes use as well.
+They take turns, `--rounds` times, in alternating order. A step has half as many targets as samples unless
+`--target-batch` is given; the targets are other samples of P3, in `--groups` groups. The seconds are those of
+whole trainings, the checkpoint at the end included: wall time, and processor time, which is the fairer one on a CPU
+that other processes share.
 
     python benchmarks/in_run.py --samples 32 --rounds 1
 """
@@ -29,12 +29,12 @@ from nncift.training.trainer import Training, fine_tune, samples_per_step, steps
 from samples import shuffled_samples
 
 
-def run(model: LanguageModel, examples: list[Example], training: Training, observer: InnerProducts | None):
+def run(model: LanguageModel, examples: list[Example], training: Training, callback: InnerProducts | None):
     """Seconds of a training by the clock and of the processor, tokens through the model, and the adapter's bytes."""
     before = model.forward_tokens
     with tempfile.TemporaryDirectory() as folder:
         since = np.array([time.perf_counter(), time.process_time()])
-        (point,) = fine_tune(model, examples, training, Path(folder), observer=observer)
+        (point,) = fine_tune(model, examples, training, Path(folder), callback=callback)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = np.array([time.perf_counter(), time.process_time()]) - since
@@ -64,11 +64,11 @@ def main() -> None:
     both = encode_examples(model, rows)
     examples, targets = both[: options.samples], both[options.samples :]
     lora = Lora(rank=options.rank, alpha=4 * options.rank, dropout=0.0)
-    training = Training(lora=lora, fraction=1.0, epochs=1, batch_size=options.batch_size, fewest_steps=4)
+    training = Training(lora=lora, fraction=1.0, epochs=1, batch_size=options.batch_size, min_steps_per_epoch=4)
     each = samples_per_step(len(examples), training)
     size = options.target_batch or max(each // 2, options.groups)
 
-    def observer() -> InnerProducts:
+    def callback() -> InnerProducts:
         groups = [k % options.groups for k in range(len(targets))]
         steps = steps_per_epoch(len(examples), training)
         return InnerProducts(len(examples), targets, groups, size=size, steps=steps, preconditioned=True)
@@ -78,7 +78,7 @@ def main() -> None:
     for number in range(options.rounds):
         for what in ("plain", "in-run") if number % 2 == 0 else ("in-run", "plain"):
             taken, tokens[what], weights[what] = run(
-                model, examples, training, observer() if what == "in-run" else None
+                model, examples, training, callback() if what == "in-run" else None
             )
             seconds[what] += taken / options.rounds
 

@@ -2,7 +2,7 @@
 
     python benchmarks/influence.py families  # precision: does a target of one family find that family?
     python benchmarks/influence.py noise     # AUC: do samples with another's response come last?
-    python benchmarks/influence.py judge     # linear datamodelling score, on the committed outcomes of training
+    python benchmarks/influence.py judge     # linear datamodeling score, on the committed outcomes of training
     python benchmarks/influence.py train     # makes those outcomes: hours; several processes share the work
     python benchmarks/influence.py speed     # DELIFT and per-sample gradients beside their naive forms
 
@@ -24,7 +24,7 @@ import delift
 import gradients
 from functions import NAMES, TRAINING, exact_values
 from known_truth import OUTCOMES, family_samples, noisy_samples, trained_samples, trained_subsets
-from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score, measure_outcomes, noise_ceiling
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score, measure_outcomes, noise_ceiling
 from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
 from nncift.run.files import write_json
@@ -99,7 +99,7 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     influence |= {name: exact_values(name, model, pool, target, folder)[0] for name in options.functions}
     table = {}
     for name, matrix in influence.items():
-        score = linear_datamodelling_score(matrix, outcomes)
+        score = linear_datamodeling_score(matrix, outcomes)
         table[name] = {"LDS": score.value, "low": score.low, "high": score.high}
     if len(outcomes.after) < 2:
         return table
@@ -119,7 +119,7 @@ def train(options: argparse.Namespace, model: LanguageModel, folder: Path) -> No
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = {"families": families, "noise": noise, "judge": judge, "train": train}
     parser.add_argument("what", choices=(*tasks, "speed"))

@@ -1,4 +1,4 @@
-"""Samples of which the truth is known: P3 with its families, with responses shuffled, and with training's outcomes."""
+"""Samples with known ground truth: P3 with its task families, with shuffled responses, and with training outcomes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def noisy_samples(
 ) -> tuple[Dataset, Dataset, np.ndarray]:
     """A pool of P3 rows, a share of them with responses shuffled among them; clean targets; and which were shuffled.
 
-    Those that got a response like their own are not counted as shuffled.
+    Rows whose new response equals their own do not count as shuffled.
     """
     data, _ = p3()
     rng = np.random.default_rng([seed, 2])
@@ -88,7 +88,7 @@ def noisy_samples(
 
 @cache
 def short_samples(longest: int) -> np.ndarray:
-    """Numbers of the samples with no more characters than that."""
+    """Indices of the samples with at most so many characters."""
     rows, _ = p3()
     lengths = [len(p) + len(r) for p, r in zip(rows["prompt"], rows["response"], strict=True)]
     return np.flatnonzero(np.array(lengths) <= longest)

@@ -7,8 +7,8 @@ of threads, each in a process of its own on the CPU, one after the other. Loadin
 The peers try a few batch sizes on an eighth of the samples and take the fastest; nncift keeps its default. What each
 makes of the gradients is its own and stands beside its figures, with the root mean square norm of what came out:
 projections keep norms on average, so equal norms mean that the same gradients were taken. nncift runs before and after
-the peers, so that a machine that drifts shows; ratios are to the mean of the two. Seconds of processor tell a slow
-contestant from a busy machine. `benchmarks/requirements-peers.txt` says how to make the peers' environment.
+the peers, so that a machine that drifts shows; ratios are to the mean of the two. Processor seconds separate a slow
+contestant from a busy machine. `benchmarks/requirements-peers.txt` describes how to make the peers' environment.
 """
 
 from __future__ import annotations

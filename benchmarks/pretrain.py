@@ -1,11 +1,11 @@
-"""Makes the network that comes with nncift, from committed exact values, and judges it on families it never saw.
+"""Fit the bundled network to committed exact values, and evaluate it on unseen task families.
 
     python benchmarks/pretrain.py
 
-The teacher is what foretells training best, gradients along a training of the kind that was judged, on 240 x 160
-samples of P3, of the demo's tasks and conversations and of GSM8K. Judged is the linear datamodelling score on the
-committed outcomes of training: of a network that saw none of their families, beside boosted trees from
-the same labels and a network from half of them; and of the one that is kept. It lands in src/nncift/pretrained.
+The labels are the influence with the highest linear datamodeling score, gradients along the evaluated kind of training,
+on 240 x 160 samples of P3, of the demo's tasks and conversations and of GSM8K. Printed is the linear datamodeling score
+on the committed training outcomes: of a network fitted to none of their families, of boosted trees on the same labels,
+of a network on half of them, and of the final one, written to src/nncift/estimator/pretrained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fidelity_tasks import Sides, grid
 from known_truth import OUTCOMES, p3, trained_samples
 from nncift.config import DEFAULT_ENCODER, DEFAULT_MODEL
 from nncift.estimator.network import InfluenceNetwork
-from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodelling_score
+from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.language_model import LanguageModel
@@ -35,27 +35,27 @@ library_name: nncift
 tags: [data-selection, influence]
 license: apache-2.0
 ---
-The InfluenceNetwork that comes with nncift: `nncift select pool.jsonl --labels 0` ranks data with it that nobody
-labelled, from one forward pass of SmolLM2-135M-Instruct and one of MiniLM for each sample.
+The bundled InfluenceNetwork: `nncift select pool.jsonl --labels 0` ranks unlabelled data with it, from one forward pass
+of SmolLM2-135M-Instruct and one of MiniLM for each sample.
 
-- Learned from: exact influence of {rows} x {columns} samples of P3 ({families} families), reasoning-gym,
+- Fitted to: exact influence of {rows} x {columns} samples of P3 ({families} families), reasoning-gym,
   chatterbot-corpus and GSM8K, by LESS with both sides preconditioned, along three epochs on that pool.
-- Judged by: the linear datamodelling score on {subsets} fine-tunings of SmolLM2 on halves of 120 samples of P3.
-  Families it never saw (a network of {unseen_rows} x {unseen_columns} samples): {unseen.value:.2f} (95 % interval
+- Evaluated by: the linear datamodeling score on {subsets} fine-tunings of SmolLM2 on halves of 120 samples of P3.
+  Unseen families (a network of {unseen_rows} x {unseen_columns} samples): {unseen.value:.2f} (95 % interval
   {unseen.low:.2f} to {unseen.high:.2f}), from half the labels {half.value:.2f}, boosted trees {trees.value:.2f}; this
-  network, which saw other samples of them: {seen.value:.2f}.
+  network, fitted to other samples of them: {seen.value:.2f}.
 - Not for: another language model (`nncift pretrain --model X` makes one), or where fidelity matters: label some.
 - Made by: `python benchmarks/pretrain.py`; config.json has the settings.
 """
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", default="mixture-less", choices=list(JOBS))
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-fidelity"))
-    parser.add_argument("--output", type=Path, default=Path(nncift.__file__).parent / "pretrained")
+    parser.add_argument("--output", type=Path, default=Path(nncift.__file__).parent / "estimator" / "pretrained")
     options = parser.parse_args()
     model = LanguageModel.load(options.model)
     exact = ExactValues.load(FOLDER / f"{options.values}.safetensors")
@@ -76,7 +76,7 @@ def main() -> None:
     facts |= {"unseen_columns": len(new[1])}
 
     def report(name: str, estimated: np.ndarray) -> None:
-        facts[name] = score = linear_datamodelling_score(estimated, outcomes)
+        facts[name] = score = linear_datamodeling_score(estimated, outcomes)
         print(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f})", flush=True)
 
     report("trees", boosted_trees_on(judged, features, grid(exact.influence, *new)))
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def boosted_trees_on(judged: Sides, features: Sides, labels: LabelledPairs) -> np.ndarray:
-    """What boosted trees that learned elsewhere say of the judged samples; they saw their features."""
+    """Predictions of boosted trees for the evaluation samples, whose features (not labels) are in the fit."""
     both = [
         Features({name: np.concatenate([old.blocks[name], new.blocks[name]]) for name in old.blocks})
         for old, new in zip(features, judged, strict=True)

@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parent
 
 
 def shuffled_samples() -> Dataset:
-    """Prompts and responses in a seeded order; says which they are."""
+    """Prompts and responses in a seeded order; prints their source."""
     path = DATA / "p3_pool.jsonl.gz"
     if not path.exists():
         path, _ = embedded_data(cache_folder() / "demo")

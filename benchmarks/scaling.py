@@ -1,13 +1,12 @@
-"""What estimating costs as the pool grows: from 10 thousand to a million samples, against 1,000 and 10,000 targets.
+"""Cost of estimation as the pool grows: from 10 thousand to a million samples, against 1,000 and 10,000 targets.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --pool 10000 100000 --targets 1000
 
-A network that learned from 200 x 50 labels of random features (as wide as a sentence embedding and the states of
-SmolLM2) works through the pool, and then answers three questions: each sample's mean influence over all targets
-(exact, no pair is visited), its mean where it is above 0 (from 1,024 targets, with a standard error), and, for
-comparison, the same by visiting every pair. Cost that grows linearly has a steady column "per sample". The features
-lie on disk, as in a run.
+A network fitted to 200 x 50 labels of random features (as wide as a sentence embedding and the states of SmolLM2)
+computes the towers of the pool and then each sample's mean influence over all targets (exact, scoring no pair), its
+mean clipped at 0 (on 1,024 targets, with a standard error), and, for comparison, the mean by scoring all pairs. Linear
+cost has a constant column "per sample". The features are on disk, as in a run.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 
 WIDTHS = {"sentence": 384, "prompt states": 576, "response states": 576, "scalars": 6}
-EVERY_PAIR = 2 * 10**9  # pairs that are visited for comparison, at most
+EVERY_PAIR = 2 * 10**9  # scored for comparison, at most
 
 
 def features(n: int, folder: Path, seed: int) -> Features:
@@ -41,8 +40,8 @@ def features(n: int, folder: Path, seed: int) -> Features:
     return Features(blocks)
 
 
-def learned(folder: Path) -> InfluenceNetwork:
-    """A network that learned from 200 x 50 labels."""
+def fitted(folder: Path) -> InfluenceNetwork:
+    """A network fitted to 200 x 50 labels."""
     pool, target = features(200, folder, 1), features(50, folder, 2)
     i, j = np.divmod(np.arange(200 * 50), 50)
     values = np.random.default_rng(0).standard_normal(len(i)).astype(np.float32)
@@ -50,7 +49,7 @@ def learned(folder: Path) -> InfluenceNetwork:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, nargs="*", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--targets", type=int, nargs="*", default=[1000, 10_000])
@@ -61,7 +60,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        network = learned(folder)
+        network = fitted(folder)
         for n in options.pool:
             pool = features(n, folder, 3)
             for m in options.targets:
@@ -85,10 +84,10 @@ def row(network: InfluenceNetwork, pool: Features, target: Features) -> str:
     if len(pool) * len(target) > EVERY_PAIR:
         return "| " + " | ".join([*cells, "", ""]) + " |"
     since = time.perf_counter()
-    sums, _ = matrix._row_statistics  # the way of every other form: all pairs
-    visited = time.perf_counter() - since
+    sums, _ = matrix._row_statistics  # scores all pairs
+    scored = time.perf_counter() - since
     error = np.abs(means - sums / len(target)).max()
-    return "| " + " | ".join([*cells, f"{visited:.2f}", f"{error:.1e}"]) + " |"
+    return "| " + " | ".join([*cells, f"{scored:.2f}", f"{error:.1e}"]) + " |"
 
 
 if __name__ == "__main__":

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from pathlib import Path
 
 import numpy as np
+import reasoning_gym
 import torch
 import transformers
+import yaml
 from datasets import Dataset, Features, Value
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from nncift.influence.base import InfluenceFunction
+from nncift.labels.pairs import LabelledPairs
 from nncift.models.loading import quiet
+from nncift.run.files import package_folder
 
 TOKENS = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    **TOKENS,
-}
+LAYERS = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {**LAYERS, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
 WITH_PREFIX_CACHE = {
     "Llama": SMALL,
     "Mistral": {**SMALL, "sliding_window": 8},  # the prefix of the test is longer than the window
@@ -32,14 +33,7 @@ WITH_PREFIX_CACHE = {
     "Mixtral": {**SMALL, "num_local_experts": 4},
     "GPT2": {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "Bloom": {**TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "OPT": {
-        **TOKENS,
-        "hidden_size": 32,
-        "ffn_dim": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": 32,
-    },
+    "OPT": {**LAYERS, "ffn_dim": 64, "word_embed_proj_dim": 32},
 }
 WITHOUT = {"Mamba": {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}}
 
@@ -66,6 +60,28 @@ def named(pairs: list[tuple[str, str]], prefix: str) -> Dataset:
     return samples([{"id": f"{prefix}{k}", "prompt": p, "response": r} for k, (p, r) in enumerate(pairs)])
 
 
+def prepared(function: InfluenceFunction, pool: Dataset, target: Dataset, folder: Path | None = None):
+    function.prepare(pool, target, folder)
+    return function
+
+
+def families(*names: str, size: int, seed: int = 0) -> Dataset:
+    """Samples of task families of reasoning-gym, each with its family as `task`."""
+    rows = [
+        {"id": f"{name}-{k}", "prompt": sample["question"], "response": sample["answer"], "task": name}
+        for name in names
+        for k, sample in enumerate(reasoning_gym.create_dataset(name, size=size, seed=seed))
+    ]
+    return Dataset.from_list(rows)
+
+
+def dialogues() -> list[tuple[str, str]]:
+    """Question and answer, of chatterbot-corpus."""
+    folder = package_folder("chatterbot_corpus", "chatterbot-corpus")
+    data = yaml.safe_load((folder / "data" / "english" / "food.yml").read_text(encoding="utf-8"))
+    return [(str(turns[0]), str(turns[1])) for turns in data["conversations"]]
+
+
 def chat(name: str, *contents: str, system: str | None = None) -> dict:
     """A row that comes from a chat of user and assistant in turn."""
     roles = ["user", "assistant"] * len(contents)
@@ -75,6 +91,60 @@ def chat(name: str, *contents: str, system: str | None = None) -> dict:
     return {"id": name, "prompt": contents[0], "response": contents[-1], "messages": json.dumps(messages)}
 
 
+WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
+
+
+def word_rows(n: int, offset: int = 0) -> list[dict]:
+    """Prompts and responses of a few words each."""
+    return [
+        {"id": f"row-{i}", "prompt": f"Say {WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}", "response": WORDS[i * 3 % 10]}
+        for i in range(offset, offset + n)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def token_ids(*lengths: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, 290, length).tolist() for length in lengths]
+
+
+def labelled(influence: np.ndarray, keep: float = 1.0, seed: int = 0) -> LabelledPairs:
+    """Labels of a random share of the entries of a matrix (n_pool, n_target)."""
+    chosen = np.random.default_rng(seed).random(influence.shape) < keep
+    chosen[:1, :1] = True
+    i, j = np.nonzero(chosen)
+    return LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j].astype(np.float32))
+
+
+def random_labels(n_pool: int, n_target: int, seed: int = 0) -> LabelledPairs:
+    """Labels of all pairs, independent of the samples."""
+    return labelled(np.random.default_rng(seed).standard_normal((n_pool, n_target)))
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    """JSON Lines of objects, or of lines as they are."""
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_text(path: Path, text: str | bytes) -> Path:
+    """A file, compressed if its name ends in .gz."""
+    data = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+json_objects = st.dictionaries(
+    st.text(),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    ),
+    max_size=5,
+)

@@ -47,19 +47,10 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny-model")
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads, **special)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -82,6 +73,12 @@ def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: str) -> LanguageModel:
     """The tiny model, loaded; what it counts belongs to the tests of one file."""
+    return LanguageModel.load(tiny_model, device="cpu")
+
+
+@pytest.fixture
+def fresh(tiny_model: str) -> LanguageModel:
+    """The tiny model, loaded for one test, which may change it."""
     return LanguageModel.load(tiny_model, device="cpu")
 
 

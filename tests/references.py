@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -31,11 +32,8 @@ def plain_context(tokenizer, wording, example: dict | None, query: dict) -> list
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def filled(template: str, sample: dict) -> list[int]:
-        before, _, rest = template.partition("{prompt}")
-        between, found, after = rest.partition("{response}")
-        if not found:
-            return ids(before) + ids(sample["prompt"]) + ids(rest)
-        return ids(before) + ids(sample["prompt"]) + ids(between) + ids(sample["response"]) + ids(after)
+        pieces = re.split(r"\{(prompt|response)\}", template)  # text and names in turn
+        return [token for k, piece in enumerate(pieces) for token in ids(sample[piece] if k % 2 else piece)]
 
     shown = ids(wording.without_example) if example is None else filled(wording.with_example, example)
     return shown + filled(wording.query, query)
@@ -54,12 +52,7 @@ def chat_context(tokenizer, example: dict | None, query: dict) -> list[int]:
 def delift(model, tokenizer, context, pool: list[dict], target: list[dict]) -> np.ndarray:
     """DELIFT's influence, (n_pool, n_target): d(no example) - d(example).
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        context: gives the token ids in front of a response, from an example (or None) and a query.
-        pool: the examples.
-        target: the queries.
+    `context` gives the token ids in front of a response, from an example (or None) and a query.
     """
     influence = np.zeros((len(pool), len(target)))
     for j, query in enumerate(target):
@@ -74,9 +67,7 @@ def delift(model, tokenizer, context, pool: list[dict], target: list[dict]) -> n
 def loss(model, context: list[int], response: list[int]) -> float:
     """Mean negative log-probability of the response's tokens, from one full forward pass."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([context + response])).logits[0].double()
-    chances = torch.log_softmax(logits, dim=-1)
-    return -sum(float(chances[len(context) + k - 1, token]) for k, token in enumerate(response)) / len(response)
+        return float(response_loss(model, context + response, len(context)))
 
 
 def selectit(model, tokenizer, prompts, levels: int, sample: dict, *, alpha: float, softmax: bool) -> float:
@@ -157,13 +148,8 @@ def adam_direction(gradient, first, second, betas=(0.9, 0.999), epsilon=1e-8):
 def less(adapters: list, moments: list[dict], rates: list[float], pool: list, target: list, preconditioned: str):
     """LESS without a projection, (n_pool, n_target).
 
-    Args:
-        adapters: for each checkpoint, a function that gives the model with that adapter on it.
-        moments: Adam's (first, second) by the adapter's parameter name.
-        rates: the checkpoints' learning rates.
-        pool: (token ids, start of the response) of each sample.
-        target: likewise.
-        preconditioned: "no", "pool" or "both".
+    For each checkpoint a function that gives the model with its adapter, Adam's (first, second) moment by parameter
+    name, and a learning rate; then (token ids, start of the response) of each sample of both sides.
     """
     influence = np.zeros((len(pool), len(target)))
     for make, state, rate in zip(adapters, moments, rates, strict=True):
@@ -186,15 +172,9 @@ def less(adapters: list, moments: list[dict], rates: list[float], pool: list, ta
 def in_run(adapter, pool: list, targets: list, groups: list, steps: list, preconditioned: bool, clip=1.0, epsilon=1e-8):
     """First-order in-run data Shapley, (n_pool, groups): a backward pass for every sample and target of every step.
 
-    Args:
-        adapter: the model with a fresh adapter on it, which is trained here.
-        pool: (token ids, start of the response) of each sample.
-        targets: likewise.
-        groups: the group of each target.
-        steps: for each its learning rate, the numbers of its samples, and those of its targets.
-        preconditioned: whether the targets' gradient goes through Adam's second moment.
-        clip: longest gradient of a step.
-        epsilon: Adam's.
+    The fresh adapter is trained here. Samples and targets are (token ids, start of the response), `groups` has the
+    group of each target, a step its learning rate, the numbers of its samples, and those of its targets; `clip` is
+    the longest gradient of a step.
     """
     weights = {name: weight for name, weight in adapter.named_parameters() if "lora_" in name}
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, eps=epsilon)
@@ -265,13 +245,7 @@ class Adam:
 
 
 def lossval(pool, target, *, epochs, learning_rate, head_learning_rate, decay, rows, seed) -> np.ndarray:
-    """LossVal's weights (n,) by hand-written gradients, in float64.
-
-    Args:
-        pool: (prompts (n, d), responses (n, d)).
-        target: likewise, m samples.
-        epochs, learning_rate, head_learning_rate, decay, rows, seed: of `LossVal`.
-    """
+    """LossVal's weights (n,) by hand-written gradients in float64, from prompts and responses (n, d) of both sides."""
     prompts, responses = (np.asarray(side, dtype=np.float64) for side in pool)
     x, y = (np.hstack([np.asarray(side, dtype=np.float64) for side in sides]) for sides in (pool, target))
     diameter = 1.1 * max(np.linalg.norm(one - other) for one in x for other in y)
@@ -297,3 +271,14 @@ def lossval(pool, target, *, epochs, learning_rate, head_learning_rate, decay, r
             bias = of_bias.step(bias, back.sum(axis=0))
         w = np.maximum(of_w.step(w, slope), 0)
     return w
+
+
+def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[int], *, eta: float, nu: float) -> float:
+    """The value of a subset (`nncift.selection.objectives`), term by term."""
+    s, s_known = np.maximum(entries, 0).astype(float), np.maximum(known, 0).astype(float)
+    covered = [max((s[i, j] for i in subset), default=0.0) for j in range(s.shape[1])]
+    if name == "facility-location":
+        return sum(covered)
+    if name == "facility-location-mutual-information":
+        return sum(covered) + eta * sum(max(s[i]) for i in set(subset))
+    return sum(max(0.0, c - nu * max((row[j] for row in s_known), default=0.0)) for j, c in enumerate(covered))

@@ -96,7 +96,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
-    monkeypatch.setattr("nncift.pipeline.select.read_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("nncift.pipeline.read.read_pool", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["select", str(pool), "--output", str(tmp_path / "run")])
 
@@ -108,7 +108,7 @@ def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys,
         capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
     )
     assert (code, err) == (0, "")
-    assert "Chosen: 3 of 40 samples" in out
+    assert "Selected: 3 of 40 samples" in out
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["budget"], config["labels"]) == ("3", "60")
     file.write_text("budgte: 4\n")
@@ -121,7 +121,7 @@ def test_a_config_file_that_is_no_yaml(capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("budget: [1,\n")
     code, _, err = run(capsys, "select", "--config", tmp_path / "run.yaml")
     assert (code, err.count("\n")) == (2, 1)
-    assert "run.yaml is no YAML of options" in err
+    assert "run.yaml is not a YAML file of options" in err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_network_that_is_not_there(capsys, pool, tmp_path):
         assert message in err
 
 
-def test_an_interrupt_says_how_to_go_on(capsys, pool, minilm, tmp_path, monkeypatch):
+def test_an_interrupt_names_the_way_to_resume(capsys, pool, minilm, tmp_path, monkeypatch):
     (tmp_path / "stop.py").write_text(
         "class Stop:\n    name = 'stop'\n    def __call__(self, pool, target):\n        raise KeyboardInterrupt\n"
     )
@@ -158,7 +158,7 @@ def test_an_interrupt_says_how_to_go_on(capsys, pool, minilm, tmp_path, monkeypa
         capsys, "select", pool, "--influence", "stop:Stop", "--encoder", minilm, "--output", tmp_path / "run", "--quiet"
     )
     assert code == 130
-    assert "the same command goes on from here" in err
+    assert "the same command resumes from here" in err
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, minilm, tmp_path):

@@ -6,22 +6,22 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from nncift.data.demo import FAMILIES, PER_FAMILY, WISHED, embedded_data
+from nncift.data.demo import FAMILIES, PER_FAMILY, TARGET_FAMILIES, embedded_data
 from nncift.demo import run_demo
 
 
-def test_the_embedded_pool_is_what_the_demo_says(tmp_path: Path):
+def test_the_embedded_pool_is_as_documented(tmp_path: Path):
     pool, target = embedded_data(tmp_path)
     rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
-    wished = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    targets = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     families = Counter(row["family"] for row in rows)
     assert len(FAMILIES) == 40
     assert all(families[family] == PER_FAMILY for family in FAMILIES)
     assert sum(families.values()) - 40 * PER_FAMILY > 1200  # the dialogues
-    assert Counter(row["family"] for row in wished) == dict.fromkeys(WISHED, 10)
-    assert all(row["prompt"] and row["response"] for row in rows + wished)
+    assert Counter(row["family"] for row in targets) == dict.fromkeys(TARGET_FAMILIES, 10)
+    assert all(row["prompt"] and row["response"] for row in rows + targets)
     assert len({row["id"] for row in rows}) == len(rows)
-    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in wished}
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in targets}
     before = pool.read_bytes()
     pool.unlink()
     embedded_data(tmp_path)
@@ -31,9 +31,9 @@ def test_the_embedded_pool_is_what_the_demo_says(tmp_path: Path):
 def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("nncift.demo.BUDGET", 20)
     out = run_demo(output=tmp_path / "run", labels="24", features="sentence")
-    assert "share of the 4 wished families in the subset" in out
+    assert "share of the 4 target families in the subset" in out
     assert "random (expected)" in out
     assert "(extrapolated)" in out
-    assert "fidelity on pool samples it never saw" in out
+    assert "fidelity on new pool samples" in out
     assert len((tmp_path / "run/subset.jsonl").read_text(encoding="utf-8").splitlines()) == 20
     assert str(tmp_path / "run/report.html") in out

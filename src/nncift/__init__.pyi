@@ -3,8 +3,10 @@ from .data.pool import load_pool as load_pool
 from .errors import NNCIFTError as NNCIFTError
 from .estimator.network import InfluenceNetwork as InfluenceNetwork
 from .evaluation.fidelity import measure_fidelity as measure_fidelity
+from .features.base import FeatureSource as FeatureSource
 from .features.sentence import embed as embed
 from .influence.base import InfluenceFunction as InfluenceFunction
+from .influence.base import Traits as Traits
 from .influence.bm25 import BM25 as BM25
 from .influence.delift import Delift as Delift
 from .influence.embedding_similarity import EmbeddingSimilarity as EmbeddingSimilarity
@@ -27,5 +29,7 @@ from .pipeline.select import select as select
 from .report.html import write_report as write_report
 from .selection.greedy import lazy_greedy as lazy_greedy
 from .selection.objectives import FacilityLocation as FacilityLocation
+from .selection.objectives import FacilityLocationConditionalGain as FacilityLocationConditionalGain
 from .selection.objectives import FacilityLocationMutualInformation as FacilityLocationMutualInformation
+from .selection.objectives import ObjectiveOptions as ObjectiveOptions
 from .selection.selection import Selection as Selection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ app = App(
     help="Find the small subset of instruction-tuning data worth fine-tuning a language model on.",
     version_flags=["--version"],
     help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `main` says what to do
+    suppress_keyboard_interrupt=False,  # `main` handles it
     default_parameter=Parameter(negative=()),
 )
 
@@ -33,20 +34,20 @@ class _Options(Config):
     influence_options: Annotated[tuple[str, ...], Parameter(name="--influence-option")] = ()
 
 
-def _examples(*lines: str) -> str:
-    return "\n".join(["Examples:", "", *(f"- `{line}`" for line in lines)])
+def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A sub-command whose help ends with examples."""
+    return app.command(help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
-        "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
-        "nncift select pool.jsonl --target task.jsonl --influence less --influence-option training.epochs=2",
-        "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
-        "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
-        "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
-        "nncift select --config run.yaml --seed 1",
-    )
+@_command(
+    "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
+    "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
+    "nncift select pool.jsonl --target task.jsonl --influence less --influence-option training.epochs=2",
+    "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
+    "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
+    "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
+    "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
+    "nncift select --config run.yaml --seed 1",
 )
 def select(
     config: Annotated[_Options, Parameter(name="*")],
@@ -66,20 +67,18 @@ def select(
         from nncift.pipeline.context import make_config
         from nncift.pipeline.plan import plan
 
-        print(plan(make_config(options.pop("pool"), **options), progress=not quiet))
+        print(_as_typed(plan(make_config(options.pop("pool"), **options), progress=not quiet)))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text
 
     run(options.pop("pool"), **options, progress=not quiet)
-    print(summary_text(config.folder))
+    print(_as_typed(summary_text(config.folder)))
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift demo",
-        "nncift demo --model HuggingFaceTB/SmolLM2-360M-Instruct --encoder BAAI/bge-small-en-v1.5 --output runs/360m",
-    )
+@_command(
+    "nncift demo",
+    "nncift demo --model HuggingFaceTB/SmolLM2-360M-Instruct --encoder BAAI/bge-small-en-v1.5 --output runs/360m",
 )
 def demo(
     *,
@@ -96,8 +95,8 @@ def demo(
         output: The run folder.
         model: The language model: a hub id, a folder, or "embedded".
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
-        labels: Pairs to compute exactly; fewer are faster and worse.
-        features: What the network knows of each sample; "sentence" is faster and worse.
+        labels: Pairs to compute exactly; fewer are faster and less accurate.
+        features: The network's features of each sample; "sentence" is faster and less accurate.
         quiet: No progress bars.
     """
     from nncift.demo import run_demo
@@ -109,12 +108,10 @@ def demo(
     )
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift pretrain --model Qwen/Qwen2.5-0.5B --output runs/qwen",
-        "nncift pretrain mixture.jsonl --model Qwen/Qwen2.5-0.5B --labels 2h --output runs/qwen",
-        "nncift select pool.jsonl --network runs/qwen --model Qwen/Qwen2.5-0.5B --output runs/pool",
-    )
+@_command(
+    "nncift pretrain --model Qwen/Qwen2.5-0.5B --output runs/qwen",
+    "nncift pretrain mixture.jsonl --model Qwen/Qwen2.5-0.5B --labels 2h --output runs/qwen",
+    "nncift select pool.jsonl --network runs/qwen --model Qwen/Qwen2.5-0.5B --output runs/pool",
 )
 def pretrain(
     pool: str | None = None,
@@ -127,14 +124,14 @@ def pretrain(
     device: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """Make a network for a language model, to rank data that nobody labelled (`nncift select --network`).
+    """Pretrain an InfluenceNetwork for a model, so that new pools can be ranked without computing any influence.
 
     Args:
-        pool: A broad mixture of data to learn from; by default the demo's, dialogues and reasoning tasks.
+        pool: A broad mixture of data to label; by default the demo's, dialogues and reasoning tasks.
         model: The language model: a hub id, a folder, or "embedded".
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
-        influence: The exact influence to learn: by default gradients, which foretell training best.
-        labels: Pairs to compute exactly: a number, a fraction, a time or auto.
+        influence: The exact influence to learn: by default LESS gradients, which have the highest LDS.
+        labels: Pairs to compute exactly: a count, a fraction, a time budget or auto.
         output: The run folder; its folder `network` can be shared on the hub.
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
@@ -156,18 +153,14 @@ def pretrain(
         device=device,
         progress=not quiet,
     )
-    print(summary_text(Path(output)))
+    print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
     print(printable(f"Share it: hf upload YOUR/NAME {Path(output) / 'network'}"))
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift report runs/alpaca",
-    )
-)
+@_command("nncift report runs/alpaca")
 def report(run: str) -> None:
-    """Draw report.html of a finished run again.
+    """Regenerate report.html for a finished run.
 
     Args:
         run: The run folder.
@@ -177,28 +170,19 @@ def report(run: str) -> None:
     print(printable(write_report(Path(run))))
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift influences",
-        "nncift influences delift",
-    )
-)
+@_command("nncift influences", "nncift influences delift")
 def influences(name: str | None = None) -> None:
-    """Print the influence functions there are: formula, source, cost, what each is good for; or explain one.
+    """List the influence functions: formula, source, cost, what each is good for; or explain one.
 
     Args:
-        name: A name of the table, or your own "module:Class".
+        name: A listed name, or your own "module:Class".
     """
     from nncift.influence.catalogue import explain, overview
 
     print(overview() if name is None else explain(name))
 
 
-@app.command(
-    help_epilogue=_examples(
-        "nncift env",
-    )
-)
+@_command("nncift env")
 def env() -> None:
     """Print the versions and devices that a bug report needs."""
     import platform
@@ -242,7 +226,7 @@ def _read_config_file(file: Path) -> Callable[..., None]:
         options = yaml.config
     except cyclopts.CycloptsError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} is no YAML of options ({reason})", "correct it") from error
+        raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it") from error
     if not isinstance(options, dict) or "influence_options" not in options:
         return yaml
     from nncift.influence.options import option_texts
@@ -254,7 +238,7 @@ def _read_config_file(file: Path) -> Callable[..., None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
-    _settle_libraries()
+    _configure_libraries()
     try:
         rest, file = _take_config_file(list(sys.argv[1:] if arguments is None else arguments))
         app.config = () if file is None else (_read_config_file(file),)
@@ -263,11 +247,11 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except cyclopts.CycloptsError as error:
         _fail(f"{printable(error)} See nncift {_sub_command(rest)}--help.")
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python raises again when it flushes
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nnncift: stopped; the same command goes on from here.", file=sys.stderr)
+        print("\nnncift: stopped; the same command resumes from here.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -277,12 +261,21 @@ def _sub_command(arguments: list[str]) -> str:
     return f"{name} " if name in list(app) else ""
 
 
+_OPTIONS = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
+_OPTIONS["influence_options"] = "--influence-option"
+
+
+def _as_typed(text: object) -> str:
+    """Options that a text names as Python does, in backticks, as they are typed on the command line."""
+    return re.sub(r"`(\w+)`", lambda match: _OPTIONS.get(match[1], match[0]), str(text))
+
+
 def _fail(message: str) -> None:
-    print(f"nncift: {message}", file=sys.stderr)
+    print(f"nncift: {_as_typed(message)}", file=sys.stderr)
     sys.exit(2)
 
 
-def _settle_libraries() -> None:
+def _configure_libraries() -> None:
     """Settings that the libraries read when they are imported, where the user has made none.
 
     Their progress bars and advice stay off the terminal. Threads that wait sleep: while they spin, as is the

@@ -1,4 +1,4 @@
-"""What counts as standing in a test set, against a slow and obvious reference."""
+"""Decontamination against a slow reference."""
 
 import unicodedata
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nncift.data.decontamination import RUN, SHORT, Contamination, words
+from nncift.data.decontamination import MIN_RESPONSE, NGRAM, Contamination, words
 
-LONG = " ".join(f"w{i}" for i in range(RUN))
+LONG = " ".join(f"w{i}" for i in range(NGRAM))
 
 
 def why(sample, *tests):
@@ -20,7 +20,7 @@ def why(sample, *tests):
 
 
 def reference(sample, tests):
-    """Words by category of each character; runs by looking for them, between spaces, in the other text."""
+    """Words by character category; n-grams by substring search between spaces."""
 
     def plain(text):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -30,21 +30,19 @@ def reference(sample, tests):
     (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
     if prompt.strip() and any(prompt == other for other, _ in tests):
         return "same prompt"
-    if len(response.split()) >= SHORT and any(response == other for _, other in tests):
+    if len(response.split()) >= MIN_RESPONSE and any(response == other for _, other in tests):
         return "same response"
     for where, text in (("prompt", prompt), ("response", response)):
         found = text.split()
-        for i in range(len(found) - RUN + 1):
-            run = f" {' '.join(found[i : i + RUN])} "
+        for i in range(len(found) - NGRAM + 1):
+            run = f" {' '.join(found[i : i + NGRAM])} "
             if any(run in other for test in tests for other in test):
-                return f"{RUN} shared words in the {where}:{run}".rstrip()
+                return f"{NGRAM} shared words in the {where}:{run}".rstrip()
     return None
 
 
-word = st.sampled_from(
-    ["a", "A", "b", "Ärger", "Straße", "STRASSE", "ﬁ", "fi", "x_y", "don't", "3.5", "हिन्दी", "-", "."]
-)
-text = st.lists(word, max_size=40).map(" ".join)
+WORDS = ["a", "A", "b", "Ärger", "Straße", "STRASSE", "ﬁ", "fi", "x_y", "don't", "3.5", "हिन्दी", "-", "."]
+text = st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join)
 pair = st.tuples(text, text)
 
 
@@ -58,7 +56,7 @@ def test_equals_the_reference(sample, tests):
 
 
 @given(sample=pair)
-def test_a_sample_with_words_stands_in_itself(sample):
+def test_a_sample_with_words_matches_itself(sample):
     assert why(sample, sample) == (("same prompt", "t0") if words(sample[0]) else why(("", sample[1]), ("", sample[1])))
 
 
@@ -66,7 +64,8 @@ def test_names_the_test_sample():
     tests = [("first question", "r"), ("second question", "one two three four five six seven eight"), (LONG, "r")]
     assert why(("Second   QUESTION?", "x"), *tests) == ("same prompt", "t1")
     assert why(("x", "One, two; three: four five six seven EIGHT."), *tests) == ("same response", "t1")
-    assert why((f"before {LONG.upper()} after", "r"), *tests) == (f"{RUN} shared words in the prompt: {LONG}", "t2")
+    shared = f"{NGRAM} shared words in the prompt: {LONG}"
+    assert why((f"before {LONG.upper()} after", "r"), *tests) == (shared, "t2")
 
 
 @pytest.mark.parametrize(
@@ -84,17 +83,9 @@ def test_clean(sample, test):
 
 
 def test_scripts():
-    assert words("\uff26\uff35LL width ﬁne Straße don\u2019t under_score") == [
-        "full",
-        "width",
-        "fine",
-        "strasse",
-        "don",
-        "t",
-        "under",
-        "score",
-    ]
+    plain = ["full", "width", "fine", "strasse", "don", "t", "under", "score"]
+    assert words("\uff26\uff35LL width ﬁne Straße don\u2019t under_score") == plain
     assert words("हिन्दी वाक्य।") == ["हिन्दी", "वाक्य"]
     assert words("你好\uff0cworld 3") == ["你", "好", "world", "3"]
     chinese = "床前明月光疑是地上霜举头望明月低头思故乡"
-    assert why((f"请背诵 {chinese[:RUN]}", "r"), (f"《静夜思》{chinese}", "r"))[1] == "t0"
+    assert why((f"请背诵 {chinese[:NGRAM]}", "r"), (f"《静夜思》{chinese}", "r"))[1] == "t0"

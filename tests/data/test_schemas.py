@@ -1,4 +1,4 @@
-"""Every schema gives the prompt, the response and the messages it should, and says why a row is bad."""
+"""Prompt, response and messages of every schema, and the reason of every bad row."""
 
 import json
 
@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift.data.pool import load_pool, read_pool
-from nncift.data.schemas import SCHEMAS, chat_messages, recognise
+from nncift.data.pool import ReadOptions, load_pool, read_pool
+from nncift.data.schemas import chat_messages
 from nncift.errors import ConfigError, DataError
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
-HALF = "holds half of a surrogate pair, which is no Unicode text"
+HALF = "has half of a surrogate pair, which is not valid Unicode"
+IMAGE, PART = {"type": "image_url", "image_url": {}}, "content has a part"
 NOTHING = "nothing precedes the assistant's last turn"
 CALLS = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}]
 
@@ -31,45 +32,35 @@ def texts(row, **options):
 @pytest.mark.parametrize(
     ("row", "schema", "fields", "prompt"),
     [
-        ({"instruction": "i", "input": "n", "output": "r"}, "Alpaca", ["instruction", "input", "output"], "i\n\nn"),
-        ({"instruction": "i", "input": "", "output": "r"}, "Alpaca", ["instruction", "input", "output"], "i"),
-        ({"instruction": "i", "input": " \n", "output": "r"}, "Alpaca", ["instruction", "input", "output"], "i"),
-        ({"instruction": "i", "input": None, "output": "r"}, "Alpaca", ["instruction", "input", "output"], "i"),
-        ({"instruction": "i", "output": "r"}, "Alpaca", ["instruction", "input", "output"], "i"),
-        ({"instruction": "", "input": "n", "output": "r"}, "Alpaca", ["instruction", "input", "output"], "n"),
-        (
-            {"instruction": "i", "context": "c", "response": "r"},
-            "Dolly",
-            ["instruction", "context", "response"],
-            "i\n\nc",
-        ),
-        ({"instruction": "i", "context": "", "response": "r"}, "Dolly", ["instruction", "context", "response"], "i"),
-        ({"prompt": " p ", "response": "r"}, "prompt/response", ["prompt", "response"], " p "),
-        ({"prompt": "p", "completion": "r"}, "prompt/completion", ["prompt", "completion"], "p"),
-        ({"question": "p", "answer": "r"}, "question/answer", ["question", "answer"], "p"),
+        ({"instruction": "i", "input": "n", "output": "r"}, "Alpaca", "instruction input output", "i\n\nn"),
+        ({"instruction": "i", "input": "", "output": "r"}, "Alpaca", "instruction input output", "i"),
+        ({"instruction": "i", "input": " \n", "output": "r"}, "Alpaca", "instruction input output", "i"),
+        ({"instruction": "i", "input": None, "output": "r"}, "Alpaca", "instruction input output", "i"),
+        ({"instruction": "i", "output": "r"}, "Alpaca", "instruction input output", "i"),
+        ({"instruction": "", "input": "n", "output": "r"}, "Alpaca", "instruction input output", "n"),
+        ({"instruction": "i", "context": "c", "response": "r"}, "Dolly", "instruction context response", "i\n\nc"),
+        ({"instruction": "i", "context": "", "response": "r"}, "Dolly", "instruction context response", "i"),
+        ({"prompt": " p ", "response": "r\n"}, "prompt/response", "prompt response", " p "),
+        ({"prompt": "p", "completion": "r"}, "prompt/completion", "prompt completion", "p"),
+        ({"question": "p", "answer": "r"}, "question/answer", "question answer", "p"),
     ],
 )
 def test_text_schemas(row, schema, fields, prompt):
     pool, facts = read_pool([row | {"extra": 1}])
-    assert (pool[0]["prompt"], pool[0]["response"], pool[0]["messages"]) == (prompt, "r", None)
-    assert (facts.schema, facts.to_dict()["fields"]) == (schema, fields)
+    assert (pool[0]["prompt"], pool[0]["response"], pool[0]["messages"]) == (prompt, [*row.values()][-1], None)
+    assert (facts.schema, facts.to_dict()["fields"]) == (schema, fields.split())
 
 
-def test_response_is_not_stripped():
-    assert texts({"prompt": "p", "response": " r\n"}) == ("p", " r\n")
-
-
-def test_named_fields_override():
+def test_named_fields_take_precedence():
     row = {"prompt": "wrong", "response": "wrong", "ask": "p", "reply": "r"}
-    pool, facts = read_pool([row], prompt_field="ask", response_field="reply")
+    pool, facts = read_pool([row], ReadOptions(prompt_field="ask", response_field="reply"))
     assert (pool[0]["prompt"], pool[0]["response"], facts.schema) == ("p", "r", "ask/reply")
     chat = {"ask": [USER], "reply": [ANSWER]}
     assert texts(chat, prompt_field="ask", response_field="reply") == ("q", "a")
     with pytest.raises(ConfigError, match="go together"):
         load_pool([row], prompt_field="ask")
-    with pytest.raises(
-        DataError, match=r"field 'answer': there is no such field: the fields are prompt, response, ask"
-    ):
+    message = r"field 'answer': there is no such field: the fields are prompt, response, ask"
+    with pytest.raises(DataError, match=message):
         load_pool([row], prompt_field="ask", response_field="answer")
 
 
@@ -150,7 +141,7 @@ def test_messages_as_json_text(tmp_path):
     assert load_pool(path)["messages"] == [row["messages"]]
 
 
-def test_chat_messages_are_as_templates_expect(tmp_path):
+def test_chat_messages_have_the_form_of_templates(tmp_path):
     """Parquet gives every message every key; a template would take `tool_calls: null` for a call."""
     rows = [{"messages": [USER, {"role": "assistant", "content": None, "tool_calls": CALLS}, ANSWER]}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
@@ -159,9 +150,9 @@ def test_chat_messages_are_as_templates_expect(tmp_path):
     assert chat_messages(sample["messages"]) == rows[0]["messages"]
 
 
-def test_a_chat_goes_before_its_excerpt():
-    row = {"prompt": "excerpt", "response": "excerpt", "messages": [USER, ANSWER]}
-    assert recognise(row, SCHEMAS).name == "messages"
+def test_a_chat_takes_precedence_over_its_excerpt():
+    _, facts = read_pool([{"prompt": "excerpt", "response": "excerpt", "messages": [USER, ANSWER]}])
+    assert facts.schema == "messages"
     assert texts({"prompt": "[1] is", "completion": "[2]"}) == ("[1] is", "[2]")
 
 
@@ -197,34 +188,24 @@ def test_a_chat_goes_before_its_excerpt():
         ({"messages": [USER, {"role": "assistant"}]}, "messages[1]", "no content"),
         ({"messages": [USER, {"role": "assistant", "content": 1}]}, "messages[1]", "content is a number, not text"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "messages[1]", "empty"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ANSWER]},
-            "messages[0]",
-            "content has a part of type 'image_url', not text",
-        ),
-        (
-            {"messages": [{"role": "user", "content": [3]}, ANSWER]},
-            "messages[0]",
-            "content has a part that is a number, not text",
-        ),
+        ({"messages": [USER | {"content": [IMAGE]}, ANSWER]}, "messages[0]", f"{PART} of type 'image_url', not text"),
+        ({"messages": [USER | {"content": [3]}, ANSWER]}, "messages[0]", f"{PART} that is a number, not text"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "conversations[0].from", "unknown role 'alien'"),
         ({"conversations": [{"from": "human"}, {"from": "gpt", "value": "a"}]}, "conversations[0]", "no content"),
         ({"conversations": [{"value": "x"}]}, "conversations[0].role", "missing"),
         ({"prompt": [USER], "completion": "a"}, "prompt", "a list, not text"),
     ],
 )  # fmt: skip
-def test_bad_rows_say_field_and_reason(row, field, reason):
+def test_a_bad_row_has_a_field_and_a_reason(row, field, reason):
     with pytest.raises(DataError) as caught:
         load_pool([_mate(row), row])
     error = caught.value
     assert (error.file, error.row, error.field, error.problem) == ("<dataset>", 2, field, reason)
-    assert str(error) == (
-        f"<dataset>, row 2, field {field!r}: {reason}: correct it, or leave it out with --skip-bad-rows"
-    )
+    assert str(error) == (f"<dataset>, row 2, field {field!r}: {reason}: correct it, or skip it with `skip_bad_rows`")
 
 
 def _mate(row):
-    """A good row of the schema that the bad one is meant to have."""
+    """A good row of the bad one's schema."""
     if "messages" in row:
         return {"messages": [USER, ANSWER]}
     if "conversations" in row:
@@ -234,14 +215,14 @@ def _mate(row):
     return {"prompt": "q", "completion" if "completion" in row else "response": "a"}
 
 
-def test_the_first_good_row_decides():
+def test_the_first_good_row_determines_the_schema():
     rows = [
         {"prompt": "p", "response": ""},
         {"question": "p1", "answer": "r1"},
         {"prompt": "p2", "response": "r2"},
         {"question": "p3", "answer": "r3", "messages": [USER, ANSWER]},
     ]
-    pool, facts = read_pool(rows, skip_bad_rows=True)
+    pool, facts = read_pool(rows, ReadOptions(skip_bad_rows=True))
     assert (pool["prompt"][:], facts.schema, facts.rejected) == (["p1", "p3"], "question/answer", 2)
 
 
@@ -251,8 +232,8 @@ def test_no_known_schema():
         with pytest.raises(DataError) as caught:
             load_pool(rows, skip_bad_rows=skip)
         assert str(caught.value) == (
-            "<dataset>: no known schema fits its fields (text, label, score): name two of them with --prompt-field and "
-            "--response-field; known are messages (messages), ShareGPT (conversations), Alpaca (instruction, output), "
+            "<dataset>: no known schema fits its fields (text, label, score): name two of them with `prompt_field` and "
+            "`response_field`; known are messages (messages), ShareGPT (conversations), Alpaca (instruction, output), "
             "Dolly (instruction, response), prompt/response (prompt, response), "
             "prompt/completion (prompt, completion), question/answer (question, answer)"
         )
@@ -260,19 +241,11 @@ def test_no_known_schema():
         load_pool([{f"c{i}": 1 for i in range(1000)}])
 
 
-turns = st.lists(
-    st.builds(
-        dict,
-        role=st.sampled_from(["system", "user", "assistant", "tool"]),
-        content=st.text(st.characters(codec="utf-8")),
-    ),
-    max_size=6,
-)
+ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 
 
-@given(messages=turns)
-def test_chat_law(messages):
-    """What is kept is the messages up to the last assistant turn, whose content is the response."""
+@given(st.lists(st.builds(dict, role=ROLES, content=st.text(st.characters(codec="utf-8"))), max_size=6))
+def test_the_last_assistant_turn_is_the_response(messages):
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     turns = [message for message in messages[:last] if message["role"] != "system"]
     heard = turns if [turn["role"] for turn in turns] == ["user"] else messages[:last]

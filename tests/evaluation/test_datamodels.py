@@ -1,11 +1,11 @@
-"""The linear datamodelling score against scipy, and training outcomes that resume and are shared by processes."""
+"""The linear datamodeling score against scipy, and training outcomes: resumed, and shared by processes."""
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.evaluation.datamodels import (
     TrainingOutcomes,
     draw_subsets,
-    linear_datamodelling_score,
+    linear_datamodeling_score,
     mean_losses,
     measure_outcomes,
     noise_ceiling,
@@ -33,8 +33,8 @@ COMMITTED = Path(__file__).parents[2] / "benchmarks" / "outcomes" / "p3-smollm2.
 QUICK = Training(lora=Lora(rank=2, alpha=8, dropout=0.0), epochs=2, learning_rate=5e-3, batch_size=2)
 
 
-def made_up(influence: np.ndarray, *, n_subsets: int = 30, noise: float = 0.0, n_seeds: int = 2) -> TrainingOutcomes:
-    """Outcomes of a world in which influence adds up, with noise of its own for each seed."""
+def synthetic(influence: np.ndarray, *, n_subsets: int = 30, noise: float = 0.0, n_seeds: int = 2) -> TrainingOutcomes:
+    """Outcomes for additive influence, with independent noise for each seed."""
     n_pool, n_target = influence.shape
     rng = np.random.default_rng(1)
     subsets = draw_subsets(n_pool, n_subsets)
@@ -50,62 +50,57 @@ def influence() -> np.ndarray:
 
 
 class TestScore:
-    def test_true_influence_scores_one_and_its_opposite_minus_one(self, influence):
-        assert linear_datamodelling_score(influence, made_up(influence)).value == pytest.approx(1)
-        assert linear_datamodelling_score(-influence, made_up(influence)).value == pytest.approx(-1)
+    def test_of_true_influence_is_one_of_its_negative_minus_one_and_of_a_constant_zero(self, influence):
+        assert linear_datamodeling_score(influence, synthetic(influence)).value == pytest.approx(1)
+        assert linear_datamodeling_score(-influence, synthetic(influence)).value == pytest.approx(-1)
+        assert linear_datamodeling_score(np.ones_like(influence), synthetic(influence)).value == 0
 
     def test_equals_scipy_target_by_target(self, influence):
-        outcomes = made_up(influence, noise=3.0)
-        score = linear_datamodelling_score(influence, outcomes)
+        outcomes = synthetic(influence, noise=3.0)
+        score = linear_datamodeling_score(influence, outcomes)
         drops = (outcomes.before - outcomes.after).mean(axis=0)
         slow = [spearmanr(outcomes.subsets @ influence[:, j], drops[:, j]).statistic for j in range(7)]
         assert score.per_target == pytest.approx(slow, abs=1e-6)
         assert score.value == pytest.approx(np.mean(slow), abs=1e-6)
         assert 0.2 < score.value < 0.9
 
-    def test_the_interval_holds_the_value_and_shrinks_with_more_subsets(self, influence):
-        few = linear_datamodelling_score(influence, made_up(influence, noise=3.0, n_subsets=12))
-        many = linear_datamodelling_score(influence, made_up(influence, noise=3.0, n_subsets=200))
+    def test_the_interval_contains_the_value_and_narrows_with_more_subsets(self, influence):
+        few = linear_datamodeling_score(influence, synthetic(influence, noise=3.0, n_subsets=12))
+        many = linear_datamodeling_score(influence, synthetic(influence, noise=3.0, n_subsets=200))
         for score in (few, many):
             assert score.low < score.value < score.high
         assert many.high - many.low < few.high - few.low
 
-    @settings(deadline=None, max_examples=20)
+    @settings(deadline=None, max_examples=5)
     @given(st.integers(1, 1000), st.integers(-1000, 1000))
-    def test_scale_and_a_constant_do_not_matter(self, scale, shift):
+    def test_is_invariant_to_scale_and_shift(self, scale, shift):
         influence = np.random.default_rng(0).integers(-50, 50, (10, 3)).astype(float)
-        outcomes = made_up(influence, noise=2.0)
-        moved = linear_datamodelling_score(scale * influence + shift, outcomes)  # all subsets hold as many samples
-        assert moved.per_target == pytest.approx(linear_datamodelling_score(influence, outcomes).per_target)
-
-    def test_influence_that_says_nothing_scores_zero(self, influence):
-        assert linear_datamodelling_score(np.ones_like(influence), made_up(influence)).value == 0
+        outcomes = synthetic(influence, noise=2.0)
+        moved = linear_datamodeling_score(scale * influence + shift, outcomes)  # all subsets hold as many samples
+        assert moved.per_target == pytest.approx(linear_datamodeling_score(influence, outcomes).per_target)
 
     def test_refuses_another_shape_and_values_that_are_not_finite(self, influence):
-        outcomes = made_up(influence)
+        outcomes = synthetic(influence)
         with pytest.raises(ConfigError, match=r"\(7, 20\).*\(20, 7\)"):
-            linear_datamodelling_score(influence.T, outcomes)
+            linear_datamodeling_score(influence.T, outcomes)
         influence[3, 3] = np.nan
         with pytest.raises(ConfigError, match="not finite"):
-            linear_datamodelling_score(influence, outcomes)
+            linear_datamodeling_score(influence, outcomes)
 
 
 class TestNoiseCeiling:
-    def test_is_one_without_noise(self, influence):
-        again, ceiling = noise_ceiling(made_up(influence))
-        assert again.value == pytest.approx(1)
-        assert ceiling == pytest.approx(1)
-
-    def test_says_what_true_influence_reaches(self, influence):
-        outcomes = made_up(influence, noise=4.0, n_subsets=2000)
+    def test_is_the_score_of_true_influence(self, influence):
+        again, ceiling = noise_ceiling(synthetic(influence))  # without noise
+        assert (again.value, ceiling) == (pytest.approx(1), pytest.approx(1))
+        outcomes = synthetic(influence, noise=4.0, n_subsets=2000)
         again, ceiling = noise_ceiling(outcomes)
-        reached = linear_datamodelling_score(influence, outcomes).value
+        reached = linear_datamodeling_score(influence, outcomes).value
         assert again.value < 0.7
         assert ceiling == pytest.approx(reached, abs=0.03)
 
     def test_needs_two_seeds(self, influence):
         with pytest.raises(ConfigError, match="two seeds"):
-            noise_ceiling(made_up(influence, n_seeds=1))
+            noise_ceiling(synthetic(influence, n_seeds=1))
 
 
 class TestOutcomes:
@@ -120,11 +115,11 @@ class TestOutcomes:
         folder = tmp_path_factory.mktemp("outcomes")
         return measure_outcomes(tiny, *data, draw_subsets(6, 3), QUICK, folder), folder
 
-    def test_equal_training_by_hand(self, tiny, data, outcomes, tmp_path):
+    def test_equal_separate_training(self, tiny, data, outcomes, tmp_path):
         found, _ = outcomes
         examples, targets = (encode_examples(tiny, rows) for rows in data)
         chosen = [examples[i] for i in np.flatnonzero(found.subsets[2])]
-        seeded = dataclasses.replace(QUICK, seed=1, lora=dataclasses.replace(QUICK.lora, seed=1))
+        seeded = replace(QUICK, seed=1, lora=replace(QUICK.lora, seed=1))
         last = fine_tune(tiny, chosen, seeded, tmp_path)[-1]
         with adapted(tiny, last.folder):
             after = one_by_one(tiny, targets)
@@ -133,7 +128,7 @@ class TestOutcomes:
         assert found.before == pytest.approx(one_by_one(tiny, targets), rel=1e-5)
         assert not np.allclose(found.after[0], found.after[1], rtol=1e-4)
 
-    def test_go_on_after_a_kill_and_redo_nothing(self, tiny, data, outcomes):
+    def test_resume_after_a_kill_without_retraining(self, tiny, data, outcomes):
         found, folder = outcomes
         (folder / "seed-0-subset-0001.json").unlink()
         stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
@@ -152,15 +147,13 @@ class TestOutcomes:
         shared = TrainingOutcomes.load(tmp_path / "outcomes.safetensors")
         assert shared.after == pytest.approx(outcomes[0].after, rel=1e-5)
 
-    def test_refuse_the_folder_of_other_work(self, tiny, data, outcomes):
+    def test_refuse_the_folder_of_other_outcomes_and_an_empty_subset(self, tiny, data, outcomes):
         with pytest.raises(RunError, match="other samples or settings"):
             measure_outcomes(tiny, *data, draw_subsets(6, 3, seed=1), QUICK, outcomes[1])
-
-    def test_refuse_an_empty_subset(self, tiny, data, tmp_path):
         with pytest.raises(ConfigError, match="empty"):
-            measure_outcomes(tiny, *data, np.zeros((1, 6), bool), QUICK, tmp_path)
+            measure_outcomes(tiny, *data, np.zeros((1, 6), bool), QUICK, outcomes[1])
 
-    def test_are_saved_and_read(self, outcomes, tmp_path):
+    def test_round_trip(self, outcomes, tmp_path):
         found, _ = outcomes
         found.save(tmp_path / "o.safetensors")
         again = TrainingOutcomes.load(tmp_path / "o.safetensors")
@@ -178,7 +171,7 @@ def one_by_one(model: LanguageModel, examples: list) -> list[float]:
 
 
 def work(model: str, pool: Dataset, target: Dataset, folder: Path) -> None:
-    """What one of several processes does."""
+    """One of several processes on the same folder."""
     found = measure_outcomes(LanguageModel.load(model, device="cpu"), pool, target, draw_subsets(6, 3), QUICK, folder)
     found.save(folder / "outcomes.safetensors")
 
@@ -188,24 +181,22 @@ class TestCommittedOutcomes:
     def committed(self) -> TrainingOutcomes:
         return TrainingOutcomes.load(COMMITTED)
 
-    def test_are_whole(self, committed):
+    def test_are_complete_and_contain_no_texts(self, committed):
         assert committed.after.shape == (2, 40, 80)
         assert (committed.subsets.sum(axis=1) == 60).all()
         assert (len(committed.pool_ids), len(committed.target_ids)) == (120, 80)
         assert not set(committed.pool_ids) & set(committed.target_ids)
-        assert committed.drops.mean() > 1  # nats: training did something
+        assert committed.drops.mean() > 1  # nats
         assert len(np.unique(committed.subsets, axis=0)) == 40
-
-    def test_hold_no_texts(self):
         assert set(json.loads(COMMITTED.with_suffix(".json").read_text())) == {"pool_ids", "target_ids", "settings"}
         assert COMMITTED.stat().st_size < 100_000
 
-    def test_are_mostly_signal_and_know_the_families(self, committed, shared_data):
+    def test_are_mostly_signal_and_separate_task_families(self, committed, shared_data):
         with gzip.open(shared_data / "p3_pool.jsonl.gz", "rt", encoding="utf-8") as lines:
             family = {row["id"]: row["task"] for row in map(json.loads, lines)}
         of_pool, of_target = (np.array([family[i] for i in ids]) for ids in (committed.pool_ids, committed.target_ids))
-        known = linear_datamodelling_score((of_pool[:, None] == of_target).astype(float), committed)
+        by_family = linear_datamodeling_score((of_pool[:, None] == of_target).astype(float), committed)
         again, ceiling = noise_ceiling(committed)
-        assert known.low > 0
-        assert again.value > known.high
+        assert by_family.low > 0
+        assert again.value > by_family.high
         assert ceiling > again.value

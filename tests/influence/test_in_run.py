@@ -1,4 +1,4 @@
-"""In-run data Shapley against a loop with a backward pass per sample, and a training that it does not disturb."""
+"""In-run data Shapley against a backward pass per sample; the training is the same as without it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reasoning_gym
 import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nncift
 import references
-from nncift.errors import ConfigError, DataError, ModelError, RunError
+from builders import families, prepared
+from nncift.errors import ConfigError, ModelError, RunError
 from nncift.influence.in_run import InRun, InRunTraining
-from nncift.labels.collect import collect
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.training.gradient_products import InnerProducts, draw_targets, inner_products
@@ -29,24 +27,15 @@ from nncift.training.trainer import Training, fine_tune
 SMALL = InRunTraining(lora=Lora(rank=2, alpha=8, dropout=0.0), epochs=2, learning_rate=5e-3, batch_size=3, seed=4)
 
 
-def of_families(sizes: dict[str, int], seed: int) -> Dataset:
-    rows = [
-        {"id": f"{name}-{k}", "prompt": sample["question"], "response": sample["answer"], "task": name}
-        for name, size in sizes.items()
-        for k, sample in enumerate(reasoning_gym.create_dataset(name, size=size, seed=seed))
-    ]
-    return Dataset.from_list(rows)
-
-
 @pytest.fixture(scope="module")
 def pool() -> Dataset:
-    """Fourteen samples, which make five steps of three or two an epoch."""
-    return of_families({"chain_sum": 7, "spell_backward": 7}, seed=0).remove_columns("task")
+    """Fourteen samples: five steps of three or two per epoch."""
+    return families("chain_sum", "spell_backward", size=7).remove_columns("task")
 
 
 @pytest.fixture(scope="module")
 def tasks() -> Dataset:
-    return of_families({"chain_sum": 4, "spell_backward": 3}, seed=9)
+    return families("chain_sum", "spell_backward", size=4, seed=9).select(range(7))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +52,13 @@ def expected_scores(
     in_order = sorted(range(len(samples)), key=lambda k: samples[k].key)
     targets_in_order = sorted(range(len(targets)), key=lambda k: (names[k], targets[k].key))
     groups = [sorted(set(names)).index(names[k]) for k in targets_in_order]
-    each = min(training.batch_size, max(len(samples) // training.fewest_steps, 1))
+    each = min(training.batch_size, max(len(samples) // training.min_steps_per_epoch, 1))
     per_epoch = -(-len(samples) // each)
     total = training.epochs * per_epoch
-    rising = int(np.ceil(training.rising * total))
+    warm_up = int(np.ceil(training.warmup_ratio * total))
     rates = [
-        training.learning_rate * min((t + 1) / (rising + 1), (total - t) / max(total - rising, 1)) for t in range(total)
+        training.learning_rate * min((t + 1) / (warm_up + 1), (total - t) / max(total - warm_up, 1))
+        for t in range(total)
     ]
     batches = []
     for epoch in range(training.epochs):
@@ -83,7 +73,7 @@ def expected_scores(
             groups,
             list(zip(rates, batches, drawn, strict=True)),
             preconditioned,
-            training.clip,
+            training.max_grad_norm,
         )
     found = np.empty((len(samples), len(targets)))
     for place, j in enumerate(targets_in_order):
@@ -100,30 +90,27 @@ class TestInRun:
     @pytest.mark.parametrize("preconditioned", ["no", "yes"])
     def test_equals_the_definition(self, tiny, pool, tasks, preconditioned):
         """Two tasks of unlike size, three targets a step: steps see unlike numbers of each."""
-        function = InRun(tiny, training=SMALL, target_batch=3, preconditioned=preconditioned)
-        function.prepare(pool, tasks)
+        function = prepared(InRun(tiny, training=SMALL, target_batch=3, preconditioned=preconditioned), pool, tasks)
         expected = expected_scores(tiny, SMALL, pool, tasks, 3, preconditioned == "yes")
         scale = expected.std()
         np.testing.assert_allclose(function(pool, tasks) / scale, expected / scale, atol=5e-3)
         assert expected.shape == (14, 7)
-        assert not function.pointwise
+        assert not function.traits.pointwise
 
     def test_equals_the_definition_on_smollm2(self, smollm2, pool, target):
         model = LanguageModel.load(smollm2, device="cpu")
         training = dataclasses.replace(SMALL, epochs=1, learning_rate=1e-3)
         few, targets = pool.select([0, 1, 7, 8]), target.select([0, 4])
-        function = InRun(model, training=training)
-        function.prepare(few, targets)
+        function = prepared(InRun(model, training=training), few, targets)
         expected = expected_scores(model, training, few, targets, 1, True)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(function(few, targets) / scale, expected / scale, atol=5e-3)
 
-    def test_tells_by_how_much_a_step_lowers_the_loss(self, tiny, pool, target):
-        """One step along one sample's gradient, so small that first order is all there is."""
+    def test_predicts_the_loss_reduction_of_a_step(self, tiny, pool, target):
+        """One step along one sample's gradient, small enough that first order suffices."""
         rate = 1e-2
-        training = dataclasses.replace(SMALL, epochs=1, learning_rate=rate, rising=0.0)
-        function = InRun(tiny, training=training, preconditioned="no")
-        function.prepare(pool.select([0]), target.select([0]))
+        training = dataclasses.replace(SMALL, epochs=1, learning_rate=rate, warmup_ratio=0.0)
+        function = prepared(InRun(tiny, training=training, preconditioned="no"), pool.select([0]), target.select([0]))
         (sample,), (aim,) = (encode_examples(tiny, rows.select([0])) for rows in (pool, target))
         with adapted(tiny, training.lora) as adapter, torch.no_grad():
             before = references.response_loss(adapter, aim.ids, aim.start)
@@ -134,36 +121,24 @@ class TestInRun:
             after = references.response_loss(adapter, aim.ids, aim.start)
         assert function(pool.select([0]), target.select([0]))[0, 0] == pytest.approx(float(before - after), rel=0.02)
 
-    @pytest.mark.parametrize("preconditioned", ["no", "yes"])
-    def test_a_twin_of_a_target_scores_above_the_mean(self, tiny, pool, preconditioned):
-        for k in (3, 10):
-            function = InRun(tiny, training=SMALL, preconditioned=preconditioned)
-            function.prepare(pool, pool.select([k]))
-            scores = function(pool, pool.select([k]))[:, 0]
-            assert scores[k] > scores.mean()
-
-    def test_a_familys_own_samples_score_higher(self, smollm2):
-        pool = of_families({"chain_sum": 4, "spell_backward": 4}, seed=0)
-        target = of_families({"chain_sum": 2, "spell_backward": 2}, seed=9)
-        training = dataclasses.replace(SMALL, batch_size=4, fewest_steps=2, learning_rate=1e-4)
-        function = InRun(smollm2, device="cpu", training=training)
-        function.prepare(pool, target)
+    def test_samples_of_the_targets_family_score_higher(self, smollm2):
+        pool = families("chain_sum", "spell_backward", size=4)
+        target = families("chain_sum", "spell_backward", size=2, seed=9)
+        training = dataclasses.replace(SMALL, batch_size=4, min_steps_per_epoch=2, learning_rate=1e-4)
+        function = prepared(InRun(smollm2, device="cpu", training=training), pool, target)
         scores = function(pool, target)
         assert scores[:4, 0].mean() > scores[4:, 0].mean()
         assert scores[4:, 3].mean() > scores[:4, 3].mean()
 
     def test_a_column_for_each_task(self, tiny, pool, tasks, target):
-        function = InRun(tiny, training=SMALL, target_batch=2)
-        function.prepare(pool, tasks)
+        function = prepared(InRun(tiny, training=SMALL, target_batch=2), pool, tasks)
         influence = function(pool, tasks)
         assert len(np.unique(influence, axis=1).T) == 2
         np.testing.assert_array_equal(influence[:, :4], influence[:, :1].repeat(4, axis=1))
         np.testing.assert_array_equal(function(pool.select([7]), tasks.select([5, 1])), influence[7:8, [5, 1]])
-        # where each step looks at the only target of each task, the whole is the mean over the tasks
-        whole = InRun(tiny, training=SMALL, target_batch=2, preconditioned="no")
-        whole.prepare(pool, target.select([0, 4]))
-        apart = InRun(tiny, training=SMALL, target_batch=2, preconditioned="no")
-        apart.prepare(pool, tasks.select([0, 4]))
+        # if each step draws the only target of each task, the whole is the mean over the tasks
+        whole = prepared(InRun(tiny, training=SMALL, target_batch=2, preconditioned="no"), pool, target.select([0, 4]))
+        apart = prepared(InRun(tiny, training=SMALL, target_batch=2, preconditioned="no"), pool, tasks.select([0, 4]))
         mean = apart(pool, tasks.select([0, 4])).mean(axis=1)
         np.testing.assert_allclose(whole(pool, target.select([0]))[:, 0], mean, atol=1e-3 * mean.std())
 
@@ -177,38 +152,29 @@ class TestInRun:
         ):
             function = InRun(tiny, training=SMALL)
             function.check(pool, rows)
-            assert function.pointwise == alike
+            assert function.traits.pointwise == alike
 
     def test_the_order_of_the_rows_does_not_matter(self, tiny, pool, tasks):
         functions = [InRun(tiny, training=SMALL) for _ in range(2)]
         functions[0].prepare(pool, tasks)
         functions[1].prepare(pool.shuffle(seed=1), tasks.shuffle(seed=2))
         np.testing.assert_array_equal(functions[0](pool, tasks), functions[1](pool, tasks))
-        other = InRun(tiny, training=dataclasses.replace(SMALL, seed=5))
-        other.prepare(pool, tasks)
+        other = prepared(InRun(tiny, training=dataclasses.replace(SMALL, seed=5)), pool, tasks)
         assert np.abs(other(pool, tasks) - functions[0](pool, tasks)).max() > 0
 
     def test_copies_share_their_mean(self, tiny, pool, target):
         twice = Dataset.from_list([*pool.select(range(7)), *pool.select(range(7))])
-        function = InRun(tiny, training=SMALL)
-        function.prepare(twice, target)
+        function = prepared(InRun(tiny, training=SMALL), twice, target)
         influence = function(twice, target)
         np.testing.assert_array_equal(influence[:7], influence[7:])
         assert len(np.unique(influence)) == 7
 
-    def test_collect(self, tiny, pool, tasks, tmp_path):
-        function = InRun(tiny, training=SMALL)
-        pairs = collect(function, pool, tasks, np.arange(0, 14, 2), np.array([0, 3, 5]), folder=tmp_path)
-        assert pairs.influence.shape == (21,)
-        assert np.ptp(pairs.influence.reshape(7, 3)[:, :2], axis=1).max() == 0
 
-
-class TestTheTraining:
+class TestTraining:
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_goes_on_as_if_alone(self, tiny, pool, tasks, dropout, tmp_path):
+    def test_is_the_same_as_without_scores(self, tiny, pool, tasks, dropout, tmp_path):
         training = dataclasses.replace(SMALL, lora=dataclasses.replace(SMALL.lora, dropout=dropout))
-        function = InRun(tiny, training=training)
-        function.prepare(pool, tasks, tmp_path)
+        prepared(InRun(tiny, training=training), pool, tasks, tmp_path)
         examples = sorted(encode_examples(tiny, pool), key=lambda example: example.key)
         fine_tune(tiny, examples, training, tmp_path / "plain")
         for pattern in ("adapter_model.safetensors", "optimizer.safetensors"):
@@ -218,8 +184,7 @@ class TestTheTraining:
         assert all(weight.grad is None for weight in tiny.model.parameters())
 
     def test_resumes_with_the_same_bytes(self, tiny, pool, tasks, tmp_path, monkeypatch):
-        whole = InRun(tiny, training=SMALL)
-        whole.prepare(pool, tasks, tmp_path / "whole")
+        whole = prepared(InRun(tiny, training=SMALL), pool, tasks, tmp_path / "whole")
         influence = whole(pool, tasks)
         plain = InnerProducts.before_step
 
@@ -239,17 +204,12 @@ class TestTheTraining:
         assert 0 < tiny.forward_tokens - before < 0.6 * resumed.tokens(pool, tasks)
         np.testing.assert_array_equal(resumed(pool, tasks), influence)
         assert content(tmp_path / "killed") == content(tmp_path / "whole")
-        again = InRun(tiny, training=SMALL)
-        before = tiny.forward_tokens
-        again.prepare(pool, tasks, tmp_path / "whole")
-        np.testing.assert_array_equal(again(pool, tasks), influence)
-        assert tiny.forward_tokens == before
 
     def test_counts_tokens(self, tiny_model, pool, tasks):
         function = InRun(tiny_model, training=SMALL, target_batch=5, device="cpu")
-        foretold = function.tokens(pool, tasks)
+        expected = function.tokens(pool, tasks)
         function.prepare(pool, tasks)
-        assert function.forward_tokens == function.backward_tokens == foretold
+        assert function.forward_tokens == function.backward_tokens == expected
         assert function.tokens(pool, tasks.select([])) == function.tokens(pool.select([]), tasks) == 0
 
     def test_out_of_memory(self, tiny, pool, tasks, monkeypatch):
@@ -259,22 +219,15 @@ class TestTheTraining:
         for module in ("nncift.training.trainer", "nncift.training.gradients"):
             with monkeypatch.context() as patch:
                 patch.setattr(f"{module}.response_losses", full)
-                with pytest.raises(ModelError, match=r"ran out of memory while training .*: lower --max-length"):
+                with pytest.raises(ModelError, match=r"ran out of memory while (training|computing target).*: lower"):
                     InRun(tiny, training=SMALL).prepare(pool, tasks)
         assert not tiny.model.training
 
 
 class TestErrors:
-    def test_samples_that_it_has_not_seen(self, tiny, pool, tasks):
-        function = InRun(tiny, training=SMALL)
-        with pytest.raises(ConfigError, match=r"in-run has trained on nothing yet: call prepare\(pool, target\)"):
-            function(pool, tasks)
-        function.prepare(pool.select(range(5)), tasks.select(range(3)))
-        with pytest.raises(ConfigError, match=r"has not seen 'chain_sum-5': call prepare"):
-            function(pool, tasks.select([0]))
-        with pytest.raises(ConfigError, match=r"has not seen 'spell_backward-0': call prepare"):
-            function(pool.select([0]), tasks.select([4]))
-        with pytest.raises(ConfigError, match="has not seen"):  # a target of that text, but not of that task
+    def test_a_target_of_another_task_was_not_prepared(self, tiny, pool, tasks):
+        function = prepared(InRun(tiny, training=SMALL), pool.select(range(5)), tasks.select(range(3)))
+        with pytest.raises(ConfigError, match="was not trained with"):
             function(pool.select([0]), tasks.select([0]).remove_columns("task"))
 
     def test_nothing_to_train_on(self, tiny, pool, target):
@@ -282,28 +235,13 @@ class TestErrors:
             with pytest.raises(ConfigError, match="give a pool and a target"):
                 InRun(tiny, training=SMALL).prepare(rows, targets)
 
-    def test_each_step_looks_at_each_task(self, tiny, pool, tasks):
+    def test_each_step_draws_each_task(self, tiny, pool, tasks):
         each = tasks.remove_columns("task").add_column("task", [str(k) for k in range(7)])
         few, training = pool.select(range(3)), dataclasses.replace(SMALL, epochs=1)
-        function = InRun(tiny, training=training)
-        function.prepare(few, each)
+        function = prepared(InRun(tiny, training=training), few, each)
         assert (function(few, each) != 0).all()
-        with pytest.raises(ConfigError, match="target_batch 6 is less than the 7 tasks of the targets: give a larger"):
+        with pytest.raises(ConfigError, match="`target_batch` 6 is less than the targets' 7 tasks: give a larger"):
             InRun(tiny, training=training, target_batch=6).prepare(few, each)
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"preconditioned": "both"},
-            {"target_batch": 0},
-            {"batch_size": 0},
-            {"training": dataclasses.replace(SMALL, fraction=0.5)},
-        ],
-    )
-    def test_options_are_checked(self, wrong):
-        word = "fraction" if "training" in wrong else next(iter(wrong))
-        with pytest.raises(ConfigError, match=f"{word} .*: give"):
-            InRun("embedded", **wrong)
 
     def test_other_samples_or_settings_in_the_folder(self, tiny, pool, tasks, target, tmp_path):
         few = pool.select(range(6))
@@ -315,22 +253,14 @@ class TestErrors:
             ({}, few, target),
             ({}, few, tasks.select(range(6))),
         ):
-            with pytest.raises(RunError, match="holds the training of other samples or settings"):
+            with pytest.raises(RunError, match=r"(holds|contains) the training of other samples or settings"):
                 InRun(tiny, training=SMALL, **change).prepare(rows, targets, tmp_path)
-
-    def test_a_training_that_diverges(self, tiny_model, pool, tasks):
-        model = LanguageModel.load(tiny_model, device="cpu")
-        token = model.encode([pool[2]["response"]])[0][0]
-        with torch.no_grad():
-            model.model.get_input_embeddings().weight[token] = float("nan")
-        with pytest.raises(DataError, match=r"the score of .* is not finite: lower the learning rate"):
-            InRun(model, training=SMALL).prepare(pool, tasks)
 
 
 class TestInnerProducts:
     @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 5))
     @settings(max_examples=50, deadline=None)
-    def test_groups_take_turns_and_none_repeats_early(self, sizes, size, seed):
+    def test_groups_alternate_and_targets_are_drawn_without_replacement(self, sizes, size, seed):
         groups = [group for group, n in enumerate(sizes) for _ in range(n)]
         steps = draw_targets(groups, size, 40, seed)
         assert all(step.total() == size for step in steps)
@@ -343,17 +273,10 @@ class TestInnerProducts:
             assert abs(sum(counts) - 40 * size / len(sizes)) < 1
 
     @pytest.mark.parametrize(("out", "width"), [(3, 5), (5, 3)])
-    def test_equal_those_of_the_gradients_themselves(self, out, width):
+    def test_inner_products_equal_those_of_the_gradients(self, out, width):
         generator = torch.Generator().manual_seed(0)
         g, x, gradient = (
             torch.randn(*shape, generator=generator) for shape in ((4, 7, out), (4, 7, width), (out, width))
         )
         expected = [float(((g[k].T @ x[k]) * gradient).sum()) for k in range(4)]
         torch.testing.assert_close(inner_products(g, x, gradient).tolist(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_run(tiny_model, minilm, tmp_path):
-    rows = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
-    options = {"model": tiny_model, "encoder": minilm, "device": "cpu", "labels": 60, "budget": 5}
-    selection = nncift.select(rows, influence="in-run", output=tmp_path / "run", **options)
-    assert len(selection.indices) == 5

@@ -1,20 +1,24 @@
-"""Similarities of hidden states and of words, against slow references: RDS+, response similarity, BM25."""
+"""Similarities of embeddings, hidden states and words against slow references."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
 import references
-from builders import WITH_PREFIX_CACHE, WITHOUT, make_model, named, token_ids
-from nncift.errors import ConfigError, DataError, RunError
+from builders import WITH_PREFIX_CACHE, WITHOUT, make_model, named, prepared, token_ids
+from nncift.errors import ConfigError
 from nncift.influence.bm25 import BM25, words
+from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity
+from nncift.models.encoder import embed_texts, sample_texts
 from nncift.models.hidden_states import layer_count, mean_states
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import Wording
+from nncift.models.prompts import PromptTemplate
 
 POOL = [
     ("What is the capital of France?", "Paris"),
@@ -29,23 +33,18 @@ def block():
     return named(POOL, "x"), named([POOL[0], *TARGET], "t")
 
 
-@pytest.fixture(scope="module")
-def real(smollm2) -> LanguageModel:
-    return LanguageModel.load(smollm2, device="cpu")
-
-
-@pytest.fixture(params=["tiny", "real"])
+@pytest.fixture(params=["tiny", "smollm2_model"])
 def model(request) -> LanguageModel:
     return request.getfixturevalue(request.param)
 
 
 def parts(model, row) -> tuple[list[int], list[int]]:
     """Context and response of a sample, without the end token."""
-    context = references.plain_context(model.tokenizer, Wording(), None, row)
+    context = references.plain_context(model.tokenizer, PromptTemplate(), None, row)
     return context, model.tokenizer(row["response"])["input_ids"]
 
 
-class TestReadings:
+class TestHiddenStates:
     @pytest.mark.parametrize("architecture", [*WITH_PREFIX_CACHE, *WITHOUT])
     def test_equal_full_forward_passes(self, architecture, tiny):
         plain = make_model(architecture, {**WITH_PREFIX_CACHE, **WITHOUT}[architecture])
@@ -55,7 +54,7 @@ class TestReadings:
             outputs = [plain(input_ids=torch.tensor([ids]), output_hidden_states=True) for ids in sequences]
             last = [plain(input_ids=torch.tensor([prefix + ids])).logits[0, -1] for ids in sequences]
         weights = [np.arange(len(ids)) + 0.5 for ids in sequences]
-        first = 1 if architecture == "Mamba" else 0  # whose list of states leaves out the embeddings
+        first = 1 if architecture == "Mamba" else 0  # its list of states has no embeddings
         for layer in (first, 1, None):
             found = mean_states(model, sequences, weights, layer=layer, batch_size=2)
             for output, weight, mean in zip(outputs, weights, found, strict=True):
@@ -64,7 +63,7 @@ class TestReadings:
         found = model.next_token_logits(model.prefix(prefix), sequences, [5, 290, 7], batch_size=2)
         np.testing.assert_allclose(found, [logits[[5, 290, 7]].numpy() for logits in last], rtol=1e-3, atol=1e-3)
 
-    def test_the_pass_ends_where_the_states_are(self, tiny_model):
+    def test_the_forward_pass_stops_at_the_layer(self, tiny_model):
         model = LanguageModel.load(tiny_model, device="cpu")
         ran = []
         for number, layer in enumerate(model.model.model.layers):
@@ -77,31 +76,16 @@ class TestReadings:
         assert ran == [0, 1]
         assert model.forward_tokens == 8
 
-    def test_the_output_layer_sees_the_last_positions_alone(self, tiny_model):
+    def test_only_last_positions_go_through_the_output_layer(self, tiny_model):
         model = LanguageModel.load(tiny_model, device="cpu")
         seen = []
         model.model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape[:2]))
         model.next_token_logits(model.prefix(token_ids(50)[0]), token_ids(40, 39, 38), [5, 6])
-        assert seen == [(1, 1), (1, 3)]  # the prefix shows it one position, since every forward ends in it
+        assert seen == [(1, 1), (1, 3)]  # one position of the prefix, one of each query
 
     def test_no_sequences(self, tiny):
         assert mean_states(tiny, [], []).shape == (0, 32)
         assert tiny.next_token_logits(tiny.prefix([3]), [], [5, 6]).shape == (0, 2)
-
-    def test_running_out_of_memory_halves_the_batch(self, tiny_model, monkeypatch):
-        model = LanguageModel.load(tiny_model, device="cpu")
-        sequences, weights = token_ids(*[9] * 8), [np.full(9, 1 / 9)] * 8
-        expected = mean_states(model, sequences, weights, layer=1)
-        forward = model.model.forward
-
-        def limited(*args, input_ids, **options):
-            if len(input_ids) > 2:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-            return forward(*args, input_ids=input_ids, **options)
-
-        monkeypatch.setattr(model.model, "forward", limited)
-        np.testing.assert_allclose(mean_states(model, sequences, weights, layer=1), expected, atol=1e-6)
-        assert model.oom_splits == [8, 4]
 
 
 class TestRepresentationSimilarity:
@@ -119,57 +103,12 @@ class TestRepresentationSimilarity:
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert found[0, 0] == pytest.approx(1, abs=1e-5)
 
-    def test_reads_each_sample_once(self, tiny_model, block):
+    def test_each_distinct_sample_is_encoded_once(self, tiny_model, block):
         model = LanguageModel.load(tiny_model, device="cpu")
-        function = RepresentationSimilarity(model)
-        pool, target = block
-        function.prepare(pool, target)
-        lengths = [
-            len(context) + len(response) + 1 for row in [*pool, *target] for context, response in [parts(model, row)]
-        ]
-        expected = sum(lengths) - lengths[0]  # the first target is the first pool sample
-        assert function.forward_tokens == expected
-        for start in range(3):
-            function(pool.select([start]), target)
-        assert function.forward_tokens == expected
-
-    def test_shards_resume_with_the_same_bytes(self, tiny_model, block, tmp_path, monkeypatch):
-        monkeypatch.setattr("nncift.run.shards.SHARD", 2)
-        first, second, third = (RepresentationSimilarity(tiny_model, device="cpu") for _ in range(3))
-        first.prepare(*block, tmp_path)
-        shards = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        assert len(shards) == 3
-        second.prepare(*block, tmp_path)
-        assert second.forward_tokens == 0
-        (tmp_path / "representation-similarity-000001.safetensors").unlink()
-        third.prepare(*block, tmp_path)
-        assert 0 < third.forward_tokens < first.forward_tokens
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == shards
-        for function in (second, third):
-            np.testing.assert_array_equal(function(*block), first(*block))
-
-    def test_shards_of_other_samples_or_settings_are_not_taken(self, tiny_model, block, tmp_path):
-        pool, target = block
-        RepresentationSimilarity(tiny_model, device="cpu").prepare(pool, target, tmp_path)
-        for function, rows in (
-            (RepresentationSimilarity(tiny_model, device="cpu"), target.select([1, 2])),
-            (RepresentationSimilarity(tiny_model, device="cpu", wording="chat"), pool),
-        ):
-            expected = type(function)(tiny_model, device="cpu", wording=function.wording)(rows, rows)
-            function.prepare(rows, rows, tmp_path)
-            assert function.forward_tokens > 0
-            np.testing.assert_allclose(function(rows, rows), expected, atol=1e-6)
-
-    def test_a_damaged_shard_is_refused(self, tiny_model, block, tmp_path):
-        (tmp_path / "representation-similarity-000000.safetensors").write_bytes(b"nothing")
-        with pytest.raises(RunError, match=r"representation-similarity-000000\.safetensors is damaged"):
-            RepresentationSimilarity(tiny_model, device="cpu").prepare(*block, tmp_path)
-
-    def test_a_response_that_does_not_fit_is_refused_before_any_work(self, tiny_model, block):
-        function = RepresentationSimilarity(tiny_model, device="cpu", max_length=64)
-        with pytest.raises(DataError, match="'z0' takes"):
-            function.prepare(block[0], named([("why", "so " * 100)], "z"))
-        assert function.forward_tokens == 0
+        function = prepared(RepresentationSimilarity(model), *block)
+        rows = [row for side in block for row in side]
+        lengths = [len(context) + len(response) + 1 for context, response in (parts(model, row) for row in rows)]
+        assert function.forward_tokens == sum(lengths) - lengths[0]  # the first target is the first pool sample
 
 
 class TestResponseSimilarity:
@@ -187,8 +126,7 @@ class TestResponseSimilarity:
         )
         cosines = np.array([[references.cosine(a, b) for b in target] for a in pool])
         for sharpness, expected in ((0, cosines), (5, np.exp(5 * cosines - 5)), (2, np.exp(2 * cosines - 2))):
-            function = ResponseSimilarity(model, sharpness=sharpness)
-            function.prepare(*block)
+            function = prepared(ResponseSimilarity(model, sharpness=sharpness), *block)
             found = function(*block)
             np.testing.assert_allclose(found, expected, atol=1e-4)
             assert found[0, 0] == pytest.approx(1, abs=1e-5)
@@ -196,20 +134,14 @@ class TestResponseSimilarity:
         np.testing.assert_allclose(ResponseSimilarity(model).sharpness, 5)
         assert cosines.min() < 0
 
-    @pytest.mark.parametrize("sharpness", [-1.0, np.inf, np.nan])
-    def test_a_sharpness_that_cannot_be_used(self, tiny_model, sharpness):
-        with pytest.raises(ConfigError, match="0 is the cosine"):
-            ResponseSimilarity(tiny_model, sharpness=sharpness)
-
-    def test_like_responses_are_alike_for_a_real_model(self, real):
+    def test_similar_responses_are_similar_to_a_real_model(self, smollm2_model):
         pool = named([("Add 3 and 4.", "The sum is 7."), ("Greet me.", "Good morning to you!")], "x")
         target = named([("How much is 20 plus 5?", "The total is 25."), ("Say hello.", "Hello, good to see you!")], "t")
-        function = ResponseSimilarity(real)
-        function.prepare(pool, target)
+        function = prepared(ResponseSimilarity(smollm2_model), pool, target)
         influence = function(pool, target)
         assert (influence.argmax(axis=0) == [0, 1]).all()
 
-    def test_the_centre_is_that_of_the_samples_it_saw_last(self, tiny, block):
+    def test_the_mean_is_that_of_the_last_prepare(self, tiny, block):
         pool, target = block
         fresh, again = ResponseSimilarity(tiny), ResponseSimilarity(tiny)
         fresh.prepare(pool, target)
@@ -219,38 +151,34 @@ class TestResponseSimilarity:
 
     def test_an_empty_response_is_its_end_token(self, tiny):
         rows = named([("a", ""), ("b", "yes"), ("c", "no")], "x")
-        function = ResponseSimilarity(tiny)
-        function.prepare(rows, rows)
+        function = prepared(ResponseSimilarity(tiny), rows, rows)
         assert np.isfinite(function(rows, rows)).all()
 
-    def test_a_layer_that_is_not_there(self, tiny, block):
-        with pytest.raises(ConfigError, match=r"layer 3 is not one of .*: give 0 to 2"):
+    def test_an_invalid_layer(self, tiny, block):
+        with pytest.raises(ConfigError, match=r"`layer` 3 does not exist in .*: give 0 to 2"):
             ResponseSimilarity(tiny, layer=3).prepare(*block)
 
 
 class TestBM25:
     def test_equals_the_reference(self, block):
         pool, target = block
-        function = BM25(k1=1.2, b=0.6)
-        function.prepare(pool, target)
+        function = prepared(BM25(k1=1.2, b=0.6), pool, target)
         documents, queries = ([words(f"{row['prompt']} {row['response']}") for row in rows] for rows in (pool, target))
         expected = np.array([references.bm25(documents, query, k1=1.2, b=0.6) for query in queries]).T
         np.testing.assert_allclose(function(pool, target), expected, rtol=1e-5, atol=1e-6)
         assert expected[0, 0] == expected[:, 0].max() > 0
         assert (expected == 0).any()
 
-    def test_a_word_said_twice_counts_twice(self, block):
+    def test_a_repeated_word_counts_twice(self, block):
         pool, _ = block
         once, twice = named([("paris", "x1")], "t"), named([("paris Paris", "x1")], "t")
-        function = BM25()
-        function.prepare(pool, once)
+        function = prepared(BM25(), pool, once)
         np.testing.assert_allclose(function(pool, twice), 2 * function(pool, once), rtol=1e-6)
 
     def test_samples_without_words(self):
         pool = named([("?!", "..."), ("one two", "three"), ("?!", "!!")], "x")
         target = named([("...", "?"), ("three", "!")], "t")
-        function = BM25()
-        function.prepare(pool, target)
+        function = prepared(BM25(), pool, target)
         influence = function(pool, target)
         assert influence[1, 1] > 0
         assert influence.sum() == influence[1, 1]
@@ -258,9 +186,19 @@ class TestBM25:
         function.prepare(nothing, target)
         np.testing.assert_array_equal(function(nothing, target), np.zeros((2, 2), np.float32))
 
-    def test_a_pool_sample_that_prepare_did_not_see(self, block):
+
+class TestEmbeddingSimilarity:
+    def test_equals_the_reference(self, minilm, block):
         pool, target = block
-        function = BM25()
-        function.prepare(pool.select([0, 1]), target)
-        with pytest.raises(ConfigError, match="does not know the pool sample 'Name a fruit"):
-            function(pool, target)
+        a, b = (embed_texts(sample_texts(rows), minilm).astype(np.float64) for rows in block)
+        expected = [[x @ y / math.sqrt((x @ x) * (y @ y)) for y in b] for x in a]
+        plain, scaled = (EmbeddingSimilarity(minilm, scaled=flag)(pool, target) for flag in (False, True))
+        np.testing.assert_allclose(plain, expected, atol=1e-4)
+        np.testing.assert_allclose(scaled, (np.array(expected) + 1) / 2, atol=1e-4)
+        assert plain[0, 0] == plain[:, 0].max() == pytest.approx(1, abs=1e-5)
+
+    def test_takes_a_loaded_encoder(self, minilm, block):
+        from sentence_transformers import SentenceTransformer
+
+        loaded = EmbeddingSimilarity(SentenceTransformer(minilm, device="cpu"))(*block)
+        np.testing.assert_array_equal(loaded, EmbeddingSimilarity(minilm, device="cpu")(*block))

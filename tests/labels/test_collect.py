@@ -1,16 +1,18 @@
-"""Collecting exact values: memory that runs out, and how blocks are cut."""
+"""Collecting exact influence: blocks, resuming, and blocks that run out of memory."""
 
 from __future__ import annotations
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from builders import named
-from nncift.errors import ModelError
-from nncift.labels.collect import collect
+from nncift.errors import DataError, ModelError
+from nncift.influence.base import InfluenceFunction, Traits
+from nncift.labels.collect import _Labelling, collect
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def pool():
     return named([("a", "b")] * 300, "x")
 
 
-class Product:
+class Product(InfluenceFunction):
     """Influence by row and column number, with memory for blocks of a few pairs."""
 
     name = "product"
@@ -35,13 +37,17 @@ class Product:
         return np.outer(rows, columns)
 
 
+def product(pool_rows, target_rows):
+    """The same as a plain callable."""
+    return Product()(pool_rows, target_rows)
+
+
 class Pointwise(Product):
-    pointwise = True
-    progress = False
+    traits = Traits(pointwise=True)
 
 
 @pytest.mark.parametrize("most", [10, 3, 1])
-def test_a_block_that_does_not_fit_is_halved_and_the_log_says_so(pool, tmp_path, caplog, most):
+def test_a_block_that_does_not_fit_is_halved_and_logged(pool, tmp_path, caplog, most):
     rows, columns = np.arange(3, 7), np.arange(20, 26)
     whole = collect(Product(), pool, pool, rows, columns)
     function = Product(most)
@@ -51,7 +57,7 @@ def test_a_block_that_does_not_fit_is_halved_and_the_log_says_so(pool, tmp_path,
         np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name))
     np.testing.assert_array_equal(halved.influence, (halved.pool_index * halved.target_index).astype(np.float32))
     assert max(height * width for height, width in function.blocks) <= most
-    assert "memory ran out on a block of 4 x 6 pairs, which was halved" in caplog.text
+    assert "a block of 4 x 6 pairs ran out of memory and was halved" in caplog.text
 
 
 def test_a_pair_that_does_not_fit_is_named(pool):
@@ -59,13 +65,20 @@ def test_a_pair_that_does_not_fit_is_named(pool):
         collect(Product(0), pool, pool, np.array([7]), np.array([9]))
 
 
-def test_other_errors_pass(pool):
-    class Broken(Product):
-        def __call__(self, pool_rows, target_rows):
-            raise RuntimeError("shapes")
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (lambda values: 1 / 0, ZeroDivisionError, "division"),
+        (lambda values: values.T, DataError, r"shape \(4, 5\) for 5 pool samples and 4 targets"),
+        (lambda values: np.where(values == 6, np.nan, values), DataError, "the influence of 'x2' on 'x3' is nan"),
+    ],
+)
+def test_other_errors_pass_and_bad_values_are_refused(pool, values, error, message):
+    def function(pool_rows, target_rows):
+        return values(product(pool_rows, target_rows))
 
-    with pytest.raises(RuntimeError, match="shapes"):
-        collect(Broken(), pool, pool, np.array([7]), np.array([9]))
+    with pytest.raises(error, match=message):
+        collect(function, pool, pool, np.arange(5), np.arange(4))
 
 
 def test_blocks_of_a_pointwise_function_are_tall(pool):
@@ -74,13 +87,12 @@ def test_blocks_of_a_pointwise_function_are_tall(pool):
         collect(function, pool, pool, np.arange(200), np.arange(64), progress=function is pointwise)
     assert pairwise.blocks[0] == (2, 64)
     assert pointwise.blocks == [(128, 64), (72, 64)]
-    assert pointwise.progress
-    assert not hasattr(pairwise, "progress")
+    assert (pairwise.progress, pointwise.progress) == (False, True)
 
 
-def test_one_pair_of_each_row(pool, tmp_path):
+def test_one_pair_of_each_row(pool):
     rows, columns = np.arange(300)[::2], np.resize(np.arange(40, 47), (150, 1))
-    pairs = collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path)
+    pairs = collect(Pointwise(), pool, pool, rows, columns)
     np.testing.assert_array_equal(pairs.pool_index, rows)
     np.testing.assert_array_equal(pairs.target_index, columns[:, 0])
     np.testing.assert_array_equal(pairs.influence, pairs.pool_index * pairs.target_index)
@@ -88,16 +100,34 @@ def test_one_pair_of_each_row(pool, tmp_path):
     assert set(held_out.quadrants(train)) == {"Q2", "Q4"}  # a row is held out with its target
 
 
-def test_one_pair_of_each_row_resumes(pool, tmp_path):
-    def stop():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("function", [Product(), Pointwise(), product], ids=["pairwise", "pointwise", "plain"])
+@pytest.mark.parametrize(
+    "columns", [np.arange(7), np.resize(np.arange(9), (300, 7)), np.resize(np.arange(7), (300, 1))]
+)
+def test_killed_and_resumed_with_the_same_bytes(pool, function, columns, tmp_path):
+    rows, blocks = np.arange(300), []
+    whole = collect(function, pool, pool, rows, columns, folder=tmp_path / "whole")
+    np.testing.assert_array_equal(whole.influence, whole.pool_index * whole.target_index)
 
-    rows, columns = np.arange(300), np.resize(np.arange(7), (300, 1))
-    whole = collect(Pointwise(), pool, pool, rows, columns)
+    def stop():
+        blocks.append(1)
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+
+    part = tmp_path / "part"
     with pytest.raises(KeyboardInterrupt):
-        collect(Pointwise(), pool, pool, rows, columns, folder=tmp_path, after_block=stop)
-    resumed = Pointwise()
-    found = collect(resumed, pool, pool, rows, columns, folder=tmp_path)
-    assert [height for height, _ in resumed.blocks] == [128, 44]
-    for name in ("pool_index", "target_index", "influence"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+        collect(function, pool, pool, rows, columns, folder=part, after_block=stop)
+    assert sorted(path.name for path in part.iterdir()) == ["block-000000.parquet", "block-000001.parquet"]
+    collect(function, pool, pool, rows, columns, folder=part, after_block=stop)
+    height = 128 if function is not product and function.traits.pointwise else 128 // columns.shape[-1]
+    assert len(blocks) == -(-300 // height)
+    assert [path.name for path in part.iterdir()] == ["labels.parquet"]
+    assert (part / "labels.parquet").read_bytes() == (tmp_path / "whole" / "labels.parquet").read_bytes()
+    collect(function, pool, pool, rows, columns, folder=part, after_block=lambda: pytest.fail("computed again"))
+
+
+@pytest.mark.parametrize("columns", [np.arange(4), np.resize(np.arange(5), (9, 2))])
+def test_a_block_is_the_same_after_pickling(pool, columns):
+    work = _Labelling(Pointwise(), pool, pool, np.arange(9), columns)
+    here, elsewhere = work(range(3, 7)), pickle.loads(pickle.dumps(work))(range(3, 7))
+    assert {name: array.tobytes() for name, array in here.items()} == {k: a.tobytes() for k, a in elsewhere.items()}

@@ -1,4 +1,4 @@
-"""Exact values that another tool made: tables and matrices, what is refused, and a whole run from them."""
+"""Imported exact influence: tables and matrices, refused ones, and a whole run from them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_ids_that_are_numbers(tmp_path):
         ((None, "t0", 1.0), "row 4, field 'pool_id': there is no value"),
         (("x1", "t0", float("nan")), "row 4, field 'influence': 'nan' is not a finite number"),
         (("x1", "t0", 1e300), "row 4, field 'influence': '1e+300' is not a finite number"),
-        (("x0", "t0", 1.0), "row 4: this pair is given before, in row 2: give each once"),
+        (("x0", "t0", 1.0), "row 4: this pair is also in row 2: give each once"),
     ],
 )
 @pytest.mark.parametrize("name", ["l.jsonl", "l.parquet"])
@@ -93,29 +93,22 @@ def test_rows_that_are_refused(block, tmp_path, row, message, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "text", "message"),
     [
-        ("pool_id,target_id,value\nx0,t0,1", "row 1, field 'influence': there is no value"),
-        ("pool_id,target_id,influence\nx0,t0,much\nx1,t0,2", "'much' is not a finite number"),
-        ("pool_id,target_id,influence\nx0,t0,\nx1,t0,2", "row 1, field 'influence': there is no value"),
-        ("pool_id,target_id,influence\nx0,t0,1", "two labelled pairs or more are needed"),
+        ("l.csv", "pool_id,target_id,value\nx0,t0,1", "row 1, field 'influence': there is no value"),
+        ("l.csv", "pool_id,target_id,influence\nx0,t0,much\nx1,t0,2", "'much' is not a finite number"),
+        ("l.csv", "pool_id,target_id,influence\nx0,t0,\nx1,t0,2", "row 1, field 'influence': there is no value"),
+        ("l.csv", "pool_id,target_id,influence\nx0,t0,1", "at least two pairs"),
+        ("l.csv", None, r"l\.csv: no such file"),
+        ("l.xlsx", "x", r"l\.xlsx: unknown format"),
+        ("l.jsonl", "{", r"l\.jsonl, row 1: invalid JSON"),
     ],
 )
-def test_csv_that_is_refused(block, tmp_path, text, message):
-    (tmp_path / "l.csv").write_text(text)
+def test_files_that_are_refused(block, tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        read_labels(tmp_path / "l.csv", *block)
-
-
-def test_files_that_are_refused(block, tmp_path):
-    with pytest.raises(DataError, match=r"no\.csv: no such file"):
-        read_labels(tmp_path / "no.csv", *block)
-    (tmp_path / "l.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"l\.xlsx: unknown format"):
-        read_labels(tmp_path / "l.xlsx", *block)
-    (tmp_path / "l.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"l\.jsonl, row 1: invalid JSON"):
-        read_labels(tmp_path / "l.jsonl", *block)
+        read_labels(tmp_path / name, *block)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +119,7 @@ def test_files_that_are_refused(block, tmp_path):
         ([[1.0, 1e300], [1.0, 1.0]], {}, r"the influence of 'x1' on 't0' is 1e\+300"),
         ([["a", "b"], ["c", "d"]], {}, "found <U1"),
         ([[1.0, 2.0]] * 2, {"pool_ids": ["x1", "x9"]}, r"m\.pool_ids\.json, field 'pool_id': there is no sample 'x9'"),
-        ([[1.0, 2.0]] * 2, {"target_ids": ["t1", "t1"]}, r"m\.target_ids\.json: the id 't1' is there twice"),
+        ([[1.0, 2.0]] * 2, {"target_ids": ["t1", "t1"]}, r"m\.target_ids\.json: the id 't1' is listed twice"),
         ([[1.0, 2.0]] * 2, {"target_ids": {"t1": 0, "t0": 1}}, r"m\.target_ids\.json: this is not a list of ids"),
     ],
 )
@@ -147,7 +140,7 @@ def test_a_matrix_without_ids_or_numbers(block, tmp_path):
 class TestRun:
     @pytest.fixture
     def options(self, minilm, tmp_path) -> dict:
-        """A pool whose even samples help every target, as somebody else has measured."""
+        """A pool whose even samples help every target, by imported values."""
         pool, target = tmp_path / "pool.jsonl", tmp_path / "target.jsonl"
         for path, n in ((pool, 40), (target, 6)):
             rows = [
@@ -156,7 +149,7 @@ class TestRun:
             ]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         labels = [(f"pool-{i}", f"target-{j}", float(i % 2 == 0) + 0.01 * j) for i in range(30) for j in range(6)]
-        # A language model that does not exist shows that none is asked.
+        # The language model does not exist: none is loaded.
         given = {"labels_from": table(tmp_path / "exact.parquet", labels), "model": "./none", "budget": 4}
         return {"pool": pool, "target": target, "encoder": minilm, "device": "cpu", **given}
 
@@ -201,5 +194,5 @@ class TestRun:
 
     @pytest.mark.parametrize("other", [{"influence": "delift"}, {"labels": 100}, {"network": "runs/a"}])
     def test_options_that_do_not_go_with_it(self, options, other):
-        with pytest.raises(ConfigError, match="--labels-from brings the exact values, so --"):
+        with pytest.raises(ConfigError, match="`labels_from` provides the exact values, so `"):
             nncift.select(**options, **other)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ import pytest
 
 import nncift
 import nncift.pipeline.plan
+from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.estimator.network import InfluenceNetwork
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
-from nncift.pipeline.active import Rounds, _ending
+from nncift.pipeline.active import ActiveLabelling
 from nncift.report.summary import summary_text
 from nncift.run.files import read_json
 
@@ -47,39 +47,41 @@ class Measured:
 
 
 def rounds(
-    wish: float = 0.6, n_target: int | None = M, recipe: str = "process", *, own_targets: bool = False
-) -> Rounds:
-    return Rounds(N, n_target, pointwise=False, own_targets=own_targets, recipe=recipe, wish=wish, seed=0)
+    target_fidelity: float = 0.6, n_target: int | None = M, recipe: str = "process", *, own_targets: bool = False
+) -> ActiveLabelling:
+    return ActiveLabelling(
+        N, n_target, pointwise=False, own_targets=own_targets, recipe=recipe, target_fidelity=target_fidelity, seed=0
+    )
 
 
-def test_it_labels_until_the_wish_is_reached(tmp_path: Path):
+def test_labelling_stops_at_the_target_fidelity(tmp_path: Path):
     measured = Measured()
     pairs = rounds().label(measured.pool, measured.target, tmp_path / "rounds.json", measured)
-    story = read_json(tmp_path / "rounds.json")
-    reached = [one["reached"] for one in story["rounds"]]
-    assert story["ended"] == "the wish was reached"
+    history = read_json(tmp_path / "rounds.json")
+    reached = [one["reached"] for one in history["rounds"]]
+    assert history["ended"] == "target fidelity reached"
     assert reached[-1] >= 0.6
     assert all(value < 0.6 for value in reached[:-1])
-    taken = [story["held_out"][0], *(one["rows"] for one in story["rounds"])]
+    taken = [history["held_out"][0], *(one["rows"] for one in history["rounds"])]
     assert len(np.concatenate(taken)) == len(np.unique(np.concatenate(taken)))  # no row twice
     assert len(pairs) == sum(map(len, taken)) * 48
-    assert [one["pairs"] for one in story["rounds"]] == (48 * np.cumsum([len(rows) for rows in taken[1:]])).tolist()
+    assert [one["pairs"] for one in history["rounds"]] == (48 * np.cumsum([len(rows) for rows in taken[1:]])).tolist()
 
 
-def test_a_killed_round_goes_on_as_if_nothing_had_been(tmp_path: Path):
+def test_a_killed_round_resumes_with_the_same_labels(tmp_path: Path):
     whole = rounds(0.99).label(features(1, N), features(2, M), tmp_path / "whole.json", Measured(noise=0.5))
-    story = read_json(tmp_path / "whole.json")
-    assert len(story["rounds"]) >= 3
-    for place in ("held-out", "round-0", "round-1", "round-2"):
+    history = read_json(tmp_path / "whole.json")
+    assert len(history["rounds"]) >= 3
+    for place in ("held-out", "round-1"):
         path = tmp_path / f"{place}.json"
         with pytest.raises(KeyboardInterrupt):
             rounds(0.99).label(features(1, N), features(2, M), path, Measured(place, noise=0.5))
         again = rounds(0.99).label(features(1, N), features(2, M), path, Measured(noise=0.5))
         np.testing.assert_array_equal(again.pool_index, whole.pool_index)
-        assert [one["reached"] for one in read_json(path)["rounds"]] == [one["reached"] for one in story["rounds"]]
+        assert [one["reached"] for one in read_json(path)["rounds"]] == [one["reached"] for one in history["rounds"]]
 
 
-def test_a_finished_story_is_only_read_again(tmp_path: Path):
+def test_a_finished_hihistory_is_not_labelled_again(tmp_path: Path):
     first = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
     before = (tmp_path / "rounds.json").read_bytes()
     again = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
@@ -87,52 +89,55 @@ def test_a_finished_story_is_only_read_again(tmp_path: Path):
     assert (tmp_path / "rounds.json").read_bytes() == before
 
 
-def test_without_a_target_no_row_is_a_target(tmp_path: Path):
+def test_rows_and_targets_are_disjoint_in_a_pool_that_is_its_own_target(tmp_path: Path):
     measured = Measured()
     measured.influence = np.tanh(measured.pool[:, :3]) @ np.tanh(measured.pool[:, :3]).T
-    rounds(n_target=None, wish=0.05).label(measured.pool, measured.pool, tmp_path / "rounds.json", measured)
-    story = read_json(tmp_path / "rounds.json")
-    rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
-    assert not set(story["targets"]) & set(rows)
+    rounds(n_target=None, target_fidelity=0.05).label(measured.pool, measured.pool, tmp_path / "rounds.json", measured)
+    history = read_json(tmp_path / "rounds.json")
+    rows = history["held_out"][0] + [i for one in history["rounds"] for i in one["rows"]]
+    assert not set(history["targets"]) & set(rows)
 
 
 @pytest.mark.parametrize("n_target", [M, None])
-def test_rows_get_targets_of_their_own(tmp_path: Path, n_target: int | None):
+def test_rows_have_targets_of_their_own_for_functions_that_cost_per_pair(tmp_path: Path, n_target: int | None):
     measured, again = Measured(noise=0.5), Measured(noise=0.5)
     for one in (measured, again):
         if n_target is None:
             one.influence = np.tanh(one.pool[:, :3]) @ np.tanh(one.pool[:, :3]).T
         target = one.pool if n_target is None else one.target
         rounds(0.99, n_target, own_targets=True).label(one.pool, target, tmp_path / "rounds.json", one)
-    story = read_json(tmp_path / "rounds.json")
-    assert measured.asked["held-out"].columns.tolist() == story["columns"]
+    history = read_json(tmp_path / "rounds.json")
+    assert measured.asked["held-out"].columns.tolist() == history["columns"]
     first = measured.asked["round-0"]
     assert first.columns.shape == (48, 24)
-    assert first.targets.tolist() == story["targets"]
+    assert first.targets.tolist() == history["targets"]
     assert len(first.targets) == (M if n_target else 192)
     assert measured.asked.keys() == again.asked.keys()
     for name, plan in measured.asked.items():
         np.testing.assert_array_equal(again.asked[name].columns, plan.columns)
     if n_target is None:
-        rows = story["held_out"][0] + [i for one in story["rounds"] for i in one["rows"]]
-        assert not set(story["targets"]) & set(rows)
+        rows = history["held_out"][0] + [i for one in history["rounds"] for i in one["rows"]]
+        assert not set(history["targets"]) & set(rows)
 
 
 def test_the_papers_recipe_labels_at_random(tmp_path: Path):
     measured = Measured(noise=5.0)
-    rounds(recipe="paper", wish=0.99).label(measured.pool, measured.target, tmp_path / "rounds.json", measured)
-    assert read_json(tmp_path / "rounds.json")["ended"] == "two rounds brought no gain"
+    rounds(recipe="paper", target_fidelity=0.99).label(
+        measured.pool, measured.target, tmp_path / "rounds.json", measured
+    )
+    assert read_json(tmp_path / "rounds.json")["ended"] == "no improvement in two rounds"
 
 
-def test_why_it_ends():
-    assert _ending([0.2], 0.5, 10) is None
-    assert _ending([0.2, 0.5], 0.5, 10) == "the wish was reached"
-    assert _ending([0.2, 0.201, 0.205], 0.5, 10) == "two rounds brought no gain"
-    assert _ending([0.2, 0.3, 0.305], 0.5, 10) is None
-    assert _ending([None], 0.5, 0) == "every sample of the pool is labelled"
+def test_stopping_rules():
+    ending = rounds(0.5)._ending
+    assert ending([0.2], 10) is None
+    assert ending([0.2, 0.5], 10) == "target fidelity reached"
+    assert ending([0.2, 0.201, 0.205], 10) == "no improvement in two rounds"
+    assert ending([0.2, 0.3, 0.305], 10) is None
+    assert ending([None], 0) == "pool exhausted"
 
 
-def test_samples_that_tell_most_are_far_from_those_that_are_known():
+def test_acquisition_prefers_samples_far_from_labelled_ones():
     rng = np.random.default_rng(0)
     known, other = rng.standard_normal((2, 40, 8)).astype(np.float32) * 0.3
     other[:, 0] += 4
@@ -146,29 +151,24 @@ def test_samples_that_tell_most_are_far_from_those_that_are_known():
     assert (chosen >= 40).mean() > 0.6
 
 
-def write_rows(path: Path, n: int, offset: int = 0) -> str:
-    words = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
-    rows = (
-        {"prompt": f"Say {words[i % 10]} {words[i // 10 % 10]} {i}", "response": words[i * 3 % 10]}
-        for i in range(offset, offset + n)
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.mark.parametrize("influence", ["embedding-similarity", "ifd"])
-def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
-    pool = write_rows(tmp_path / "pool.jsonl", 130)
+def test_a_run_reports_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
+    pool = write_rows(tmp_path / "pool.jsonl", word_rows(130))
     common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 8, "influence": influence}
-    options = {**common, "labels": "auto", "fidelity": 0.99, "target": write_rows(tmp_path / "target.jsonl", 9, 300)}
+    options = {
+        **common,
+        "labels": "auto",
+        "fidelity": 0.99,
+        "target": write_rows(tmp_path / "target.jsonl", word_rows(9, 300)),
+    }
     run = tmp_path / "run"
     selection = nncift.select(pool, output=run, **options)
-    story, fidelity = read_json(run / "labels/rounds.json"), read_json(run / "fidelity.json")
+    history, fidelity = read_json(run / "labels/rounds.json"), read_json(run / "fidelity.json")
     labelled = pq.read_table(run / "labels/labels.parquet")
-    assert fidelity["held_out"]["pool"] >= len(story["held_out"][0]) == 32
+    assert fidelity["held_out"]["pool"] >= len(history["held_out"][0]) == 32
     assert sum(fidelity["pairs"].values()) == labelled.num_rows
-    assert f"Labelled in {len(story['rounds'])} round" in summary_text(run)
-    assert "How it learned" in (run / "report.html").read_text()
+    assert f"Active labelling stopped after {len(history['rounds'])} round" in summary_text(run)
+    assert "Active learning" in (run / "report.html").read_text()
     for name in ("selection.parquet", "labels/labels.parquet", "network"):
         path = run / name
         path.unlink() if path.is_file() else [p.unlink() for p in path.iterdir()] and path.rmdir()
@@ -179,15 +179,8 @@ def test_a_run_tells_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_pool_too_small_for_rounds(n, tmp_path: Path, minilm, tiny_model):
-    pool = write_rows(tmp_path / "pool.jsonl", n)
+def test_a_pool_too_small_for_active_learning_is_refused(n, tmp_path: Path, minilm, tiny_model):
+    pool = write_rows(tmp_path / "pool.jsonl", word_rows(n))
     options = {"encoder": minilm, "model": tiny_model, "device": "cpu", "influence": "embedding-similarity"}
     with pytest.raises(ConfigError, match=f"{n} samples are too few to label in rounds"):
         nncift.select(pool, output=tmp_path / "run", labels="auto", budget=1, **options)
-
-
-def test_a_wish_needs_rounds():
-    with pytest.raises(ConfigError, match=r"--fidelity 0\.6 needs --labels auto"):
-        Config("pool.jsonl", fidelity=0.6)
-    with pytest.raises(ConfigError, match="at most 1"):
-        Config("pool.jsonl", labels="auto", fidelity=1.5)

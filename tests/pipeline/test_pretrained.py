@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 
 import nncift
+from builders import write_rows
 from nncift.cli import main
-from nncift.config import DEFAULT_MODEL, Config
+from nncift.config import Config
 from nncift.errors import ModelError
 from nncift.estimator.network import InfluenceNetwork
-from nncift.features.sources import feature_sources
 from nncift.models.locate import network_folder
+from nncift.models.spec import DEFAULT_MODEL
+from nncift.pipeline.context import Run
+from nncift.run.folder import RunFolder
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> str:
-    lines = (json.dumps({"prompt": prompt, "response": response}) for prompt, response in rows)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
+def qa(pairs: list[tuple[str, str]]) -> list[dict]:
+    return [{"prompt": prompt, "response": response} for prompt, response in pairs]
 
 
-def test_it_is_small_and_says_where_it_comes_from():
+def test_it_is_small_and_describes_itself():
     folder = Path(network_folder("pretrained"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -31,20 +32,20 @@ def test_it_is_small_and_says_where_it_comes_from():
     assert network.description_["influence"]["name"] == "less"
     assert network.description_["pairs"] == 240 * 160
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "linear datamodelling score" in card
+    assert "linear datamodeling score" in card
     assert "benchmarks/pretrain.py" in card
 
 
-def test_without_labels_it_ranks_what_nobody_labelled(tmp_path: Path):
+def test_it_ranks_a_pool_without_labels(tmp_path: Path):
     sums = [(f"What is {i} plus {i + 3}?", str(2 * i + 3)) for i in range(12)]
     reviews = [
         (f"Is this review of a {thing} positive? I {verb} it.", answer)
         for thing in ("film", "book", "phone", "hotel", "meal", "song")
         for verb, answer in (("loved", "positive"), ("hated", "negative"))
     ]
-    pool = write_rows(tmp_path / "pool.jsonl", sums + reviews)
+    pool = write_rows(tmp_path / "pool.jsonl", qa(sums + reviews))
     target = write_rows(
-        tmp_path / "target.jsonl", [("Is this review of a play positive? I adored it.", "positive")] * 1
+        tmp_path / "target.jsonl", qa([("Is this review of a play positive? I adored it.", "positive")])
     )
     run = tmp_path / "run"
     selection = nncift.select(
@@ -57,16 +58,21 @@ def test_without_labels_it_ranks_what_nobody_labelled(tmp_path: Path):
     assert json.loads((run / "config.json").read_text())["network"] == "pretrained"
 
 
-def test_it_knows_one_language_model(tmp_path: Path):
-    assert feature_sources(Config("pool.jsonl", labels="0")).language_model == DEFAULT_MODEL
-    assert feature_sources(Config("pool.jsonl", labels="0", model="embedded")).language_model == "embedded"
-    with pytest.raises(ModelError, match=r"knows HuggingFaceTB.*not org/other: make one: nncift pretrain --model org/"):
-        feature_sources(Config("pool.jsonl", labels="0", model="org/other"))
+def test_it_is_for_one_language_model(tmp_path: Path):
+    def language_model(**options):
+        return Run.resolve(Config("pool.jsonl", labels="0", **options), RunFolder(tmp_path), {}).features.language_model
+
+    assert language_model() == DEFAULT_MODEL
+    assert language_model(model="embedded") == "embedded"
+    with pytest.raises(ModelError, match=r"fitted to HuggingFaceTB.*not org/other: make one: nncift pretrain --model"):
+        language_model(model="org/other")
     assert Config("pool.jsonl", labels="0", network="runs/mine").network == "runs/mine"
 
 
 def test_pretrain_makes_one_for_another_language_model(tmp_path: Path, minilm, tiny_model, capsys):
-    pool = write_rows(tmp_path / "pool.jsonl", [(f"Say {i} and {i * 7 % 5}", f"{i} {i * 7 % 5}") for i in range(60)])
+    pool = write_rows(
+        tmp_path / "pool.jsonl", qa([(f"Say {i} and {i * 7 % 5}", f"{i} {i * 7 % 5}") for i in range(60)])
+    )
     options = ["--model", tiny_model, "--encoder", minilm, "--device", "cpu", "--quiet"]
     with pytest.raises(SystemExit, match="0"):
         main(["pretrain", pool, *options, "--labels", "200", "--output", str(tmp_path / "made")])
@@ -74,7 +80,7 @@ def test_pretrain_makes_one_for_another_language_model(tmp_path: Path, minilm, t
     assert f"Use it: nncift select POOL --network {tmp_path / 'made'}" in said
     network = InfluenceNetwork.from_pretrained(tmp_path / "made/network")
     assert network.description_["influence"]["preconditioned"] == "both"
-    new = write_rows(tmp_path / "new.jsonl", [(f"Tell {i}", f"{i}") for i in range(20)])
+    new = write_rows(tmp_path / "new.jsonl", qa([(f"Name {i}", f"{i}") for i in range(20)]))
     common = ["--network", str(tmp_path / "made"), "--budget", "3", "--device", "cpu", "--quiet"]
     with pytest.raises(SystemExit, match="0"):
         main(["select", new, *common, "--output", str(tmp_path / "chosen")])

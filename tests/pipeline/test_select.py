@@ -1,9 +1,10 @@
-"""The main job end to end: what it writes, that it survives being killed at every file, and learned networks."""
+"""The main job end to end: what it writes, that it survives being killed at every file, and fitted networks."""
 
 from __future__ import annotations
 
 import json
-import signal
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,21 @@ from datasets import Dataset
 
 import nncift
 import nncift.pipeline.plan
+from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.data.pool import load_pool
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.estimator.network import InfluenceNetwork
+from nncift.features.base import read_source
 from nncift.features.features import stored_features
-from nncift.features.language_model import language_features
+from nncift.features.language_model import LanguageModelFeatures
 from nncift.influence.catalogue import BUILT_IN
 from nncift.labels.design import PairPlan
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.spec import ModelSpec
 from nncift.pipeline.context import make_config
+from nncift.run.folder import RunFolder
 
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
 SAME_BYTES = (
@@ -43,11 +48,6 @@ SAME_BYTES = (
     "selection.parquet",
     "subset.jsonl",
 )
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def arithmetic(n: int, offset: int = 0) -> list[dict]:
@@ -91,7 +91,7 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     # The influence beside a row is its mean over the targets, as the saved network estimates it.
     network = nncift.InfluenceNetwork.from_pretrained(run / "network")
     features, target_features = (
-        stored_features(run / "features", {"sentence": side, "lm": f"{side}.lm"}) for side in ("pool", "target")
+        stored_features(RunFolder(run).features, {"sentence": side, "lm": f"{side}.lm"}) for side in ("pool", "target")
     )
     means = network.estimate(features, target_features).row_means()
     table = pq.read_table(run / "selection.parquet").to_pydict()
@@ -100,7 +100,7 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     assert 2 <= len(labels) <= 24
     costs = json.loads((run / "costs.json").read_text())["stages"]
     assert costs["labels"]["forward_tokens"] > 24 * 10
-    # The same call again finds everything finished, and loads no model.
+    # The same call again recomputes nothing.
     before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
     again = nncift.select(
         pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
@@ -110,12 +110,15 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     assert {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES} == before
 
 
-# Runs nncift, and kills its own process, as `kill -9` would, just before or after the rename that completes a file.
+# Runs nncift in a child process for each file, which kills itself, as `kill -9` would, just before or after the rename
+# that completes the file; then to the end.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
-file, when, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-def deadly(plain):
+import datasets, numba, sentence_transformers, torch, transformers  # once for all children
+from nncift.cli import main
+folder, points, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+def deadly(plain, file, when):
     def rename(self, destination):
         if Path(destination) == file and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -124,8 +127,13 @@ def deadly(plain):
             os.kill(os.getpid(), signal.SIGKILL)
         return done
     return rename
-Path.replace, Path.rename = deadly(Path.replace), deadly(Path.rename)
-from nncift.cli import main
+for name, when in points:
+    if (child := os.fork()) == 0:
+        Path.replace, Path.rename = (deadly(plain, folder / name, when) for plain in (Path.replace, Path.rename))
+        main(arguments)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (name, status)
+    assert not (folder / "report.html").exists()
 main(arguments)
 """
 KILLED_AT = (
@@ -159,13 +167,11 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_mo
         return f"{given} --labels 300 --budget 10% --device cpu --quiet".split()
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, "-m", "nncift", *arguments(whole)], check=True, capture_output=True)
-    for file, when in KILLED_AT:
-        script = [sys.executable, "-c", KILLED, str(killed / file), when, *arguments(killed)]
-        done = subprocess.run(script, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, (file, done.stderr)
-        assert not (killed / "report.html").exists()
-    subprocess.run([sys.executable, "-m", "nncift", *arguments(killed)], check=True, capture_output=True)
+    one = {"capture_output": True, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    subprocess.run([sys.executable, "-m", "nncift", *arguments(whole)], check=True, **one)
+    script = [sys.executable, "-c", KILLED, str(killed), json.dumps(KILLED_AT), *arguments(killed)]
+    done = subprocess.run(script, **one)
+    assert done.returncode == 0, done.stderr
     for name in SAME_BYTES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     left = {path.relative_to(killed) for path in killed.rglob("*") if path.is_file()}
@@ -182,7 +188,7 @@ def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, ta
         nncift.select(pool, **options)
 
 
-def test_a_learned_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
+def test_a_fitted_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
     learned = tmp_path / "learned"
     nncift.select(pool, target=target, output=learned, **options)
     new = write_rows(tmp_path / "new.jsonl", arithmetic(30, offset=200))
@@ -211,14 +217,16 @@ def test_a_learned_network_selects_new_data_without_influence(pool, target, opti
         nncift.select(new, network=tmp_path, budget=3, output=tmp_path / "nothing")
 
 
-def test_the_language_models_own_features_stand_beside_the_sentence_embedding(pool, target, options, tmp_path: Path):
+def test_language_model_features_beside_the_sentence_embedding(pool, target, options, tmp_path: Path):
     run = tmp_path / "run"
     options = {**options, "features": "sentence,lm"}
     selection = nncift.select(pool, target=target, output=run, **options)
     model = LanguageModel.load(options["model"], device="cpu")
     for side, samples in (("pool", load_pool(pool)), ("target", load_pool(target))):
         found = np.load(run / f"features/{side}.lm.npy")
-        np.testing.assert_allclose(found, language_features(samples, model), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            found, read_source(samples, LanguageModelFeatures(ModelSpec(model)))[:], rtol=1e-3, atol=1e-3
+        )
         assert np.load(run / f"features/{side}.npy").shape == (len(samples), 384)
     network = InfluenceNetwork.from_pretrained(run / "network")
     assert network.widths[0] == 384 + found.shape[1]
@@ -264,8 +272,8 @@ def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path)
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_each_row_is_labelled_on_targets_of_its_own(tiny_model, minilm, own, pool, tmp_path: Path):
-    """As many tokens as foretold; what is kept from the network is what was planned."""
+def test_delift_labels_each_row_on_targets_of_its_own(tiny_model, minilm, own, pool, tmp_path: Path):
+    """As many tokens as planned; the held-out samples are the planned ones."""
     target = None if own else write_rows(tmp_path / "target.jsonl", arithmetic(40, offset=100))
     options = {"model": tiny_model, "encoder": minilm, "budget": "5", "labels": "120", "device": "cpu"}
     planned = nncift.pipeline.plan.plan(make_config(pool, target=target, **options))
@@ -330,7 +338,7 @@ def test_every_influence_function_serves_a_run(pool, target, options, tmp_path: 
     np.testing.assert_array_equal(again.indices, selection.indices)
 
 
-def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
+def test_labels_begun_in_another_precision_are_not_resumed(pool, target, options, tmp_path: Path):
     run = tmp_path / "run"
     options = {**options, "target": target, "labels": 60, "influence": "response-similarity"}
     nncift.select(pool, output=run, **options)
@@ -338,22 +346,11 @@ def test_labels_begun_in_another_precision_are_not_gone_on_with(pool, target, op
     (run / "function.json").write_text(json.dumps(function | {"dtype": "bfloat16"}))
     nncift.select(pool, output=run, **options)  # nothing is left to label
     (run / "labels/labels.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"bfloat16.*--dtype"):
+    with pytest.raises(ConfigError, match=r"bfloat16.*`dtype`"):
         nncift.select(pool, output=run, **options)
 
 
-def test_features_begun_in_another_precision_are_not_gone_on_with(pool, target, options, tmp_path: Path):
-    folder = tmp_path / "run/features"
-    begun = folder / "pool.lm-begun.json"
-    nncift.select(pool, target=target, output=tmp_path / "run", **options)
-    assert not begun.exists()
-    (folder / "pool.lm.json").unlink()  # as when it was killed on another device
-    begun.write_text(json.dumps({"dtype": "bfloat16", "max_length": 512}))
-    with pytest.raises(ConfigError, match=r"begun with .*bfloat16.*now it is .*float32"):
-        nncift.select(pool, target=target, output=tmp_path / "run", **options)
-
-
-def test_what_was_cut_is_known_after_a_kill(pool, target, options, tmp_path: Path):
+def test_the_number_of_cut_samples_survives_a_kill(pool, target, options, tmp_path: Path):
     run = tmp_path / "run"
     rows = [{"id": f"long-{i}", "question": f"river {i} " * 200, "answer": "stone"} for i in range(30)]
     options = {**options, "target": target, "labels": 60, "output": run}
@@ -369,21 +366,19 @@ def test_what_was_cut_is_known_after_a_kill(pool, target, options, tmp_path: Pat
 
 @pytest.mark.parametrize("influence", ["bm25", "response-similarity", "in-run", "lossval"])
 @pytest.mark.parametrize("more", [{"verify": 2}, {"labels": "auto"}])
-def test_what_depends_on_all_that_is_measured_together_is_measured_once(
-    influence, more, pool, target, options, tmp_path: Path
-):
-    with pytest.raises(ConfigError, match=rf"values of {influence} depend on all.*--{next(iter(more))}"):
+def test_relative_influence_is_measured_once(influence, more, pool, target, options, tmp_path: Path):
+    with pytest.raises(ConfigError, match=rf"values of {influence} depend on all.*`{next(iter(more))}`"):
         nncift.select(pool, target=target, output=tmp_path / "run", influence=influence, **{**options, **more})
     assert not (tmp_path / "run/features").exists()
 
 
-def test_probes_of_a_score_for_all_targets_are_refused(pool, target, options, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"ifd gives a sample one score for all targets.*--labels 100%"):
+def test_probes_of_a_pointwise_function_are_refused(pool, target, options, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"ifd gives a sample one score for all targets.*`labels` 100%"):
         nncift.select(pool, target=target, output=tmp_path / "run", influence="ifd", probes=4, **options)
 
 
 @pytest.mark.parametrize("influence", ["delift", "gradient-similarity", "representation-similarity", "ifd"])
-def test_a_response_that_does_not_fit_is_refused_before_any_work_where_it_may_be_measured(
+def test_an_overlong_response_is_refused_before_any_work_if_it_may_be_measured(
     influence, pool, target, options, tmp_path: Path
 ):
     rows = [*arithmetic(59), {"id": "endless", "question": "Count", "answer": "one two three " * 400}]
@@ -393,7 +388,7 @@ def test_a_response_that_does_not_fit_is_refused_before_any_work_where_it_may_be
     assert not (tmp_path / "run/features").exists()
 
 
-def test_fidelity_counts_no_sample_that_the_network_before_learned_from(
+def test_fidelity_leaves_out_samples_that_the_prior_was_fitted_to(
     pool, target, options, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     before, run = tmp_path / "before", tmp_path / "run"
@@ -401,17 +396,17 @@ def test_fidelity_counts_no_sample_that_the_network_before_learned_from(
     nncift.select(pool, target=target, output=run, network=before, **options)
     judged = [json.loads((folder / "fidelity.json").read_text())["held_out"]["pool"] for folder in (before, run)]
     assert judged[0] > judged[1]  # the same seed draws the same samples
-    assert "the network that this one starts from has learned from them" in caplog.text
+    assert "among those that the prior was fitted to" in caplog.text
 
 
-def test_several_language_models_are_looked_for_before_any_work(pool, target, options, tmp_path: Path):
+def test_every_language_model_is_located_before_any_work(pool, target, options, tmp_path: Path):
     options = {**options, "influence": "selectit", "model": f"{options['model']},nobody/none"}
     with pytest.raises(ModelError, match="'nobody/none'"):
         nncift.select(pool, target=target, output=tmp_path / "run", **options)
     assert not (tmp_path / "run/features").exists()
 
 
-def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, options, tmp_path: Path):
+def test_a_time_budget_for_labels_becomes_a_stored_plan(pool, target, options, tmp_path: Path):
     options = {**options, "labels": "2s", "influence": "embedding-similarity", "target": target}
     nncift.select(pool, output=tmp_path / "run", **options)
     plan = json.loads((tmp_path / "run/labels/plan.json").read_text())
@@ -422,7 +417,7 @@ def test_a_time_for_labels_becomes_a_recorded_list_of_pairs(pool, target, option
     assert set(labels.target_index) == set(plan["columns"])
 
 
-def test_a_target_of_one_sample_works_and_says_what_it_cannot_know(pool, options, tmp_path: Path):
+def test_a_target_of_one_sample_warns(pool, options, tmp_path: Path):
     one = write_rows(tmp_path / "one.jsonl", arithmetic(1, offset=300))
     nncift.select(pool, target=one, output=tmp_path / "run", **options)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -437,3 +432,90 @@ def test_a_response_longer_than_the_context_is_named(target, options, tmp_path: 
     with pytest.raises(DataError, match="epic"):
         nncift.select(pool, target=target, output=tmp_path / "run", **{**options, "labels": 480})
     assert not list((tmp_path / "run").glob("labels/block-*"))
+
+
+def test_known_samples_leave_what_they_cover_to_others(pool, options, tmp_path: Path):
+    """Continual selection: the conditional gain over known samples, with and without a target."""
+
+    def other(n: int, offset: int = 0) -> list[dict]:
+        rows = word_rows(n, offset)
+        return [{"id": row["id"], "question": row["prompt"], "answer": row["response"]} for row in rows]
+
+    options = {**options, "influence": "embedding-similarity", "budget": 6}
+    known = write_rows(tmp_path / "known.jsonl", arithmetic(30, offset=300))
+    mixed = write_rows(tmp_path / "mixed.jsonl", [*arithmetic(30), *other(30)])
+    run = tmp_path / "run"
+    selection = nncift.select(mixed, known=known, output=run, **options)
+    plain = nncift.select(mixed, output=tmp_path / "plain", **options)
+    new = [np.mean(chosen.indices >= 30) for chosen in (selection, plain)]
+    assert new[0] > max(new[1], 0.5)
+    assert selection.objective == "facility-location-conditional-gain"
+    features = [np.load(run / f"features/{side}.npy") for side in ("known", "pool")]
+    network = InfluenceNetwork.from_pretrained(run / "network")
+    covered = network.estimate(*features).column_max()
+    np.testing.assert_allclose(np.load(run / "known.npy"), covered, rtol=1e-5)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["known"]["rows"] == 30
+    assert "Known" in (run / "report.html").read_text()
+    plan = nncift.pipeline.plan.plan(Config(mixed, known=known, **{**options, "budget": "6", "labels": "300"}))
+    assert plan.known == 30
+    assert "known: 30" in str(plan)
+    again = nncift.select(mixed, known=known, output=run, **options)
+    np.testing.assert_array_equal(again.indices, selection.indices)
+    target = write_rows(tmp_path / "target.jsonl", [*arithmetic(4, offset=500), *other(4, 500)])
+    both = nncift.select(mixed, known=known, target=target, output=tmp_path / "both", verify=2, nu=0.5, **options)
+    assert both.objective_options == {"nu": 0.5}
+    with pytest.raises(ConfigError, match="`nu` 2 needs `known`"):
+        nncift.select(mixed, nu=2, output=tmp_path / "none", **options)
+
+
+def test_the_objective_can_be_chosen(pool, target, options, tmp_path: Path):
+    options = {**options, "influence": "embedding-similarity", "target": target}
+    selection = nncift.select(pool, objective="facility-location", output=tmp_path / "run", **options)
+    assert selection.objective == "facility-location"
+    with pytest.raises(ConfigError, match="did you mean 'facility-location'"):
+        nncift.select(pool, objective="facility-locaton", output=tmp_path / "none", **options)
+    with pytest.raises(ConfigError, match="known"):
+        nncift.select(pool, objective="facility-location-conditional-gain", output=tmp_path / "none", **options)
+    assert not (tmp_path / "none/features").exists()
+
+
+class SharedWords:
+    """How many words two samples share."""
+
+    name = "shared-words"
+
+    def __call__(self, pool_rows, target_rows):
+        sides = (
+            [set(f"{p} {r}".split()) for p, r in zip(rows["prompt"], rows["response"], strict=True)]
+            for rows in (pool_rows, target_rows)
+        )
+        pool, target = sides
+        return np.array([[len(i & j) for j in target] for i in pool], np.float32).reshape(len(pool), len(target))
+
+
+def test_a_run_of_version_0_1_is_resumed_reported_and_reused(tmp_path: Path, monkeypatch):
+    """The folder `stored` was written before files were typed records; it has rounds, probes and a shortlist."""
+    shutil.copytree(Path(__file__).parent / "stored", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for side in ("pool", "target"):  # as when the run read them
+        (stamp,) = json.loads(Path(f"run/{side}/facts.json").read_text())["files"]
+        os.utime(f"{side}.jsonl", ns=(stamp["modified"],) * 2)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    options = {"target": "target.jsonl", "features": "pool.npy", "target_features": "target.npy", "device": "cpu"}
+    options |= {"labels": "auto", "fidelity": 0.9, "verify": 2, "probes": 2, "budget": 4, "influence": SharedWords()}
+    selection = nncift.select("pool.jsonl", output="run", **options)
+    assert selection.indices.tolist() == [1, 2, 4, 6]
+    exempt = {Path("run") / name for name in ("costs.json", "summary.json")}
+    assert {path: path.read_bytes() for path in before if path not in exempt} == {
+        path: content for path, content in before.items() if path not in exempt
+    }
+    assert "0.9" in Path("run/report.html").read_text()
+    for name in ("selection.parquet", "subset.jsonl", "verify/verify.json", "fidelity.json", "influence.npy"):
+        Path("run", name).unlink()
+    again = nncift.select("pool.jsonl", output="run", **options)  # from the stored labels and network
+    assert again.indices.tolist() == selection.indices.tolist()
+    assert Path("run/selection.parquet").read_bytes() == before[Path("run/selection.parquet")]
+    reused = nncift.select("pool.jsonl", network="run", features="pool.npy", budget=4, output="reused", device="cpu")
+    assert len(reused.indices) == 4
+    assert len(nncift.LabelledPairs.load(Path("run/labels/labels.parquet"))) > 0

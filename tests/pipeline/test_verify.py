@@ -14,37 +14,29 @@ from hypothesis import strategies as st
 
 import nncift
 import nncift.pipeline.plan
+from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.data.pool import load_pool
 from nncift.errors import ConfigError
 from nncift.estimator.network import InfluenceNetwork
+from nncift.features.features import SampleSet
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.choose import Chooser
-from nncift.pipeline.context import make_influence
-from nncift.pipeline.label import Measuring
+from nncift.pipeline.choose import pick
+from nncift.pipeline.context import Run
 from nncift.pipeline.verify import best_influence, first_measured, overlaid
 from nncift.report.summary import summary_text
-from nncift.run.costs import Costs
+from nncift.run.folder import RunFolder
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocationMutualInformation
+from nncift.selection.objectives import FacilityLocationMutualInformation, ObjectiveOptions
 
 EVERY = slice(None)
-WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
-
-
-def write_rows(path: Path, n: int, offset: int = 0) -> str:
-    rows = (
-        {"id": f"row-{i}", "prompt": f"Say {WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}", "response": WORDS[i * 3 % 10]}
-        for i in range(offset, offset + n)
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[str, str]:
-    return write_rows(tmp_path / "pool.jsonl", 60), write_rows(tmp_path / "target.jsonl", 12, 200)
+    pool = write_rows(tmp_path / "pool.jsonl", word_rows(60))
+    return pool, write_rows(tmp_path / "target.jsonl", word_rows(12, 200))
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def options(minilm, tiny_model) -> dict:
 
 def exact_values(pool: str, target: str | None, options: dict) -> np.ndarray:
     """Influence of all pairs by the influence function itself."""
-    function = make_influence(Config(pool, encoder=options["encoder"], device="cpu", influence="embedding-similarity"))
+    function = nncift.EmbeddingSimilarity(options["encoder"], device="cpu")
     samples, targets = load_pool(pool), load_pool(target or pool)
     function.prepare(samples, targets, None)
     return np.asarray(function(samples, targets))
@@ -66,7 +58,8 @@ def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp
     run = tmp_path / "run"
     selection = nncift.select(pool, target=target, output=run, verify=10, **options)
     exact = exact_values(pool, target, options)
-    best = lazy_greedy(FacilityLocationMutualInformation(InfluenceMatrix.from_array(exact), eta=12 / 6), 6)
+    objective = FacilityLocationMutualInformation(InfluenceMatrix.from_array(exact), ObjectiveOptions(eta=12 / 6))
+    best = lazy_greedy(objective, 6)
     assert selection.indices.tolist() == best.indices.tolist()
     np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
     facts = json.loads((run / "verify/verify.json").read_text())
@@ -75,8 +68,8 @@ def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp
     assert facts["value"]["exact"] == pytest.approx(np.maximum(covered, 0).mean(), rel=1e-5)
     assert facts["value"]["exact"] != facts["value"]["estimated"]
     assert json.loads((run / "costs.json").read_text())["stages"]["verify"]["seconds"] > 0
-    assert "Measured: a shortlist of 60 samples on 12 targets" in summary_text(run)
-    assert "What was verified" in (run / "report.html").read_text()
+    assert "Verified: exact influence of a shortlist of 60 samples on 12 targets" in summary_text(run)
+    assert "Verification" in (run / "report.html").read_text()
     rows = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"row-{i}" for i in selection.indices]
 
@@ -95,7 +88,7 @@ def test_only_the_shortlist_and_some_targets_are_measured(data, options, tmp_pat
     assert set(columns.tolist()) <= set(labelled)  # those that are known come first
 
 
-def test_what_is_measured_next_is_what_adds_most_by_all_that_is_known(data, options, tmp_path: Path):
+def test_the_next_part_maximises_the_gain_over_what_was_measured(data, options, tmp_path: Path):
     run = tmp_path / "run"
     nncift.select(data[0], target=data[1], output=run, verify=2, **options)
     features = [np.load(run / "features" / f"{side}.npy") for side in ("pool", "target")]
@@ -103,13 +96,15 @@ def test_what_is_measured_next_is_what_adds_most_by_all_that_is_known(data, opti
     network = InfluenceNetwork().fit(*features, LabelledPairs.joined([parts[0].without(parts[1]), parts[1]]))
     first = np.unique(parts[1].pool_index)
     covered = np.maximum(parts[1].influence.reshape(6, 12).max(axis=0), 0)
-    objective = FacilityLocationMutualInformation(network.estimate(*features), eta=12 / 6, covered=covered)
+    objective = FacilityLocationMutualInformation(
+        network.estimate(*features), ObjectiveOptions(eta=12 / 6, covered=covered)
+    )
     expected = lazy_greedy(objective, 3, candidates=np.setdiff1d(np.arange(60), first))
     plan = json.loads((run / "verify/more-1/plan.json").read_text())
     assert plan["rows"] == sorted(expected.indices.tolist())
 
 
-def test_a_token_budget_is_verified_in_parts_of_one_sample_at_least(data, options, tmp_path: Path):
+def test_parts_under_a_token_budget_hold_at_least_one_sample(data, options, tmp_path: Path):
     run = tmp_path / "run"
     common = {**options, "budget": "200tok"}
     selection = nncift.select(data[0], target=data[1], output=run, verify=1.001, **common)  # parts of 0.1 tokens
@@ -118,14 +113,6 @@ def test_a_token_budget_is_verified_in_parts_of_one_sample_at_least(data, option
     rows = {row for plan in plans for row in plan["rows"]}
     assert set(selection.indices.tolist()) <= rows
     assert np.load(run / "tokens.npy")[selection.indices].sum() <= 200
-
-
-def test_labels_that_are_measured_again_are_replaced():
-    i, j = (np.array(part, dtype=np.int32) for part in ([0, 0, 2], [1, 3, 1]))
-    labels = LabelledPairs(i, j, np.arange(3, dtype=np.float32))
-    assert labels.without(labels.take(np.array([1]))).influence.tolist() == [0, 2]
-    far = LabelledPairs(j[:1], np.array([7], np.int32), np.ones(1, np.float32))  # no pair of the labels
-    assert labels.without(far).influence.tolist() == [0, 1, 2]
 
 
 def test_a_pool_that_is_its_own_target_is_not_measured_on_itself(data, options, tmp_path: Path):
@@ -140,23 +127,22 @@ def test_a_pool_that_is_its_own_target_is_not_measured_on_itself(data, options, 
 
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_nor_with_a_budget_in_tokens(seed):
-    """What is chosen within twice the tokens need not hold what is chosen within once."""
+def test_shortlist_and_targets_are_disjoint_under_a_token_budget(seed):
+    """The choice within twice the tokens need not contain the choice within once."""
     rng = np.random.default_rng(seed)
-    samples = load_pool([{"prompt": "a" * int(n), "response": f"{i}"} for i, n in enumerate(rng.integers(1, 99, 60))])
+    rows = [{"prompt": "a" * int(n), "response": f"{i}"} for i, n in enumerate(rng.integers(1, 99, 60))]
     matrix = InfluenceMatrix.from_array(rng.gamma(1, 1, (60, 60)).astype(np.float32))
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "tokens.npy", rng.integers(5, 120, 60))
-        config = Config("pool", budget="400tok", verify=2, seed=seed)
-        choose = Chooser(config, samples, Path(folder), own_target=True)
-        function = make_influence(Config("pool", influence="bm25"))
-        measuring = Measuring(config, function, samples, samples, Path(folder), Costs(Path(folder) / "costs.json"))
-        rows, columns = first_measured(measuring, matrix, choose, 2.0, None)
+        config = Config("pool", budget="400tok", verify=2, seed=seed, influence="bm25")
+        run = Run.resolve(config, RunFolder(folder), {})
+        run.samples["pool"] = SampleSet(load_pool(rows))
+        chosen, columns = first_measured(run, matrix, pick(run, matrix), None)
     assert len(columns)
-    assert not set(rows.tolist()) & set(columns.tolist())
+    assert not set(chosen.tolist()) & set(columns.tolist())
 
 
-def test_a_shortlist_that_leaves_nothing_to_measure_on_is_refused_at_once(data, options, tmp_path: Path):
+def test_a_shortlist_of_the_whole_pool_needs_a_target(data, options, tmp_path: Path):
     with pytest.raises(ConfigError, match="would measure 60 of the pool's 60 samples, and leaves none"):
         nncift.select(data[0], output=tmp_path / "run", verify=10, **options)
     assert not (tmp_path / "run/labels").exists()
@@ -164,7 +150,7 @@ def test_a_shortlist_that_leaves_nothing_to_measure_on_is_refused_at_once(data, 
         nncift.select(data[0], output=tmp_path / "tokens", verify=10, **{**options, "budget": "200tok"})
 
 
-def test_a_killed_verification_goes_on_with_the_same_pairs_and_ends_the_same(data, options, tmp_path: Path):
+def test_a_killed_verification_resumes_with_the_same_bytes(data, options, tmp_path: Path):
     run = tmp_path / "run"
     options = {**options, "target": data[1], "output": run, "verify": 2, "probes": 3}
     nncift.select(data[0], **options)
@@ -180,21 +166,19 @@ def test_a_killed_verification_goes_on_with_the_same_pairs_and_ends_the_same(dat
         assert (run / "verify/choice/labels.parquet").stat().st_mtime_ns == labels
 
 
-def test_a_learned_network_measures_the_influence_it_learned(data, options, tmp_path: Path):
+def test_a_fitted_network_is_verified_with_its_own_influence_function(data, options, tmp_path: Path):
     pool, target = data
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
-    new = write_rows(tmp_path / "new.jsonl", 30, 500)
+    new = write_rows(tmp_path / "new.jsonl", word_rows(30, 500))
     common = {"network": tmp_path / "run", "budget": 3, "device": "cpu", "verify": 2, "model": options["model"]}
-    with pytest.raises(
-        ConfigError, match="learned the name 'embedding-similarity' of the influence, and 'delift' would"
-    ):
+    with pytest.raises(ConfigError, match="influence with the name 'embedding-similarity', and 'delift' would"):
         nncift.select(new, output=tmp_path / "other", **common)
     selection = nncift.select(new, output=tmp_path / "new", influence="embedding-similarity", probes=2, **common)
     exact = exact_values(new, target, options)
     np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
 
 
-def test_probes_are_completed_by_what_the_network_knows(data, options, tmp_path: Path):
+def test_probes_lower_the_error_of_the_row_means(data, options, tmp_path: Path):
     pool, target = data
     exact = exact_values(pool, target, options)
     errors = {}
@@ -206,85 +190,13 @@ def test_probes_are_completed_by_what_the_network_knows(data, options, tmp_path:
     assert pq.read_table(run / "probes/labels.parquet").num_rows == 4 * 60
 
 
-def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ConfigError, match="no multiple"):
-        Config("pool.jsonl", verify=0.5)
-    with pytest.raises(ConfigError, match="--probes 0 is too small"):
-        Config("pool.jsonl", probes=0)
-    with pytest.raises(ConfigError, match="cannot be completed by --probes"):
-        Config("pool.jsonl", probes=2, recipe="paper")
-    with pytest.raises(ConfigError, match="--labels-from brings the exact values, so --verify"):
-        Config("pool.jsonl", labels_from="labels.csv", verify=2)
-    with pytest.raises(ConfigError, match="--network computes no influence, so --influence"):
-        Config("pool.jsonl", network="runs/a", influence="less")
-    with pytest.raises(ConfigError, match="--labels 0 computes no influence, so --influence"):
-        Config("pool.jsonl", labels="0", influence="bm25")
-
-
 def test_the_papers_network_can_be_verified(data, options, tmp_path: Path):
     run = tmp_path / "run"
     nncift.select(data[0], target=data[1], output=run, verify=2, recipe="paper", **options)
     assert json.loads((run / "verify/verify.json").read_text())["samples"] == 12
 
 
-def fitted(seed: int, n: int = 40, m: int = 12) -> tuple[InfluenceNetwork, np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    pool, target = (rng.standard_normal((k, 20)).astype(np.float32) for k in (n, m))
-    influence = np.tanh(pool @ rng.standard_normal((20, 4))) @ np.tanh(target @ rng.standard_normal((20, 4))).T
-    influence = (influence + 0.2 * rng.standard_normal((n, m))).astype(np.float32)
-    i, j = np.divmod(np.arange(20 * m), m)
-    pairs = LabelledPairs(i.astype(np.int32), j.astype(np.int32), influence[i, j])
-    return InfluenceNetwork().fit(pool, target, pairs), pool, target, influence
-
-
-@settings(max_examples=5, deadline=None)
-@given(st.integers(0, 100), st.integers(1, 6))
-def test_the_completion_equals_the_conditional_mean_written_out(seed, count):
-    network, pool, target, influence = fitted(seed)
-    columns = network.choose_probes(target, count)
-    assert len(set(columns.tolist())) == count
-    probes = Probes(columns, influence[:, columns])
-    found = network.estimate(pool, target, probes=probes).block(EVERY, EVERY)
-    before = network.estimate(pool, target).block(EVERY, EVERY)
-    model = network.model
-    y = model.target.coordinates(target)
-    kernel, scale = model.posterior.target_kernel(y, y).numpy(), model._of_targets(y)[0]
-    profile, level = model.posterior.variances(pool)
-    for i in (0, 25, 39):
-        covariance = (profile[i] * kernel + level[i]) * np.outer(scale, scale)
-        known = covariance[np.ix_(columns, columns)] + model.numbers["noise"] * np.diag(scale[columns] ** 2)
-        weight = np.linalg.solve(known, influence[i, columns] - before[i, columns])
-        np.testing.assert_allclose(found[i], before[i] + covariance[:, columns] @ weight, atol=1e-3)
-
-
-def test_probes_bring_new_samples_closer_and_labelled_samples_are_known_better():
-    network, pool, target, influence = fitted(3)
-    columns = network.choose_probes(target, 4)
-    rest = np.setdiff1d(np.arange(12), columns)
-    before = network.estimate(pool, target).block(EVERY, EVERY)
-    after = network.estimate(pool, target, probes=Probes(columns, influence[:, columns])).block(EVERY, EVERY)
-    new = np.arange(20, 40)
-    error = [np.square(e - influence)[np.ix_(new, rest)].mean() for e in (before, after)]
-    assert error[1] < 0.95 * error[0]
-    open_still = network.uncertainty(pool)
-    assert (open_still > 0).all()
-    assert open_still[:20].mean() < open_still[20:].mean()
-
-
-def test_the_papers_recipe_says_that_it_knows_no_uncertainty():
-    pool = np.eye(6, dtype=np.float32)
-    pairs = LabelledPairs(np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32), np.ones(6, np.float32))
-    network = InfluenceNetwork("paper", epochs=1).fit(pool, pool, pairs)
-    for asked in (
-        lambda: network.uncertainty(pool),
-        lambda: network.choose_probes(pool, 2),
-        lambda: network.estimate(pool, pool, probes=Probes(np.zeros(1, np.int64), pool[:, :1])),
-    ):
-        with pytest.raises(ConfigError, match="knows no uncertainty"):
-            asked()
-
-
-def test_an_overlay_shows_what_is_known():
+def test_overlaid_has_the_exact_values():
     rng = np.random.default_rng(0)
     values, exact = rng.random((5, 7)).astype(np.float32), Probes(np.array([4, 1]), np.full((5, 2), 9.0, np.float32))
     whole = values.copy()
@@ -295,7 +207,7 @@ def test_an_overlay_shows_what_is_known():
     assert best_influence(matrix, np.array([2])) == pytest.approx(whole[2].mean(), rel=1e-6)
 
 
-def test_the_dry_run_counts_what_is_measured(data, options):
+def test_the_dry_run_counts_probes_and_shortlist(data, options):
     pool, target = data
     plain = nncift.pipeline.plan.plan(Config(pool, target=target, **options))
     whole = nncift.pipeline.plan.plan(Config(pool, target=target, probes=3, verify=2, **options))
@@ -303,10 +215,10 @@ def test_the_dry_run_counts_what_is_measured(data, options):
     assert set(whole.seconds) - set(plain.seconds) == {"probes", "verify"}
 
 
-def test_a_learned_network_is_the_start_of_another(data, options, tmp_path: Path):
+def test_a_fitted_network_is_the_prior_of_another(data, options, tmp_path: Path):
     pool, target = data
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
-    new = write_rows(tmp_path / "new.jsonl", 40, 500)
+    new = write_rows(tmp_path / "new.jsonl", word_rows(40, 500))
     common = {**options, "network": tmp_path / "run", "labels": 80, "influence": "embedding-similarity"}
     del common["encoder"]  # the learned network's own
     nncift.select(new, output=tmp_path / "tuned", **common)
@@ -314,20 +226,20 @@ def test_a_learned_network_is_the_start_of_another(data, options, tmp_path: Path
     assert network.model.prior is not None
     assert network.description_["pairs"] < 80
     assert (tmp_path / "tuned/fidelity.json").exists()
-    with pytest.raises(ConfigError, match="cannot start from a network"):
+    with pytest.raises(ConfigError, match="no posterior variance, so `network`"):
         nncift.select(new, output=tmp_path / "other", recipe="paper", **common)
 
 
-def test_a_paper_network_is_no_start_and_says_so_before_anything_is_labelled(data, options, tmp_path: Path):
+def test_a_paper_network_is_no_prior_and_is_refused_before_labelling(data, options, tmp_path: Path):
     pool, target = data
     nncift.select(pool, target=target, output=tmp_path / "run", recipe="paper", **options)
     common = {**options, "network": tmp_path / "run", "labels": 80}
-    with pytest.raises(ConfigError, match="is the paper's, which no other can start from"):
-        nncift.select(write_rows(tmp_path / "new.jsonl", 40, 500), output=tmp_path / "tuned", **common)
+    with pytest.raises(ConfigError, match="is the paper's, which cannot be a prior"):
+        nncift.select(write_rows(tmp_path / "new.jsonl", word_rows(40, 500)), output=tmp_path / "tuned", **common)
     assert not (tmp_path / "tuned/labels").exists()
 
 
-def test_a_sample_probed_on_itself_is_not_lifted_by_that(data, options, tmp_path: Path):
+def test_probes_of_a_sample_on_itself_do_not_count(data, options, tmp_path: Path):
     run = tmp_path / "run"
     nncift.select(data[0], output=run, probes=3, **options)  # its similarity to itself is 1
     columns = np.array(json.loads((run / "probes/plan.json").read_text())["columns"])
@@ -339,16 +251,3 @@ def test_a_sample_probed_on_itself_is_not_lifted_by_that(data, options, tmp_path
     expected = network.estimate(features, features, probes=Probes(columns, table)).row_means()[columns]
     np.testing.assert_allclose(np.load(run / "influence.npy")[columns], expected, atol=1e-5)
     assert np.abs(lifted - expected).min() > 1e-3
-
-
-def test_what_a_sample_is_to_itself_tells_nothing():
-    network, pool, target, influence = fitted(3)
-    columns = network.choose_probes(target, 3)
-    said = network.estimate(pool, target).columns(columns)
-    probes = np.array(influence[:, columns])
-    probes[5, 1] = np.nan
-    with_nan = network.estimate(pool, target, probes=Probes(columns, probes)).rows([5])
-    probes[5, 1] = said[5, 1]  # as estimated: the same
-    filled = network.estimate(pool, target, probes=Probes(columns, probes)).rows([5])
-    assert np.isfinite(with_nan).all()
-    np.testing.assert_allclose(with_nan, filled, atol=1e-3)

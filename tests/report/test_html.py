@@ -1,7 +1,8 @@
-"""The report of a synthetic run folder: every section, the numbers of the files, and nothing that data can do to it."""
+"""The report of a synthetic run: its sections, the figures of the files, and hostile data escaped."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -14,13 +15,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.errors import RunError
-from nncift.report import plots
 from nncift.report.html import visible, write_report
-from nncift.run.files import atomic_write, read_json, read_table, write_array, write_json, write_table
+from nncift.report.summary import summary_text
+from nncift.run.costs import Costs, StageCost
+from nncift.run.files import atomic_write, read_table, write_array, write_json
+from nncift.run.folder import RunFolder
+from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.selection.selection import Selection
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -34,6 +40,8 @@ HOSTILE = [
 ]
 FAMILIES = ["arithmetic", "<b>syllogism</b>", "word ladder", "support"]
 EVERYDAY = "How do I reset the password of my router when the label on its back cannot be read any more? "
+COLUMNS = ("id", "prompt", "response", "messages", "source_row", "original")
+SCHEMA = pa.schema([(name, pa.int64() if name == "source_row" else pa.string()) for name in COLUMNS])
 METRICS = ("mse", "r2", "r2_over_target_mean", "spearman", "spearman_within_target", "spearman_row_mean")
 
 
@@ -48,144 +56,117 @@ def make_samples(count: int, seed: int) -> tuple[list[dict], np.ndarray]:
         prompt = bad + (EVERYDAY * (1 + int(rng.integers(12))))
         response = (bad + "Hold the reset button for ten seconds.\nThen sign in as admin.\n") * (1 + i % 5)
         original = {"instruction": prompt, "output": response, "family": FAMILIES[family[i]], "source": f"file {i}"}
-        rows.append(
-            {
-                "id": f"{bad}sample-{i}",
-                "prompt": prompt if i % 31 else "",
-                "response": response,
-                "messages": None,
-                "source_row": i,
-                "original": json.dumps(original, ensure_ascii=False),
-            }
-        )
+        values = (f"{bad}sample-{i}", prompt if i % 31 else "", response, None, i, json.dumps(original))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
     features = centres[family] + rng.normal(size=(count, 32)) * 0.4
     return rows, (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
-def save_samples(path: Path, rows: list[dict]) -> None:
-    types = dict.fromkeys(("id", "prompt", "response", "messages", "original"), pa.string()) | {
-        "source_row": pa.int64()
-    }
-    names = ("id", "prompt", "response", "messages", "source_row", "original")
-    table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types[name]) for name in names]))
-    with atomic_write(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as stream:
-        stream.write_table(table, max_chunksize=100)
+def save_samples(folder: RunFolder, side: str, rows: list[dict]) -> None:
+    with atomic_write(folder.samples(side).samples) as temporary, pa.ipc.new_stream(str(temporary), SCHEMA) as stream:
+        stream.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), max_chunksize=100)
 
 
-def scores(rng: np.random.Generator, height: float) -> dict[str, float | None]:
-    return {"mse": float(rng.uniform(0.002, 0.01))} | {
-        name: float(height + rng.normal() * 0.02) for name in METRICS[1:]
-    }
-
-
-def make_fidelity(rng: np.random.Generator, good: bool) -> dict:
+def make_fidelity(rng: np.random.Generator, good: bool) -> Fidelity:
     heights = {"network": 0.45 if good else 0.05, "cosine": 0.1, "target mean": 0.2, "constant": -0.1}
-    quadrants = {
-        name: {"pairs": pairs, "methods": {method: scores(rng, height) for method, height in heights.items()}}
-        for name, pairs in (("Q1", 900), ("Q2", 300), ("Q3", 200), ("Q4", 100))
-    }
-    for quadrant in quadrants.values():
-        quadrant["methods"]["constant"] |= dict.fromkeys(METRICS[3:])
+    quadrants: dict[str, dict] = {}
+    for name, pairs in (("Q1", 900), ("Q2", 300), ("Q3", 200), ("Q4", 100)):
+        methods = {
+            method: {metric: float(height + rng.normal() * 0.02) for metric in METRICS}
+            | {"mse": rng.uniform(0.002, 0.01)}
+            for method, height in heights.items()
+        }
+        methods["constant"] |= dict.fromkeys(METRICS[3:])
+        quadrants[name] = {"pairs": pairs, "methods": methods}
     exact = rng.standard_t(4, 600) * 0.05
     predicted = (0.5 if good else 0.02) * exact + rng.normal(size=600) * 0.015
+    quadrant = np.repeat(["Q2", "Q3", "Q4"], [300, 200, 100])
     verdict = f"The network {'beats' if good else 'does not beat'} the baselines on new pool samples: R2 0.46"
-    return {
-        "influence": "delift",
-        "pairs": {"train": 900, "held_out": 600},
-        "held_out": {"pool": 42, "target": 9},
-        "quadrants": quadrants,
-        "scatter": {
-            "exact": exact.tolist(),
-            "predicted": predicted.tolist(),
-            "quadrant": np.repeat(["Q2", "Q3", "Q4"], [300, 200, 100]).tolist(),
-        },
-        "beats_baselines": good,
-        "verdict": f"{verdict} (best baseline: target mean 0.21). {HOSTILE[0]}",
-    }
+    return Fidelity(
+        influence="delift",
+        pairs={"train": 900, "held_out": 600},
+        held_out={"pool": 42, "target": 9},
+        quadrants=quadrants,
+        scatter={"exact": exact.tolist(), "predicted": predicted.tolist(), "quadrant": quadrant.tolist()},
+        beats_baselines=good,
+        verdict=f"{verdict} (best baseline: target mean 0.21). {HOSTILE[0]}",
+    )
 
 
-def make_run(folder: Path, *, pool: int = 700, target: int = 40, chosen: int = 70, good: bool = True) -> Path:
-    """A finished `nncift select` with DELIFT, everything in its files as the pipeline writes it."""
-    rng = np.random.default_rng(5)
-    rows, features = make_samples(pool, seed=2)
-    save_samples(folder / "pool" / "samples.arrow", rows)
-    write_array(folder / "features" / "pool.npy", features)
+CONFIG = {
+    "pool": f"pool {HOSTILE[1]}.jsonl",
+    "target": "gsm8k_test.jsonl",
+    "budget": "10%",
+    "model": "org/model",
+    "encoder": "org/encoder",
+    "influence": "delift",
+    "labels": "1500",
+    "network": None,
+    "seed": 0,
+    "exclude": ["test.jsonl", HOSTILE[2]],
+}
+
+
+def make_run(
+    path: Path, *, pool: int = 60, target: int = 5, chosen: int = 6, good: bool = True, **changes: object
+) -> RunFolder:
+    """A finished `nncift select` with DELIFT; `changes` are fields of its summary."""
+    folder, rng = RunFolder(path), np.random.default_rng(5)
+    for side, count, seed in (("target", target, 3), ("pool", pool, 2)):
+        if count:
+            rows, features = make_samples(count, seed)
+            save_samples(folder, side, rows)
+            write_array(folder.features.array(side), features)
     for name in ("duplicates", "excluded", "rejected"):
-        with atomic_write(folder / "pool" / f"{name}.jsonl") as path:
-            path.write_text('{"row": 3}\n', encoding="utf-8")
-    if target:
-        target_rows, target_features = make_samples(target, seed=3)
-        save_samples(folder / "target" / "samples.arrow", target_rows)
-        write_array(folder / "features" / "target.npy", target_features)
+        with atomic_write(getattr(folder.samples("pool"), name)) as file:
+            file.write_text('{"row": 3}\n', encoding="utf-8")
     influence = (rng.normal(size=pool) * 0.02 + 0.01).astype(np.float32)
-    write_array(folder / "influence.npy", influence)
+    write_array(folder.influence, influence)
     hostile = 7 * np.arange(len(HOSTILE))  # one row of each, so that all are shown
     order = np.argsort(-influence + rng.normal(size=pool) * 0.01)
     order = np.concatenate([hostile[hostile < pool], order[~np.isin(order, hostile)]])[:chosen]
     gains = np.sort(rng.exponential(size=chosen) ** 3)[::-1]
-    columns = {
-        "rank": np.arange(1, chosen + 1),
-        "pool_index": order,
-        "id": [rows[i]["id"] for i in order],
-        "gain": gains,
-        "influence": influence[order].astype(np.float64),
+    objective = ("facility-location-mutual-information", {"eta": 0.5714})
+    selection = Selection(order, gains, float(gains.sum()), *objective)
+    selection.with_pool(Dataset.from_list(rows), influence).save(folder)
+    make_fidelity(rng, good).save(folder.fidelity)
+    write_json(folder.config, CONFIG)
+    costs = Costs(folder.costs)
+    costs.stages = {
+        "pool": StageCost(3.21, peak_memory=412 * 2**20),
+        "features": StageCost(14.5, texts=740),
+        "labels": StageCost(314.0, forward_tokens=1_234_567, peak_memory=3 * 2**30),
+        "network": StageCost(6.4),
     }
-    write_table(folder / "selection.parquet", pa.table(columns))
-    source = {"source": f"pool {HOSTILE[1]}.jsonl", "rows": pool, "read": pool + 31, "duplicates": 17, "excluded": 11}
-    write_json(folder / "fidelity.json", make_fidelity(rng, good))
-    write_json(
-        folder / "config.json",
-        {
-            "pool": source["source"],
-            "target": "gsm8k_test.jsonl" if target else None,
-            "budget": "10%",
-            "model": "org/model",
-            "encoder": "org/encoder",
-            "influence": "delift",
-            "labels": "1500",
-            "network": None,
-            "seed": 0,
-            "exclude": ["test.jsonl", HOSTILE[2]],
-        },
+    costs.save()
+    read = {"source": CONFIG["pool"], "rows": pool, "read": pool + 31, "duplicates": 17, "excluded": 11, "rejected": 3}
+    summary = Summary(
+        pool=read,
+        target={**read, "source": "gsm8k_test.jsonl", "rows": target, "rejected": 0} if target else None,
+        labelled_pairs=1500,
+        all_pairs=pool * (target or pool),
+        exact_all_pairs={"seconds": 5861.0, "forward_tokens": 23_045_250},
+        selected=chosen,
+        tokens_selected=98_765,
+        objective=selection.objective,
+        objective_options=selection.objective_options,
+        value=selection.value,
+        encoder={"name": "org/encoder", "truncated": 19, "width": 32},
+        language_model={"name": "org/model", "cut": 13},
+        warnings=["19 texts were truncated", *HOSTILE],
     )
-    stage = {"seconds": 0.0, "forward_tokens": 0, "backward_tokens": 0, "peak_memory": 412 * 2**20, "texts": 0}
-    stages = {
-        "pool": stage | {"seconds": 3.21},
-        "features": stage | {"seconds": 14.5, "texts": 740},
-        "labels": stage | {"seconds": 314.0, "forward_tokens": 1_234_567, "peak_memory": 3 * 2**30},
-        "network": stage | {"seconds": 6.0},
-        "selection": stage | {"seconds": 0.4},
-    }
-    write_json(folder / "costs.json", {"stages": stages})
-    write_json(
-        folder / "summary.json",
-        {
-            "pool": source | {"rejected": 3},
-            "target": {**source, "source": "gsm8k_test.jsonl", "rows": target, "rejected": 0} if target else None,
-            "labelled_pairs": 1500,
-            "all_pairs": pool * (target or pool),
-            "exact_all_pairs": {"seconds": 5861.0, "forward_tokens": 23_045_250},
-            "selected": chosen,
-            "tokens_selected": 98_765,
-            "objective": "facility location mutual information",
-            "objective_options": {"eta": 0.5714},
-            "value": float(gains.sum()),
-            "encoder": {"name": "org/encoder", "truncated": 19, "width": 32},
-            "language_model": {"name": "org/model", "cut": 13},
-            "warnings": ["19 texts are longer than the encoder reads", *HOSTILE],
-        },
-    )
+    dataclasses.replace(summary, **changes).save(folder.summary)
     return folder
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its elements, attributes and text."""
+    """What a browser would make of a run's report: its elements, attributes and text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.text = ""
-        self.source = path.read_text(encoding="utf-8")
+        self.source = write_report(folder).read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
 
@@ -203,25 +184,27 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = make_run(tmp_path_factory.mktemp("run"))
+def run(tmp_path_factory) -> RunFolder:
+    folder = make_run(tmp_path_factory.mktemp("run"), pool=700, target=40, chosen=70)
     write_report(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(run: Path) -> Page:
-    return Page(run / "report.html")
+def page(run: RunFolder) -> Page:
+    return Page(run)
 
 
-def test_every_section_is_there(page: Page):
+def test_all_sections(page: Page):
     names = {attributes.get("id") for _, attributes in page.elements}
-    assert names >= {"verdict", "warnings", "asked", "chosen", "fidelity", "cost"}
+    assert names >= {"verdict", "warnings", "configuration", "selection", "fidelity", "cost"}
     assert names >= {"gains", "map", "groups", "top", "bottom", "data"}
+    assert not names & {"known", "rounds", "verification"}
     assert [name for name, _ in page.elements].count("svg") == 3
+    assert {c for c in page.source if not c.isprintable()} <= {"\n", "\u00a0"}
 
 
-def test_nothing_in_the_page_can_act(page: Page):
+def test_no_active_content_and_no_outside_links(page: Page):
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "iframe", "img", "object", "embed", "link", "base", "form", "foreignobject", "a"}
     for tag, attributes in page.elements:
@@ -241,18 +224,14 @@ def test_nothing_in_the_page_can_act(page: Page):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_shown_as_text(page: Page, text: str):
+def test_hostile_text_is_escaped(page: Page, text: str):
     assert visible(text) in page.section("warnings")
     assert page.text.count(visible(text)) > 1  # in samples, too
     assert text not in page.source or html.escape(visible(text)) == text
 
 
-def test_no_invisible_character_is_left(page: Page):
-    assert {c for c in page.source if not c.isprintable()} <= {"\n", "\u00a0"}
-
-
 @given(st.text())
-def test_visible_leaves_no_character_that_does_not_show(text: str):
+def test_visible_escapes_invisible_characters_only(text: str):
     shown = visible(text)
     assert not {unicodedata.category(c) for c in shown if c not in "\n\t\u200c\u200d"} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     shown.encode("utf-8")  # no lone surrogate is left
@@ -260,128 +239,84 @@ def test_visible_leaves_no_character_that_does_not_show(text: str):
     assert visible(plain) == plain
 
 
-def test_lone_surrogates_do_not_stop_the_report(tmp_path: Path):
-    folder = make_run(tmp_path, pool=40, target=3, chosen=4)
-    summary = read_json(folder / "summary.json") | {"warnings": ["cut \ud83d here"]}
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")  # JSON can spell what UTF-8 cannot
-    assert "cut \\ud83d here" in write_report(folder).read_text(encoding="utf-8")
+def test_lone_surrogates_are_escaped(tmp_path: Path):
+    folder = make_run(tmp_path)
+    stored = dataclasses.asdict(Summary.load(folder.summary)) | {"warnings": ["cut \ud83d here"]}
+    folder.summary.write_text(json.dumps(stored), encoding="utf-8")  # JSON can encode what UTF-8 cannot
+    assert "cut \\ud83d here" in Page(folder).source
 
 
-def test_asked_and_chosen(run: Path, page: Page):
-    summary = read_json(run / "summary.json")
-    asked, chosen = page.section("asked"), page.section("chosen")
-    for fact in ("gsm8k_test.jsonl", "Budget 10%", "Influence delift", "org/model", "org/encoder, 32 wide"):
-        assert fact in asked
-    assert "Samples 70 of 700" in chosen
-    assert f"Tokens {summary['tokens_selected']:,}" in chosen
-    assert "eta 0.5714" in chosen
-    influence, order = np.load(run / "influence.npy"), read_table(run / "selection.parquet")["pool_index"].to_numpy()
-    assert f"{influence[order].mean():.5f} chosen, {influence.mean():.6f} whole pool" in chosen
+def missing(page: Page, facts: dict[str, list[str]]) -> list[str]:
+    """Those of the facts of each section that are not in it."""
+    return [fact for name, some in facts.items() for fact in some if fact not in page.section(name)]
 
 
-def test_fidelity_table_holds_the_stored_figures(run: Path, page: Page):
-    stored, section = read_json(run / "fidelity.json"), page.section("fidelity")
-    for name, quadrant in stored["quadrants"].items():
+def test_facts(run: RunFolder, page: Page):
+    influence, order = np.load(run.influence), read_table(run.selection)["pool_index"].to_numpy()
+    facts = {
+        "configuration": ["gsm8k_test.jsonl", "Budget 10%", "Influence delift", "org/model", "org/encoder, 32 wide"],
+        "selection": [
+            *("Samples 70 of 700", "Tokens 98,765", "eta 0.5714", "subset.jsonl"),
+            f"{influence[order].mean():.5f} in the subset, {influence.mean():.6f} in the pool",
+        ],
+        "fidelity": ["900 exactly labelled pairs", "42 pool samples and 9 target samples"],
+        "cost": [
+            *("pool 3.2 s", "labels 5 min 14 s", "Total 5 min 38 s"),
+            *("1,234,567", "3.00 GiB", "1,500 of 28,000 pairs", "5.4 %"),
+            "1 h 37 min and 23,045,250 language-model tokens (extrapolated), 17.3 times",
+            "All pairs exactly (extrapolated) \u2248 1 h 37 min \u2248 23,045,250",
+        ],
+        "data": [
+            "read 731 731 \u2013",
+            "exact duplicates, removed 17 17 pool/duplicates.jsonl",
+            "excluded, found in a test set 11 11 pool/excluded.jsonl",
+            "rejected, not usable 3 0 pool/rejected.jsonl",
+            "kept 700 40 pool/samples.arrow",
+            "truncated by the encoder 19",
+            "truncated to the language model's context 13",
+        ],
+    }
+    assert missing(page, facts) == []
+    assert "backward" not in page.section("cost")  # columns of zeros are left out
+
+
+def test_fidelity_table(run: RunFolder, page: Page):
+    section = page.section("fidelity")
+    for name, quadrant in Fidelity.load(run.fidelity).quadrants.items():
         block = section[section.index(f" {name} ") :]
         assert f"{quadrant['pairs']} pairs" in block
-        for method, label in (
-            ("network", "InfluenceNetwork"),
-            ("constant", "constant"),
-            ("cosine", "embedding cosine"),
-        ):
+        labels = {"network": "InfluenceNetwork", "constant": "constant", "cosine": "embedding cosine"}
+        for method, label in labels.items():
             values = quadrant["methods"][method]
             cells = " ".join(
                 "\u2013" if values[m] is None else f"{values[m]:.{4 if m == 'mse' else 3}f}".replace("-", "\u2212")
                 for m in METRICS
             )
             assert f"{label} {cells}" in block
-    assert "900 exactly labelled pairs" in section
-    assert "42 pool samples and 9 target samples" in section
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_the_verdict_comes_first_and_plainly(tmp_path: Path, good: bool):
-    folder = make_run(tmp_path, pool=60, target=5, chosen=6, good=good)
-    verdict = read_json(folder / "fidelity.json")["verdict"]
-    summary = read_json(folder / "summary.json")
-    write_json(folder / "summary.json", summary | {"warnings": [verdict, "another"]})
-    page = Page(write_report(folder))
-    look = next(attributes["class"] for _, attributes in page.elements if attributes.get("id") == "verdict")
-    assert look == ("verdict good" if good else "verdict bad")
-    assert page.source.index('id="verdict"') < page.source.index('id="asked"')
+def test_verdict_first(tmp_path: Path, good: bool):
+    folder = make_run(tmp_path, good=good)
+    verdict = Fidelity.load(folder.fidelity).verdict
+    dataclasses.replace(Summary.load(folder.summary), warnings=[verdict, "another"]).save(folder.summary)
+    page = Page(folder)
+    style = next(attributes["class"] for _, attributes in page.elements if attributes.get("id") == "verdict")
+    assert style == ("verdict good" if good else "verdict bad")
+    assert page.source.index('id="verdict"') < page.source.index('id="configuration"')
     assert verdict.split(": ")[0] in page.section("verdict")
     assert "R2 0.46 (best baseline: target mean 0.21)" in page.section("verdict")
-    assert page.section("warnings").endswith("1 warning another")  # the verdict is not said twice
+    assert page.section("warnings").endswith("1 warning another")  # the verdict is not repeated
 
 
-def test_cost_table(run: Path, page: Page):
-    section, summary = page.section("cost"), read_json(run / "summary.json")
-    for name, time in (("pool", "3.2 s"), ("labels", "5 min 14 s"), ("This run", "5 min 38 s")):
-        assert f"{name} {time}" in section
-    assert "1,234,567" in section
-    assert "3.00 GiB" in section
-    assert "backward" not in section  # a column without a number is not drawn
-    assert f"{summary['labelled_pairs']:,} of {summary['all_pairs']:,} pairs" in section
-    assert "5.4 %" in section
-    assert "1 h 37 min and 23,045,250 language-model tokens (extrapolated from those labelled), 17.3 times" in section
-    assert "All pairs exactly (extrapolated) ≈ 1 h 37 min ≈ 23,045,250" in section
+def test_no_savings_where_all_pairs_cost_less_than_the_run(tmp_path: Path):
+    folder = make_run(tmp_path, exact_all_pairs={"seconds": 2.0, "forward_tokens": 0})
+    assert "estimation saved nothing" in Page(folder).section("cost")
 
 
-def test_an_estimate_that_saved_nothing_is_called_so(tmp_path: Path):
-    folder = make_run(tmp_path, pool=60, target=5, chosen=6)
-    summary = read_json(folder / "summary.json")
-    write_json(folder / "summary.json", summary | {"exact_all_pairs": {"seconds": 2.0, "forward_tokens": 0}})
-    assert "the estimate saved nothing" in Page(write_report(folder)).section("cost")
-
-
-def test_gain_curve_says_where_it_flattens():
-    gains = np.array([50.0, 30, 9, 1] + [1.0] * 10)
-    found = plots.gain_curve(gains)
-    assert found is not None
-    reference = next(r for r in range(1, 15) if gains[:r].sum() >= 0.9 * gains.sum())
-    assert (found["rank"], found["value"], found["flattens"]) == (reference, 100.0, True)
-    assert found["tail_share"] == pytest.approx(0.01)
-    straight = plots.gain_curve(np.ones(1000))
-    assert straight is not None
-    assert (straight["rank"], straight["flattens"]) == (900, False)
-    assert plots.gain_curve(np.zeros(3)) is None
-    assert plots.gain_curve(np.zeros(0)) is None
-
-
-def test_map_axes_are_the_principal_components():
-    rng = np.random.default_rng(0)
-    sample = rng.normal(size=(300, 6)) * [5, 3, 1, 1, 1, 1] @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    centre, axes, explained = plots._principal_axes(sample)
-    values, vectors = np.linalg.eigh(np.cov(sample.T))
-    np.testing.assert_allclose(centre, sample.mean(axis=0))
-    np.testing.assert_allclose(np.abs(axes @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-9)
-    np.testing.assert_allclose(explained, values[::-1][:2] / values.sum())
-
-
-@pytest.mark.parametrize(("count", "width"), [(1, 8), (5, 1), (4, 3)])
-def test_map_of_hardly_anything(count: int, width: int):
-    features = np.ones((count, width), dtype=np.float32)
-    found = plots.embedding_map(features, np.array([0]), None)
-    assert found["explained"] == [0.0, 0.0]
-    assert "svg" in found["plot"]
-
-
-def test_large_clouds_are_subsampled_and_rasterised():
-    features = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
-    large = plots.embedding_map(features, np.arange(500), features[:20])
-    assert large["drawn"] == {"left": 5000, "chosen": 500, "target": 20}
-    assert large["all"] == {"left": 5500, "chosen": 500, "target": 20}
-    assert large["plot"].count("data:image/png;base64,") == 1
-    assert len(large["plot"]) < 500_000
-    small = plots.embedding_map(features[:1000], np.arange(100), None)
-    assert "data:image" not in small["plot"]
-    assert small["plot"].count("<use ") > 1000
-
-
-def test_groups_table(run: Path, page: Page):
-    chosen = read_table(run / "selection.parquet")["pool_index"].to_pylist()
-    with pa.OSFile(str(run / "pool" / "samples.arrow")) as file:
-        originals = [json.loads(text) for text in pa.ipc.open_stream(file).read_all()["original"].to_pylist()]
+def test_composition_table(run: RunFolder, page: Page):
+    chosen = read_table(run.selection)["pool_index"].to_pylist()
+    originals = [json.loads(text) for text in Dataset.from_file(str(run.samples("pool").samples))["original"]]
     section = page.section("groups")
     assert "By family of the original rows" in section  # not by `source`, where every row has its own
     for family in FAMILIES:
@@ -391,8 +326,8 @@ def test_groups_table(run: Path, page: Page):
         assert f"{subset / 70 / (pool / 700):.2f}\u00d7" in section
 
 
-def test_samples_at_either_end(run: Path, page: Page):
-    selection, influence = read_table(run / "selection.parquet"), np.load(run / "influence.npy")
+def test_samples_at_either_end(run: RunFolder, page: Page):
+    selection, influence = read_table(run.selection), np.load(run.influence)
     top, bottom = page.section("top"), page.section("bottom")
     places = [top.index(f"{rank} {visible(name)} ") for rank, name in enumerate(selection["id"].to_pylist()[:20], 1)]
     assert places == sorted(places)
@@ -400,171 +335,206 @@ def test_samples_at_either_end(run: Path, page: Page):
     rows = sorted(range(700), key=lambda i: influence[i])[:20]
     places = [bottom.index(f"sample-{i} ") for i in rows]
     assert places == sorted(places)
-    assert top.count("mean influence") == bottom.count("mean influence", bottom.index("all the same")) == 20
+    assert top.count("mean influence") == bottom.count("mean influence", bottom.index("nevertheless")) == 20
     values = f"gain {selection['gain'][0].as_py():.1f} mean influence {influence[0]:.6f}".replace("-", "\u2212")
     assert values in top  # row 0 is chosen first
     assert "prompt (empty) response" in top
 
 
-def test_long_texts_are_cut_with_more_on_demand(tmp_path: Path):
+def test_long_texts_are_truncated_with_more_on_demand(tmp_path: Path):
     folder = make_run(tmp_path, pool=30, target=3, chosen=3)
     rows, _ = make_samples(30, seed=2)
     for row in rows:
         row |= {"prompt": "word " * 10_000 + "END", "response": "line\n" * 50 + "LAST"}
-    save_samples(folder / "pool" / "samples.arrow", rows)
-    text = write_report(folder).read_text(encoding="utf-8")
+    save_samples(folder, "pool", rows)
+    text = Page(folder).source
     heads = re.findall(r'<div class="head" dir="auto">(.*?)</div>', text, flags=re.DOTALL)
     assert len(heads) == 2 * (3 + 20)
     assert all(len(head) <= 402 and head.count("\n") < 12 for head in heads)
     assert text.count("all 50,003 characters") == 3 + 20
-    assert "the whole text is in pool/samples.arrow" in text
+    assert "the full text is in pool/samples.arrow" in text
     assert "END" not in text  # beyond what is kept on demand
     assert text.count("LAST") == 3 + 20
 
 
-def test_data_table_names_the_lists(page: Page):
-    section = page.section("data")
-    for row in (
-        "read 731 731",
-        "exact duplicates, kept once 17 17 pool/duplicates.jsonl",
-        "excluded, found in a test set 11 11 pool/excluded.jsonl",
-        "rejected, not usable 3 0 pool/rejected.jsonl",
-        "kept 700 40",
-        "truncated 19",
-        "cut to fit the language model 13",
-    ):
-        assert row in section
-
-
-def test_a_run_with_a_learned_network(tmp_path: Path):
-    folder = make_run(tmp_path, pool=60, target=5, chosen=6)
-    (folder / "fidelity.json").unlink()
-    config = read_json(folder / "config.json") | {"influence": None, "labels": None, "network": "runs/<b>math"}
-    nothing = {"labelled_pairs": 0, "exact_all_pairs": None, "language_model": None, "warnings": []}
-    summary = read_json(folder / "summary.json") | nothing | {"tokens_selected": None}
-    write_json(folder / "config.json", config)
-    write_json(folder / "summary.json", summary)
-    page = Page(write_report(folder))
-    assert "not measured in this run" in page.section("verdict")
-    assert "the network of runs/<b>math" in page.section("verdict")
-    assert "No exact influence was computed" in page.section("cost")
-    assert "Tokens not counted" in page.section("chosen")
-    assert "Language model none used" in page.section("asked")
+def test_without_exact_values(tmp_path: Path):
+    nothing = {"labelled_pairs": 0, "exact_all_pairs": None, "language_model": None, "tokens_selected": None}
+    folder = make_run(tmp_path, **nothing, warnings=[])
+    folder.fidelity.unlink()
+    write_json(folder.config, CONFIG | {"influence": None, "labels": None, "network": "runs/<b>math"})
+    page = Page(folder)
+    facts = {
+        "verdict": ["not measured in this run The influence was estimated by the network of runs/<b>math"],
+        "cost": ["No exact influence was computed"],
+        "selection": ["Tokens not counted"],
+        "configuration": ["Language model none used"],
+    }
+    assert missing(page, facts) == []
     assert "The run gave no warnings." in page.text
     assert "(extrapolated" not in page.text
 
 
-def test_a_run_without_target_lists_or_held_out_pairs(tmp_path: Path):
-    folder = make_run(tmp_path, pool=60, target=0, chosen=60)
-    for name in ("duplicates", "excluded", "rejected"):
-        (folder / "pool" / f"{name}.jsonl").unlink()
-    fidelity = read_json(folder / "fidelity.json")
-    training = fidelity["quadrants"]["Q1"]
-    training["methods"].pop("cosine")  # features of other widths have none
-    empty = {"exact": [], "predicted": [], "quadrant": []}
-    verdict = "Fidelity is not known: too few samples were labelled to hold any out."
-    change = {"quadrants": {"Q1": training}, "scatter": empty, "beats_baselines": False, "verdict": verdict}
-    write_json(folder / "fidelity.json", fidelity | change)
-    page = Page(write_report(folder))
-    assert page.section("verdict") == "! Fidelity is not known Too few samples were labelled to hold any out."
-    assert "Target none: the pool itself" in page.section("asked")
-    assert [name for name, _ in page.elements].count("svg") == 2  # no pairs to scatter
+def test_without_target_lists_or_held_out_pairs(tmp_path: Path):
+    folder = make_run(tmp_path, target=0, chosen=60)
+    pool = folder.samples("pool")
+    for path in (pool.duplicates, pool.excluded, pool.rejected):
+        path.unlink()
+    fidelity = Fidelity.load(folder.fidelity)
+    fidelity.quadrants["Q1"]["methods"].pop("cosine")  # undefined for features of different widths
+    stored = dataclasses.asdict(fidelity) | {
+        "quadrants": {"Q1": fidelity.quadrants["Q1"]},
+        "scatter": {"exact": [], "predicted": [], "quadrant": []},
+        "beats_baselines": False,
+        "verdict": "Fidelity is unknown: too few samples were labelled to hold any out.",
+    }
+    write_json(folder.fidelity, stored)
+    page = Page(folder)
+    assert page.section("verdict") == "! Fidelity is unknown Too few samples were labelled to hold any out."
+    assert "Target none: the pool itself" in page.section("configuration")
+    assert [name for name, _ in page.elements].count("svg") == 2  # no scatter plot
     assert "Q2" not in page.section("fidelity")
-    assert "exact duplicates, kept once 17 \u2013" in page.section("data")
-    assert "60 chosen. Two" in page.section("map")  # none left, no targets
+    assert "exact duplicates, removed 17 \u2013" in page.section("data")
+    assert "60 selected. Two" in page.section("map")
     assert "Target" not in page.section("data")
 
 
 def test_undefined_values_are_dashes_and_not_drawn(tmp_path: Path):
-    folder = make_run(tmp_path, pool=60, target=5, chosen=6)
-    fidelity = read_json(folder / "fidelity.json")
-    network = fidelity["quadrants"]["Q2"]["methods"]["network"]
-    network["r2"] = fidelity["scatter"]["predicted"][0] = None
-    write_json(folder / "fidelity.json", fidelity)
-    section = Page(write_report(folder)).section("fidelity")
+    folder = make_run(tmp_path)
+    fidelity = Fidelity.load(folder.fidelity)
+    network = fidelity.quadrants["Q2"]["methods"]["network"]
+    network["r2"] = fidelity.scatter["predicted"][0] = None
+    fidelity.save(folder.fidelity)
+    section = Page(folder).section("fidelity")
     assert f"InfluenceNetwork {network['mse']:.4f} \u2013 {network['r2_over_target_mean']:.3f}" in section
     assert "599 held-out pairs" in section
 
 
-@pytest.mark.parametrize("name", ["config.json", "summary.json", "selection.parquet", "features/pool.npy"])
-def test_an_unfinished_run_is_refused(tmp_path: Path, name: str):
-    folder = make_run(tmp_path, pool=30, target=3, chosen=3)
-    (folder / name).unlink()
-    with pytest.raises(RunError, match=f"not the folder of a finished run: it lacks {re.escape(name)}"):
-        write_report(folder)
-    assert not (folder / "report.html").exists()
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+def test_an_unfinished_or_damaged_run(tmp_path: Path):
     with pytest.raises(RunError, match=r"it lacks config\.json, costs\.json"):
         write_report(tmp_path / "nowhere")
     folder = make_run(tmp_path / "run", pool=30, target=3, chosen=3)
-    write_array(folder / "influence.npy", np.zeros(29, dtype=np.float32))
-    with pytest.raises(RunError, match="do not belong together"):
+    write_array(folder.influence, np.zeros(29, dtype=np.float32))
+    with pytest.raises(RunError, match=r"do not belong together \(.*influence\.npy has 29 rows"):
         write_report(folder)
+    lacking: list[str] = []
+    for path in (folder.selection, folder.features.array("pool"), folder.summary, folder.config):
+        path.unlink()
+        lacking.insert(0, re.escape(str(path.relative_to(folder.path))))
+        with pytest.raises(RunError, match=f"not the folder of a finished run: it lacks {', .*'.join(lacking)}"):
+            write_report(folder)
+    assert not folder.report.exists()
 
 
-def test_same_folder_same_bytes_whatever_matplotlib_is_set_to(run: Path):
+@pytest.mark.parametrize(
+    ("ended", "target", "shown"),
+    [
+        ("no improvement in two rounds", 0.6, "1 round: no improvement in two rounds (target fidelity 0.60"),
+        ("in words of an earlier version", None, "target fidelity reached (target fidelity 0.30"),
+    ],
+)
+def test_active_learning(tmp_path: Path, ended: str, target: float | None, shown: str):
+    folder = make_run(tmp_path)
+    write_json(folder.config, CONFIG | {"fidelity": 0.3})
+    rounds = [{"pairs": 96, "reached": 0.31, "seconds": 12.0}]
+    history = LabelHistory([1, 2], [1], [[4, 5], []], rounds, ended=ended, target_fidelity=target)
+    history.save(folder.labels.history)
+    page = Page(folder)
+    assert shown in page.section("rounds")
+    assert "1 96 0.310 12.0 s" in page.section("rounds")
+    assert "(rank correlation 0.31 with 96 pairs)" in summary_text(folder)
+
+
+def test_verification(tmp_path: Path):
+    folder = make_run(tmp_path)
+    values = {"exact": 0.25, "estimated": 0.5, "exact_of_the_choice_by_estimates": 0.125}
+    pairs = {"exact": [0.1, 0.2], "predicted": [0.2, 0.3]}
+    Verification(20, 8, 160, values, values, {}, pairs).save(folder.verification)
+    page = Page(folder)
+    facts = ["20 samples", "(160 pairs)", "The subset, exact 0.2500 0.2500", "by estimates alone, exact 0.1250"]
+    assert missing(page, {"verification": facts}) == []
+    assert [name for name, _ in page.elements].count("svg") == 4
+    assert "20 samples on 8 targets" in summary_text(folder)
+    assert "0.25 exact (0.5 estimated before; 0.125 exact" in summary_text(folder)
+
+
+@pytest.mark.parametrize(("value", "share"), [(None, None), (3.0, "75")])
+def test_known_samples(tmp_path: Path, value: float | None, share: str | None):
+    known = {"source": HOSTILE[1], "rows": 1200, "read": 1201, "duplicates": 1, "excluded": 0, "rejected": 0}
+    name, options = "facility-location-conditional-gain", {"nu": 1.0}
+    changes = {"objective": name, "objective_options": options, "value": 1.0}
+    folder = make_run(tmp_path, known=known | {"value": value}, **changes)
+    page, text = Page(folder), summary_text(folder)
+    assert f"1,200 samples from {HOSTILE[1]}" in page.section("known")
+    assert "exact duplicates, removed 17 17 1 pool/duplicates.jsonl" in page.section("data")
+    assert "Known: 1,200 samples, facility location conditional gain" in text
+    assert ("coverage of the targets" in page.section("known")) == (share is not None)
+    if share is not None:
+        assert "They provide 75.0 % of the coverage of the targets, the subset the other 25.0" in page.section("known")
+        assert "they provide 75% of the targets' coverage" in text
+
+
+def test_same_bytes_whatever_the_matplotlib_settings(run: RunFolder):
     import matplotlib
 
-    first = (run / "report.html").read_bytes()
+    first = run.report.read_bytes()
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
         write_report(run)
         assert matplotlib.rcParams["font.size"] == 30
-    assert (run / "report.html").read_bytes() == first
+    assert run.report.read_bytes() == first
     assert b"<metadata" not in first
 
 
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
-    """A function that opens a page in headless Chromium and gives (DOM, what stood on the console)."""
+    """A function that opens a page in headless Chromium and returns (DOM, lines of the console)."""
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if binary is None:
         pytest.skip("no chromium on this machine")
 
     def browse(page: Path, *flags: str) -> tuple[str, list[str]]:
-        quiet = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-        quiet += ["no-sandbox", "disable-component-update", "disable-sync", "enable-logging=stderr"]
-        command = [binary, "--headless", *(f"--{flag}" for flag in quiet), "--virtual-time-budget=5000"]
-        command += [f"--user-data-dir={tmp_path_factory.mktemp('profile')}", *flags, page.as_uri()]
+        quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
+        command = [binary, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        command += [f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--enable-logging=stderr"]
+        command += ["--virtual-time-budget=5000", *flags, page.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
     return browse
 
 
-def test_a_browser_shows_the_page_without_complaint(run: Path, browse, tmp_path: Path):
-    dom, console = browse(run / "report.html", "--dump-dom")
+def test_browser_console_is_empty(run: RunFolder, browse, tmp_path: Path):
+    dom, console = browse(run.report, "--dump-dom")
     assert not console
     assert dom.count("<svg") == 3
-    assert "70 of 700 samples chosen" in dom
+    assert "70 of 700 samples selected" in dom
     assert "<script" not in dom
     control = tmp_path / "control.html"
     control.write_text("<script>console.error('heard')</script>", encoding="utf-8")
     assert "heard" in "".join(browse(control, "--dump-dom")[1])
 
 
-def test_a_browser_paints_the_page(run: Path, browse, tmp_path: Path):
+def test_browser_renders_the_page(run: RunFolder, browse, tmp_path: Path):
     from PIL import Image
 
     picture = tmp_path / "page.png"
-    browse(run / "report.html", f"--screenshot={picture}", "--window-size=1280,900")
+    browse(run.report, f"--screenshot={picture}", "--window-size=1280,900")
     with Image.open(picture) as image:
         colours = image.convert("RGB").getcolors(1 << 24)
     assert len(colours) > 100
     assert (0xE9, 0xF6, 0xEE) in {colour for _, colour in colours}  # the green of a good verdict
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_no_wider_than_the_window(run: Path, browse, tmp_path: Path, width: int):
-    report = html.escape((run / "report.html").read_text(encoding="utf-8"))
+def test_page_fits_the_window(run: RunFolder, browse, tmp_path: Path):
+    report = html.escape(run.report.read_text(encoding="utf-8"))
     wide = html.escape("<!doctype html><div style='width:2000px'>x</div>")
-    frames = "".join(f'<iframe width="{width}" height="800" srcdoc="{page}"></iframe>' for page in (report, wide))
+    widths = {390: report, 1280: report, 800: wide}
+    frames = "".join(
+        f'<iframe width="{width}" height="800" srcdoc="{page}"></iframe>' for width, page in widths.items()
+    )
     script = """addEventListener("load", () => { document.title = [...document.querySelectorAll("iframe")].map(
         frame => frame.contentDocument.documentElement.scrollWidth).join(" ") })"""
     page = tmp_path / "frames.html"
     page.write_text(f"<!doctype html><meta charset=utf-8><script>{script}</script>{frames}", encoding="utf-8")
     dom, _ = browse(page, "--dump-dom")
-    report_width, wide_width = map(int, re.search(r"<title>(\d+) (\d+)</title>", dom).groups())
-    assert wide_width >= 2000  # so the measure sees what overflows
-    assert report_width <= width
+    narrow, usual, overflowing = map(int, re.search(r"<title>(\d+) (\d+) (\d+)</title>", dom).groups())
+    assert (narrow <= 390, usual <= 1280, overflowing >= 2000) == (True, True, True)  # the last: overflow is detected

@@ -1,1 +1,1 @@
-"""From a source, whatever its format and schema, to samples."""
+"""From a source of any known format and schema to samples."""

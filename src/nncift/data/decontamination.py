@@ -1,18 +1,17 @@
-"""Does a sample also stand in a test set? Equal text, or a long run of equal words.
+"""Decontamination: samples that also occur in a test set, by equal text or a shared n-gram of words.
 
-Texts are compared as lists of words: Unicode's compatibility form (NFKC), case folded, punctuation, symbols
-and white space dropped. A sample is out when, compared so,
+Texts are compared as lists of words: Unicode NFKC, case folded, without punctuation, symbols and white space. A sample
+is excluded if
 - its prompt equals a test prompt;
 - its response equals a test response of at least 8 words (shorter ones, "Yes" or "42", are equal by chance);
-- its prompt or response shares a run of 13 words with either text of a test sample: the run length that GPT-3's
-  authors looked for (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C).
+- its prompt or response shares a 13-gram with either text of a test sample, the length used for GPT-3 (Brown et al.
+  2020, "Language Models are Few-Shot Learners", appendix C).
 
-A wording that the test set and the pool take from the same template counts as shared: the listing shows the
-words. Each Chinese or Japanese character counts as a word; Thai, Lao and Khmer, which write no spaces, are
-compared by phrases.
+Words of a template common to test set and pool count as shared: the listing shows them. Each Chinese or Japanese
+character counts as a word; Thai, Lao and Khmer, written without spaces, are compared by phrases.
 
-Runs are kept as 64-bit hashes: about 150 bytes for each word of the test sets, nothing for the pool. Two
-different runs share a hash about once in 10^13 comparisons with a million test words.
+N-grams are stored as 64-bit hashes: about 150 bytes for each word of the test sets, nothing for the pool. Hashes of
+different n-grams collide about once in 10^13 comparisons with a million test words.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-RUN = 13  # words
-SHORT = 8  # words that a response needs for its equality to say something
+NGRAM = 13  # words
+MIN_RESPONSE = 8  # words; shorter responses are equal by chance
 
 
 class Contamination:
-    """The samples of the test sets, indexed."""
+    """Index of the samples of the test sets."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[str, str]] = []  # (id, file)
         self._prompts: dict[int, int] = {}
         self._responses: dict[int, int] = {}
-        self._runs: dict[int, int] = {}  # hash of the run -> the first sample with it
+        self._ngrams: dict[int, int] = {}  # hash -> first sample with it
 
     def add(self, identity: str, file: str, prompt: str, response: str) -> None:
         """Index one test sample."""
@@ -42,30 +41,32 @@ class Contamination:
         prompt_words, response_words = words(prompt), words(response)
         if prompt_words:
             self._prompts.setdefault(hash(tuple(prompt_words)), at)
-        if len(response_words) >= SHORT:
+        if len(response_words) >= MIN_RESPONSE:
             self._responses.setdefault(hash(tuple(response_words)), at)
         for found in (prompt_words, response_words):
-            for run in _runs(found):
-                self._runs.setdefault(run, at)
+            for ngram in _ngrams(found):
+                self._ngrams.setdefault(ngram, at)
 
     def find(self, prompt: str, response: str) -> tuple[str, str, str] | None:
-        """Why a sample is out, with the id and the file of the test sample; None when it is clean."""
+        """Reason for exclusion, with id and file of the test sample; None for a clean sample."""
         prompt_words, response_words = words(prompt), words(response)
         if (at := self._prompts.get(hash(tuple(prompt_words)))) is not None:
             return ("same prompt", *self._samples[at])
         if (at := self._responses.get(hash(tuple(response_words)))) is not None:
             return ("same response", *self._samples[at])
         for where, found in (("prompt", prompt_words), ("response", response_words)):
-            if self._runs.keys().isdisjoint(_runs(found)):
+            if self._ngrams.keys().isdisjoint(_ngrams(found)):
                 continue
-            start, at = next((i, self._runs[run]) for i, run in enumerate(_runs(found)) if run in self._runs)
-            shared = " ".join(found[start : start + RUN])
-            return (f"{RUN} shared words in the {where}: {shared}", *self._samples[at])
+            start, at = next(
+                (i, self._ngrams[ngram]) for i, ngram in enumerate(_ngrams(found)) if ngram in self._ngrams
+            )
+            shared = " ".join(found[start : start + NGRAM])
+            return (f"{NGRAM} shared words in the {where}: {shared}", *self._samples[at])
         return None
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as they are compared."""
+    """The normalized words of a text."""
     if text.isascii():
         return _WORD.findall(text.lower())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -74,8 +75,8 @@ def words(text: str) -> list[str]:
     return word_with_marks.findall(folded) if mark.search(folded) else _WORD.findall(folded)
 
 
-def _runs(found: list[str]) -> Iterator[int]:
-    return map(hash, zip(*(found[i:] for i in range(RUN)), strict=False))
+def _ngrams(found: list[str]) -> Iterator[int]:
+    return map(hash, zip(*(found[i:] for i in range(NGRAM)), strict=False))
 
 
 _WORD = re.compile(r"[^\W_]+")
@@ -84,6 +85,6 @@ _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\
 
 @functools.cache
 def _marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A combining mark, and a word that may hold some: slower, but without them the words of Hindi fall apart."""
+    """A combining mark, and a word with some: slower, but Hindi words would be split at them."""
     marks = "".join(chr(c) for c in range(0x10000) if unicodedata.category(chr(c))[0] == "M")
     return re.compile(f"[{marks}]"), re.compile(rf"(?:[^\W_]|[{marks}])+")

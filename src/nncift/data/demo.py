@@ -1,4 +1,4 @@
-"""Embedded real data: dialogues of chatterbot-corpus and 40 families of reasoning-gym tasks, as a pool and a target."""
+"""Embedded real data: dialogues of chatterbot-corpus and 40 reasoning-gym task families, as a pool and a target."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nncift.run.files import atomic_write, package_folder
 
 PER_FAMILY = 40
 TARGETS = 40
-POOL_SEED, TARGET_SEED = 0, 1_000_000  # sample i of a family is made from seed + i: far apart, so never the same
+POOL_SEED, TARGET_SEED = 0, 1_000_000  # sample i of a family has seed + i: far apart, so disjoint
 # fmt: off
-FAMILIES = (  # those whose samples a seed determines
+FAMILIES = (  # deterministic given a seed
     "ab", "aiw", "base_conversion", "basic_arithmetic", "bitwise_arithmetic", "caesar_cipher", "calendar_arithmetic",
     "chain_sum", "coin_flip", "complex_arithmetic", "count_bits", "course_schedule", "cryptarithm",
     "decimal_arithmetic", "dice", "family_relationships", "fraction_simplification", "gcd", "gsm_symbolic",
@@ -27,11 +27,11 @@ FAMILIES = (  # those whose samples a seed determines
     "time_intervals", "word_sequence_reversal", "word_sorting",
 )
 # fmt: on
-WISHED = ("family_relationships", "gsm_symbolic", "letter_jumble", "number_sorting")
+TARGET_FAMILIES = ("family_relationships", "gsm_symbolic", "letter_jumble", "number_sorting")
 
 
 def embedded_data(folder: Path) -> tuple[Path, Path]:
-    """Write `pool.jsonl` and `target.jsonl` into `folder` unless they are there: id, prompt, response, family.
+    """Write `pool.jsonl` and `target.jsonl` into `folder` unless they exist: id, prompt, response, family.
 
     Raises:
         DependencyError: chatterbot-corpus or reasoning-gym is not installed.
@@ -40,7 +40,7 @@ def embedded_data(folder: Path) -> tuple[Path, Path]:
     if not pool.exists():
         _write_jsonl(pool, (*_dialogue_rows(), *_task_rows(FAMILIES, PER_FAMILY, POOL_SEED)))
     if not target.exists():
-        _write_jsonl(target, _task_rows(WISHED, TARGETS // len(WISHED), TARGET_SEED))
+        _write_jsonl(target, _task_rows(TARGET_FAMILIES, TARGETS // len(TARGET_FAMILIES), TARGET_SEED))
     return pool, target
 
 

@@ -1,9 +1,8 @@
 """The rows of one file: JSON Lines, a JSON array, CSV, Parquet, or any of these with `.gz`.
 
-Each format is read as a stream: memory holds a row, a stretch of an array or a batch of Parquet, never the
-file. A row that cannot be read is yielded with the reason and reading goes on; only damage that hides where
-the next row starts (a syntax error in an array, a broken `.gz` or Parquet) ends in an error. UTF-8 is
-expected, with or without a byte order mark.
+Each format is streamed: memory has a row, a chunk of an array or a batch of Parquet, never the file. A row that cannot
+be parsed is yielded with the reason, and reading continues; only damage that hides the start of the next row (a syntax
+error in an array, a broken `.gz` or Parquet) raises. The encoding is UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -25,28 +24,24 @@ from nncift.data.rows import BATCH, Row, arrow_rows, is_unicode, json_row, objec
 from nncift.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
-_CHUNK = 1 << 20  # characters of a JSON array, or bytes of a Parquet column, that are read at once
+_CHUNK = 1 << 20  # characters of a JSON array, or bytes of a Parquet column, per read
 
 
 def is_known(path: Path) -> bool:
-    """Whether the name ends as one of the formats do."""
+    """Whether the suffix is that of a known format."""
     return _suffix(path) in _READERS
 
 
 def known_formats() -> str:
-    """The suffixes that are read, for messages."""
+    """The known suffixes, for messages."""
     return ", ".join(_READERS) + ", any with .gz"
 
 
 def file_rows(path: Path, name: str) -> Iterator[Row]:
-    """Read the rows of a file.
-
-    Args:
-        path: where it is.
-        name: how to call it in rows and messages.
+    """Read the rows of a file, which rows and messages call `name`.
 
     Raises:
-        DataError: the format is unknown, or the file is damaged so that its rows cannot be told apart.
+        DataError: the format is unknown, or the file is damaged beyond single rows.
     """
     reader = _READERS.get(_suffix(path))
     if reader is None:
@@ -54,7 +49,7 @@ def file_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         yield from reader(path, name)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"the file cannot be read ({error})", "check it or get it again", file=name) from error
+        raise DataError(f"the file cannot be read ({error})", "check it or download it again", file=name) from error
 
 
 def _suffix(path: Path) -> str:
@@ -69,14 +64,9 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if _is_packed(path) else open(path, "rb")  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
-    """Text with its newlines as they are; bytes that are not UTF-8 become lone surrogates, which UTF-8 never holds."""
-    with (
-        _open(path) as handle,
-        io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        yield text
+def _open_text(path: Path) -> IO[str]:
+    """Text with newlines untranslated; invalid UTF-8 becomes lone surrogates, which valid UTF-8 cannot encode."""
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _shown(text: str) -> str:
@@ -102,14 +92,14 @@ def _json_lines(path: Path, name: str) -> Iterator[Row]:
 
 
 def _json(path: Path, name: str) -> Iterator[Row]:
-    """A `.json` file is an array of rows or JSON Lines: its first character tells."""
+    """A `.json` file is an array of rows or JSON Lines, by its first character."""
     with _open(path) as handle:
         head = handle.read(1 << 16).removeprefix(_BOM).lstrip()
     if head.startswith(b"["):
         with _open_text(path) as text:
             yield from _json_array(text, name)
     elif head.splitlines()[:1] == [b"{"]:
-        raise DataError("one JSON object, not rows", "give an array of objects, or one object a line", file=name)
+        raise DataError("one JSON object, not rows", "give an array of objects, or one object per line", file=name)
     else:
         yield from _json_lines(path, name)
 
@@ -127,29 +117,29 @@ def _json_array(text: IO[str], name: str) -> Iterator[Row]:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise DataError(
             f"invalid JSON ({reason}), so the rest of the array cannot be read",
-            "mend it, or turn the file into JSON Lines, where a bad row can be skipped",
+            "correct it, or convert the file to JSON Lines, where a bad row can be skipped",
             file=name,
             row=number + 1,
         ) from error
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")  # always between tokens: in a JSON string it would be escaped
+_LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")  # always between tokens: in a JSON string it is escaped
 
 
 def _array_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
-    """Each item of a JSON array with its own text on one line; the buffer grows only for an item longer than it."""
+    """Each item of a JSON array with its original text on one line; the buffer grows only for longer items."""
     decoder = json.JSONDecoder()
     buffer, at = "", 0
 
     def more() -> bool:
         nonlocal buffer, at
-        read = text.read(max(_CHUNK, len(buffer) - at))  # doubles, so that a long item stays linear
+        read = text.read(max(_CHUNK, len(buffer) - at))  # doubles: linear time for a long item
         buffer, at = buffer[at:] + read, 0
         return bool(read)
 
     def symbol() -> str:
-        """Go to the next character that is no space and return it; empty at the end."""
+        """Skip white space and return the next character; empty at the end."""
         nonlocal at
         while True:
             at = _SPACE.match(buffer, at).end()  # type: ignore[union-attr]
@@ -174,7 +164,7 @@ def _array_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
             if _may_be_cut(error, buffer) and more():
                 continue
             raise
-        if end == len(buffer) and more():  # a number may go on
+        if end == len(buffer) and more():  # a number may continue
             continue
         yield value, _LINE_BREAK.sub(" ", buffer[at:end])
         at = end
@@ -184,7 +174,7 @@ def _array_items(text: IO[str]) -> Iterator[tuple[Any, str]]:
 
 
 def _may_be_cut(error: json.JSONDecodeError, buffer: str) -> bool:
-    """Whether the error may be due to the buffer's end: it is in an open string, or where a literal may be cut."""
+    """Whether the buffer's end may cause the error: in an open string, or within a literal."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(buffer.rstrip()) - 16
 
 
@@ -192,16 +182,16 @@ def _may_be_cut(error: json.JSONDecodeError, buffer: str) -> bool:
 
 
 def _csv(path: Path, name: str) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses responses beyond 128 kB; it can only be set for all
+    csv.field_size_limit(2**31 - 1)  # the default rejects fields beyond 128 kB; the limit is global
     with _open_text(path) as text:
-        lines: list[str] = []  # of the current record, to show it when it is bad
+        lines: list[str] = []  # of the current record, for the list of bad rows
 
-        def remembered() -> Iterator[str]:
+        def recorded() -> Iterator[str]:
             for line in text:
                 lines.append(line)
                 yield line
 
-        records = csv.reader(remembered(), strict=True)  # strict: an open quote must not swallow the rest unnoticed
+        records = csv.reader(recorded(), strict=True)  # strict: an open quote is an error, not the rest of the file
         header = _csv_header(records, name)
         number = 0
         while True:
@@ -232,7 +222,7 @@ def _csv_header(records: Iterator[list[str]], name: str) -> list[str]:
     try:
         header = next((cells for cells in records if cells), [])
     except csv.Error as error:
-        raise DataError(f"the header is invalid CSV ({error})", "mend it", file=name) from error
+        raise DataError(f"the header is invalid CSV ({error})", "correct it", file=name) from error
     if not is_unicode("".join(header)):
         raise DataError("the header is invalid UTF-8", "save the file as UTF-8", file=name)
     twice = next((field for i, field in enumerate(header) if field in header[:i]), None)
@@ -250,13 +240,12 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
 
     with contextlib.ExitStack() as stack:
         handle: IO[bytes] = stack.enter_context(_open(path))
-        if _is_packed(path):  # Parquet is read from its end, so it is unpacked to disk first
+        if _is_packed(path):  # Parquet needs random access, so it is decompressed to disk
             packed, handle = handle, stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(packed, handle)
         try:
-            yield from arrow_rows(
-                pq.ParquetFile(handle, pre_buffer=False, buffer_size=_CHUNK).iter_batches(BATCH), name
-            )
+            file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=_CHUNK)
+            yield from arrow_rows(file.iter_batches(BATCH), name)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"not a readable Parquet file ({reason})", "write it again", file=name) from error

@@ -1,6 +1,6 @@
-"""From the rows of a source to samples: one schema for all of them, ids, and what to do about bad rows.
+"""From the rows of a source to samples: one schema for all, ids, and handling of bad rows.
 
-The same reader serves pools, targets and test sets.
+Pools, targets and test sets share this reader.
 """
 
 from __future__ import annotations
@@ -10,46 +10,36 @@ from hashlib import blake2b
 from typing import IO, NamedTuple
 
 from nncift.data.rows import Row, is_unicode, json_text
-from nncift.data.schemas import SCHEMAS, BadRow, Schema, Text, Values, recognise
+from nncift.data.schemas import SCHEMAS, BadRow, Schema, Text, Values
 from nncift.data.sources import Source
 from nncift.errors import DataError
 
-_SHOWN = 5  # bad rows that an error names
-_RAW = 2000  # characters of a bad row that are kept
-_FIELDS = 100  # names of unknown fields that are kept for it
+_SHOWN = 5  # bad rows in an error message
+_RAW = 2000  # characters of a bad row in the list
+_FIELDS = 100  # unknown field names in an error message
 
 
 class Sample(NamedTuple):
-    """A good row.
+    """A good row."""
 
-    Attributes:
-        identity: the row's own id, else the content in hexadecimal.
-        own: whether it is the row's own.
-        content: 60-bit hash of what was said; equal for exact duplicates.
-        text: prompt, response, messages.
-        row: where it stands.
-        position: 0-based number in the source, bad rows counted.
-    """
-
-    identity: str
-    own: bool
-    content: int
+    identity: str  # the row's own id, else the content hash in hexadecimal
+    own: bool  # whether it is the row's own
+    content: int  # 60-bit hash of the texts; equal for exact duplicates
     text: Text
     row: Row
-    position: int
+    position: int  # 0-based number in the source, bad rows counted
 
 
 class Samples:
-    """The samples of a source, read anew by each iteration; meanwhile `read`, `bad` and `schema` are kept up to date.
+    """The samples of a source, read again by each iteration, which updates `read`, `bad` and `schema`.
 
     Args:
-        source: where they are.
-        schemas: the schemas to choose from.
-        skip: go on after bad rows, instead of raising when all have been read.
+        source, schemas: the rows, and the candidates.
+        skip: skip bad rows, instead of raising at the end.
         rejected: a file to list them in.
 
     Raises:
-        DataError: by the end of the iteration: there is no row, no schema is known, no row is good, or, without
+        DataError: at the end of the iteration: there is no row, no known schema fits, no row is good, or, without
             `skip`, one is bad.
     """
 
@@ -70,7 +60,7 @@ class Samples:
         self.read = self.bad = 0
         self.schema: Schema | None = None
         self._first_bad: list[tuple[Row, str, str]] = []
-        self._strange: dict[str, None] | None = {}  # the fields that no schema fits; None once one fitted
+        self._unmatched_fields: dict[str, None] | None = {}  # None once a schema fits
         for row in self.source.rows():
             self.read += 1
             try:
@@ -89,23 +79,23 @@ class Samples:
     def _sample(self, row: Row) -> Sample:
         if row.values is None:
             raise BadRow("", row.reason)
-        schema = self.schema or recognise(row.values, self.schemas)
+        schema = self.schema or next((schema for schema in self.schemas if schema.fits(row.values)), None)
         if schema is None:
-            if self._strange is not None and len(self._strange) < _FIELDS:
-                self._strange |= dict.fromkeys(map(str, row.values))
+            if self._unmatched_fields is not None and len(self._unmatched_fields) < _FIELDS:
+                self._unmatched_fields |= dict.fromkeys(map(str, row.values))
             raise BadRow("", "no known schema fits its fields")
-        self._strange = None
+        self._unmatched_fields = None
         text = schema.read(row.values)
         own = _own_id(row.values)
         for field, value in ((schema.fields[0], text.prompt), (schema.fields[-1], text.response), ("id", own or "")):
             if not is_unicode(value):
-                raise BadRow(field, "holds half of a surrogate pair, which is no Unicode text")
+                raise BadRow(field, "has half of a surrogate pair, which is not valid Unicode")
         self.schema = schema
         content = short_hash(f"{len(text.prompt)} {text.prompt}{text.response}{text.messages or ''}")
         return Sample(own or f"{content:015x}", own is not None, content, text, row, self.read - 1)
 
     def refuse(self, row: Row, field: str, reason: str) -> None:
-        """Count a bad row, and note it for the message or the list of rejected rows."""
+        """Count a bad row, and add it to the message or the list of rejected rows."""
         self.bad += 1
         if len(self._first_bad) < _SHOWN:
             self._first_bad.append((row, field, reason))
@@ -116,13 +106,13 @@ class Samples:
     def _check(self) -> None:
         if not self.read:
             raise DataError("there is no row in it", "give data with at least one", self.source.name)
-        if self._strange:
-            raise self._unknown_schema(list(self._strange))
+        if self._unmatched_fields:
+            raise self._unknown_schema(list(self._unmatched_fields))
         if self.bad and not (self.skip and self.schema):
             raise self._bad_rows()
 
     def _bad_rows(self) -> DataError:
-        leave = ", or leave {} out with --skip-bad-rows" if self.schema else ""
+        leave = ", or skip {} with `skip_bad_rows`" if self.schema else ""
         if self.bad == 1:
             row, field, reason = self._first_bad[0]
             return DataError(reason, "correct it" + leave.format("it"), row.file, row.number, field or None)
@@ -134,11 +124,8 @@ class Samples:
             for row, field, reason in self._first_bad
         )
         more = f"; and {self.bad - _SHOWN} more" if self.bad > _SHOWN else ""
-        return DataError(
-            f"{self.bad} of {self.read} rows cannot be used: {named}{more}",
-            "correct them" + leave.format("them"),
-            self.source.name,
-        )
+        problem = f"{self.bad} of {self.read} rows cannot be used: {named}{more}"
+        return DataError(problem, "correct them" + leave.format("them"), self.source.name)
 
     def _unknown_schema(self, fields: list[str]) -> DataError:
         found = ", ".join(field[:40] for field in fields[:20]) + (", ..." if len(fields) > 20 else "")
@@ -148,7 +135,7 @@ class Samples:
         known = ", ".join(f"{schema.name} ({', '.join(schema.fields)})" for schema in SCHEMAS if not schema.chats)
         return DataError(
             f"no known schema fits its fields ({found})",
-            f"name two of them with --prompt-field and --response-field; known are {known}",
+            f"name two of them with `prompt_field` and `response_field`; known are {known}",
             self.source.name,
         )
 
@@ -158,9 +145,9 @@ def _own_id(values: Values) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     text = json_text(value)
-    return None if text == "null" else text  # NaN, where a table has no id
+    return None if text == "null" else text  # NaN, a table's missing id
 
 
 def short_hash(text: str) -> int:
-    """60 bits, which Python holds in the smallest integer that goes beyond 30."""
+    """A 60-bit hash: two digits of a Python integer."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 4

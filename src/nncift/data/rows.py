@@ -1,9 +1,8 @@
-"""A row of a source, with its own text as one JSON object, from whatever kind of data it stands in.
+"""A row of a source with its original text as one JSON object, from any kind of data.
 
-The text is kept so that what is chosen can be written back unchanged. Of JSON it is the file's own, digit by
-digit; JSON is therefore read by `json` and not through Arrow, which adds nulls, merges objects and has no
-whole numbers beyond 64 bits. Arrow and Python values that JSON lacks become text: dates in ISO 8601, bytes
-in base64, decimals as written; NaN and infinity become null.
+The text is kept so that selected rows are written back unchanged. Of JSON it is verbatim; JSON is therefore parsed by
+`json` and not by Arrow, which adds nulls, merges objects and has no integers beyond 64 bits. Arrow and Python values
+without a JSON form become text: dates in ISO 8601, bytes in base64, decimals as written; NaN and infinity become null.
 """
 
 from __future__ import annotations
@@ -14,29 +13,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-BATCH = 1000  # rows of Parquet or Arrow that are in memory at once
+BATCH = 1000  # rows of Parquet or Arrow in memory
 
 
 class Row(NamedTuple):
-    """A row of a source.
+    """A row of a source."""
 
-    Attributes:
-        file: the file or hub id it stands in, as the user would name it.
-        number: from 1; the line in JSON Lines, the record in CSV.
-        values: its fields; None when it cannot be read.
-        text: the row as one JSON object on one line; what stands there instead when it cannot be read.
-        reason: why it cannot be read.
-    """
-
-    file: str
-    number: int
-    values: Mapping[str, Any] | None
-    text: str
-    reason: str = ""
+    file: str  # or hub id, as the user names it
+    number: int  # from 1; the line in JSON Lines, the record in CSV
+    values: Mapping[str, Any] | None  # its fields; None if it cannot be parsed
+    text: str  # the row as one JSON object on one line; the raw text if it cannot be parsed
+    reason: str = ""  # of the failure
 
 
 def json_row(file: str, number: int, text: str) -> Row:
-    """The row that a JSON text stands for, the text kept as it is."""
+    """The row of a JSON text, which is kept verbatim."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -47,7 +38,7 @@ def json_row(file: str, number: int, text: str) -> Row:
 
 
 def object_row(file: str, number: int, values: Any, text: str) -> Row:
-    """The row with these values, if they are an object."""
+    """The row with these values, which must be an object."""
     if isinstance(values, dict):
         return Row(file, number, values, text)
     return Row(file, number, None, text, f"{kind(values)}, not an object")
@@ -63,8 +54,8 @@ def mapping_rows(rows: Iterable[Any], file: str) -> Iterator[Row]:
             text = json_text(row)
         except (TypeError, ValueError, RecursionError) as error:
             yield Row(file, number, None, repr(row), f"cannot be written as JSON ({error})")
-            continue
-        yield Row(file, number, row, text)
+        else:
+            yield Row(file, number, row, text)
 
 
 def arrow_rows(batches: Iterable[Any], file: str) -> Iterator[Row]:
@@ -83,10 +74,10 @@ def arrow_rows(batches: Iterable[Any], file: str) -> Iterator[Row]:
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as dictionaries; None for one with text that is not UTF-8."""
+    """The rows of a batch as dictionaries; None for one with invalid UTF-8."""
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # nothing was yielded yet: the list is made as a whole
+    except UnicodeDecodeError:  # nothing is yielded yet: the list is built as a whole
         for i in range(batch.num_rows):
             try:
                 yield batch.slice(i, 1).to_pylist()[0]
@@ -95,7 +86,7 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
 
 
 def _json_decoder(schema: Any) -> Callable[[Any], Any] | None:
-    """What parses the JSON-typed parts (`datasets.Json`) of a value of this Arrow schema or type; None without any."""
+    """A parser of the JSON-typed parts (`datasets.Json`) of a value of this Arrow schema or type; None without any."""
     import pyarrow as pa
 
     if isinstance(schema, pa.JsonType):
@@ -110,7 +101,7 @@ def _json_decoder(schema: Any) -> Callable[[Any], Any] | None:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with a lone surrogate: half a character, or a byte that was not UTF-8."""
+    """False for text with a lone surrogate: half a character, or a byte of invalid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -119,12 +110,12 @@ def is_unicode(text: str) -> bool:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON on one line; what JSON lacks becomes text, NaN and infinity become null."""
+    """`value` as JSON on one line; values without a JSON form become text, NaN and infinity null."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
     except ValueError:
         text = json.dumps(_finite(value), ensure_ascii=False, default=_as_json)
-    return text if is_unicode(text) else json.dumps(json.loads(text))  # escapes what UTF-8 cannot hold
+    return text if is_unicode(text) else json.dumps(json.loads(text))  # escapes lone surrogates
 
 
 def _as_json(value: Any) -> Any:
@@ -150,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in the words of an error message."""
+    """The kind of a value, for messages."""
     if value is None:
         return "null"
     names = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}

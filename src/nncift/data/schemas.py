@@ -1,17 +1,16 @@
 """From a row's fields to a prompt, a response and, for a chat, its messages.
 
-A schema is recognised by the fields of a row; the first good row decides and every other row must follow it.
-The table is in order: a row that fits several schemas is read by the first, so a full chat goes before its
-excerpt in other columns.
+A schema is detected from the fields of the first good row, and every other row must follow it. The table is ordered: a
+row that fits several schemas is read by the first, so a full chat takes precedence over its excerpt in other columns.
 
-Text is taken as it is, not stripped. A value of another kind is not turned into text: a number in a response
-field is more often a label or a score than an answer.
+Text is not stripped. Values of other types are not converted: a number in a response field is more often a class label
+or a score than an answer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ Values = Mapping[str, Any]
 
 
 class BadRow(Exception):
-    """A row that cannot be used: which field, and why."""
+    """A row that cannot be used: field and reason."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)
@@ -30,51 +29,34 @@ class BadRow(Exception):
 
 
 class Text(NamedTuple):
-    """What a row says.
+    """The texts of a row.
 
-    Attributes:
-        prompt: as plain text; of a chat, the user's text when that is the only turn before the response, else a
-            transcript ("User: ...", "Assistant: ...").
-        response: of a chat, the last assistant turn.
-        messages: of a chat, JSON of its messages up to the response, as they stand in the source but with
-            OpenAI's role names; else None.
+    The prompt of a chat is the user's text if it is the only turn before the response, else a transcript ("User: ...",
+    "Assistant: ..."); its response is the last assistant turn.
     """
 
     prompt: str
     response: str
-    messages: str | None = None
+    messages: str | None = None  # of a chat, as JSON, up to the response, unchanged but for OpenAI's role names
 
 
 @dataclass(frozen=True)
 class Schema:
-    """A way in which a row holds a prompt and a response.
+    """The fields of prompt and response in a row."""
 
-    Attributes:
-        name: as users know it.
-        fields: the fields it needs, the response's last.
-        read: from a row's values to its text; raises BadRow.
-        optional: fields that it uses when they are there.
-        chats: whether each field holds a list of messages, which tells two schemas with the same fields apart.
-    """
-
-    name: str
-    fields: tuple[str, ...]
-    read: Callable[[Values], Text]
-    optional: tuple[str, ...] = ()
-    chats: bool = False
+    name: str  # for users
+    fields: tuple[str, ...]  # required, the response's last
+    read: Callable[[Values], Text]  # from a row's values to its texts; raises BadRow
+    optional: tuple[str, ...] = ()  # fields used if present
+    chats: bool = False  # whether each field is a list of messages: distinguishes two schemas with the same fields
 
     def fits(self, values: Values) -> bool:
-        """Whether a row looks like this, going by its fields."""
+        """Whether a row has these fields."""
         return all(field in values and (not self.chats or isinstance(values[field], list)) for field in self.fields)
 
 
-def recognise(values: Values, schemas: Sequence[Schema]) -> Schema | None:
-    """The first of the schemas that the row fits."""
-    return next((schema for schema in schemas if schema.fits(values)), None)
-
-
 def schemas_for(prompt_field: str, response_field: str) -> tuple[Schema, ...]:
-    """The schemas of a pool whose fields the user names: they hold lists of messages, or text."""
+    """The schemas of user-given fields: lists of messages, or text."""
     name = f"{prompt_field}/{response_field}"
     return _messages_pair(name, prompt_field, response_field), _pair(name, prompt_field, response_field)
 
@@ -98,7 +80,7 @@ def _filled(field: str, text: str) -> str:
 
 
 def _pair(name: str, prompt_field: str, response_field: str, *, optional: str | None = None) -> Schema:
-    """A schema of text fields; the optional one, when it says something, follows the prompt after an empty line."""
+    """A schema of text fields; the optional one, unless blank, follows the prompt after an empty line."""
 
     def read(values: Values) -> Text:
         prompt = _value(values, prompt_field, str, "text")
@@ -124,7 +106,7 @@ _SHAREGPT_ROLES = {
 
 
 def _turns(values: Values, field: str) -> list[dict[str, Any]]:
-    """The turns in a field; also when they stand there as JSON text, as CSV and some Parquet files have them."""
+    """The turns in a field, also from JSON text, as in CSV and some Parquet files."""
     value = values.get(field)
     if isinstance(value, str):
         try:
@@ -146,7 +128,7 @@ def _role(turn: Values, key: str, where: str, roles: Mapping[str, str]) -> str:
 
 
 def _openai(values: Values, field: str) -> list[dict[str, Any]]:
-    """Messages with OpenAI's roles, untouched."""
+    """Messages with OpenAI's roles, unchanged."""
     messages = _turns(values, field)
     for i, message in enumerate(messages):
         _role(message, "role", f"{field}[{i}]", _OPENAI_ROLES)
@@ -169,7 +151,7 @@ def _read_conversations(values: Values) -> Text:
 
 
 def _messages_pair(name: str, prompt_field: str, response_field: str) -> Schema:
-    """The conversational form of TRL: the messages of the prompt in one field, those of the response in the other."""
+    """TRL's conversational format: the messages of the prompt in one field, those of the response in another."""
 
     def read(values: Values) -> Text:
         prompt, response = _openai(values, prompt_field), _openai(values, response_field)
@@ -181,7 +163,7 @@ def _messages_pair(name: str, prompt_field: str, response_field: str) -> Schema:
 
 
 def _chat(messages: list[dict[str, Any]], field: str) -> Text:
-    """The last assistant turn is the response, what precedes is the prompt, what follows is dropped."""
+    """The last assistant turn is the response, the turns before it the prompt; later turns are dropped."""
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if last is None:
         raise BadRow(field, "no assistant turn")
@@ -226,8 +208,8 @@ def _joined(parts: list[Any], where: str) -> str:
 def chat_messages(messages: str) -> list[dict[str, Any]]:
     """One row's `messages` column in the form that chat templates expect.
 
-    Content in parts is joined, since templates of text models would print the list; a key that is null is left
-    out, since templates ask whether the key is there and Parquet gives every message every key.
+    Content in parts is joined, since templates of text models would print the list; null keys are dropped, since
+    templates test for a key's presence and Parquet gives every message every key.
     """
     return [
         {

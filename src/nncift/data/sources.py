@@ -1,7 +1,7 @@
-"""Where a pool comes from: a file, a folder, a saved dataset, a hub id, or data in memory.
+"""Sources of a pool: a file, a folder, a saved dataset, a hub id, or data in memory.
 
-`open_source` only finds what a name stands for and notes how to tell later whether it has changed; `Source.rows`
-reads. So a finished run folder is resumed without reading, and without a network for a hub id.
+`open_source` only resolves a name and stamps its files, to detect later changes; `Source.rows` reads. So a finished run
+folder is resumed without reading, and offline for a hub id.
 """
 
 from __future__ import annotations
@@ -24,39 +24,28 @@ if TYPE_CHECKING:
 SourceLike: TypeAlias = "str | Path | Dataset | Sequence[Mapping[str, Any]]"
 
 IN_MEMORY = "<dataset>"
-_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}  # they tell of the data in a folder and hold none
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}  # metadata of a folder, not rows
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """A source of rows."""
 
-    Attributes:
-        name: the path or hub id as given; "<dataset>" for data in memory.
-        stamps: what tells later whether the source is still the same: each file's size and time of change.
-        rows: starts reading.
-    """
-
-    name: str
-    stamps: list[dict[str, Any]]
-    rows: Callable[[], Iterator[Row]]
+    name: str  # the path or hub id as given; "<dataset>" for data in memory
+    stamps: list[dict[str, Any]]  # size and modification time of each file, to detect changes
+    rows: Callable[[], Iterator[Row]]  # starts reading
 
 
 def open_source(source: SourceLike, *, split: str | None = None, prefer: str | None = None) -> Source:
-    """Find what `source` names; nothing is read yet.
+    """Resolve a source without reading it.
 
-    A string is a path if there is such a file or folder or if it looks like one (it starts with `.`, `/` or
-    `~`, or has a known suffix), and a hub id otherwise: "org/name", or "org/name:config" where a dataset has
-    several configurations.
-
-    Args:
-        source: a path, a hub id, a dataset, or a sequence of mappings.
-        split: of a hub id or a DatasetDict; files have no splits, for them it means nothing.
-        prefer: the split to take of several when `split` is not given.
+    A string is a path if it exists or has the form of one (it starts with `.`, `/` or `~`, or has a known suffix), else
+    a hub id: "org/name", or "org/name:config" for a dataset with several configurations. `split` is of a hub id or a
+    DatasetDict, and ignored for files; without it, `prefer` is taken of several.
 
     Raises:
-        DataError: there is nothing of that name, or a folder holds no data.
+        DataError: there is nothing of that name, or no data in a folder.
     """
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
@@ -66,7 +55,9 @@ def open_source(source: SourceLike, *, split: str | None = None, prefer: str | N
             return Source(str(source), [_stamp(path, str(source))], partial(file_rows, path, str(source)))
         if isinstance(source, Path) or source.startswith((".", "/", "~")) or is_known(path):
             raise DataError("no such file or folder", "check the path", file=str(source))
-        return _open_hub(source, split, prefer)
+        if (match := _HUB_ID.fullmatch(source)) is None:
+            raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=source)
+        return Source(source, [{"file": source, "split": split}], partial(_hub_rows, match, split, prefer))
     chosen = _choose(source, IN_MEMORY, split, prefer)
     return Source(IN_MEMORY, _stamps_in_memory(chosen), partial(_dataset_rows, chosen, IN_MEMORY))
 
@@ -87,20 +78,13 @@ def _open_folder(name: str, path: Path, split: str | None, prefer: str | None) -
     return Source(name, [_stamp(path / file, str(Path(name) / file)) for file in files], rows)
 
 
-def _open_hub(name: str, split: str | None, prefer: str | None) -> Source:
-    match = _HUB_ID.fullmatch(name)
-    if match is None:
-        raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=name)
-    return Source(name, [{"file": name, "split": split}], partial(_hub_rows, match, split, prefer))
-
-
 def _hub_rows(match: re.Match[str], split: str | None, prefer: str | None) -> Iterator[Row]:
     import datasets
 
     name = match[0]
     try:
         loaded = datasets.load_dataset(match["id"], match["config"], split=split)
-    except Exception as error:  # the hub, the network and a dataset's own files each fail in classes of their own
+    except Exception as error:  # hub, network and file errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load it from the hub ({reason})", _hub_fix(error), file=name) from error
     yield from _dataset_rows(_choose(loaded, name, split, prefer), name)
@@ -113,7 +97,7 @@ def _hub_fix(error: Exception) -> str:
         return "check the spelling; for a private or gated dataset log in with `hf auth login`"
     if "onfig name" in str(error):
         return 'name one as "org/name:config"'
-    return "check the name, the configuration and --split"
+    return "check the name, the configuration and `split`"
 
 
 def _saved_rows(path: Path, name: str, split: str | None, prefer: str | None) -> Iterator[Row]:
@@ -133,14 +117,14 @@ def _choose(dataset: Any, name: str, split: str | None, prefer: str | None) -> A
     chosen = split or (next(iter(dataset)) if len(dataset) == 1 else prefer)
     if chosen not in dataset:
         problem = f"there is no split {chosen!r}" if chosen else "it has several splits"
-        raise DataError(problem, f"choose one with --split: {', '.join(dataset)}", file=name)
+        raise DataError(problem, f"choose one with `split`: {', '.join(dataset)}", file=name)
     return dataset[chosen]
 
 
 def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
     if not hasattr(dataset, "with_format") or not hasattr(dataset, "__len__"):  # mappings, or an IterableDataset
         return mapping_rows(dataset, name)
-    return arrow_rows(dataset.with_format("arrow").iter(BATCH), name)  # Python rows come with their images decoded
+    return arrow_rows(dataset.with_format("arrow").iter(BATCH), name)  # Python rows would decode images
 
 
 def _stamp(path: Path, name: str) -> dict[str, Any]:

@@ -1,77 +1,64 @@
-"""Write the samples of a pool to an Arrow file, and beside it the lists of the rows that were left out.
+"""Write the samples of a pool to an Arrow file, and the removed rows to lists next to it.
 
-The file is an Arrow stream, the format of `datasets` itself, so that it is memory-mapped as it is. Rows are
-buffered to batches by count and by size. Without a folder the stream goes to memory and nothing is listed.
+The file is an Arrow stream, the native format of `datasets`, so it can be memory-mapped. Rows are buffered into batches
+by count and size. Without a folder the stream goes to memory and nothing is listed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from nncift.data.reader import Sample
 from nncift.run.files import atomic_write
+from nncift.run.folder import SampleFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SAMPLES = "samples.arrow"
+COLUMNS = ("id", "prompt", "response", "messages", "source_row", "original")
 _ROWS = 1000  # in a batch
 _SIZE = 1 << 22  # characters in a batch, about
 
 
 class PoolWriter:
-    """Takes samples and left-out rows one by one; `finish` gives the pool.
+    """Takes samples and removed rows one by one; `finish` returns the pool.
 
-    Used as a context: leaving it before `finish` leaves no file behind.
-
-    Args:
-        folder: where the files go; None for memory.
+    Leaving the context before `finish` removes the files; without `files` the pool is in memory.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, files: SampleFolder | None) -> None:
+        self.files = files
         self.rows = 0
         self.rejected: IO[str] | None = None
         self._excluded: IO[str] | None = None
-        self._duplicates: IO[str] | None = None  # with the pool's row number, until the ids can be looked up
+        self._duplicates: IO[str] | None = None  # with row numbers of the pool in place of ids
         self._batch: list[tuple[Any, ...]] = []
         self._size = 0
 
     def __enter__(self) -> PoolWriter:
         import pyarrow as pa
 
-        self._files = contextlib.ExitStack()
+        self._open = contextlib.ExitStack()
         self._sink = pa.BufferOutputStream()
-        if self.folder is not None:
-            self.rejected = self._files.enter_context(_text_file(self.folder / "rejected.jsonl"))
-            self._excluded = self._files.enter_context(_text_file(self.folder / "excluded.jsonl"))
-            self._sink = self._files.enter_context(_file(self.folder / SAMPLES))
-            self._duplicates = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.folder)
-        self._columns = pa.schema(
-            [
-                ("id", pa.string()),
-                ("prompt", pa.string()),
-                ("response", pa.string()),
-                ("messages", pa.string()),
-                ("source_row", pa.int64()),
-                ("original", pa.string()),
-            ]
-        )
-        self._stream = self._files.enter_context(pa.ipc.new_stream(self._sink, self._columns))
+        if self.files is not None:
+            self.rejected = self._open.enter_context(_text_file(self.files.rejected))
+            self._excluded = self._open.enter_context(_text_file(self.files.excluded))
+            self._sink = self._open.enter_context(_file(self.files.samples, "wb"))
+            self._duplicates = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.files.path)
+        self._columns = pa.schema([(name, pa.int64() if name == "source_row" else pa.string()) for name in COLUMNS])
+        self._stream = self._open.enter_context(pa.ipc.new_stream(self._sink, self._columns))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._duplicates is not None:
             self._duplicates.close()
-        self._files.__exit__(kind, error, trace)
+        self._open.__exit__(*error)
 
     def keep(self, sample: Sample, identity: str) -> None:
         """Add a sample to the pool under this id."""
@@ -83,7 +70,7 @@ class PoolWriter:
             self._flush()
 
     def exclude(self, sample: Sample, why: str, test_id: str, test_file: str) -> None:
-        """List a sample that also stands in a test set."""
+        """List a sample that also occurs in a test set."""
         if self._excluded is not None:
             _write(self._excluded, _place(sample) | {"why": why, "test_id": test_id, "test_file": test_file})
 
@@ -93,17 +80,17 @@ class PoolWriter:
             _write(self._duplicates, _place(sample) | {"same_as": pool_row})
 
     def finish(self) -> Dataset:
-        """Complete the files and open the pool."""
+        """Close the files and open the pool."""
         from datasets import Dataset
 
         self._flush()
-        self._files.close()
-        if self.folder is None or self._duplicates is None:
+        self._open.close()
+        if self.files is None or self._duplicates is None:
             return Dataset.from_buffer(self._sink.getvalue())
-        pool = Dataset.from_file(str(self.folder / SAMPLES))
+        pool = Dataset.from_file(str(self.files.samples))
         ids = pool.data.column("id")
         self._duplicates.seek(0)
-        with _text_file(self.folder / "duplicates.jsonl") as listed:
+        with _text_file(self.files.duplicates) as listed:
             for line in self._duplicates:
                 entry = json.loads(line)
                 _write(listed, entry | {"same_as": ids[entry["same_as"]].as_py()})
@@ -128,12 +115,9 @@ def _write(file: IO[str], entry: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _file(path: Path) -> Iterator[IO[bytes]]:
-    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+def _file(path: Path, mode: str, **options: str) -> Iterator[IO[Any]]:
+    with atomic_write(path) as temporary, open(temporary, mode, **options) as handle:  # type: ignore[call-overload]
         yield handle
 
 
-@contextlib.contextmanager
-def _text_file(path: Path) -> Iterator[IO[str]]:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        yield handle
+_text_file = functools.partial(_file, mode="w", encoding="utf-8", newline="\n")

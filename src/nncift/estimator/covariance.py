@@ -1,8 +1,8 @@
-"""Radial units: kernels between samples, given their coordinates, and the labelled samples of their side."""
+"""Kernels between samples, given their coordinates: RBF by block, cosine and its exponentials, and the nugget."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,29 +13,29 @@ from torch import Tensor
 from nncift.estimator.pca import Projection
 
 SHARPNESS = (5.0, 30.0)
-"""A similarity is exp(k (cosine - 1)) for one of these: 1 for the same direction, near 0 for unrelated ones.
+"""Values of k in the similarities exp(k (cosine - 1)): 5 captures topical similarity, 30 near-duplicates.
 
-The first tells what is alike, the second what is of one template: a choice goes by the largest values.
+Near-duplicates dominate a maximum, which is what facility location takes over the subset.
 """
 
-_SAME = 1e-9  # squared distance of two samples' coordinates below which they are one
+CHUNK = 2048  # samples at a time
+_SAME = 1e-9  # squared distance below which two samples' coordinates are identical
+_STORED = ("landmarks", "log_weights", "own")  # names in model.safetensors
 
 
 def block_kernels(a: Tensor, b: Tensor, slices: list[slice]) -> Tensor:
-    """exp(-|u - v|^2 / 2) in each block of coordinates: (n, width), (m, width) -> (blocks, n, m).
+    """RBF kernel exp(-|u - v|^2 / 2) of each block of coordinates: (n, width), (m, width) -> (blocks, n, m).
 
-    The single quantities count one by one, and, where there are several, once more together: their product.
+    Blocks of one coordinate enter one by one and, where there are several, also as their product.
     """
-    parts, together, single = [], None, 0
+    parts, product, single = [], None, 0
     for block in slices:
-        u, v = a[:, block], b[:, block]
-        squared = (u * u).sum(1)[:, None] + (v * v).sum(1) - 2 * u @ v.T
-        parts.append(torch.exp(-squared.clamp_(min=0) / 2))
+        parts.append(torch.exp(-_squared_distance(a[:, block], b[:, block]).clamp_(min=0) / 2))
         if block.stop - block.start == 1:
             single += 1
-            together = parts[-1] if together is None else together * parts[-1]
-    if together is not None and single > 1:
-        parts.append(together)
+            product = parts[-1] if product is None else product * parts[-1]
+    if product is not None and single > 1:
+        parts.append(product)
     return torch.stack(parts)
 
 
@@ -45,66 +45,69 @@ def kernel(blocks: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def same_samples(a: Tensor, b: Tensor) -> Tensor:
-    """1 where two samples are one, else 0: (n, width), (m, width) -> (n, m) float64."""
-    squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-    return (squared < _SAME).to(a.dtype)
+    """1 for identical samples, else 0: (n, width), (m, width) -> (n, m) float64."""
+    return (_squared_distance(a, b) < _SAME).to(a.dtype)
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    return (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
 
 
 def unit_blocks(coordinates: Tensor, projection: Projection) -> list[Tensor]:
-    """Each wide block of coordinates at length 1: their products are cosines."""
+    """Each wide block of coordinates, normalized: inner products are cosines."""
     return [torch.nn.functional.normalize(coordinates[:, block], dim=1) for block in projection.wide]
 
 
 def similarities(cosine: Tensor, sharpness: Sequence[float]) -> list[Tensor]:
-    """exp(k (cosine - 1)) for each k; positive definite functions of two samples, as sums of the cosine's powers."""
+    """exp(k (cosine - 1)) for each k; positive definite, as power series of the cosine with positive coefficients."""
     return [torch.exp(k * (cosine - 1)) for k in sharpness]
 
 
 @dataclass(frozen=True)
 class Side:
-    """The labelled samples of one side, and the weights of the kernels to them.
+    """The training inputs of one side (pool or target) and its kernels.
 
-    Attributes:
-        projection: features to coordinates.
-        landmarks: (m, width) coordinates of the labelled samples.
-        log_weights: (kernels, blocks) logarithmic weights of the blocks in each kernel.
-        own: (kernels,) what each kernel has on top for a sample and itself.
-
-    All are float64 that float32 can hold, so that a stored side gives the same numbers.
+    All are float64 representable in float32, so that a stored side gives the same numbers.
     """
 
-    projection: Projection
-    landmarks: Tensor
-    log_weights: Tensor
-    own: Tensor
+    projection: Projection  # features to coordinates
+    train: Tensor  # (m, width) coordinates of the labelled samples
+    log_weights: Tensor  # (kernels, blocks) log-weights of the blocks in each kernel
+    nugget: Tensor  # (kernels,) variance that each kernel adds between a sample and itself
 
     def coordinates(self, rows: Any) -> Tensor:
         """Features (n, d) to coordinates (n, width)."""
         return torch.from_numpy(self.projection(rows))
 
+    def in_chunks(
+        self, rows: Any, work: Callable[[Tensor], tuple[np.ndarray, ...]], size: int = CHUNK
+    ) -> tuple[np.ndarray, ...]:
+        """The arrays that `work` computes from the coordinates of `size` samples at a time, concatenated."""
+        starts = range(0, max(len(rows), 1), size)
+        parts = [work(self.coordinates(rows[start : start + size])) for start in starts]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
     def smooth(self, x: Tensor) -> list[Tensor]:
-        """Each kernel between samples, given their coordinates, and the labelled ones, without what is their own."""
-        blocks = block_kernels(x, self.landmarks, self.projection.slices)
+        """Each kernel between samples, given their coordinates, and the training inputs, without the nugget: (n, m)."""
+        blocks = block_kernels(x, self.train, self.projection.slices)
         return [kernel(blocks, weights) for weights in self.log_weights]
 
     def kernels(self, x: Tensor) -> list[Tensor]:
-        """Each kernel, and what a labelled sample has of its own where it is met again."""
-        same = same_samples(x, self.landmarks)
-        return [values + own * same for values, own in zip(self.smooth(x), self.own, strict=True)]
+        """Each kernel with its nugget: (n, m)."""
+        same = same_samples(x, self.train)
+        return [values + nugget * same for values, nugget in zip(self.smooth(x), self.nugget, strict=True)]
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
-        """All numbers but the projection's as float32, names beginning with `prefix`."""
-        return {f"{prefix}.{name}": getattr(self, name).float().numpy().copy() for name in _ARRAYS}
+        """All arrays but the projection's as float32, names beginning with `prefix`."""
+        arrays = zip(_STORED, (self.train, self.log_weights, self.nugget), strict=True)
+        return {f"{prefix}.{name}": array.float().numpy().copy() for name, array in arrays}
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], prefix: str, projection: Projection) -> Side:
-        """What `state` gave."""
-        return cls(projection, *(torch.from_numpy(np.float64(arrays[f"{prefix}.{name}"])) for name in _ARRAYS))
-
-
-_ARRAYS = ("landmarks", "log_weights", "own")
+        """The inverse of `state`."""
+        return cls(projection, *(torch.from_numpy(np.float64(arrays[f"{prefix}.{name}"])) for name in _STORED))
 
 
 def rounded(value: Tensor) -> Tensor:
-    """The nearest numbers that float32 holds, as float64."""
+    """Float64 rounded to float32 precision."""
     return value.float().double()

@@ -1,8 +1,7 @@
-"""NN-CIFT's network as published (arXiv 2502.09969, section 4.1): one hidden layer over the two samples' features.
+"""The network of the recipe "paper": NN-CIFT's MLP (arXiv 2502.09969, section 4.1) over both samples' features.
 
-The first layer is linear in the concatenation, W [a; b] = W_a a + W_b b, so `estimate` projects every sample once, and
-a pair then costs `hidden` add-max-multiply steps instead of 2 x width x hidden. `forward` is the plain form, which
-tests compare with.
+The first layer is linear in the concatenation, W [a; b] = W_a a + W_b b, so `estimate` projects every sample once and a
+pair costs `hidden` add-max-multiply steps instead of 2 x width x hidden. `forward` is the reference for tests.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _PROJECTION_ROWS = 65_536
 
 
 class PaperNetwork(nn.Module):
-    """Two layers over a pair of feature vectors: mean squared error on influence scaled to [0, 1], Adam.
+    """One hidden ReLU layer over two feature vectors; mean squared error on influence scaled to [0, 1], Adam.
 
     Args:
         hidden: hidden units.
         learning_rate: Adam's.
         epochs: passes over the labelled pairs.
         batch_size: pairs per step.
-        pointwise: changes nothing: the paper's network reads both samples all the same.
-        seed: of the initial weights and of the order of pairs.
+        pointwise: no effect: it always reads both samples.
+        seed: of the initialization and the order of pairs.
 
     Attributes:
         losses_: mean training loss of each epoch, on the [0, 1] scale.
@@ -63,40 +62,33 @@ class PaperNetwork(nn.Module):
             self.first = nn.Linear(pool_width + target_width, self.hidden)
             self.second = nn.Linear(self.hidden, 1)
         self.pool_width, self.target_width = pool_width, target_width
-        # Influence is learned on [0, 1]; these bring the output back to the influence function's own scale.
+        # Min-max scaling of the labels, inverted in `predict`.
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("range", torch.ones(()))
 
     def forward(self, pool_features: Tensor, target_features: Tensor) -> Tensor:
-        """Scaled influence of n pairs: (n, pool_width), (n, target_width) -> (n,), about 0 to 1."""
+        """Scaled influence of n pairs: (n, pool_width), (n, target_width) -> (n,)."""
         hidden = torch.relu(self.first(torch.cat([pool_features, target_features], dim=1)))  # (n, hidden)
         return self.second(hidden).squeeze(1)  # type: ignore[no-any-return]
 
     def fit(self, pool_features: Features, target_features: Features, pairs: LabelledPairs) -> None:
-        """Learn from labelled pairs; only their samples' features are read."""
+        """Train on labelled pairs; reads only their samples' features."""
         self._build(pool_features.shape[1], target_features.shape[1])
         low, high = float(pairs.influence.min()), float(pairs.influence.max())
         self.low.fill_(low)
         self.range.fill_(high - low if high > low else 1.0)
         pool_rows, pool_of = np.unique(pairs.pool_index, return_inverse=True)
         target_rows, target_of = np.unique(pairs.target_index, return_inverse=True)
-        data = (
-            _tensor(pool_features[pool_rows]),
-            torch.from_numpy(pool_of),
-            _tensor(target_features[target_rows]),
-            torch.from_numpy(target_of),
-            (torch.from_numpy(pairs.influence.copy()) - self.low) / self.range,
-        )
-        self._train(*data)
-
-    def _train(self, pool: Tensor, pool_of: Tensor, target: Tensor, target_of: Tensor, label: Tensor) -> None:
+        pool, target = _tensor(pool_features[pool_rows]), _tensor(target_features[target_rows])
+        of_pool, of_target = torch.from_numpy(pool_of), torch.from_numpy(target_of)
+        label = (torch.from_numpy(pairs.influence.copy()) - self.low) / self.range
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         order = torch.Generator().manual_seed(self.seed)
         self.losses_ = []
         for _ in range(self.epochs):
             total = 0.0
             for batch in torch.split(torch.randperm(len(label), generator=order), self.batch_size):
-                loss = nn.functional.mse_loss(self(pool[pool_of[batch]], target[target_of[batch]]), label[batch])
+                loss = nn.functional.mse_loss(self(pool[of_pool[batch]], target[of_target[batch]]), label[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -111,7 +103,7 @@ class PaperNetwork(nn.Module):
 
     @torch.no_grad()
     def estimate(self, pool_features: Any, target_features: Any, *, device: str | None = None) -> InfluenceMatrix:
-        """The influence of all pairs, computed where it is looked at; holds (n_pool + n_target) x hidden numbers."""
+        """Influence of all pairs, computed on access; stores (n_pool + n_target) x hidden floats."""
         weight = self.first.weight.numpy()  # (hidden, pool_width + target_width)
         pool = _project(pool_features, weight[:, : self.pool_width]) + self.first.bias.numpy()
         target = _project(target_features, weight[:, self.pool_width :])
@@ -123,12 +115,12 @@ class PaperNetwork(nn.Module):
         )
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and JSON-able facts that `load` takes."""
+        """Arrays and JSON-able facts for `load`."""
         facts = {"pool_width": self.pool_width, "target_width": self.target_width}
         return {name: value.numpy() for name, value in self.state_dict().items()}, facts
 
     def load(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """What `state` gave."""
+        """The inverse of `state`."""
         self._build(facts["pool_width"], facts["target_width"])
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
 

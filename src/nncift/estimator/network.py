@@ -1,8 +1,7 @@
-"""InfluenceNetwork: a tiny network that predicts the influence of one sample on another from their features.
+"""InfluenceNetwork: predicts the influence of one sample on another from their features.
 
-Two recipes make it. "process" is ours: two towers of radial units in closed form (`process_network`). "paper" is
-NN-CIFT's: one hidden layer over the concatenated features (`paper_network`). Both are cheap for the reason that
-matters: the features of a sample are worked through once, and a pair costs about a hundred multiplications.
+The recipe "process" is a Gaussian process in closed form (`gaussian_process`), "paper" NN-CIFT's MLP (`mlp`). Both
+transform the features of a sample once; a pair then costs about a hundred multiplications.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from nncift.errors import ConfigError, ModelError
-from nncift.estimator.gaussian_process import ProcessNetwork
+from nncift.estimator.gaussian_process import GaussianProcess
 from nncift.estimator.mlp import PaperNetwork
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs, Probes
@@ -26,7 +25,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 
 FeatureArray = np.ndarray | Features
 
-RECIPES: dict[str, type[PaperNetwork] | type[ProcessNetwork]] = {"process": ProcessNetwork, "paper": PaperNetwork}
+RECIPES: dict[str, type[PaperNetwork] | type[GaussianProcess]] = {"process": GaussianProcess, "paper": PaperNetwork}
 _CARD = """---
 library_name: nncift
 tags: [data-selection, influence]
@@ -39,19 +38,18 @@ config.json names the features it reads and the influence function it learned fr
 
 
 class InfluenceNetwork(ModelHubMixin):
-    """Learns the influence of pool samples on targets from labelled pairs.
+    """Predicts the influence of pool samples on targets, fitted to labelled pairs.
 
     Args:
-        recipe: "process": standardised features in blocks, interactions of the two samples, weights in closed form;
-            it knows what it does not know. "paper": NN-CIFT's network and training.
+        recipe: "process": a Gaussian process over pairs, with posterior variance. "paper": NN-CIFT's MLP.
         pointwise: the influence is one score for each pool sample, whatever the target.
-        seed: of all that is random.
-        **options: the recipe's own: `hidden`, `learning_rate`, `epochs`, `batch_size` of "paper".
+        seed: of all random choices.
+        **options: of the recipe "paper": `hidden`, `learning_rate`, `epochs`, `batch_size`.
 
     Attributes:
-        model: the `ProcessNetwork` or `PaperNetwork`.
-        description_: JSON-able facts that travel with the weights: the features it needs, the influence it
-            learned; empty unless the caller fills it.
+        model: the `GaussianProcess` or `PaperNetwork`.
+        description_: JSON-able facts stored with the weights: the features it reads, the influence it was fitted to;
+            set by the caller.
 
     Raises:
         ConfigError: there is no such recipe, or it has no such option.
@@ -78,25 +76,25 @@ class InfluenceNetwork(ModelHubMixin):
         *,
         prior: InfluenceNetwork | None = None,
     ) -> Self:
-        """Learn from labelled pairs.
+        """Fit to labelled pairs.
 
         Args:
             pool_features: (n_pool, pool_width) float32.
             target_features: (n_target, target_width) float32.
             pairs: exact influence; indices into the two arrays.
-            prior: a network that learned before from the same kind of features, of other data, and be it another
-                influence: what it says is weighed by least squares on the labels, and what it leaves over is learned.
+            prior: a network fitted earlier on the same features, to other data or another influence. Its predictions
+                are rescaled by least squares; this one is fitted to the residuals.
 
         Raises:
             ConfigError: the recipe "paper" takes no prior.
-            ModelError: there are no pairs, or the prior needs other features.
+            ModelError: there are no pairs, or the prior reads other features.
         """
         if not len(pairs):
-            raise ModelError("there is no labelled pair to learn from", "raise --labels")
+            raise ModelError("there is no labelled pair to fit", "raise `labels`")
         pool, target = Features.of(pool_features), Features.of(target_features)
         if prior is None:
             self.model.fit(pool, target, pairs)
-        elif isinstance(self.model, ProcessNetwork):
+        elif isinstance(self.model, GaussianProcess):
             prior._check_widths(pool, target)
             self.model.fit(pool, target, pairs, prior=prior._process)
         else:
@@ -108,7 +106,7 @@ class InfluenceNetwork(ModelHubMixin):
         """Influence of n pairs on the influence function's own scale: (n, width), (n, width) -> (n,) float32.
 
         Raises:
-            ModelError: the network has not learned, or the features have another width than it learned with.
+            ModelError: the network is not fitted, or the features have another width.
         """
         self._check_widths(pool_features, target_features)
         return self.model.predict(pool_features, target_features)
@@ -121,21 +119,21 @@ class InfluenceNetwork(ModelHubMixin):
         probes: Probes | None = None,
         device: str | None = None,
     ) -> InfluenceMatrix:
-        """The influence of every pool sample on every target, computed where it is looked at.
+        """The influence of every pool sample on every target, computed on access.
 
         Args:
             pool_features: (n_pool, pool_width) float32, may be memory-mapped.
             target_features: (n_target, target_width) float32, may be memory-mapped.
-            probes: exact influence of every pool sample on a few targets, which completes the estimate.
-            device: where pairs are scored, for example "cuda"; the CPU unless given.
+            probes: exact influence of every pool sample on a few targets, to condition on.
+            device: where pairs are scored, for example "cuda"; default CPU.
 
         Returns:
-            A matrix of shape (n_pool, n_target) that holds up to (n_pool + n_target) x 129 numbers, with probes and a
-            prior more.
+            A matrix of shape (n_pool, n_target) that stores up to (n_pool + n_target) x 129 floats, more with probes
+            or a prior.
 
         Raises:
-            ConfigError: the recipe "paper" knows no probes.
-            ModelError: the network has not learned, or the features have another width than it learned with.
+            ConfigError: the recipe "paper" takes no probes.
+            ModelError: the network is not fitted, or the features have another width.
         """
         self._check_widths(pool_features, target_features)
         if probes is None:
@@ -143,72 +141,67 @@ class InfluenceNetwork(ModelHubMixin):
         return self._process.estimate(pool_features, target_features, probes=probes, device=device)
 
     def uncertainty(self, pool_features: FeatureArray) -> np.ndarray:
-        """How little is known of each pool sample's influence, in the influence's unit: (n_pool, width) -> (n_pool,).
+        """Posterior standard deviation of each pool sample's influence, on its scale: (n_pool, width) -> (n_pool,).
 
         Raises:
-            ConfigError: the recipe "paper" does not know.
-            ModelError: the network has not learned.
+            ConfigError: the recipe "paper" has no posterior.
+            ModelError: the network is not fitted.
         """
         return self._process.uncertainty(pool_features)
 
     def choose_probes(self, target_features: FeatureArray, count: int) -> np.ndarray:
-        """The targets whose exact influence tells most of a new sample's influence on all, (count,) int64.
+        """Targets whose exact influence most reduces a new sample's posterior variance on all: (count,) int64.
 
-        Raises:
-            ConfigError: the recipe "paper" does not know.
-            ModelError: the network has not learned.
+        Raises as `uncertainty`.
         """
         return self._process.choose_probes(target_features, count)
 
     def choose_samples(self, pool_features: FeatureArray, count: int) -> np.ndarray:
-        """The pool samples whose labels would tell most of all of these, (count,) int64, best first.
+        """Pool samples whose labels most reduce the posterior variance of all of these: (count,) int64, best first.
 
-        Raises:
-            ConfigError: the recipe "paper" does not know.
-            ModelError: the network has not learned.
+        Raises as `uncertainty`.
         """
-        return self._process.choose_samples(pool_features, count)
+        return self._process.posterior.choose_samples(pool_features, count)
 
     def learned_from(self, pool_features: np.ndarray, target_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which samples it has learned from, told by their features: (n, width), (m, width) -> (n,), (m,) bool.
+        """Which samples are among its training inputs, by their features: (n, width), (m, width) -> (n,), (m,) bool.
 
         Raises:
-            ConfigError: the recipe "paper" does not know.
-            ModelError: the network has not learned, or the features have another width than it learned with.
+            ConfigError: the recipe "paper" stores no training inputs.
+            ModelError: the network is not fitted, or the features have another width.
         """
         self._check_widths(pool_features, target_features)
         return self._process.learned_from(pool_features, target_features)
 
     @property
     def recipe(self) -> str:
-        """Which recipe it is made by."""
+        """The recipe, "process" or "paper"."""
         return str(self.options["recipe"])
 
     @property
-    def _process(self) -> ProcessNetwork:
-        """Our recipe's model, which knows what it does not know."""
+    def _process(self) -> GaussianProcess:
+        """The fitted Gaussian process."""
         if isinstance(self.model, PaperNetwork):
-            raise ConfigError('the recipe "paper" knows no uncertainty and no probes', 'take the recipe "process"')
-        if self.widths is None:
-            raise ModelError("this InfluenceNetwork has not learned yet", "call fit, or load one with from_pretrained")
+            raise ConfigError('the recipe "paper" has no posterior variance and no probes', 'take the recipe "process"')
+        self._fitted()
         return self.model
 
-    def _check_widths(self, pool_features: FeatureArray, target_features: FeatureArray) -> None:
+    def _fitted(self) -> tuple[int, int]:
+        """Widths of the features it is fitted to."""
         if self.widths is None:
-            raise ModelError("this InfluenceNetwork has not learned yet", "call fit, or load one with from_pretrained")
-        for side, features, width in (
-            ("pool", pool_features, self.widths[0]),
-            ("target", target_features, self.widths[1]),
-        ):
-            if features.shape[1] != width:
+            raise ModelError("this InfluenceNetwork is not fitted", "call fit, or load one with from_pretrained")
+        return self.widths
+
+    def _check_widths(self, *features: FeatureArray) -> None:
+        for side, given, width in zip(("pool", "target"), features, self._fitted(), strict=True):
+            if given.shape[1] != width:
                 raise ModelError(
-                    f"the {side} features are {features.shape[1]} wide, and the network learned with {width}",
-                    f"it needs the features {_named(self.description_.get('features'))}",
+                    f"the {side} features are {given.shape[1]} wide, the network is fitted to {width}",
+                    f"it reads the features {_named(self.description_.get('features'))}",
                 )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self.widths is None:
-            raise ModelError("this InfluenceNetwork has not learned yet", "call fit before saving it")
+        self._fitted()
         arrays, facts = self.model.state()
         config = {**self.options, "widths": self.widths, "facts": facts, "description": self.description_}
         (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -217,7 +210,7 @@ class InfluenceNetwork(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> InfluenceNetwork:
-        """Called by `from_pretrained` with a folder or hub id; weights come from safetensors alone, never pickle."""
+        """Hook of `from_pretrained`, with a folder or hub id; reads safetensors only, never pickle."""
         folder = Path(model_id)
         download = {k: options[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
         paths: list[Path] = []
@@ -227,18 +220,18 @@ class InfluenceNetwork(ModelHubMixin):
             elif (folder / name).exists():
                 paths.append(folder / name)
             else:
-                raise ModelError(f"{folder} holds no {name}", "is this a folder that save_pretrained wrote?")
+                raise ModelError(f"{folder} has no {name}", "give a folder written by save_pretrained")
         try:
             config = json.loads(paths[0].read_text(encoding="utf-8"))
             widths, facts, description = (config.pop(name) for name in ("widths", "facts", "description"))
             network = cls(**config)
             network.model.load(load_file(paths[1]), facts)
         except (KeyError, TypeError, ValueError, RuntimeError, ConfigError, SafetensorError) as error:
-            raise ModelError(f"{model_id} holds no InfluenceNetwork of this version ({error})") from error
+            raise ModelError(f"{model_id} has no InfluenceNetwork of this version ({error})") from error
         network.widths, network.description_ = (widths[0], widths[1]), description
         return network
 
 
 def _named(features: Mapping[str, str | None] | None) -> str:
-    """The features of a description in a few words."""
-    return ", ".join(str(source) for source in (features or {}).values() if source is not None) or "it learned with"
+    """The features of a description, for messages."""
+    return ", ".join(str(source) for source in (features or {}).values() if source is not None) or "it was fitted to"

@@ -1,9 +1,9 @@
-"""A fixed projection of the features: every block standardised, cut to its leading components, brought to one scale.
+"""Principal components by feature block: standardized, truncated, scaled to a mean squared norm of 1.
 
-The blocks of `Features` differ in width and in scale (a sentence embedding, a language model's states, a few scalars).
-Here each becomes a few coordinates whose squared length is 1 on average, so that distances in different blocks
-compare. A block of a few columns is several quantities with a unit each: each becomes a block of its own. Where both
-sides have a block, it is projected alike on both, so that their cosine has a meaning.
+The blocks of `Features` differ in width and scale (a sentence embedding, a language model's states, a few scalars);
+scaling makes distances in different blocks comparable. Each column of a narrow block is a quantity in its own unit and
+becomes a block of its own. Both sides share the projection where they have the same blocks, so that cosines between
+them are defined.
 """
 
 from __future__ import annotations
@@ -17,52 +17,42 @@ import numpy as np
 from nncift.features.features import Features
 
 COMPONENTS = 64
-_FEW = 16  # columns, up to which each is a quantity of its own
-_SAMPLES = 4096  # of a side, that the components are taken from
+_NARROW = 16  # widest block whose columns become blocks of their own
+_SAMPLES = 4096  # of a side, that the components are fitted to
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Features of one side to `width` coordinates in blocks.
+    """Features of one side to coordinates in blocks."""
 
-    Attributes:
-        centre: (d,) mean of the features.
-        weight: block number to (columns of the features, matrix (columns, components)), in the blocks' order.
-    """
-
-    centre: np.ndarray
-    weight: list[tuple[slice, np.ndarray]]
+    mean: np.ndarray  # (d,) of the features
+    weight: list[tuple[slice, np.ndarray]]  # columns of the features and matrix (columns, components) of each block
 
     @property
     def slices(self) -> list[slice]:
-        """Where each block lies among the coordinates."""
+        """The coordinates of each block."""
         ends = np.cumsum([0] + [matrix.shape[1] for _, matrix in self.weight])
         return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
     @property
-    def width(self) -> int:
-        """Number of coordinates."""
-        return sum(matrix.shape[1] for _, matrix in self.weight)
-
-    @property
     def wide(self) -> list[slice]:
-        """The blocks among them in which a cosine has a meaning: those of several coordinates."""
+        """The blocks of several coordinates, in which a cosine is defined."""
         return [block for block in self.slices if block.stop - block.start > 1]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Features (n, d) to coordinates (n, width): worked out in float32, as features are, and given as float64."""
-        rows = np.asarray(rows, dtype=np.float32) - self.centre.astype(np.float32)
+        """Features (n, d) to coordinates (n, width): computed in float32, returned as float64."""
+        rows = np.asarray(rows, dtype=np.float32) - self.mean.astype(np.float32)
         parts = [rows[:, columns] @ matrix.astype(np.float32) for columns, matrix in self.weight]
         return np.concatenate(parts, axis=1, dtype=np.float64)
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
-        """All numbers as float32, names beginning with `prefix`."""
+        """All arrays as float32, names beginning with `prefix`."""
         blocks = {f"{prefix}.block.{n}": matrix.astype(np.float32) for n, (_, matrix) in enumerate(self.weight)}
-        return {f"{prefix}.centre": self.centre.astype(np.float32), **blocks}
+        return {f"{prefix}.centre": self.mean.astype(np.float32), **blocks}
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], prefix: str, columns: list[list[int]]) -> Projection:
-        """What `state` gave; `columns` are the first column of each block of features and the one after its last."""
+        """The inverse of `state`; `columns` are the first column of each block and the one past its last."""
         blocks = [
             (slice(first, end), np.asarray(arrays[f"{prefix}.block.{n}"], dtype=np.float64))
             for n, (first, end) in enumerate(columns)
@@ -73,13 +63,9 @@ class Projection:
 def fit_projections(
     pool: Features, target: Features, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[Projection, Projection]:
-    """Projections of the pool's and of the targets' features, one object where they are the same.
+    """Projections of both sides' features, one object where they are the same.
 
-    Args:
-        pool: features of that side.
-        target: features of that side.
-        rows: labelled pool samples; others join them up to 4,096.
-        columns: labelled targets, likewise.
+    They are fitted to the labelled pool samples (`rows`) and targets (`columns`), and to others up to 4,096 of a side.
     """
     samples = [_some(pool, rows), _some(target, columns)]
     if pool.widths == target.widths:
@@ -95,35 +81,35 @@ def _some(side: Features, labelled: np.ndarray) -> np.ndarray:
 
 
 def _fit(samples: np.ndarray, widths: dict[str, int]) -> Projection:
-    centre = samples.mean(axis=0)
+    mean = samples.mean(axis=0)
     weight: list[tuple[slice, np.ndarray]] = []
     first = 0
     for width in widths.values():
-        step = 1 if width <= _FEW else width
+        step = 1 if width <= _NARROW else width
         for start in range(first, first + width, step):
             columns = slice(start, start + step)
-            weight.append((columns, _leading(samples[:, columns] - centre[columns])))
+            weight.append((columns, _leading(samples[:, columns] - mean[columns])))
         first += width
-    return Projection(_rounded(centre), [(columns, _rounded(matrix)) for columns, matrix in weight])
+    return Projection(_rounded(mean), [(columns, _rounded(matrix)) for columns, matrix in weight])
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:
-    """The nearest numbers that float32 holds: a stored projection gives the same coordinates."""
+    """Float64 rounded to float32 precision: a stored projection gives the same coordinates."""
     return array.astype(np.float32).astype(np.float64)
 
 
 def _leading(block: np.ndarray) -> np.ndarray:
-    """Leading directions of a centred block (n, width), scaled to a mean squared length of 1: (width, components).
+    """Principal directions of a centered block (n, width), scaled to a mean squared norm of 1: (width, components).
 
-    Columns count alike: a few of a language model's states are a thousand times as large as the others, and would be
-    all that is seen.
+    Columns are standardized: a few of a language model's states are a thousand times as large as the others and would
+    dominate.
     """
     deviation = block.std(axis=0)
     with np.errstate(divide="ignore"):
         scale = np.where(deviation > 1e-6 * deviation.max(initial=0), 1 / deviation, 0.0)
-    alike = block * scale
-    values, directions = np.linalg.eigh(alike.T @ alike / len(block))
+    standardized = block * scale
+    values, directions = np.linalg.eigh(standardized.T @ standardized / len(block))
     keep = min(COMPONENTS, len(values))
-    spread = float(values[-keep:].clip(min=0).sum())
+    variance = float(values[-keep:].clip(min=0).sum())
     leading = scale[:, None] * directions[:, ::-1][:, :keep]
-    return np.asarray(leading / np.sqrt(spread) if spread > 0 else leading * 0.0)
+    return np.asarray(leading / np.sqrt(variance) if variance > 0 else leading * 0.0)

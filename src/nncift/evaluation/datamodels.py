@@ -1,33 +1,31 @@
-"""The last judge of an influence function: does it say what training really does?
+"""Linear datamodeling score (LDS): rank correlation between predicted and measured effects of training.
 
 A language model is fine-tuned on many random halves of a pool, and the loss of every target is measured before and
-after. Influence that is true adds up: the sum of influence[i, j] over the samples i of a half ranks the halves as the
-drop of target j's loss does. That rank correlation, averaged over the targets, is the linear datamodelling score.
-Training the same halves again with another seed (other first weights, other order) says how much of the drops can
-be foretold at all.
+after. If influence is additive, the sum of influence[i, j] over the samples i of a half ranks the halves as the
+reductions of target j's loss do. That rank correlation, averaged over the targets, is the LDS. Training the same halves
+with another seed (other adapter initialization, other order) gives the noise ceiling: how reproducible loss reductions
+are across seeds.
 
-The outcomes of training are kept, so that any influence function is judged in seconds.
+Training outcomes are stored, so that any influence function is evaluated in seconds.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from scipy.stats import rankdata
 
 from nncift.errors import ConfigError, RunError
-from nncift.models.examples import Example, encode_examples, response_losses
-from nncift.models.onednn import frozen_linears
+from nncift.evaluation.metrics import rank_correlations
+from nncift.models.examples import Example, encode_examples, in_example_batches, response_losses
+from nncift.models.onednn import onednn_linears
 from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from nncift.training.lora import adapted
 from nncift.training.trainer import Training, fine_tune
@@ -37,45 +35,37 @@ if TYPE_CHECKING:
 
     from nncift.models.language_model import LanguageModel
 
-_BATCH = 16  # targets per pass when their losses are measured
-_REPEATS = 1000  # of the bootstrap
+_BATCH = 16  # targets per forward pass
+_RESAMPLES = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class TrainingOutcomes:
-    """What fine-tuning on subsets of a pool did to the targets; holds no texts.
-
-    Attributes:
-        pool_ids: ids of the n_pool samples.
-        target_ids: ids of the n_target targets.
-        subsets: (n_subsets, n_pool) bool, which samples each subset holds.
-        before: (n_target,) float32, loss of each target's response before training.
-        after: (n_seeds, n_subsets, n_target) float32, the same after training on a subset with a seed.
-        settings: how the model was trained, ready for JSON.
-    """
+    """Losses of the targets before and after fine-tuning on subsets of a pool; contains no texts."""
 
     pool_ids: tuple[str, ...]
     target_ids: tuple[str, ...]
-    subsets: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    settings: Mapping[str, Any]
+    subsets: np.ndarray  # (n_subsets, n_pool) bool, membership of each sample
+    before: np.ndarray  # (n_target,) float32, loss of each target's response before training
+    after: np.ndarray  # (n_seeds, n_subsets, n_target) float32, the same after training on a subset with a seed
+    settings: Mapping[str, Any]  # of the training, JSON-able
 
     @property
     def drops(self) -> np.ndarray:
-        """How much training lowered each target's loss, (n_seeds, n_subsets, n_target) float64."""
+        """Reduction of each target's loss by training, (n_seeds, n_subsets, n_target) float64."""
         return np.asarray(self.before.astype(np.float64) - self.after)
 
     def save(self, path: Path) -> None:
-        """Write `path` (safetensors) and beside it `.json` with the ids and the settings."""
-        subsets = self.subsets.astype(np.uint8)
-        write_tensors(path, {"subsets": subsets, "before": self.before, "after": self.after})
+        """Write `path` (safetensors) and next to it a `.json` with ids and settings; processes take turns."""
+        arrays = {"subsets": self.subsets.astype(np.uint8), "before": self.before, "after": self.after}
         facts = {"pool_ids": self.pool_ids, "target_ids": self.target_ids, "settings": self.settings}
-        write_json(path.with_suffix(".json"), facts)
+        with FileLock(path.parent / ".lock"):
+            write_tensors(path, arrays)
+            write_json(path.with_suffix(".json"), facts)
 
     @classmethod
     def load(cls, path: Path) -> TrainingOutcomes:
-        """Read what `save` wrote.
+        """The inverse of `save`.
 
         Raises:
             RunError: a file is missing or damaged.
@@ -83,32 +73,20 @@ class TrainingOutcomes:
         facts = read_json(path.with_suffix(".json"))
         try:
             arrays = read_tensors(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, RunError) as error:
             raise RunError(f"{path} is missing or damaged", "measure the outcomes again") from error
-        return cls(
-            tuple(facts["pool_ids"]),
-            tuple(facts["target_ids"]),
-            arrays["subsets"].astype(bool),
-            arrays["before"],
-            arrays["after"],
-            facts["settings"],
-        )
+        ids = tuple(facts["pool_ids"]), tuple(facts["target_ids"])
+        return cls(*ids, arrays["subsets"].astype(bool), arrays["before"], arrays["after"], facts["settings"])
 
 
 @dataclass(frozen=True)
 class Score:
-    """A linear datamodelling score.
+    """A linear datamodeling score."""
 
-    Attributes:
-        value: mean over targets of the rank correlation over subsets, -1 to 1.
-        low, high: 95 % bootstrap interval, over subsets and targets.
-        per_target: (n_target,) float64.
-    """
-
-    value: float
-    low: float
+    value: float  # mean over targets of the rank correlation over subsets, -1 to 1
+    low: float  # 95 % bootstrap interval, over subsets and targets
     high: float
-    per_target: np.ndarray
+    per_target: np.ndarray  # (n_target,) float64
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -136,117 +114,92 @@ def measure_outcomes(
 ) -> TrainingOutcomes:
     """Fine-tune on every subset with every seed, and measure the targets' losses.
 
-    Each training is written when it is done, so the same call goes on after a kill, and several processes that are
-    given the same folder share the work.
+    Each finished training is stored, so the same call resumes after a kill, and processes with the same folder share
+    the work.
 
     Args:
-        model: what is fine-tuned.
+        model: the model to fine-tune.
         pool: n_pool samples.
         target: n_target samples.
         subsets: (n_subsets, n_pool) bool.
-        training: how. All of a subset is trained on, whatever its `fraction`, and `seeds` replace its seeds.
-        folder: holds what is done.
+        training: its settings; `fraction` is ignored, and `seeds` replace its seeds.
+        folder: of finished trainings.
         seeds: each trains all subsets once.
         progress: show a progress bar of each training.
 
     Raises:
         ConfigError: a subset is empty.
-        RunError: the folder holds outcomes of other samples or settings.
+        RunError: the folder has outcomes of other samples or settings.
     """
     if not subsets.any(axis=1).all():
         raise ConfigError("a subset is empty", "give each at least one sample")
     examples, targets = encode_examples(model, pool), encode_examples(model, target)
-    settings = {
-        "model": model.name,
-        "dtype": model.precision,
-        "training": json.loads(json.dumps(dataclasses.asdict(training))),
-        "seeds": list(seeds),
-    }
-    identity = fingerprint(settings, [e.key for e in examples], [e.key for e in targets], subsets.tobytes())
-    work = [(seed, number) for seed in seeds for number in range(len(subsets))]
-    before = folder / "before.json"
+    settings = {"model": model.name, "dtype": model.precision, "training": training.describe(), "seeds": list(seeds)}
+    parts = settings, [e.key for e in examples], [e.key for e in targets], subsets.tobytes()
+    identity = {"fingerprint": fingerprint(*parts)}
+    identified, before = folder / "work.json", folder / "before.json"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        _same_work(folder, identity)
+        if not identified.exists():
+            write_json(identified, identity)
+        elif read_json(identified) != identity:
+            raise RunError(f"{folder} has outcomes of other samples or settings", "choose another folder")
         if not before.exists():
             write_json(before, mean_losses(model, targets).tolist())
-    for wait in (False, True):  # first what nobody else works on, then what somebody may have been killed at
-        for seed, number in work:
-            chosen = [example for example, inside in zip(examples, subsets[number], strict=True) if inside]
-            _train_once(model, chosen, targets, _seeded(training, seed), folder, number, wait=wait, progress=progress)
-    losses = [read_json(_place(folder, seed, number)) for seed, number in work]
-    after = np.array(losses, np.float32).reshape(len(seeds), len(subsets), len(targets))
+    runs = {folder / f"seed-{s}-subset-{k:04d}.json": (s, k) for s in seeds for k in range(len(subsets))}
+    for wait in (False, True):  # first those no other process holds, then those whose process may have been killed
+        for path, (seed, number) in runs.items():
+            if path.exists():
+                continue
+            seeded = replace(training, seed=seed, lora=replace(training.lora, seed=seed))
+            chosen = [examples[i] for i in np.flatnonzero(subsets[number])]
+            with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), blocking=wait):
+                if not path.exists():
+                    _train(model, chosen, targets, seeded, path, progress=progress)
+    after = np.array([read_json(path) for path in runs], np.float32).reshape(len(seeds), len(subsets), len(targets))
     ids = tuple(map(str, pool["id"])), tuple(map(str, target["id"]))
     return TrainingOutcomes(*ids, subsets, np.array(read_json(before), np.float32), after, settings)
 
 
-def _same_work(folder: Path, identity: str) -> None:
-    path = folder / "work.json"
-    if not path.exists():
-        write_json(path, {"fingerprint": identity})
-    elif read_json(path) != {"fingerprint": identity}:
-        raise RunError(f"{folder} holds outcomes of other samples or settings", "choose another folder")
-
-
-def _seeded(training: Training, seed: int) -> Training:
-    return dataclasses.replace(training, seed=seed, lora=dataclasses.replace(training.lora, seed=seed))
-
-
-def _place(folder: Path, seed: int, number: int) -> Path:
-    return folder / f"seed-{seed}-subset-{number:04d}.json"
-
-
-def _train_once(
+def _train(
     model: LanguageModel,
     chosen: Sequence[Example],
     targets: Sequence[Example],
     training: Training,
-    folder: Path,
-    number: int,
+    path: Path,
     *,
-    wait: bool,
     progress: bool,
 ) -> None:
-    """One training, unless it is done, or another process is at it and `wait` does not ask to wait for that."""
-    place = _place(folder, training.seed, number)
-    if place.exists():
-        return
-    try:
-        with FileLock(place.with_suffix(".lock"), blocking=wait):
-            if not place.exists():
-                adapters = place.with_suffix("")
-                checkpoint = fine_tune(model, chosen, training, adapters, progress=progress)[-1]
-                with adapted(model, checkpoint.folder):
-                    losses = mean_losses(model, targets)
-                write_json(place, losses.tolist())
-                shutil.rmtree(adapters)
-    except Timeout:
-        pass
+    """Write the targets' losses after one training."""
+    adapters = path.with_suffix("")
+    checkpoint = fine_tune(model, chosen, training, adapters, progress=progress)[-1]
+    with adapted(model, checkpoint.folder):
+        losses = mean_losses(model, targets)
+    write_json(path, losses.tolist())
+    shutil.rmtree(adapters)
 
 
 @torch.inference_mode()
 def mean_losses(model: LanguageModel, examples: Sequence[Example]) -> np.ndarray:
-    """Mean negative log-likelihood of each response's tokens, (n,) float32, without gradients."""
+    """Mean negative log-likelihood of each response's tokens, (n,) float32."""
 
-    def work(batch: list[int]) -> list[float]:
-        return [float(loss) for loss in response_losses(model, [examples[k] for k in batch])]
+    def work(batch: list[Example]) -> list[float]:
+        return response_losses(model, batch).tolist()
 
-    lengths = [len(example.ids) - 1 for example in examples]
-    scored = [len(example.ids) - example.start for example in examples]
-    with frozen_linears(model.model):
-        return np.array(model.in_batches(work, lengths, scored, batch_size=_BATCH), np.float32)
+    with onednn_linears(model.model):
+        return np.array(in_example_batches(model, work, examples, batch_size=_BATCH), np.float32)
 
 
-def linear_datamodelling_score(influence: np.ndarray, outcomes: TrainingOutcomes, *, seed: int = 0) -> Score:
-    """How well summed influence ranks the subsets, against the loss drops averaged over the seeds.
+def linear_datamodeling_score(influence: np.ndarray, outcomes: TrainingOutcomes, *, seed: int = 0) -> Score:
+    """LDS of summed influence against the loss reductions averaged over the seeds.
 
     Args:
         influence: (n_pool, n_target), rows and columns in the order of the outcomes' ids; larger is better.
-        outcomes: what training did.
+        outcomes: measured effects of training.
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: the influence has another shape, or values that are not finite.
+        ConfigError: the influence has another shape or non-finite values.
 
     Source: TRAK (Park et al., ICML 2023, arXiv:2303.14186), section 2.
     """
@@ -254,18 +207,17 @@ def linear_datamodelling_score(influence: np.ndarray, outcomes: TrainingOutcomes
     if influence.shape != expected:
         raise ConfigError(f"influence has the shape {influence.shape}, the outcomes have {expected}")
     if not np.isfinite(influence).all():
-        raise ConfigError("influence holds values that are not finite")
-    foretold = outcomes.subsets.astype(np.float64) @ influence.astype(np.float64)
-    return _score(foretold, outcomes.drops.mean(axis=0), seed)
+        raise ConfigError("influence has values that are not finite")
+    predicted = outcomes.subsets.astype(np.float64) @ influence.astype(np.float64)
+    return _score(predicted, outcomes.drops.mean(axis=0), seed)
 
 
 def noise_ceiling(outcomes: TrainingOutcomes, *, seed: int = 0) -> tuple[Score, float]:
-    """How well one training foretells another with another seed, and so what the best score can be.
+    """LDS of one seed's loss reductions against another's, and an upper bound of the LDS of any influence.
 
     Returns:
-        The score of the first seed's drops against the second's; and about the most that any influence could score
-        against the mean of all seeds: the root of the reliability that the Spearman-Brown formula gives. Where the
-        targets differ in how noisy they are, the most is less.
+        The score of the first seed against the second; and the approximate bound against the mean of all seeds, the
+        square root of the reliability by the Spearman-Brown formula (lower if noise differs between targets).
 
     Raises:
         ConfigError: there are fewer than two seeds.
@@ -278,21 +230,14 @@ def noise_ceiling(outcomes: TrainingOutcomes, *, seed: int = 0) -> tuple[Score, 
     return again, float(np.sqrt(len(drops) * single / (1 + (len(drops) - 1) * single)))
 
 
-def _score(foretold: np.ndarray, found: np.ndarray, seed: int) -> Score:
+def _score(predicted: np.ndarray, measured: np.ndarray, seed: int) -> Score:
     """Mean over columns of the rank correlation over rows of two arrays (n_subsets, n_target)."""
     rng = np.random.default_rng(seed)
-    n_subsets, n_target = found.shape
-    per_target = rank_correlations(foretold, found)
-    repeats = np.empty(_REPEATS)
-    for repeat in range(_REPEATS):
+    n_subsets, n_target = measured.shape
+    per_target = rank_correlations(predicted, measured)
+    repeats = np.empty(_RESAMPLES)
+    for repeat in range(_RESAMPLES):
         rows, columns = rng.integers(n_subsets, size=n_subsets), rng.integers(n_target, size=n_target)
-        repeats[repeat] = rank_correlations(foretold[rows][:, columns], found[rows][:, columns]).mean()
+        repeats[repeat] = rank_correlations(predicted[rows][:, columns], measured[rows][:, columns]).mean()
     low, high = np.quantile(repeats, [0.025, 0.975])
     return Score(float(per_target.mean()), float(low), float(high), per_target)
-
-
-def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of the columns of two arrays, (columns,); 0 where one is constant."""
-    x, y = (ranks - ranks.mean(axis=0) for ranks in (rankdata(a, axis=0), rankdata(b, axis=0)))
-    lengths = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
-    return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, 1.0))

@@ -1,14 +1,12 @@
-"""How far estimated influence can be trusted: predictions against exact values of held-out samples.
+"""Fidelity of estimated influence: predictions against exact values of held-out samples.
 
-The paper reports the mean squared error after min-max scaling. That hides failure: exact values lie close
-together, so a constant scores as well. Every measure here stands beside three baselines that cost nothing
-(a constant, each target's mean, the cosine of the embeddings), and the verdict says in words whether the
-network beats them.
+The paper reports the mean squared error after min-max scaling, which hides failure: exact values are close together, so
+a constant scores as well. Every metric here is compared with baselines that need no extra computation (a constant, each
+target's mean, cosines of the features), and the verdict states whether the network beats them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,35 +16,11 @@ from nncift.evaluation.metrics import measures
 from nncift.features.features import Features
 from nncift.features.language_model import LANGUAGE_BLOCKS
 from nncift.labels.pairs import LabelledPairs
+from nncift.run.records import Fidelity
 
 _SCATTER = 2000
-_PAIRS = 1 << 14  # whose features are looked at at once
-_CENTRE = 4096  # samples whose mean is the common part
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Fidelity of an InfluenceNetwork on held-out samples.
-
-    Attributes:
-        quadrants: quadrant ("Q1" both samples seen, "Q2" new pool sample, "Q3" new target, "Q4" both new) to
-            {"pairs": int, "methods": {method: {metric: value or None}}}; Q1 is the fit to the training pairs.
-        beats_baselines: the network is better than every baseline where selection needs it.
-        verdict: the same as a sentence.
-        pairs: number of pairs trained on and held out.
-        held_out: number of pool samples and targets that the training never saw.
-        scatter: exact and predicted influence of at most 2,000 held-out pairs, with their quadrant.
-    """
-
-    quadrants: dict[str, dict[str, Any]]
-    beats_baselines: bool
-    verdict: str
-    pairs: dict[str, int]
-    held_out: dict[str, int]
-    scatter: dict[str, list[Any]]
-
-    def __str__(self) -> str:
-        return self.verdict
+_CHUNK = 1 << 14  # pairs at a time
+_MEAN_SAMPLES = 4096  # of either side, for the mean of a language model's states
 
 
 def measure_fidelity(
@@ -56,16 +30,16 @@ def measure_fidelity(
     held_out: LabelledPairs,
     train: LabelledPairs,
 ) -> Fidelity:
-    """Compare the network and the baselines with exact influence.
+    """Metrics of the network and the baselines against exact influence.
 
     Args:
         network: fitted to `train`.
         pool_features: (n_pool, d) float32.
         target_features: (n_target, d) float32.
-        held_out: pairs with a sample that the training did not see.
-        train: the pairs the network and the baselines learned from.
+        held_out: pairs with a sample that is not in `train`.
+        train: the pairs that the network and the baselines are fitted to.
     """
-    matrix = network.estimate(pool_features, target_features)  # what the choice is made from, so that is judged
+    matrix = network.estimate(pool_features, target_features)  # the low-rank form, which the selection uses
     predictions = {
         part: {
             "network": matrix.entries(pairs.pool_index, pairs.target_index),
@@ -75,9 +49,7 @@ def measure_fidelity(
         if len(pairs)
     }
     scale = float(np.ptp(np.concatenate([train.influence, held_out.influence]))) or 1.0
-    quadrants: dict[str, dict[str, Any]] = {
-        "Q1": _compare(train, predictions["train"], np.ones(len(train), bool), scale)
-    }
+    quadrants = {"Q1": _compare(train, predictions["train"], np.ones(len(train), bool), scale)}
     where = held_out.quadrants(train)
     for name in ("Q2", "Q3", "Q4"):
         if (where == name).any():
@@ -105,7 +77,7 @@ def measure_fidelity(
 def _baselines(
     pool_features: FeatureArray, target_features: FeatureArray, train: LabelledPairs, pairs: LabelledPairs
 ) -> dict[str, np.ndarray]:
-    """Predictions for `pairs` that need no network, fitted to `train`, each (n,) float."""
+    """Predictions of the baselines for `pairs`, fitted to `train`: (n,) each."""
     mean = float(train.influence.mean())
     sums = np.bincount(train.target_index, train.influence, minlength=len(target_features))
     counts = np.bincount(train.target_index, minlength=len(target_features))
@@ -113,31 +85,30 @@ def _baselines(
     baselines = {"target mean": target_mean[pairs.target_index], "constant": np.full(len(pairs), mean)}
     pool_blocks, target_blocks = Features.of(pool_features).blocks, Features.of(target_features).blocks
     first = next(iter(pool_blocks))
-    similar = {"cosine": (first, False)} if first not in LANGUAGE_BLOCKS else {}
+    cosines = {"cosine": (first, False)} if first not in LANGUAGE_BLOCKS else {}
     if "response states" in pool_blocks:
-        similar["response similarity"] = ("response states", True)
-    for name, (block, centred) in similar.items():
+        cosines["response similarity"] = ("response states", True)
+    for name, (block, centered) in cosines.items():
         sides = pool_blocks[block], target_blocks[block]
         if sides[0].shape[1] != sides[1].shape[1]:
             continue
-        seen, new = (_cosine(*sides, some, centred=centred) for some in (train, pairs))
-        # On the influence's scale by least squares, so that its errors can be compared; ranks do not change
-        # unless the cosine points the wrong way.
+        seen, new = (_cosine(*sides, some, centered=centered) for some in (train, pairs))
+        # Least-squares scaling to the influence, so that errors compare; a positive slope keeps the ranks.
         slope = np.cov(seen, train.influence)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
         baselines[name] = mean + max(slope, 1e-6) * (new - seen.mean())
     return baselines
 
 
 def _cosine(
-    pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs, *, centred: bool
+    pool_features: np.ndarray, target_features: np.ndarray, pairs: LabelledPairs, *, centered: bool
 ) -> np.ndarray:
-    """Cosine of each pair, (n,) float64; `centred`: without the common part of a language model's states."""
-    some = np.concatenate([pool_features[:_CENTRE], target_features[:_CENTRE]])
-    centre = some.mean(axis=0) if centred else 0.0
+    """Cosine of each pair, (n,) float64; `centered`: after subtracting the mean, large in a language model's states."""
+    some = np.concatenate([pool_features[:_MEAN_SAMPLES], target_features[:_MEAN_SAMPLES]])
+    mean = some.mean(axis=0) if centered else 0.0
     cosines = np.empty(len(pairs), dtype=np.float64)
-    for start in range(0, len(pairs), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        a, b = pool_features[pairs.pool_index[part]] - centre, target_features[pairs.target_index[part]] - centre
+    for start in range(0, len(pairs), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        a, b = pool_features[pairs.pool_index[part]] - mean, target_features[pairs.target_index[part]] - mean
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosines[part] = np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12)
     return cosines
@@ -154,10 +125,10 @@ def _compare(
 
 
 def _judge(quadrants: dict[str, dict[str, Any]]) -> tuple[bool, str]:
-    """Whether the network beats every baseline on new pool samples, which is what selection asks of it."""
+    """Whether the network beats every baseline on new pool samples, which a selection consists of, and the verdict."""
     name = next((q for q in ("Q2", "Q4", "Q3") if q in quadrants), None)
     if name is None:
-        return False, "Fidelity is not known: too few samples were labelled to hold any out."
+        return False, "Fidelity is unknown: too few samples were labelled to hold any out."
     methods = quadrants[name]["methods"]
     samples = {"Q2": "new pool samples", "Q4": "new pool samples and targets", "Q3": "new targets"}[name]
     lost, found = [], []
@@ -172,7 +143,7 @@ def _judge(quadrants: dict[str, dict[str, Any]]) -> tuple[bool, str]:
             lost.append(label)
     facts = " and ".join(found)
     if not found:
-        return False, f"Fidelity is not known: too few {samples} were held out."
+        return False, f"Fidelity is unknown: too few {samples} were held out."
     if lost:
         return False, f"The network does not beat the baselines on {samples}: {facts}. Do not trust its ranking yet."
     return True, f"The network beats the baselines on {samples}: {facts}."

@@ -8,22 +8,22 @@ from scipy.stats import rankdata
 from nncift.labels.pairs import LabelledPairs
 
 METRICS = ("mse", "r2", "r2_over_target_mean", "spearman", "spearman_within_target", "spearman_row_mean")
-_LEAST = 3  # samples below which a rank correlation says nothing
+_MIN_SAMPLES = 3  # of a rank correlation
 
 
 def measures(pairs: LabelledPairs, predicted: np.ndarray, *, scale: float) -> dict[str, float | None]:
-    """The metrics of one method on one set of pairs; None where one is not defined.
+    """The metrics of one method on one set of pairs; None where undefined.
 
     Args:
         pairs: n exact values.
-        predicted: (n,) predictions of them.
-        scale: range of the exact values, to which the squared error is scaled (the paper's min-max scale).
+        predicted: (n,) predictions.
+        scale: range of the exact values (the paper's min-max scale).
 
     Returns:
         mse: mean squared error on the min-max scale.
         r2: 1 - squared error / squared deviation from the mean.
-        r2_over_target_mean: 1 - squared error / squared deviation from each target's own exact mean: what is
-            known beyond how easily a target is helped.
+        r2_over_target_mean: 1 - squared error / squared deviation from each target's exact mean, so without credit
+            for the targets' main effects.
         spearman: rank correlation over all pairs.
         spearman_within_target: rank correlation over the pool samples of one target, mean over targets.
         spearman_row_mean: rank correlation of the pool samples' mean influence.
@@ -32,7 +32,7 @@ def measures(pairs: LabelledPairs, predicted: np.ndarray, *, scale: float) -> di
     error = float(np.square(exact - predicted).sum())
     _, target_of = np.unique(pairs.target_index, return_inverse=True)
     _, row_of = np.unique(pairs.pool_index, return_inverse=True)
-    spread = float(np.square(exact - exact.mean()).sum())
+    total = float(np.square(exact - exact.mean()).sum())
     within = float(np.square(exact - _group_means(exact, target_of)[target_of]).sum())
     correlations = [
         correlation
@@ -41,7 +41,7 @@ def measures(pairs: LabelledPairs, predicted: np.ndarray, *, scale: float) -> di
     ]
     return {
         "mse": error / len(exact) / scale**2,
-        "r2": 1 - error / spread if spread > 0 else None,
+        "r2": 1 - error / total if total > 0 else None,
         "r2_over_target_mean": 1 - error / within if within > 0 else None,
         "spearman": spearman(exact, predicted),
         "spearman_within_target": float(np.mean(correlations)) if correlations else None,
@@ -54,10 +54,12 @@ def _group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Rank correlation, ties averaged; None for fewer than three values, 0 where one side is constant."""
-    if len(a) < _LEAST:
-        return None
-    x, y = rankdata(a), rankdata(b)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    """Spearman's rank correlation; None for fewer than three values, 0 if one side is constant."""
+    return None if len(a) < _MIN_SAMPLES else float(rank_correlations(a[:, None], b[:, None])[0])
+
+
+def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation by column, (columns,); 0 where one is constant."""
+    x, y = (ranks - ranks.mean(axis=0) for ranks in (rankdata(a, axis=0), rankdata(b, axis=0)))
+    lengths = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
+    return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, 1.0))

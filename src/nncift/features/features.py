@@ -1,31 +1,32 @@
-"""Per-sample features: blocks side by side, put together where they are looked at.
+"""Per-sample features: blocks side by side, concatenated for the rows that are read.
 
-Features cost one pass of a model per sample, so linear in the pool; everything that looks at pairs reads them instead
-of the texts. Blocks differ in width and scale (a sentence embedding, a language model's states, a few scalars): who
-reads them together has to know where each begins.
+Features cost one pass of a model per sample, so linear in the pool; everything that compares samples reads them
+instead of the texts. Blocks differ in width and scale (a sentence embedding, a language model's hidden states, a few
+scalars), so each keeps its name and width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nncift.run.files import read_array, read_json
+from nncift.run.folder import FeatureFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.data.pool import PoolFacts
 
 
 class Features:
-    """Blocks of features side by side, (n, d) float32, put together where they are looked at.
+    """Blocks of features side by side, (n, d) float32, concatenated for the rows that are read.
 
     Args:
         blocks: name to array (n, width), in memory or memory-mapped.
-
-    Attributes:
-        blocks: as given.
-        widths: name to width.
-        shape: (n, d).
     """
 
     def __init__(self, blocks: Mapping[str, np.ndarray]) -> None:
@@ -34,7 +35,7 @@ class Features:
         lengths = {len(block) for block in self.blocks.values()}
         if len(lengths) != 1:
             raise ValueError(f"the blocks have {sorted(lengths)} rows")
-        self.shape = (lengths.pop(), sum(self.widths.values()))
+        self.shape = (lengths.pop(), sum(self.widths.values()))  # (n, d)
 
     @classmethod
     def of(cls, features: Features | np.ndarray) -> Features:
@@ -50,18 +51,35 @@ class Features:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def feature_facts(folder: Path, name: str = "pool") -> dict[str, Any]:
-    """What is known of stored features: `encoder`, `truncated` (texts the encoder cut), `width`, `rows`, `blocks`."""
-    return dict(read_json(folder / f"{name}.json"))
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one side: pool, target or known."""
+
+    rows: Dataset
+    facts: PoolFacts | None = None
+    """Counts of their reading; None for samples in memory."""
+    features: Features = None  # type: ignore[assignment]
+    """Set once they are computed."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
-def stored_features(folder: Path, names: Mapping[str, str]) -> Features:
-    """Features that lie in a folder, side by side; `names` maps blocks, or what holds several, to file names."""
+def feature_facts(folder: FeatureFolder, name: str = "pool") -> dict[str, Any]:
+    """Facts of stored features: `encoder`, `truncated` (number of truncated samples), `width`, `rows`, `blocks`."""
+    return dict(read_json(folder.facts(name)))
+
+
+def stored_features(folder: FeatureFolder, names: Mapping[str, str]) -> Features:
+    """The features stored in a folder; `names` maps kinds ("sentence", "own", "lm") to file names."""
     blocks: dict[str, np.ndarray] = {}
-    for whole, name in names.items():
-        array, facts = read_array(folder / f"{name}.npy"), feature_facts(folder, name)
-        first = 0
-        for block, width in facts.get("blocks", {whole: facts["width"]}).items():
-            blocks[block] = array[:, first : first + width]
-            first += width
+    for kind, name in names.items():
+        facts = feature_facts(folder, name)
+        blocks |= split(read_array(folder.array(name)), facts.get("blocks", {kind: facts["width"]}))
     return Features(blocks)
+
+
+def split(features: np.ndarray, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The blocks (n, width) of an array (n, sum of widths), as views."""
+    parts = np.split(features, np.cumsum([*widths.values()])[:-1], axis=1)
+    return dict(zip(widths, parts, strict=True))

@@ -1,207 +1,157 @@
-"""What a network knows of each sample: which features a run reads, from where, and reading them."""
+"""The feature sources of a run: their names, their description that a network stores, and reading them all."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Self
 
-from nncift.config import DEFAULT_ENCODER, DEFAULT_INFLUENCE, DEFAULT_MODEL, KNOWN_FEATURES, Config
-from nncift.errors import ModelError
-from nncift.features.custom import own_features
+from nncift.errors import ConfigError, ModelError
+from nncift.features.base import FeatureSource, drop_shards, read_source
+from nncift.features.custom import OwnFeatures
 from nncift.features.features import Features, stored_features
-from nncift.features.language_model import language_features
-from nncift.features.sentence import embed
-from nncift.influence.base import InfluenceFunction, LanguageModelFunction
-from nncift.influence.catalogue import BUILT_IN
-from nncift.models.encoder import load_encoder
-from nncift.models.language_model import LanguageModel
-from nncift.models.loading import default_batch_size, default_dtype
-from nncift.models.locate import PRETRAINED, network_folder
-from nncift.run.files import read_json
+from nncift.models.locate import PRETRAINED
+from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
+from nncift.run.folder import FeatureFolder
 from nncift.run.registry import resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_KINDS = {"encoder": "sentence", "own": "own", "language_model": "lm"}  # source to what `--features` calls it
+BUILT_IN = {
+    "sentence": "nncift.features.sentence:SentenceFeatures",
+    "lm": "nncift.features.language_model:LanguageModelFeatures",
+}
+_GROUP = "nncift.features"
+_KINDS = {"encoder": "sentence", "own": "own", "language_model": "lm"}  # field to name
 
 
 @dataclass(frozen=True)
 class FeatureSources:
-    """Where the features of each sample come from; None where a run has none of that kind.
-
-    Attributes:
-        encoder: the sentence encoder.
-        own: the user's own, a file or a column.
-        language_model: whose own view of the sample is a feature.
-    """
+    """Where the features of each sample come from, as a network's description stores it; None for a kind not read."""
 
     encoder: str | None = None
     own: str | None = None
+    """A `.npy` file, a column, an entry point or "module:Class"."""
     language_model: str | None = None
+
+    @classmethod
+    def named(cls, names: Sequence[str], *, encoder: str, model: str) -> Self:
+        """From the names that `features` lists, "sentence", "lm" and one of the user's own."""
+        own = next((name for name in names if name not in BUILT_IN), None)
+        return cls(encoder if "sentence" in names else None, own, model if "lm" in names else None)
+
+    @classmethod
+    def described(cls, description: dict[str, Any]) -> Self:
+        """Those that a network was fitted to, from its description."""
+        return cls(**description.get("features", {"own": "features of your own"}))
+
+    def for_network(
+        self, network: str, needed: FeatureSources, *, model: str, encoder: str | None = None, explicit: bool = False
+    ) -> FeatureSources:
+        """These, adapted to a fitted network's.
+
+        Args:
+            network: its folder, hub id or "pretrained".
+            needed: the sources it was fitted to.
+            model: the run's language model.
+            encoder: the encoder that the user gave, which replaces the network's.
+            explicit: the user listed these sources, so that they have to be of the same kinds.
+
+        Raises:
+            ModelError: these are others than the network needs.
+        """
+        if needed.own is not None and self.own is None:
+            raise ModelError(
+                f"the network in {network} was fitted to features of your own", "give those of the new data: `features`"
+            )
+        if explicit and self._kinds() != needed._kinds():
+            raise ModelError(f"the network in {network} needs the features {needed}", "leave `features` out")
+        language_model = needed.language_model
+        if language_model == DEFAULT_MODEL and model == "embedded":  # the same weights
+            language_model = model
+        elif network == PRETRAINED and model != language_model:
+            raise ModelError(
+                f"the network that comes with nncift was fitted to {language_model}, not {model}",
+                f"make one: nncift pretrain --model {model}",
+            )
+        return FeatureSources((needed.encoder and encoder) or needed.encoder, self.own, language_model)
 
     def names(self, side: str) -> dict[str, str]:
         """Kind ("sentence", "own", "lm") to file name for a side, "pool" or "target"; the first has its alone."""
-        kinds = [_KINDS[name] for name, source in asdict(self).items() if source is not None]
+        kinds = [*self._kinds()]
         return {kind: side if kind == kinds[0] else f"{side}.{kind}" for kind in kinds}
 
     def __str__(self) -> str:
-        sources = {_KINDS[name]: source for name, source in asdict(self).items() if source is not None}
-        return ", ".join(f"{kind} ({source})" for kind, source in sources.items())
+        return ", ".join(f"{kind} ({source})" for kind, source in self._kinds().items())
+
+    def _kinds(self) -> dict[str, str]:
+        return {_KINDS[field]: source for field, source in asdict(self).items() if source is not None}
 
 
-def default_features(config: Config) -> tuple[str, ...]:
-    """What a network knows of each sample unless the user says so: what the language model makes of it counts too.
-
-    That costs one forward pass per sample, so only where the influence function asks a language model anyway, and for
-    a recipe that can use it.
-    """
-    if config.recipe == "paper" or config.labels_from is not None:
-        return ("sentence",)
-    name = config.influence or DEFAULT_INFLUENCE
-    if name.startswith("{"):  # the description of an object
-        name = str(json.loads(name).get("name"))
-        if name not in BUILT_IN:
-            return ("sentence",)
-    kind = resolve(name, BUILT_IN, "nncift.influence")
-    asks = isinstance(kind, type) and issubclass(kind, LanguageModelFunction)
-    return KNOWN_FEATURES if asks else ("sentence",)
-
-
-def feature_sources(config: Config) -> FeatureSources:
-    """Where the features come from: what the config asks for, or what its learned network needs.
-
-    Raises:
-        ModelError: the config asks for others than the learned network needs.
-    """
-    names = config.feature_names or default_features(config)
-    asked = FeatureSources(
-        encoder=(config.encoder or DEFAULT_ENCODER) if "sentence" in names else None,
-        own=config.own_features,
-        language_model=config.models[0] if "lm" in names else None,
-    )
-    if config.network is None:
-        return asked
-    description = read_json(Path(network_folder(config.network)) / "config.json").get("description", {})
-    needed = FeatureSources(**description.get("features", {"own": "features of your own"}))
-    if needed.own is not None and asked.own is None:
-        raise ModelError(
-            f"the network in {config.network} learned with features of your own", "give the new data's with --features"
-        )
-    given = asdict(asked)
-    for kind, source in asdict(needed).items():
-        if config.feature_names and (source is None) != (given[kind] is None):
-            raise ModelError(f"the network in {config.network} needs the features {needed}", "leave --features out")
-    encoder = config.encoder if config.encoder is not None and needed.encoder is not None else needed.encoder
-    return FeatureSources(encoder, asked.own, _language_model(config, needed.language_model))
-
-
-def _language_model(config: Config, needed: str | None) -> str | None:
-    """The model of a learned network's features; "embedded" stands for the one that it carries.
-
-    Raises:
-        ModelError: another is asked for than the network that comes with nncift knows.
-    """
-    model = config.models[0]
-    if needed == DEFAULT_MODEL and model == "embedded":
-        return model
-    if config.network == PRETRAINED and model != needed:
-        raise ModelError(
-            f"the network that comes with nncift knows {needed}, not {model}",
-            f"make one: nncift pretrain --model {model}",
-        )
-    return needed
-
-
+@dataclass(frozen=True)
 class FeatureReader:
-    """Reads a run's features; each model is loaded once, when it is first needed.
+    """Reads the features of a run's samples; each model is loaded once, on first use."""
 
-    Args:
-        config: the run's.
-        function: the run's influence function: where it asks the same language model, that is loaded once for both.
-
-    Attributes:
-        sources: where the features come from.
-    """
-
-    def __init__(self, config: Config, function: InfluenceFunction | None = None) -> None:
-        self.config = config
-        self.sources = feature_sources(config)
-        self.encoder = cache(self._encoder)
-        self.language_model = cache(self._language_model)
-        self._function = function
-        self._before: int | None = None  # tokens that the model had read for others; None: it is not loaded
-
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens that the language model has read for features so far."""
-        return 0 if self._before is None else self.language_model().forward_tokens - self._before
+    sources: FeatureSources
+    encoder: EncoderSpec  # how the encoder of the sources is run; theirs replaces another one
+    model: ModelSpec  # how their language model is run, likewise
+    target_features: str | None = None  # the user's own features of the targets; those of `sources` unless given
 
     def read(
         self,
         samples: Dataset,
         side: str,
-        folder: Path,
+        folder: FeatureFolder,
         *,
         source_rows: int | None = None,
         progress: bool = False,
-        after_shard: Callable[[], None],
+        after_shard: Callable[[], None] = lambda: None,
     ) -> Features:
-        """Features of all samples of a side, "pool" or "target", kept in `folder`; their source had `source_rows`.
+        """Features of all samples of a side, "pool" or "target", from every source; as `read_source` for each.
 
-        Raises:
-            DataError: a feature is not finite or does not fit the samples, or a response does not fit the model.
-            ModelError: a model cannot be loaded.
+        Args:
+            samples: n rows.
+            side: begins the file names.
+            folder: what is stored there is not computed again.
+            source_rows: number of rows of the samples' source, where that is known.
+            progress: show a progress bar.
+            after_shard: called after each computed shard.
         """
-        names, config = self.sources.names(side), self.config
+        names = self.sources.names(side)
         for kind, name in names.items():
-            if kind == "own":
-                given = config.target_features if side == "target" else None
-                source = given or str(config.own_features)
-                own_features(samples, source, folder=folder, name=name, source_rows=source_rows)
-            elif kind == "sentence":
-                encoder: Any = self.sources.encoder if (folder / f"{name}.json").exists() else self.encoder()
-                embed(
-                    samples,
-                    encoder,
-                    folder=folder,
-                    name=name,
-                    batch_size=config.batch_size,
-                    source=self.sources.encoder,
-                    progress=progress,
-                )
+            if folder.facts(name).exists():
+                drop_shards(folder, name)  # of a run that was killed right then
             else:
-                language_features(
-                    samples,
-                    self.language_model,
-                    folder=folder,
-                    name=name,
-                    batch_size=config.batch_size or default_batch_size(config.device),
-                    source=self.sources.language_model,
-                    progress=progress,
-                    after_shard=after_shard,
-                )
+                source = self._own(samples, side, source_rows) if kind == "own" else self.models[kind]
+                read_source(samples, source, folder=folder, name=name, progress=progress, after_shard=after_shard)
         return stored_features(folder, names)
 
-    def _encoder(self) -> Any:
-        config = self.config
-        return load_encoder(str(self.sources.encoder), device=config.device, trust_remote_code=config.trust_remote_code)
+    @cached_property
+    def models(self) -> dict[str, FeatureSource]:
+        """The sources that run a model, by kind."""
+        encoder, model = self.encoder, self.model
+        if self.sources.encoder not in (None, encoder.name):
+            encoder = dataclasses.replace(encoder, encoder=self.sources.encoder)
+        if self.sources.language_model not in (None, model.name):
+            model = dataclasses.replace(model, model=self.sources.language_model)
+        return {kind: make_source(kind, encoder, model) for kind in self.sources.names("") if kind != "own"}
 
-    def _language_model(self) -> LanguageModel:
-        config, function = self.config, self._function
-        if isinstance(function, LanguageModelFunction) and function.model == self.sources.language_model:
-            model = function.language_model
-        else:
-            model = LanguageModel.load(
-                str(self.sources.language_model),
-                dtype=config.dtype or default_dtype(config.device),
-                device=config.device,
-                max_length=config.max_length,
-                trust_remote_code=config.trust_remote_code,
-            )
-        self._before = model.forward_tokens
-        return model
+    def _own(self, samples: Dataset, side: str, source_rows: int | None) -> FeatureSource:
+        name = (self.target_features if side == "target" else None) or str(self.sources.own)
+        is_class = ":" in name or name in entry_points(group=_GROUP).names
+        if is_class and name not in json.loads(samples[0]["original"]):  # a column comes first
+            return make_source(name, self.encoder, self.model)
+        return OwnFeatures(name, source_rows)
+
+
+def make_source(name: str, encoder: EncoderSpec, model: ModelSpec) -> FeatureSource:
+    """The feature source of a name: "sentence", "lm", an entry point of the group `nncift.features`, "module:Class"."""
+    kind = resolve(name, BUILT_IN, _GROUP)
+    if not (isinstance(kind, type) and issubclass(kind, FeatureSource)):
+        raise ConfigError(f"{name!r} is no feature source", "subclass nncift.features.base.FeatureSource")
+    return kind.build(encoder, model)

@@ -1,190 +1,80 @@
-"""Exact influence functions: how much a pool sample helps a target sample.
+"""Base classes of exact influence functions: how much a pool sample helps a target sample.
 
-Anything that satisfies `InfluenceFunction` can be passed where one is expected; strings name those of
-`catalogue.BUILT_IN`, entry points of the group `nncift.influence`, or "module:Class".
+A name resolves to one of `catalogue.BUILT_IN`, an entry point of the group `nncift.influence`, or "module:Class". A
+plain callable with a name is wrapped by `as_function`.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from nncift.errors import ConfigError
-from nncift.models.language_model import LanguageModel
-from nncift.models.loading import default_batch_size, default_dtype
-from nncift.models.prompts import any_chat
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from nncift.config import Config
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset
 import numpy as np
 
+from nncift.errors import ConfigError
+from nncift.models.prompts import Prompts, PromptTemplate, Style, any_chat, choose_prompts, chunks
+from nncift.models.spec import EncoderSpec, ModelSpec
 
-class ModelOptions(TypedDict, total=False):
-    """The options of `LanguageModelFunction` beside the model."""
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-    batch_size: int | None
-    dtype: str | None
-    device: str | None
-    max_length: int | None
-    trust_remote_code: bool
+    from nncift.models.examples import Example
+    from nncift.models.language_model import LanguageModel
+    from nncift.models.prompts import PromptedSample
 
 
-class LanguageModelFunction:
-    """A language model, loaded on first use, with the options that every function takes.
+@dataclass(frozen=True)
+class Traits:
+    """Properties of a function that decide how a run uses it.
 
-    Args:
-        model: a folder, a hub id, "embedded", or a `LanguageModel`.
-        batch_size: sequences per forward pass, at most; halved by itself when memory runs out. 32 unless given, on
-            CUDA as many as fit.
-        dtype: "float32", "bfloat16", "float16", "auto" (as stored), "8bit" or "4bit"; bfloat16 on CUDA and else
-            float32 unless given.
-        device: "cuda", "mps", "cpu"; the best there is unless given.
-        max_length: longest sequence to read, in tokens; the model's own limit unless given.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        ConfigError: `batch_size` is below 1.
+    Attributes:
+        pointwise: a pool sample has one score for all targets.
+        relative: values depend on all samples given to `prepare`, and are comparable only within one such set.
+        per_pair: cost is dominated by per-pair work (as opposed to per-sample work). Then each labelled row gets
+            targets of its own; otherwise all rows share a square grid.
+        asks_language_model: it runs a language model, so that features from the same model are used too.
     """
 
-    name: str
-    progress = False  # `collect` sets it: show a bar while `prepare` works
-
-    def __init__(
-        self,
-        model: str | LanguageModel,
-        *,
-        batch_size: int | None = None,
-        dtype: str | None = None,
-        device: str | None = None,
-        max_length: int | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.model = model
-        self.batch_size = default_batch_size(device) if batch_size is None else batch_size
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} is too small", "give at least 1")
-        self.dtype = dtype or default_dtype(device)
-        self.device = device
-        self.max_length = max_length
-        self.trust_remote_code = trust_remote_code
-        self._cut: set[str] = set()  # ids of samples that lost the start of their prompt
-        self._chats: bool | None = None  # whether any sample of the run comes from a chat; `check` finds out
-
-    @classmethod
-    def from_config(cls, config: Config, **options: Any) -> Self:
-        """The function that a run's config asks for, with options of its own."""
-        return cls(
-            config.model,
-            batch_size=config.batch_size,
-            dtype=config.dtype,
-            device=config.device,
-            max_length=config.max_length,
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
-
-    def check(self, pool: Dataset, target: Dataset) -> None:
-        """Find out whether any sample comes from a chat: the wording goes by all, whichever are measured together."""
-        self._chats = any_chat(pool, target)
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        """The model, loaded now.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
-        return self.load(self.model)
-
-    def load(self, model: str | LanguageModel) -> LanguageModel:
-        """A language model with this function's options.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
-        if isinstance(model, LanguageModel):
-            return model
-        return LanguageModel.load(
-            model,
-            dtype=self.dtype,
-            device=self.device,
-            max_length=self.max_length,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens that went through the model so far, padding not counted."""
-        return self.language_model.forward_tokens if "language_model" in self.__dict__ else 0
-
-    @property
-    def backward_tokens(self) -> int:
-        """Tokens whose gradients went back through it, padding not counted."""
-        return self.language_model.backward_tokens if "language_model" in self.__dict__ else 0
-
-    @property
-    def oom_splits(self) -> list[int]:
-        """Sizes of the batches that did not fit into memory and were halved."""
-        return self.language_model.oom_splits if "language_model" in self.__dict__ else []
-
-    @property
-    def cut_ids(self) -> frozenset[str]:
-        """Those of the samples seen so far that lost the start of their prompt to the model's context length."""
-        return frozenset(self._cut)
-
-    @property
-    def cut(self) -> int:
-        """How many these are."""
-        return len(self._cut)
-
-    def describe(self) -> dict[str, Any]:
-        """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        return {"name": self.name, **self.describe_model(self.model)}
-
-    def describe_model(self, model: str | LanguageModel) -> dict[str, Any]:
-        """Name, precision and longest sequence of a model."""
-        if isinstance(model, LanguageModel):
-            return {
-                "model": model.name,
-                "dtype": model.precision,
-                "max_length": model.context_length,
-            }
-        return {"model": model, "dtype": self.dtype, "max_length": self.max_length}
+    pointwise: bool = False
+    relative: bool = False
+    per_pair: bool = False
+    asks_language_model: bool = False
 
 
-class InfluenceFunction(Protocol):
-    """A function that gives exact influence for a block of pool samples and targets.
+@dataclass(frozen=True)
+class Setup:
+    """Settings of a run that influence functions are built with; most use the first language model alone."""
 
-    A function that has to see all samples first, or wants to refuse some before any work is done, also has
-    `prepare(pool, target, folder: Path | None)`. It is called with the samples to be labelled before their first
-    block, again after a kill, and keeps what it computes in `folder`. A function with an attribute `progress` is told
-    there whether to show a bar meanwhile.
+    models: Sequence[ModelSpec] = (ModelSpec(),)
+    encoder: EncoderSpec = field(default_factory=EncoderSpec)
+    seed: int = 0
 
-    A function that is trained on the pool first, whatever is labelled, has `warm_up(pool, folder, *, progress)`; it
-    sees all samples, before `prepare`. `check(pool, target)` sees all samples before anything costly, to refuse some or
-    to remember what it has to know of all, and loads nothing. `check_lengths(pool, target)` refuses what does not fit
-    into its model; a run that may measure any sample asks it first. `tokens(pool_rows, target_rows)` says how many
-    tokens labelling these samples will send through the model; with `warm_up`, there is a third argument `pool`, on
-    which that is done before.
 
-    Where the values depend on all samples that `prepare` saw, the function has `relative = True`: what is measured
-    later, after another call, could not be compared, so a run measures once.
+class InfluenceFunction:
+    """Exact influence for a block of pool samples and targets.
 
-    A function with `works_per_pair = True` has work of its own to do for each pair, of which what it does once for a
-    sample is the lesser part. The rows to be labelled then get targets of their own, else all the same.
-
-    A class that is named instead of an object is made with the options that the user gives, which its constructor
-    lists with type hints (`options.py`); if it has a class method `from_config(config, **options)`, by that.
+    A function of your own overrides `__call__`, sets `name` and `traits`, and overrides the hooks that it needs. Its
+    constructor's parameters with type hints are its options (`options.py`).
     """
 
-    name: str
+    name: str = ""
+    traits: Traits = Traits()
+    progress: bool = False
+    """Set by the caller: show progress bars in `prepare`."""
+    models: Sequence[ModelSpec] = ()
+    """The language models that it runs."""
+    forward_tokens: int = 0
+    """Tokens of all forward passes so far, without padding."""
+    backward_tokens: int = 0
+    """Tokens of all backward passes so far, without padding."""
+    oom_splits: Sequence[int] = ()
+    """Sizes of the batches that did not fit into memory and were halved."""
+    cut_ids: frozenset[str] | None = None
+    """Ids of the samples truncated so far to fit a model's context; None if the function never truncates."""
+    _settings: tuple[str, ...] = ()
+    """Attributes that `describe` gives, ready for JSON."""
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Influence of each pool sample on each target.
@@ -195,26 +85,226 @@ class InfluenceFunction(Protocol):
 
         Returns:
             (n_pool, n_target) float32. Entry [i, j] is how much pool sample i helps target sample j; larger is
-            better. It depends on the two samples alone, whatever else is in the block.
+            better. It depends on the two samples alone, whatever else is in the block, unless `traits.relative`.
+
+        Raises:
+            ConfigError: values depend on all samples, and `prepare` has not been called, or not with these.
+            DataError: a response does not fit into the context, or a value is not finite.
+            ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
         """
-        ...
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, setup: Setup, **options: Any) -> Self:
+        """The function with a run's settings and its own options."""
+        return cls(**options)
+
+    def check(self, pool: Dataset, target: Dataset) -> None:
+        """Called with all samples before anything expensive, to validate them or to record facts; loads no model."""
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Raise if a sample does not fit into the model; called by runs that may measure any sample."""
+
+    def warm_up(self, pool: Dataset, folder: Path | None = None, *, progress: bool = False) -> Any:
+        """Train on the pool; called with all samples, before `prepare`, whichever are labelled; `folder` caches."""
+
+    def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
+        """Compute per-sample quantities; called before the first block, and again when a run resumes.
+
+        Args:
+            pool: all pool samples to be labelled.
+            target: all targets to be labelled.
+            folder: caches the results, so that a killed run resumes.
+
+        Raises:
+            ConfigError: there are no such samples or no such part of the model.
+            DataError: a response does not fit into the context, or a value is not finite.
+            ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
+            RunError: what the folder caches is damaged, or belongs to other samples or settings.
+        """
+
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int | None:
+        """Tokens of all forward passes that labelling these rows takes; None if unknown.
+
+        Args:
+            pool_rows: the pool samples.
+            target_rows: the targets.
+            pool: the samples that `warm_up` trains on before.
+        """
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the samples that the values depend on, ready for JSON; loads no model."""
+        return {"name": self.name} | {setting: getattr(self, setting) for setting in self._settings}
 
 
-def is_pointwise(function: InfluenceFunction | None) -> bool:
-    """Whether a function gives one score for all targets."""
-    return bool(getattr(function, "pointwise", False))
+class PlainFunction(InfluenceFunction):
+    """A callable of the user's that is no `InfluenceFunction`, under its name."""
+
+    def __init__(self, function: Callable[[Dataset, Dataset], np.ndarray], name: str) -> None:
+        self.function = function
+        self.name = name
+
+    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+        """The callable's values."""
+        return self.function(pool_rows, target_rows)
 
 
-def works_per_pair(function: InfluenceFunction) -> bool:
-    """Whether each pair is work of its own, so that rows had better have targets of their own."""
-    return bool(getattr(function, "works_per_pair", False)) and not is_pointwise(function)
+_HOOKS = {name for name in vars(InfluenceFunction) if not name.startswith("_")} - {"name"} | {"pointwise"}
 
 
-def is_relative(function: InfluenceFunction) -> bool:
-    """Whether its values depend on all samples that are measured together."""
-    return bool(getattr(function, "relative", False))
+def as_function(function: Any) -> InfluenceFunction:
+    """An influence function as it is, or a plain callable wrapped; raises `ConfigError` if it is neither."""
+    if isinstance(function, InfluenceFunction):
+        return function
+    members = set(dir(function))
+    name = function.name if "name" in members else function.__name__ if "__name__" in members else ""
+    if not callable(function) or not name:
+        raise ConfigError(
+            f"{function!r} is not an influence function",
+            "give a callable with a name, or subclass nncift.InfluenceFunction",
+        )
+    if hooks := sorted(members & _HOOKS):
+        raise ConfigError(
+            f"the influence function {name!r} defines {', '.join(hooks)}, which only a subclass may define",
+            "subclass nncift.InfluenceFunction",
+        )
+    return PlainFunction(function, str(name))
+
+
+class LanguageModelFunction(InfluenceFunction):
+    """A function that runs a language model, loaded on first use.
+
+    Args:
+        model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`.
+        **options: dtype, device, batch_size, max_length, trust_remote_code of `ModelSpec`.
+
+    Raises:
+        ConfigError: an option has an invalid value.
+    """
+
+    traits = Traits(asks_language_model=True)
+    default_batch_size = 32
+    """Sequences per forward pass on the CPU."""
+    seeded = False
+    """Whether the constructor takes the run's `seed`."""
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self.spec = ModelSpec.of(model, **options)
+        self.models = (self.spec,)
+        self._cut: set[str] = set()  # ids of truncated samples
+        self._chats: bool | None = None  # whether any sample of the run comes from a chat; set by `check`
+
+    @classmethod
+    def build(cls, setup: Setup, **options: Any) -> Self:
+        """The function on the run's first language model, with the run's seed if it takes one."""
+        return cls(setup.models[0], **({"seed": setup.seed} if cls.seeded else {}) | options)
+
+    def check(self, pool: Dataset, target: Dataset) -> None:
+        """Record whether any sample comes from a chat: all samples are prompted in one style."""
+        self._chats = any_chat(pool, target)
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model, loaded on first use."""
+        return self.spec.loaded
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per forward pass, at most."""
+        return self.spec.sequences(cpu=self.default_batch_size)
+
+    @property
+    def forward_tokens(self) -> int:  # type: ignore[override]
+        """As counted by the model."""
+        return self.spec.forward_tokens
+
+    @property
+    def backward_tokens(self) -> int:  # type: ignore[override]
+        """As counted by the model."""
+        return self.spec.backward_tokens
+
+    @property
+    def oom_splits(self) -> Sequence[int]:  # type: ignore[override]
+        """As counted by the model."""
+        return self.spec.loaded.oom_splits if self.spec.is_loaded else ()
+
+    @property
+    def cut_ids(self) -> frozenset[str]:  # type: ignore[override]
+        """Ids of the samples truncated so far to fit the model's context."""
+        return frozenset(self._cut)
+
+    def describe(self) -> dict[str, Any]:
+        """The function's own settings and the model's."""
+        return super().describe() | self.spec.describe()
+
+    def _examples(self, rows: Dataset) -> list[Example]:
+        """The samples as training examples."""
+        from nncift.models.examples import encode_examples
+
+        examples = encode_examples(self.language_model, rows)
+        self._cut.update(example.id for example in examples if example.cut)
+        return examples
+
+
+class PromptedFunction(LanguageModelFunction):
+    """A function that runs the model on prompts.
+
+    Args:
+        model: as of `LanguageModelFunction`.
+        wording: "plain" or a `PromptTemplate`; "chat", the model's chat template; "auto", chat where the model has a
+            template and any sample comes from a chat, else plain.
+        **options: of `LanguageModelFunction`.
+    """
+
+    single = True
+    """No sample stands beside another as its in-context example."""
+
+    def __init__(self, model: Any, *, wording: Style | PromptTemplate = "auto", **options: Any) -> None:
+        super().__init__(model, **options)
+        self.wording = wording
+        self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
+
+    def describe(self) -> dict[str, Any]:
+        """With the wording and the texts of the plain one."""
+        own = isinstance(self.wording, PromptTemplate)
+        template = asdict(self.wording if isinstance(self.wording, PromptTemplate) else PromptTemplate())
+        if self.single:
+            del template["with_example"]
+        return {**super().describe(), "wording": "own" if own else self.wording, "plain_wording": template}
+
+    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
+        """Render every prompt, in chunks."""
+        prompts = self._choose(pool, target)
+        for rows in {id(rows): rows for rows in (pool, target)}.values():
+            for chunk in chunks(rows):
+                prompts.render(chunk)
+
+    def _choose(self, *datasets: Dataset) -> Prompts:
+        """The prompts for these samples, whatever was prepared."""
+        chats = any_chat(*datasets) if self._chats is None else self._chats
+        return choose_prompts(self.language_model, self.wording, single=self.single, chats=chats)
+
+    def _prompts_for(self, *datasets: Dataset) -> Prompts:
+        """The prompts that `prepare` chose, else those for these samples."""
+        return self._prompts or self._choose(*datasets)
+
+    def _render(self, prompts: Prompts, rows: Dataset) -> list[PromptedSample]:
+        samples = prompts.render(rows)
+        self._cut.update(sample.id for sample in samples if sample.cut)
+        return samples
+
+
+def look_up(
+    known: Mapping[str, np.ndarray], keys: Sequence[str], compute: Callable[[list[int]], np.ndarray]
+) -> np.ndarray:
+    """The value of each key, (n, ...): known, or computed from the numbers of the others, each distinct one once."""
+    new = {key: number for number, key in reversed([*enumerate(keys)]) if key not in known}
+    if new:
+        known = {**known, **dict(zip(new, compute([*new.values()]), strict=True))}
+    return np.array([known[key] for key in keys])
 
 
 def broadcast(scores: np.ndarray, n_target: int) -> np.ndarray:
-    """A score per pool sample, (n_pool,), as influence on every target alike, (n_pool, n_target) float32."""
+    """Pointwise scores (n_pool,) as influence on every target, (n_pool, n_target) float32."""
     return np.repeat(np.asarray(scores, dtype=np.float32)[:, None], n_target, axis=1)

@@ -1,4 +1,4 @@
-"""What each built-in influence function is: the one table that `nncift influences` prints and the docs show."""
+"""The built-in influence functions: the table that `nncift influences` prints and the docs contain."""
 
 from __future__ import annotations
 
@@ -29,36 +29,24 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class About:
-    """An influence function in a few words.
+    """Summary of an influence function."""
 
-    Attributes:
-        name: as in `--influence`.
-        formula: entry [i, j], pool sample i on target j; larger is better.
-        source: where it comes from.
-        kind: "pairwise", or "pointwise": one score per sample, the same for every target.
-        scale: the values it takes and what they mean.
-        per_sample: cost of each sample that is labelled.
-        per_pair: cost of each labelled pair on top of that.
-        good_for: when to take it.
-        whole_target: whether a pointwise score is for the target as a whole, instead of for none.
-    """
-
-    name: str
-    formula: str
-    source: str
-    kind: Literal["pairwise", "pointwise"]
-    scale: str
-    per_sample: str
-    per_pair: str
-    good_for: str
-    whole_target: bool = False
+    name: str  # as in `--influence`
+    formula: str  # entry [i, j], pool sample i on target j; larger is better
+    source: str  # the publication
+    scale: str  # range and interpretation of the values
+    per_sample: str  # cost per labelled sample
+    good_for: str  # when to use it
+    kind: Literal["pairwise", "pointwise"] = "pairwise"  # pointwise: one score per sample, the same for every target
+    per_pair: str = "nothing"  # additional cost per labelled pair
+    whole_target: bool = False  # whether a pointwise score depends on the target as a whole
 
     @property
     def target(self) -> str:
         """Whether it needs a target."""
         if self.kind == "pointwise" and not self.whole_target:
             return "not used"
-        return "needed" + (" as a whole" if self.whole_target else "") + "; the pool is its own without one"
+        return "required" + (" as a whole" if self.whole_target else "") + " (defaults to the pool itself)"
 
 
 CATALOGUE = (
@@ -67,41 +55,37 @@ CATALOGUE = (
         formula="d(no example, j) - d(example i, j), with d = norm(p - 1) / sqrt(T) over the probabilities p of the T"
         " tokens of j's response",
         source="DELIFT, arXiv:2411.04425, eq. 1-2",
-        kind="pairwise",
-        scale="-1 to 1; below 0 the example does harm",
-        per_sample="one pass over it, as an example or as a query without one (145 tokens, 0.15 s)",
-        per_pair="one pass over the target; the example is read once for all targets (159 tokens, 0.17 s with 12"
+        scale="-1 to 1; negative if the example does harm",
+        per_sample="one pass, as an example or as a zero-shot query (145 tokens, 0.15 s)",
+        per_pair="one pass over the target; the example is encoded once for all targets (159 tokens, 0.17 s with 12"
         " targets)",
-        good_for="the default: what really helps in context; the most expensive of these",
+        good_for="the default: measured in-context influence; the most expensive of these",
     ),
     About(
         name="response-similarity",
-        formula="exp(5 (cos(z_i, z_j) - 1)), with z the mean over the response tokens of the states that enter the"
-        " middle layer, each standardised over all samples seen",
+        formula="exp(5 (cos(z_i, z_j) - 1)), with z the mean over the response tokens of the inputs of the middle"
+        " layer, each dimension standardized over all labelled samples",
         source="this project",
-        kind="pairwise",
-        scale="0 to 1; 1 is the same response, 0.007 no more alike than any two samples",
+        scale="0 to 1; 1 = identical response, 0.007 = no more similar than two random samples",
         per_sample="half a pass (155 tokens, 0.07 s)",
         per_pair="a dot product",
-        good_for="what training will do, as far as it can be told without gradients; cheap",
+        good_for="predicting the effect of training without gradients; cheap",
     ),
     About(
         name="representation-similarity",
         formula="cos(h_i, h_j), with h = sum_t t * h_t / sum_t t over the last hidden states h_t of prompt"
         " and response",
         source="RDS+, Ivison et al. 2025, arXiv:2503.01807",
-        kind="pairwise",
-        scale="-1 to 1, mostly near 1: the order counts",
+        scale="-1 to 1, mostly close to 1: only the ranking is meaningful",
         per_sample="one pass (155 tokens, 0.13 s)",
         per_pair="a dot product",
-        good_for="a widely used baseline of targeted selection",
+        good_for="a widely used baseline for targeted selection",
     ),
     About(
         name="embedding-similarity",
         formula="cos(e_i, e_j), with e the sentence embedding of prompt and response",
         source="DELIFT (SE), arXiv:2411.04425, sec. 5",
-        kind="pairwise",
-        scale="-1 to 1; alike in topic, which may teach nothing",
+        scale="-1 to 1; topical similarity, which need not imply usefulness",
         per_sample="one pass of the sentence encoder (0.05 s), no language model",
         per_pair="a dot product",
         good_for="a first look without a language model",
@@ -109,13 +93,12 @@ CATALOGUE = (
     About(
         name="bm25",
         formula="sum over the words w of j: ln(1 + (N - n_w + 0.5) / (n_w + 0.5)) * f_w / (f_w + k1 * (1 - b + b *"
-        " L_i / L)), with f_w how often i has w, n_w in how many of the N pool samples w is",
+        " L_i / L)), with f_w the frequency of w in i, n_w the number of the N pool samples with w",
         source="Lucene's BM25, through bm25s, arXiv:2407.03618",
-        kind="pairwise",
-        scale="0 and up; no word shared is 0, long targets score higher",
-        per_sample="its words are counted (0.0001 s), no model",
+        scale="0 and up; 0 without shared words, higher for long targets",
+        per_sample="word counts (0.0001 s), no model",
         per_pair="a look-up of the target's words",
-        good_for="the lexical baseline that is hard to beat; no model at all",
+        good_for="a lexical baseline that is hard to beat; no model at all",
     ),
     About(
         name="selectit",
@@ -123,10 +106,9 @@ CATALOGUE = (
         " rating b of 1..K; mean over models by size",
         source="SelectIT, NeurIPS 2024, arXiv:2402.16705",
         kind="pointwise",
-        scale="0 to K; rated high and surely",
+        scale="0 to K; high if rated high with certainty",
         per_sample="one pass for each of five rating prompts and each model (761 tokens, 0.74 s)",
-        per_pair="nothing",
-        good_for="general quality when there is no target; needs a model that can rate",
+        good_for="general quality without a target; needs a model that can rate",
     ),
     About(
         name="ifd",
@@ -134,10 +116,9 @@ CATALOGUE = (
         " tokens",
         source="Cherry LLM, NAACL 2024, arXiv:2308.12032",
         kind="pointwise",
-        scale="0 and up; near 0 the prompt gives the response away, above 1 it misleads",
+        scale="0 and up; near 0 the prompt implies the response, above 1 it misleads",
         per_sample="two passes, one of them over the response alone (154 tokens, 0.15 s)",
-        per_pair="nothing",
-        good_for="samples that are hard to follow; likes noise too, so clean the pool first",
+        good_for="difficult samples; also favours noisy samples, so clean the pool first",
     ),
     About(
         name="perplexity",
@@ -146,76 +127,60 @@ CATALOGUE = (
         kind="pointwise",
         scale="1 and up; larger is harder",
         per_sample="one pass (147 tokens, 0.14 s)",
-        per_pair="nothing",
-        good_for="a baseline; likes noise",
+        good_for="a baseline; favours noisy samples",
     ),
     About(
         name="gradient-similarity",
         formula="cos(g_i, g_j), with g the projected gradient of a response's mean loss at a fresh LoRA adapter",
         source="TracIn at one checkpoint, arXiv:2002.08484",
-        kind="pairwise",
         scale="-1 to 1; 1 for the same gradient",
         per_sample="one forward and one backward pass (293 tokens, 0.46 s)",
         per_pair="an inner product",
-        good_for="what training would do, without training; linear in the samples",
+        good_for="predicting the effect of training without a warm-up; linear in the number of samples",
     ),
     About(
         name="less",
         formula="sum over checkpoints k: w_k cos(G_ik, g_jk), with g the projected LoRA gradient, G = m' / sqrt(v' +"
-        " 1e-8) what Adam makes of it, w_k the share of the learning rate",
+        " 1e-8) its Adam update direction, w_k the checkpoint's fraction of the learning rate",
         source="LESS, arXiv:2402.04333",
-        kind="pairwise",
         scale="-1 to 1",
         per_sample="one forward and one backward pass per checkpoint (4: 1,172 tokens, 1.8 s), after a LoRA warm-up on"
         " 5 % of the samples",
         per_pair="an inner product per checkpoint",
-        good_for="a target task; what training really does; linear in the samples",
+        good_for="a target task; the best predictor of the effect of training; linear in the number of samples",
     ),
     About(
         name="in-run",
         formula="sum over the steps t that train on i: r_t <g_it, G_jt>, with r the learning rate, g the LoRA gradient"
         " of i, G that of the targets of j's task over sqrt(v) + 1e-8, v Adam's second moment",
         source="In-Run Data Shapley, arXiv:2406.11011",
-        kind="pairwise",
-        scale="around 0; below 0 it does harm; equal for targets of one task",
+        scale="around 0; negative if it does harm; equal for targets of one task",
         per_sample="four epochs of LoRA fine-tuning at about 1.4 times its plain cost, targets included (2,105"
         " tokens, 6.6 s with 24 samples and 12 targets)",
-        per_pair="nothing",
-        good_for="what each sample did in one real training, for the target as a whole or for each task in it",
+        good_for="each sample's contribution to one actual training run, for the whole target or for each of its tasks",
     ),
     About(
         name="lossval",
-        formula="the weight w_i that minimises, with a head h, (sum over n: w_n * norm(r_n - h(p_n))^2) * OT_w(pool,"
-        " target)^2, after 100 epochs of Adam from w = 1; p and r embed prompt and response, OT is the Sinkhorn"
-        " divergence between the samples (p, r) of masses w and the target's",
+        formula="the weight w_i that minimizes, with a head h, (sum over n: w_n * norm(r_n - h(p_n))^2) * OT_w(pool,"
+        " target)^2, after 100 epochs of Adam from w = 1; p and r are embeddings of prompt and response, OT is the"
+        " Sinkhorn divergence between the samples (p, r) of masses w and the target's",
         source="LossVal, arXiv:2412.04158; prompt and response for its inputs and labels",
         kind="pointwise",
-        scale="about 0 to 2; 1 is where it began; only the order within a run counts",
+        scale="about 0 to 2; initialized to 1; only the ranking within a run is meaningful",
         per_sample="two passes of the sentence encoder, over prompt and response; 100 steps of a small head"
         " (0.07 s); no language model",
-        per_pair="nothing",
-        good_for="responses that do not belong to their prompts; a clean target without a language model",
+        good_for="detecting responses that do not match their prompts, given a clean target; no language model",
         whole_target=True,
     ),
 )
 
 TOKENS = (
-    "Tokens are those of SmolLM2-135M, measured on samples of P3, 140 tokens long on average; seconds are those of two"
-    " CPU cores. A dot product takes less than 0.0001 s."
+    "Token counts are for SmolLM2-135M on P3 samples of 140 tokens on average; times are for two CPU cores. A dot"
+    " product takes less than 0.0001 s."
 )
 _WIDTH = 100  # of the terminal
 _COLUMNS = ("name", "formula", "source", "kind", "target", "scale", "per_sample", "per_pair", "good_for")
-_TITLES = (
-    "name",
-    "influence[i, j]",
-    "source",
-    "kind",
-    "target",
-    "scale",
-    "cost per sample",
-    "cost per pair",
-    "good for",
-)
+_TITLES = ("influence[i, j]", "source", "kind", "target", "scale", "cost per sample", "cost per pair", "good for")
 
 
 def overview() -> str:
@@ -225,16 +190,12 @@ def overview() -> str:
 
 def markdown() -> str:
     """All built-in functions as a Markdown table."""
-    rows = [_TITLES, ("---",) * len(_TITLES), *(tuple(_cells(about)) for about in CATALOGUE)]
+    rows = [("name", *_TITLES), ("---",) * len(_COLUMNS), *(tuple(_cells(about)) for about in CATALOGUE)]
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", TOKENS, ""])
 
 
 def explain(name: str) -> str:
-    """One function at length: its line of the table, what its module and class say of themselves, its options.
-
-    Raises:
-        ConfigError: there is no function of that name.
-    """
+    """One function in full: its row of the table, the docstrings of its module and class, its options."""
     function: Any = resolve(name, BUILT_IN, "nncift.influence")
     parts = [_paragraph(about) for about in CATALOGUE if about.name == name]
     module = inspect.getdoc(sys.modules[function.__module__]) if inspect.isclass(function) else None
@@ -242,7 +203,7 @@ def explain(name: str) -> str:
 
 
 def _options(function: Any) -> str:
-    """What `--influence-option` can set, a line each; nothing where there is none."""
+    """The options, a line each; empty if there is none."""
     lines = [f"  {name:<24} {option}" for name, option in options_of(function).items()]
     return "\n".join(["Options (--influence-option NAME=VALUE):", *lines]) if lines else ""
 
@@ -254,7 +215,7 @@ def _cells(about: About) -> list[str]:
 
 def _paragraph(about: About) -> str:
     lines = [about.name]
-    for title, column in zip(_TITLES[1:], _COLUMNS[1:], strict=True):
+    for title, column in zip(_TITLES, _COLUMNS[1:], strict=True):
         text, first = str(getattr(about, column)), f"  {title:<16} "
         lines.append(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first)))
     return "\n".join(lines)

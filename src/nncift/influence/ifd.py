@@ -1,179 +1,127 @@
-"""How hard a response is for the model: IFD (how little the prompt helps), and perplexity. No target.
+"""Difficulty of a response for the model: IFD (how little the prompt helps) and perplexity. No target.
 
-With L(y | c) the mean negative log-probability of the response's tokens, end-of-text included, after context c:
+With L(y | c) the mean negative log-likelihood of the response's tokens, end-of-text included, after context c:
 
-    ifd         L(y | prompt) / L(y)        near 0: the prompt gives it away; above 1: the prompt misleads
+    ifd         L(y | prompt) / L(y)        near 0: the prompt implies the response; above 1: the prompt misleads
     perplexity  exp(L(y | prompt))
 
-Larger means harder, which is what Cherry LLM looks for; it drops samples above 1, where the prompt is of no use
+Larger is harder. Cherry LLM selects hard samples and drops those above 1, where the prompt does not help
 (`zero_above_one`). IFD costs two passes per sample, one without the prompt; perplexity costs one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.influence.base import LanguageModelFunction, ModelOptions, broadcast
-from nncift.models.hidden_states import response_losses
+from nncift.influence.base import PromptedFunction, Traits, broadcast
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import Prompts, Style, WordedSample, Wording, check_fit, choose_prompts
+from nncift.models.prompts import PromptedSample, Prompts
+from nncift.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Perplexity(LanguageModelFunction):
+class Perplexity(PromptedFunction):
     """Perplexity of the response given the prompt; larger is harder.
 
     Args:
-        model: a folder, a hub id, "embedded", or a `LanguageModel`.
-        wording: "plain" or a `Wording`, of which `without_example` and `query` are used; "chat", the model's chat
-            template; "auto", chat when any sample comes from a chat and the model has a template, else plain.
-        **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
+        model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`.
+        wording: "plain" or a `PromptTemplate`, of which `without_example` and `query` are used; "chat", the model's
+            chat template; "auto", chat when any sample comes from a chat and the model has a template, else plain.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`.
     """
 
     name = "perplexity"
-    pointwise = True
-
-    def __init__(
-        self, model: str | LanguageModel, *, wording: Style | Wording = "auto", **options: Unpack[ModelOptions]
-    ) -> None:
-        super().__init__(model, **options)
-        self.wording = wording
-        self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
-        self._prefix: Prefix | None = None  # what stands before every prompt, encoded once for all blocks
-
-    def describe(self) -> dict[str, Any]:
-        """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        plain = self.wording if isinstance(self.wording, Wording) else Wording()
-        return {
-            **super().describe(),
-            "wording": "own" if plain is self.wording else self.wording,
-            "plain_wording": {"without_example": plain.without_example, "query": plain.query},
-        }
+    traits = Traits(pointwise=True, asks_language_model=True)
+    _prefix: Prefix | None = None  # precedes every prompt, encoded once for all blocks
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
-        """Choose the wording for all pool samples, and check that each fits; nothing is kept in `folder`.
-
-        Raises:
-            DataError: a response does not fit into the context.
-            ModelError: the model cannot be loaded, or leaves no room beside the wording.
-        """
-        prompts = self._prompts_for(pool)
-        self._word(prompts, pool)
+        """Choose the prompts for all pool samples, and check that each fits; nothing is kept in `folder`."""
+        prompts = self._choose(pool)
+        self._render(prompts, pool)
         self._prompts = prompts
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """The score of each pool sample, alike for all targets, (n_pool, n_target) float32; larger is harder.
-
-        Raises:
-            DataError: a response does not fit into the context.
-            ModelError: the model cannot be loaded, or one sequence alone does not fit into memory.
-        """
+        """The score of each pool sample, equal for all targets; larger is harder."""
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        prompts = self._prompts or self._prompts_for(pool_rows)
-        return broadcast(self._scores(prompts, self._word(prompts, pool_rows)), len(target_rows))
+        prompts = self._prompts_for(pool_rows)
+        return broadcast(self._scores(prompts, self._render(prompts, pool_rows)), len(target_rows))
 
-    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
-        """The exact number of tokens that scoring these pool samples sends through the model."""
-        prompts = self._prompts or self._prompts_for(pool_rows)
-        samples = self._word(prompts, pool_rows)
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
+        """Each pool sample once, with its prompt."""
+        prompts = self._prompts_for(pool_rows)
+        samples = self._render(prompts, pool_rows)
         if not samples or not len(target_rows):
             return 0
-        again = 1 if self.language_model.shares_prefix else len(samples)  # how often a prefix is read
+        prefixes = 1 if self.language_model.shares_prefix else len(samples)
         passes = sum(len(sample.alone) + len(sample.response) - 1 for sample in samples)
-        return again * len(prompts.no_example) + passes
-
-    def _scores(self, prompts: Prompts, samples: list[WordedSample]) -> np.ndarray:
-        return np.asarray(np.exp(self._losses(prompts.no_example, [sample.alone for sample in samples], samples)))
-
-    def _losses(self, before: list[int], queries: list[list[int]], samples: list[WordedSample]) -> np.ndarray:
-        """Mean loss of each response after `before` and its query, (n,) float64."""
-        if self._prefix is None or self._prefix.ids != before:
-            self._prefix = self.language_model.prefix(before)
-        responses = [sample.response for sample in samples]
-        return response_losses(self.language_model, self._prefix, queries, responses, batch_size=self.batch_size)
+        return prefixes * len(prompts.no_example) + passes
 
     def check_lengths(self, pool: Dataset, target: Dataset) -> None:
-        """Refuse a pool sample that does not fit; loads the model.
+        """Targets are not used."""
+        super().check_lengths(pool, pool)
 
-        Raises:
-            DataError: which.
-            ModelError: the model cannot be loaded, or leaves no room beside the wording.
-        """
-        check_fit(self._prompts_for(pool), pool)
+    def _scores(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
+        return np.asarray(np.exp(self._losses(prompts, samples)))
 
-    def _prompts_for(self, pool: Dataset) -> Prompts:
-        return choose_prompts(self.language_model, self.wording, pool, single=True, chats=self._chats)
+    def _losses(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
+        """Mean loss of each response after its prompt, (n,) float64."""
+        if self._prefix is None or self._prefix.ids != prompts.no_example:
+            self._prefix = self.language_model.prefix(prompts.no_example)
+        return self._losses_after(self._prefix, [sample.alone for sample in samples], samples)
 
-    def _word(self, prompts: Prompts, rows: Dataset) -> list[WordedSample]:
-        samples = prompts.word(rows)
-        self._cut.update(sample.id for sample in samples if sample.cut)
-        return samples
+    def _losses_after(self, prefix: Prefix, queries: list[list[int]], samples: list[PromptedSample]) -> np.ndarray:
+        """Mean loss of each response after the prefix and its query, (n,) float64."""
+        responses = [sample.response for sample in samples]
+        found = self.language_model.response_log_probabilities(prefix, queries, responses, batch_size=self.batch_size)
+        return np.array([-values.astype(np.float64).mean() for values in found])
 
 
 class IFD(Perplexity):
     """Instruction-following difficulty: loss of the response with the prompt over its loss without.
 
-    Without the prompt a response follows nothing but the token that begins a text (the tokenizer's own, else the
-    end-of-text token).
+    Without the prompt, the response follows the token that begins a text (the tokenizer's own, else end-of-text).
 
     Args:
-        model: a folder, a hub id, "embedded", or a `LanguageModel`.
+        model: as of `Perplexity`.
         zero_above_one: give 0 where the prompt does not help (a ratio of 1 or more), as Cherry LLM drops these.
-        wording: that of `Perplexity`.
-        **options: batch_size, dtype, device, max_length, trust_remote_code of `LanguageModelFunction`.
+        **options: wording, batch_size, dtype, device, max_length, trust_remote_code as of `Perplexity`.
 
     Source: Cherry LLM (Li et al., NAACL 2024, arXiv:2308.12032).
     """
 
     name = "ifd"
+    _settings = ("zero_above_one",)
 
-    def __init__(
-        self,
-        model: str | LanguageModel,
-        *,
-        zero_above_one: bool = False,
-        wording: Style | Wording = "auto",
-        **options: Unpack[ModelOptions],
-    ) -> None:
-        super().__init__(model, wording=wording, **options)
+    def __init__(self, model: str | LanguageModel | ModelSpec, *, zero_above_one: bool = False, **options: Any) -> None:
+        super().__init__(model, **options)
         self.zero_above_one = zero_above_one
 
-    def describe(self) -> dict[str, Any]:
-        """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        return {**super().describe(), "zero_above_one": self.zero_above_one}
-
-    def tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
-        """The exact number of tokens that scoring these pool samples sends through the model."""
+    def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
+        """Each pool sample twice, once without its prompt."""
         if not len(pool_rows) or not len(target_rows):
             return 0
-        prompts = self._prompts or self._prompts_for(pool_rows)
         start = len(beginning(self.language_model))
-        alone = sum(start + len(sample.response) - 1 for sample in self._word(prompts, pool_rows))
+        samples = self._render(self._prompts_for(pool_rows), pool_rows)
+        alone = sum(start + len(sample.response) - 1 for sample in samples)
         return super().tokens(pool_rows, target_rows) + alone
 
-    def _scores(self, prompts: Prompts, samples: list[WordedSample]) -> np.ndarray:
-        with_prompt = self._losses(prompts.no_example, [sample.alone for sample in samples], samples)
-        start = beginning(self.language_model)
-        responses = [sample.response for sample in samples]
-        nothing, starts = Prefix([], None), [start] * len(samples)
-        without = response_losses(self.language_model, nothing, starts, responses, batch_size=self.batch_size)
+    def _scores(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
+        with_prompt = self._losses(prompts, samples)
+        starts = [beginning(self.language_model)] * len(samples)
+        without = self._losses_after(Prefix([], None), starts, samples)
         ratio = with_prompt / np.maximum(without, 1e-6)  # a response that is certain without any context
         return np.where(ratio < 1, ratio, 0) if self.zero_above_one else ratio
 
 
 def beginning(model: LanguageModel) -> list[int]:
-    """What stands before a text that follows nothing.
-
-    Raises:
-        ModelError: the tokenizer has no token for that.
-    """
+    """The tokens that begin a text; raises `ModelError` if the tokenizer has none."""
     bos = model.tokenizer.bos_token_id
     start = model.leading_ids or ([] if bos is None else [bos]) or model.end_ids
     if not start:

@@ -1,15 +1,13 @@
-"""LESS: the inner product of two samples' gradients while an adapter learns, the pool's seen through Adam.
+"""LESS: inner products of per-sample gradients along a LoRA fine-tuning, the pool's preconditioned by Adam.
 
-A short LoRA fine-tuning on a part of the pool leaves a checkpoint after each epoch. At each, a pool sample's
-feature is the step that Adam would take for it, m' / sqrt(v' + eps), and a target's is its plain gradient; both are
-projected at random and brought to length 1, and their inner products are summed over the checkpoints, each with its
-share of the learning rate. Length 1 is essential: gradients of short responses are longer.
+A LoRA warm-up on a fraction of the pool saves a checkpoint after each epoch. At each, a pool sample's feature is its
+Adam update direction, m' / sqrt(v' + eps), and a target's is its plain gradient; both are randomly projected and
+normalized, and their inner products are summed over the checkpoints, weighted by learning rate. Normalization is
+essential: gradients of short responses are longer.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 import tempfile
 import weakref
@@ -21,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import broadcast
+from nncift.influence.base import Traits, broadcast
 from nncift.influence.gradient_similarity import GradientInfluence, Point, Preconditioned
 from nncift.models.examples import Example, tasks_of
 from nncift.models.language_model import LanguageModel
+from nncift.models.spec import ModelSpec
 from nncift.training.checkpoints import Checkpoint, read_checkpoint
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training, choose_samples, fine_tune
@@ -37,19 +36,18 @@ class Less(GradientInfluence):
     """Gradient inner products over the checkpoints of a LoRA fine-tuning.
 
     Args:
-        model: a folder, a hub id, "embedded", or a `LanguageModel`; loaded on first use.
-        checkpoints: folders of adapters that you trained on it yourself, each with Adam's state; without them
-            `warm_up`, or else `prepare` on the rows that it is given, trains one.
-        training: how; LESS's warm-up unless given.
-        preconditioned: "pool", as in LESS; "both" divides the targets' gradients by the root of Adam's second
-            moment too; "no" takes plain gradients.
-        aggregate: "task" gives a pool sample one score for all targets, LESS's own: the mean over the targets of a
-            task, and of those means the largest. The tasks are the column `task` of the targets that `prepare` sees.
-        **options: of `GradientInfluence`: dimension, seed, batch_size, dtype, device, max_length,
-            trust_remote_code.
+        model: as of `GradientInfluence`.
+        checkpoints: folders of trained adapters, each with Adam's state; without them `warm_up`, or else `prepare` on
+            its rows, trains one.
+        training: the warm-up's hyperparameters; LESS's unless given.
+        preconditioned: "pool", as in LESS; "both" also divides the targets' gradients by the root of Adam's second
+            moment; "no" takes plain gradients.
+        aggregate: "task" gives a pool sample LESS's one score for all targets: the maximum over tasks of its mean over
+            the task's targets. Tasks are the column `task` of the targets given to `prepare`.
+        **options: dimension, seed, batch_size, dtype, device, max_length, trust_remote_code of `GradientInfluence`.
 
     Raises:
-        ConfigError: an option has a value that cannot be used.
+        ConfigError: an option has an invalid value.
 
     Source: LESS (arXiv:2402.04333), sections 3 and 4.
     """
@@ -58,7 +56,7 @@ class Less(GradientInfluence):
 
     def __init__(
         self,
-        model: str | LanguageModel,
+        model: str | LanguageModel | ModelSpec,
         *,
         checkpoints: Sequence[str | Path] = (),
         training: Training | None = None,
@@ -70,74 +68,51 @@ class Less(GradientInfluence):
         super().__init__(model, seed=seed, **options)
         if preconditioned not in get_args(Preconditioned):
             known = ", ".join(get_args(Preconditioned))
-            raise ConfigError(f"preconditioned {preconditioned!r} is not known", f"give one of {known}")
+            raise ConfigError(f"`preconditioned` {preconditioned!r} is unknown", f"give one of {known}")
         if aggregate not in ("task", None):
-            raise ConfigError(f"aggregate {aggregate!r} is not known", 'give "task" or None')
+            raise ConfigError(f"`aggregate` {aggregate!r} is unknown", 'give "task" or None')
         self.preconditioned = preconditioned
         self.aggregate = aggregate
-        self.pointwise = self.relative = aggregate is not None
+        if aggregate is not None:
+            self.traits = Traits(pointwise=True, relative=True, asks_language_model=True)
         self.checkpoints = tuple(checkpoints)
         if checkpoints and training is not None:
-            raise ConfigError("less was given both checkpoints and a training", "leave one of them out")
+            raise ConfigError("less was given both `checkpoints` and `training`", "give only one of them")
         self.training = training or Training(lora=Lora(seed=seed), seed=seed)
-        self._warm: list[Checkpoint] = []  # of `warm_up`, which the user or a pipeline called
-        self._trained: list[Checkpoint] = []  # of `prepare`
-        self._discard: weakref.finalize[Any, Any] | None = None  # removes what was trained without a folder
-        self._targets: tuple[list[Example], list[str]] | None = None  # that `prepare` saw, and the task of each
+        self._warm: list[Checkpoint] = []  # by `warm_up`
+        self._trained: list[Checkpoint] = []  # by `prepare`
+        self._discard: weakref.finalize[Any, Any] | None = None  # removes a training without a folder
+        self._targets: tuple[list[Example], list[str]] | None = None  # of `prepare`, and the task of each
 
     def describe(self) -> dict[str, Any]:
-        """What the values depend on beside the samples, ready for JSON; loads nothing."""
+        """With the checkpoints, or how they are trained."""
         given = [str(folder) for folder in self.checkpoints]
         aggregate = {"aggregate": self.aggregate} if self.aggregate else {}
-        training = json.loads(json.dumps(dataclasses.asdict(self.training)))
-        return super().describe() | {"checkpoints": given or training} | aggregate
+        return super().describe() | {"checkpoints": given or self.training.describe()} | aggregate
 
     def check(self, pool: Dataset, target: Dataset) -> None:
-        """Refuse checkpoints that are none, and targets without a task where they are asked for; loads no model.
-
-        Raises:
-            DataError: a target has no task.
-            ModelError: a checkpoint is not there or is damaged.
-        """
+        """Raise if a checkpoint is invalid, or a target has no task to aggregate over."""
         super().check(pool, target)
         _ = self._given
         if self.aggregate:
             read_tasks(target)
 
     def warm_up(self, pool: Dataset, folder: Path | None = None, *, progress: bool = False) -> list[Checkpoint]:
-        """Train the adapter on a seeded fraction of the pool, where no checkpoints were given.
+        """Train the adapter on a random fraction of the pool, unless checkpoints were given.
 
         Args:
-            pool: all samples; `prepare` and the calls may then see a part of them.
-            folder: keep the checkpoints here, `epoch-1`, `epoch-2`, ...; those there already are not trained again.
+            pool: all samples; `prepare` and the calls may get a part of them.
+            folder: caches the checkpoints, `epoch-1`, `epoch-2`, ...
             progress: show a progress bar.
-
-        Raises:
-            DataError: a response does not fit into the context.
-            ModelError: the model cannot be loaded or has no such layers, or a batch does not fit into memory.
-            RunError: the folder holds the training of other samples or settings.
         """
         if self.checkpoints:
             return self._given
         self._warm = self._train(pool, folder, progress=progress)
-        self._known = {}
+        self._cache = {}
         return self._warm
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
-        """Warm up on a fraction of these pool rows, unless that is done, and compute every sample's features once.
-
-        Args:
-            pool: the samples that may help, all that will be asked for.
-            target: the samples to be helped, likewise.
-            folder: keep the features in its `less`, and the warm-up in its `less-warm-up`, so that a resumed run
-                goes on.
-
-        Raises:
-            DataError: a response does not fit into the context, a gradient is not finite, or a target has no task
-                where the influence is aggregated.
-            ModelError: the model cannot be loaded or has no such layers, or memory ran out.
-            RunError: the folder holds the features of other samples or settings.
-        """
+        """Compute the features, kept in `less`, after a warm-up on these rows unless done, kept in `less-warm-up`."""
         tasks = read_tasks(target) if self.aggregate else []
         if not self.checkpoints and not self._warm:
             place = None if folder is None else folder / f"{self.name}-warm-up"
@@ -146,20 +121,7 @@ class Less(GradientInfluence):
         self._targets = (self._examples(target), tasks) if self.aggregate else None
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Influence of each pool sample on each target, or its one score for all where it is aggregated.
-
-        Args:
-            pool_rows: n_pool samples.
-            target_rows: n_target samples.
-
-        Returns:
-            (n_pool, n_target) float32 in [-1, 1]; larger is better.
-
-        Raises:
-            ConfigError: there is no checkpoint, or `prepare` has not seen the targets to aggregate over.
-            DataError: a response does not fit into the context, or a gradient is not finite.
-            ModelError: the model cannot be loaded, or one sample alone does not fit into memory.
-        """
+        """Weighted inner products, or their aggregate, in [-1, 1]."""
         if not self.aggregate:
             return super().__call__(pool_rows, target_rows)
         if self._targets is None:
@@ -169,13 +131,7 @@ class Less(GradientInfluence):
         return broadcast(scores, len(target_rows))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
-        """How many tokens go through the model, and back, when `prepare` is given these rows.
-
-        Args:
-            pool_rows: the pool samples.
-            target_rows: the targets.
-            pool: what `warm_up` is given before; without it, `prepare` warms up if `warm_up` has not been called.
-        """
+        """As of `GradientInfluence`, and of the warm-up unless it is done: on `pool`, or else on the pool rows."""
         features = super().tokens(pool_rows, target_rows)
         if self._given or (self._warm and pool is None):
             return features
@@ -194,7 +150,7 @@ class Less(GradientInfluence):
         discard = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         found = fine_tune(self.language_model, chosen, self.training, folder, progress=progress)
         if self._discard is not None:
-            self._discard()  # the adapters of an earlier training take much space
+            self._discard()
         self._discard = discard
         return found
 
@@ -203,7 +159,7 @@ class Less(GradientInfluence):
         return [read_checkpoint(folder) for folder in self.checkpoints]
 
     def _adapters(self) -> Sequence[Point]:
-        """The checkpoints, each with its share of the learning rate."""
+        """The checkpoints, weighted by learning rate."""
         checkpoints = self._given or self._warm or self._trained
         if not checkpoints:
             raise ConfigError(
@@ -214,19 +170,9 @@ class Less(GradientInfluence):
 
 
 def by_task(influence: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """LESS's score of a pool sample: the mean over the targets of a task, and of those means the largest.
+    """LESS's scores (section 4.2), (n_pool,) float32: the maximum over tasks of the mean over a task's targets.
 
-    Args:
-        influence: (n_pool, n_target).
-        tasks: the task of each target, such as its `task` column.
-
-    Returns:
-        (n_pool,) float32.
-
-    Raises:
-        ConfigError: there are no targets.
-
-    Source: LESS (arXiv:2402.04333), section 4.2.
+    From the influence (n_pool, n_target) and the task of each target, at least one.
     """
     if len(tasks) != influence.shape[1] or not len(tasks):
         raise ConfigError(f"{len(tasks)} tasks were given for {influence.shape[1]} targets", "give one for each")
@@ -236,15 +182,11 @@ def by_task(influence: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
 
 
 def read_tasks(rows: Dataset) -> list[str]:
-    """The task of each sample.
-
-    Raises:
-        DataError: a sample has none.
-    """
+    """The task of each sample; raises `DataError` if one has none."""
     tasks = tasks_of(rows)
     for name, task in zip(rows["id"], tasks, strict=True):
         if task is None:
             raise DataError(
-                f"the target {name!r} has no task", "give every target one, or leave aggregate out", field="task"
+                f"the target {name!r} has no task", "give every target one, or omit `aggregate`", field="task"
             )
     return [task for task in tasks if task is not None]

@@ -1,29 +1,28 @@
-"""LossVal: a weight for every pool sample, learned together with a small model of the response.
+"""LossVal: a weight for every pool sample, learned jointly with a small model of the response.
 
-A head predicts a response's sentence embedding r from its prompt's, p. With w_n the weight of pool sample n, which
-starts at 1, and l_n = |r_n - head(p_n)|^2, weights and head descend together on
+A head predicts a response's sentence embedding r from its prompt's, p. With w_n the weight of pool sample n,
+initialized to 1, and l_n = |r_n - head(p_n)|^2, weights and head minimize
 
     L = (sum over n of w_n l_n) * OT_w(pool, target)^2.
 
 OT is the Sinkhorn divergence between the pool's points (p, r), of masses w, and the target's. A sample keeps its
-weight when its response follows from its prompt as others' do, and when it lies where the target's samples lie. The
-weights after the last step are the influence: one score per sample, for the target as a whole.
+weight if its response is as predictable from its prompt as others' are, and if it is close to the target's samples. The
+final weights are the influence: one score per sample, for the target as a whole.
 
-What differs from the paper and its code, which value tabular data, and why:
+Differences from the paper and its code, which value tabular data:
 
-- Points are prompt and response together, not inputs alone, so that a response from elsewhere lies away from the
-  target too.
-- The head starts as the identity and adds a linear map: prompt and response are in one space, and a response is
-  mostly about what its prompt is about. The map learns slower than the weights and is pulled to zero, since it would
-  learn a small pool by heart, wrong responses included.
-- In each step the target has the mass of the pool's batch, not a mass of 1 per sample; with batches as large as the
-  target that is the same. Other ratios push all weights' gradients to one sign, and Adam, which takes steps of one size
-  whatever the gradient's, then moves all weights alike.
-- A weight takes one step per epoch, from the gradient of the batch that held it, so that a large pool's weights do
-  not move further than a small one's. A target larger than a batch is sampled anew for each.
+- Points are prompt and response together, not inputs alone, so that a mismatched response is far from the target too.
+- The head is the identity plus a linear map initialized to zero: prompt and response share one embedding space and
+  mostly one topic. The map has a lower learning rate than the weights and is regularized by weight decay; it would
+  overfit a small pool, including its wrong responses.
+- In each step the target has the total mass of the pool's batch, not a mass of 1 per sample (equal if the batch is as
+  large as the target). With other ratios all weights' gradients have one sign, and Adam, whose steps do not depend on
+  the gradient's scale, moves all weights equally.
+- A weight takes one step per epoch, from the gradient of its batch, so that the weights of large and small pools
+  move equally far. A target larger than a batch is subsampled for each.
 
-It costs two encoder passes per sample, of prompt and of response, and `epochs` passes over the stored embeddings;
-no language model. Weights are compared within one run: they depend on all samples that `prepare` sees.
+It costs two encoder passes per sample, of prompt and of response, and `epochs` passes over the cached embeddings;
+no language model. Weights are comparable within one run only: they depend on all samples given to `prepare`.
 """
 
 from __future__ import annotations
@@ -36,51 +35,46 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nncift.config import DEFAULT_ENCODER
 from nncift.errors import ConfigError, DataError, DependencyError
-from nncift.influence.base import broadcast
-from nncift.models.encoder import embed_texts, load_encoder
+from nncift.influence.base import InfluenceFunction, Setup, Traits, broadcast
+from nncift.models.encoder import embed_texts
 from nncift.models.loading import best_device
+from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.config import Config
-
 BLUR = 0.05  # the Sinkhorn divergence's smallest scale: geomloss's default, which the paper's code uses
 
 
-class LossVal:
+class LossVal(InfluenceFunction):
     """Learned weights of the pool samples with respect to the target as a whole; 1 is neutral, larger is better.
 
     Args:
-        encoder: a sentence-transformers model, or its folder or hub id; loaded on first use.
-        epochs: passes over the pool, in each of which a weight moves by about `learning_rate` at most.
+        encoder: a sentence-transformers model, or its folder or hub id, or an `EncoderSpec`; loaded on first use.
+        epochs: passes over the pool; each changes a weight by about `learning_rate` at most.
         learning_rate: Adam's, of the weights.
         head_learning_rate: AdamW's, of the head.
-        decay: AdamW's weight decay of the head: no entry of its matrix grows much above 1 / decay.
-        rows: pool samples in a step, and targets at most.
+        decay: AdamW's weight decay of the head; bounds the entries of its matrix by about 1 / decay.
+        rows: batch size of the training: pool samples per step, and targets at most.
         seed: of the batches.
-        batch_size: texts per forward pass of the encoder; 32 unless given, on CUDA as many as fit.
-        device: "cuda", "mps", "cpu"; the best there is unless given.
-        trust_remote_code: run code that comes with the encoder.
+        **options: device, batch_size (of the encoder), trust_remote_code of `EncoderSpec`.
 
     Raises:
-        ConfigError: an option has a value that cannot be used.
+        ConfigError: an option has an invalid value.
 
     Source: LossVal (Wibiral et al. 2024, arXiv:2412.04158).
     """
 
     name = "lossval"
-    pointwise = True
-    relative = True
-    progress = False  # `collect` sets it: show bars while `prepare` works
+    traits = Traits(pointwise=True, relative=True)
+    _settings = ("epochs", "learning_rate", "head_learning_rate", "decay", "rows", "seed")
 
     def __init__(
         self,
-        encoder: Any = DEFAULT_ENCODER,
+        encoder: Any | EncoderSpec = DEFAULT_ENCODER,
         *,
         epochs: int = 100,
         learning_rate: float = 0.01,
@@ -88,77 +82,54 @@ class LossVal:
         decay: float = 30.0,
         rows: int = 256,
         seed: int = 0,
-        batch_size: int | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
+        **options: Any,
     ) -> None:
-        for option, value, least in (("epochs", epochs, 1), ("rows", rows, 1), ("batch_size", batch_size, 1)):
-            if value is not None and value < least:
-                raise ConfigError(f"{option} {value} is too small", f"give at least {least}")
+        for option, value in (("epochs", epochs), ("rows", rows)):
+            if value < 1:
+                raise ConfigError(f"`{option}` {value} is too small", "give at least 1")
         for option, rate in (("learning_rate", learning_rate), ("head_learning_rate", head_learning_rate)):
             if not 0 < rate < 1:
-                raise ConfigError(f"{option} {rate} cannot be used", "give a number between 0 and 1")
+                raise ConfigError(f"`{option}` {rate} is out of range", "give a number between 0 and 1")
         if not 0 <= decay * head_learning_rate < 1:
-            raise ConfigError(f"decay {decay} cannot be used", "give at least 0, and less than 1 / head_learning_rate")
-        self.encoder = encoder
+            raise ConfigError(
+                f"`decay` {decay} is out of range", "give at least 0, and less than 1 / `head_learning_rate`"
+            )
+        self.encoder_spec = EncoderSpec.of(encoder, **options)
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
         self.decay = decay
         self.rows = rows
         self.seed = seed
-        self.batch_size = batch_size
-        self.device = device
-        self.trust_remote_code = trust_remote_code
-        self._loaded: Any = None
-        self._weights: dict[str, float] | None = None  # of the pool samples that `prepare` saw, by key
-        self._targets: set[str] = set()  # keys of the targets that it saw
+        self._weights: dict[str, float] | None = None  # of the pool samples given to `prepare`, by key
+        self._targets: set[str] = set()  # keys of the targets given to it
 
     @classmethod
-    def from_config(cls, config: Config, **options: Any) -> Self:
-        """The function that a run's config asks for, with options of its own."""
-        return cls(
-            config.encoder or DEFAULT_ENCODER,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
+    def build(cls, setup: Setup, **options: Any) -> Self:
+        """The function on the run's sentence encoder, with the run's seed."""
+        return cls(setup.encoder, **{"seed": setup.seed} | options)
 
     def describe(self) -> dict[str, Any]:
-        """What the values depend on beside the samples, ready for JSON; loads nothing."""
-        settings = ("epochs", "learning_rate", "head_learning_rate", "decay", "rows", "seed")
-        return {
-            "name": self.name,
-            "encoder": self._encoder_name(),
-            **{setting: getattr(self, setting) for setting in settings},
-        }
+        """With the encoder's name."""
+        return super().describe() | {"encoder": self.encoder_spec.name}
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
-        """Embed every sample once, and learn the weights.
+        """Embed every distinct sample once, and learn the weights.
 
-        Args:
-            pool: the samples to score; of equal ones, one takes part.
-            target: the samples to be helped.
-            folder: keep the embeddings in shards `lossval-*.safetensors` here and the weights in
-                `lossval-weights-*.safetensors`; what is there already is not computed again.
+        `folder` caches the embeddings in `lossval-*.safetensors`, the weights in `lossval-weights-*.safetensors`.
 
         Raises:
-            DataError: an embedding is not finite.
             DependencyError: geomloss is not installed.
-            ModelError: the encoder cannot be loaded.
-            RunError: a shard is damaged.
         """
         pool_keys, target_keys = self._keys(pool), self._keys(target)
         texts = dict(zip([*pool_keys, *target_keys], [*_texts(pool), *_texts(target)], strict=True))
-        # In the order of the keys: batches, sums and so every byte are the same however the rows are ordered.
+        # In the order of the keys: every byte is the same however the rows are ordered.
         samples, helped = sorted(set(pool_keys)), sorted(target_keys)
         self._weights, self._targets = {}, set(target_keys)
         if not samples or not helped:
             return
 
-        @cache  # the weights' shards are slices of one result, which is not needed when all are there
+        @cache  # shards are slices of one result
         def learn() -> np.ndarray:
             known = self._embed(texts, folder)
             points = [np.stack([known[key] for key in keys]) for keys in (samples, helped)]
@@ -174,69 +145,45 @@ class LossVal:
         self._weights = dict(zip(samples, (float(score[0]) for score in scores.values()), strict=True))
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """The weight of each pool sample, alike for all targets, (n_pool, n_target) float32; larger is better.
-
-        Raises:
-            ConfigError: `prepare` has not been called, or not with these samples.
-        """
+        """The weight of each pool sample, equal for all targets; larger is better."""
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
         if self._weights is None:
-            raise ConfigError(f"{self.name} learns from all samples together", "call prepare(pool, target) first")
+            raise ConfigError(f"{self.name} needs all samples together", "call prepare(pool, target) first")
         keys = self._keys(pool_rows)
         for rows, asked, known, side in (
             (pool_rows, keys, self._weights.keys(), "pool sample"),
             (target_rows, self._keys(target_rows), self._targets, "target"),
         ):
-            unknown = next((number for number, key in enumerate(asked) if key not in known), None)
-            if unknown is not None:
-                prompt = rows[unknown]["prompt"]
-                raise ConfigError(
-                    f"{self.name} does not know the {side} {prompt[:60]!r}", "call prepare(pool, target) with all"
-                )
+            for prompt, key in zip(rows["prompt"], asked, strict=True):
+                if key not in known:
+                    raise ConfigError(
+                        f"{self.name} was not trained with the {side} {prompt[:60]!r}",
+                        "call prepare(pool, target) with all samples",
+                    )
         return broadcast(np.array([self._weights[key] for key in keys]), len(target_rows))
 
-    def _encoder_name(self) -> str:
-        return self.encoder if isinstance(self.encoder, str) else type(self.encoder).__name__
-
     def _keys(self, rows: Dataset) -> list[str]:
-        """What a sample's embeddings are computed from."""
-        return [fingerprint(self._encoder_name(), *texts) for texts in _texts(rows)]
+        """Identifies a sample's embeddings: the encoder and the texts."""
+        return [fingerprint(self.encoder_spec.name, *texts) for texts in _texts(rows)]
 
     def _embed(self, texts: dict[str, tuple[str, str]], folder: Path | None) -> dict[str, np.ndarray]:
-        """Embeddings of prompt and response side by side, (2 d,) float32, by key."""
+        """Concatenated embeddings of prompt and response, (2 d,) float32, by key."""
         keys = sorted(texts)
 
         def compute(which: list[int]) -> np.ndarray:
             pairs = [texts[keys[number]] for number in which]
-            points = np.hstack([self._encode([pair[side] for pair in pairs]) for side in (0, 1)])
-            finite = np.isfinite(points).all(axis=1)
-            if not finite.all():
-                prompt = pairs[int(np.flatnonzero(~finite)[0])][0]
-                raise DataError(
-                    f"the encoder gave a vector that is not finite for {prompt[:80]!r}", "take another encoder"
-                )
+            points = np.hstack([embed_texts(side, self.encoder_spec) for side in zip(*pairs, strict=True)])
+            bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+            if len(bad):
+                raise DataError(f"the embedding of {pairs[bad[0]][0][:80]!r} is not finite", "take another encoder")
             return points
 
         return once_per_sample(keys, compute, name=self.name, folder=folder, progress=self.progress)
 
-    def _encode(self, texts: list[str]) -> np.ndarray:
-        if self._loaded is None:
-            self._loaded = (
-                load_encoder(self.encoder, device=self.device, trust_remote_code=self.trust_remote_code)
-                if isinstance(self.encoder, str)
-                else self.encoder
-            )
-        return embed_texts(texts, self._loaded, batch_size=self.batch_size)
-
     def _learn(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The weights after training, (n,) float32.
-
-        Args:
-            pool: (n, 2 d) float32, prompt and response embeddings side by side.
-            target: (m, 2 d) float32, likewise.
-        """
-        device = self.device or best_device()
+        """The weights after training, (n,) float32, from embeddings of prompt and response (n, 2 d) and (m, 2 d)."""
+        device = self.encoder_spec.device or best_device()
         points, helped = (torch.tensor(side, device=device) for side in (pool, target))
         prompts, responses = points.tensor_split(2, dim=1)
         n, m, width = len(points), len(helped), prompts.shape[1]
@@ -257,9 +204,9 @@ class LossVal:
                 head_steps.zero_grad()
                 loss.backward()
                 head_steps.step()
-            weight_steps.step()  # each weight's gradient is that of the one batch that held it
+            weight_steps.step()  # each weight's gradient is that of its one batch
             with torch.no_grad():
-                weights.clamp_(min=0)  # less than no mass cannot be transported
+                weights.clamp_(min=0)  # masses are non-negative
         return np.asarray(weights.detach().cpu().numpy())
 
 
@@ -269,14 +216,10 @@ def _texts(rows: Dataset) -> list[tuple[str, str]]:
 
 
 def _sinkhorn(farthest: float) -> Any:
-    """The Sinkhorn divergence of masses on points, for points no further apart than `farthest`.
-
-    Raises:
-        DependencyError: geomloss is not installed.
-    """
+    """The Sinkhorn divergence of masses on points at most `farthest` apart."""
     try:
         from geomloss import SamplesLoss
     except ImportError as error:
         raise DependencyError("lossval needs the package geomloss", "pip install geomloss") from error
-    # Where all points are one point, the scales still have to begin somewhere.
+    # The scales need a positive start even if all points coincide.
     return SamplesLoss("sinkhorn", blur=BLUR, diameter=max(1.1 * farthest, BLUR), backend="tensorized")

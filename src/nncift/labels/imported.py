@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.data.formats import file_rows
-from nncift.data.rows import Row, json_text
+from nncift.data.rows import json_text
 from nncift.errors import DataError, RunError
 from nncift.labels.pairs import LabelledPairs
 from nncift.run.files import read_json, write_json
+from nncift.run.folder import LabelFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,12 +30,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_labels(path: str | Path, pool: Dataset, target: Dataset) -> LabelledPairs:
-    """Read exact values that were made elsewhere.
+    """Read exact influence that was computed elsewhere.
 
     Args:
         path: the table, or the matrix (`.npy`).
         pool: the samples that may help, with their `id`.
-        target: the samples to be helped; the pool where it is its own target.
+        target: the samples to be helped; the pool itself where there are no others.
 
     Returns:
         The pairs, sorted by pool sample and target.
@@ -46,104 +47,80 @@ def read_labels(path: str | Path, pool: Dataset, target: Dataset) -> LabelledPai
     path = Path(path)
     if not path.exists():
         raise DataError("no such file", "check the path", file=str(path))
-    places = {"pool": _places(pool), "target": _places(target)}
+    sides = {"pool": pool, "target": target}
+    places = {side: {name: number for number, name in enumerate(rows["id"])} for side, rows in sides.items()}
     read = _read_matrix if path.suffix == ".npy" else _read_table
     pool_index, target_index, influence = read(path, places)
     if len(influence) < 2:
-        raise DataError("two labelled pairs or more are needed to learn from", "give more", file=str(path))
+        raise DataError("fitting takes at least two pairs", "give more", file=str(path))
     order = np.lexsort((target_index, pool_index))
     return LabelledPairs(pool_index[order], target_index[order], influence[order])
 
 
-def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: Path) -> LabelledPairs:
-    """Read them once and keep them in a run's folder as `labels.parquet`, beside what tells a changed file.
+def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: LabelFolder) -> LabelledPairs:
+    """`read_labels` once, kept in a run's folder with the file's size and time.
 
     Raises:
-        DataError: as `read_labels` does.
         RunError: the file has changed since the run read it.
     """
-    stored, stamps = folder / "labels.parquet", folder / "source.json"
-    if stored.exists():
-        if read_json(stamps) != _stamps(Path(path)):
-            raise RunError(f"{path} has changed since this run read it", "choose another --output")
-        return LabelledPairs.load(stored)
-    stamped = _stamps(Path(path))
+    if folder.labels.exists():
+        if read_json(folder.source) != _stamps(Path(path)):
+            raise RunError(f"{path} has changed since this run read it", "choose another `output`")
+        return LabelledPairs.load(folder.labels)
+    stamps = _stamps(Path(path))
     pairs = read_labels(path, pool, target)
-    write_json(stamps, stamped)
-    pairs.save(stored)
+    write_json(folder.source, stamps)
+    pairs.save(folder.labels)
     return pairs
 
 
 def _stamps(path: Path) -> list[dict[str, Any]]:
-    """What tells later whether the file, and the id lists of a matrix, are still the same."""
+    """Size and modification time of the file and of a matrix's id lists."""
     files = [path, *_id_files(path).values()] if path.suffix == ".npy" else [path]
-    return [
-        {"file": file.name, "size": status.st_size, "modified": status.st_mtime_ns}
-        for file in files
-        if file.exists()
-        for status in (file.stat(),)
-    ]
+    found = [(file.name, file.stat()) for file in files if file.exists()]
+    return [{"file": name, "size": status.st_size, "modified": status.st_mtime_ns} for name, status in found]
 
 
-def _places(samples: Dataset) -> dict[str, int]:
-    return {name: number for number, name in enumerate(samples["id"])}
-
-
-def _unknown(side: str, name: str, file: str, row: int | None = None) -> DataError:
-    return DataError(
+def _place(name: str, side: str, places: dict[str, dict[str, int]], file: str, row: int | None = None) -> int:
+    """The number of the sample with this id."""
+    if name in places[side]:
+        return places[side][name]
+    raise DataError(
         f"there is no sample {name!r} in the {side}",
-        "its ids are the data's own, of data without ids those of nncift.load_pool(...)['id']; samples that were left"
-        " out are not part of it (--keep-duplicates keeps some)",
-        file=file,
-        row=row,
-        field=f"{side}_id",
+        "its ids are the data's own, of data without ids those of nncift.load_pool(...)['id']; it lacks excluded rows"
+        " and duplicates (`keep_duplicates` keeps these)",
+        file,
+        row,
+        f"{side}_id",
     )
 
 
 def _read_table(path: Path, places: dict[str, dict[str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    found: dict[tuple[int, int], tuple[float, int]] = {}  # value and row number by pair
+    found: dict[tuple[int, ...], tuple[float, int]] = {}  # value and row number by pair
     for row in file_rows(path, str(path)):
-        values = _checked(row)
-        pair = (
-            _place(row, "pool", values["pool_id"], places["pool"]),
-            _place(row, "target", values["target_id"], places["target"]),
-        )
+        where = row.file, row.number
+        if row.values is None:
+            raise DataError(row.reason, "correct it", *where)
+        for column in COLUMNS:
+            if row.values.get(column) in (None, ""):
+                raise DataError("there is no value", f"each row needs {', '.join(COLUMNS)}", *where, column)
+        ids = {side: row.values[f"{side}_id"] for side in places}
+        names = {side: name if isinstance(name, str) else json_text(name) for side, name in ids.items()}
+        pair = tuple(_place(name, side, places, *where) for side, name in names.items())
         if pair in found:
-            raise DataError(
-                f"this pair is given before, in row {found[pair][1]}", "give each once", file=row.file, row=row.number
-            )
-        found[pair] = (_number(row, values["influence"]), row.number)
+            raise DataError(f"this pair is also in row {found[pair][1]}", "give each once", *where)
+        found[pair] = (_number(row.values["influence"], *where), row.number)
     pairs = np.array([*found], dtype=np.int32).reshape(len(found), 2)
     return pairs[:, 0], pairs[:, 1], np.array([value for value, _ in found.values()], dtype=np.float32)
 
 
-def _checked(row: Row) -> dict[str, Any]:
-    if row.values is None:
-        raise DataError(row.reason, "correct it", file=row.file, row=row.number)
-    for column in COLUMNS:
-        if row.values.get(column) in (None, ""):
-            raise DataError(
-                "there is no value", f"each row needs {', '.join(COLUMNS)}", row.file, row=row.number, field=column
-            )
-    return dict(row.values)
-
-
-def _place(row: Row, side: str, value: Any, places: dict[str, int]) -> int:
-    name = value if isinstance(value, str) else json_text(value)
-    if name not in places:
-        raise _unknown(side, name, row.file, row.number)
-    return places[name]
-
-
-def _number(row: Row, value: Any) -> float:
+def _number(value: Any, file: str, row: int) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not abs(number) <= _LARGEST:
-        raise DataError(
-            f"{str(value)[:40]!r} is not a finite number", "correct or drop it", row.file, row.number, "influence"
-        )
+        raise DataError(f"{str(value)[:40]!r} is not a finite number", "correct or drop it", file, row, "influence")
     return number
 
 
@@ -165,13 +142,11 @@ def _read_matrix(path: Path, places: dict[str, dict[str, int]]) -> tuple[np.ndar
             "one row per pool sample, one column per target",
             file=str(path),
         )
-    index = {}
-    for side, names in ids.items():
-        unknown = next((name for name in names if name not in places[side]), None)
-        if unknown is not None:
-            raise _unknown(side, unknown, str(files[side]))
-        index[side] = np.array([places[side][name] for name in names], dtype=np.int32)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+    index = {
+        side: np.array([_place(name, side, places, str(files[side])) for name in names], dtype=np.int32)
+        for side, names in ids.items()
+    }
+    with np.errstate(over="ignore"):  # values that overflow become infinite and are refused
         values = np.asarray(matrix, dtype=np.float32)
     if not np.isfinite(values).all():
         i, j = np.argwhere(~np.isfinite(values))[0]
@@ -185,7 +160,7 @@ def _read_matrix(path: Path, places: dict[str, dict[str, int]]) -> tuple[np.ndar
 
 
 def _read_ids(path: Path) -> list[str]:
-    """A list of distinct ids; numbers are taken as text, as they are in the data."""
+    """A list of distinct ids; numbers become text, as in the data."""
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -195,5 +170,5 @@ def _read_ids(path: Path) -> list[str]:
     names = [str(name) for name in ids]
     if len(set(names)) < len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DataError(f"the id {twice!r} is there twice", "give each sample once", file=str(path))
+        raise DataError(f"the id {twice!r} is listed twice", "list each sample once", file=str(path))
     return names

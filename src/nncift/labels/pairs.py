@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from nncift.run.files import read_table, write_table
 
+_COLUMNS = ("pool_index", "target_index", "influence")
+
 
 @dataclass(frozen=True)
 class LabelledPairs:
@@ -30,8 +32,8 @@ class LabelledPairs:
         return len(self.influence)
 
     def take(self, mask: np.ndarray) -> LabelledPairs:
-        """The pairs where `mask` (n,) bool holds, or those of these numbers."""
-        return LabelledPairs(self.pool_index[mask], self.target_index[mask], self.influence[mask])
+        """The pairs where `mask` (n,) bool holds, or those at these indices."""
+        return LabelledPairs(*(getattr(self, name)[mask] for name in _COLUMNS))
 
     def split(
         self,
@@ -45,16 +47,15 @@ class LabelledPairs:
         """Hold out whole samples on both sides.
 
         Args:
-            fraction: share of the labelled samples of each side that stay for training. A side with two or
-                more samples holds out at least one.
-            seed: which ones.
-            held_out: the pool samples and the targets to hold out, where they are chosen already.
-            pool_groups: group number of every pool sample; samples of one group (exact duplicates) fall on
-                the same side. Each is its own group unless given.
+            fraction: share of the samples of each side to train on. Of two or more, at least one is held out.
+            seed: of the random split.
+            held_out: the pool samples and the targets to hold out instead of random ones.
+            pool_groups: group number of every pool sample; a group (exact duplicates) is held out as a whole. Each
+                sample is its own group unless given.
             target_groups: the same for the targets.
 
         Returns:
-            The pairs of which both samples stay (the paper's quadrant Q1), and all others.
+            The pairs to train on (both samples seen, the paper's quadrant Q1), and the held-out pairs.
         """
         rng = np.random.default_rng(seed)
         rows, targets = held_out or (None, None)
@@ -64,19 +65,18 @@ class LabelledPairs:
 
     @classmethod
     def joined(cls, parts: Sequence[LabelledPairs]) -> LabelledPairs:
-        """One after the other."""
-        names = ("pool_index", "target_index", "influence")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        """The pairs of all parts, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
 
     def without(self, others: LabelledPairs) -> LabelledPairs:
-        """The pairs that are not among the others."""
+        """The pairs that `others` does not have."""
         width = max(self.target_index.max(initial=0), others.target_index.max(initial=0)) + 1
         own, other = (pairs.pool_index.astype(np.int64) * width + pairs.target_index for pairs in (self, others))
         return self.take(~np.isin(own, other))
 
     @property
     def pointwise(self) -> bool:
-        """Whether each pool sample has one score for all its targets, and one at least has several targets."""
+        """Whether each pool sample has one score for all its targets, and at least one has several targets."""
         _, row = np.unique(self.pool_index, return_inverse=True)
         low, high = np.full(row.max(initial=-1) + 1, np.inf), np.full(row.max(initial=-1) + 1, -np.inf)
         np.minimum.at(low, row, self.influence)
@@ -93,14 +93,13 @@ class LabelledPairs:
 
     def save(self, path: Path) -> None:
         """Write a Parquet file of the three columns."""
-        columns = {"pool_index": self.pool_index, "target_index": self.target_index, "influence": self.influence}
-        write_table(path, pa.table(columns))
+        write_table(path, pa.table({name: getattr(self, name) for name in _COLUMNS}))
 
     @classmethod
     def load(cls, path: Path) -> LabelledPairs:
         """Read what `save` wrote."""
         table = read_table(path)
-        return cls(*(table[name].to_numpy() for name in ("pool_index", "target_index", "influence")))
+        return cls(*(table[name].to_numpy() for name in _COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -108,32 +107,28 @@ class Probes:
     """Exact influence of each of n pool samples on the same few targets.
 
     Attributes:
-        columns: (k,) int64 numbers of the targets.
-        influence: (n, k) float32; nan where a sample is the target itself, which tells nothing of the others.
+        columns: (k,) int64 indices of the targets.
+        influence: (n, k) float32; nan where a sample is the target itself.
     """
 
     columns: np.ndarray
     influence: np.ndarray
 
     def take(self, rows: np.ndarray) -> Probes:
-        """Of some of the samples."""
+        """The probes of some of the samples."""
         return Probes(self.columns, self.influence[rows])
 
     def joined(self, other: Probes) -> Probes:
-        """With the other's targets that are not among these."""
+        """These with the other's additional targets."""
         new = ~np.isin(other.columns, self.columns)
         columns = np.concatenate([self.columns, other.columns[new]])
         return Probes(columns, np.concatenate([self.influence, other.influence[:, new]], axis=1))
 
 
 def _keep(
-    index: np.ndarray,
-    groups: np.ndarray | None,
-    fraction: float,
-    rng: np.random.Generator,
-    chosen: np.ndarray | None,
+    index: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator, chosen: np.ndarray | None
 ) -> np.ndarray:
-    """Which pairs have a sample that is not held out on this side; `chosen`: which are, with all of their groups."""
+    """Which pairs have a sample of this side that is not held out; `chosen` ones are, with all of their groups."""
     own = index if groups is None else groups[index]
     if chosen is not None:
         return ~np.isin(own, chosen if groups is None else groups[chosen])

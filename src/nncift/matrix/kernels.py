@@ -1,15 +1,13 @@
-"""The inner loops: scoring pairs from factors, and the sums that an objective needs of them.
+"""Compiled kernels: scoring pairs from factors, and the fused reductions of the objectives.
 
-A register-blocked micro-kernel, vectors running over j, does one unit of 16 pairs per cycle on a core
-with AVX-512, 0.6 thousand million pairs per second and core for 100 units (`benchmarks/selection.py`
-measures it beside the machine's limit). The fused kernels reduce each small tile while it is in the
-first-level cache; the matrix itself never reaches memory.
+A register-blocked micro-kernel, vectorized over columns, computes one unit of 16 pairs per cycle on a core with
+AVX-512: 0.6 billion pairs/s per core for 100 units (`benchmarks/selection.py` compares with the hardware limit). The
+fused kernels reduce each tile in the L1 cache; the matrix never reaches memory.
 
-Every sum has one fixed order that depends neither on threads nor on tiles: over units one by one, and
-over columns in 64 double-precision lanes (column j goes to lane j mod 64). Hence results are the same
-bits on any number of threads, dense blocks and fused tiles agree, and, rounding being monotone, a gain
-never rises by rounding while the covered vector grows: lazy greedy relies on that. Numbers must be
-finite. Compiled code is cached on disk.
+Every sum has a fixed order, independent of threads and tiles: over units one by one, and over columns in 64
+double-precision lanes (column j in lane j mod 64). Hence results are bitwise equal for any number of threads and for
+dense blocks and fused tiles, and since rounding is monotone, a gain never increases as the coverage grows, which lazy
+greedy relies on. Inputs must be finite.
 """
 
 from __future__ import annotations
@@ -38,19 +36,19 @@ def _thread_count() -> int:
 
 
 THREADS = _thread_count()
-"""Threads that share the work: `OMP_NUM_THREADS`, or the cores of this process."""
+"""Number of threads: `OMP_NUM_THREADS`, or the cores available to this process."""
 
-_PIECE = 96  # rows that one thread takes at a time, a multiple of _ROWS: with their sums they fit in L2
+_PIECE = 96  # rows of a work item, a multiple of _ROWS: rows and sums fit in the L2 cache
 
 _FEATURES = llvm.get_host_cpu_features()
-# Floats in a vector register; how many such registers of columns meet how many rows: the sums stay in registers.
+# Floats in a vector register, and the register block of _VECTORS x _ROWS accumulators.
 _VECTOR = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
 _VECTORS = 2 if _VECTOR == 8 else 4
 _ROWS = 6
 
 
 def score(factors: Factors, rows: np.ndarray) -> np.ndarray:
-    """Entries of some rows (int64, in range) in all columns: float32 (len(rows), n_columns)."""
+    """Entries of some rows (int64, in range) and all columns: float32 (len(rows), n_columns)."""
     out = np.empty((len(rows), factors.n_columns), dtype=np.float32)
     _share(lambda piece: _score(factors, rows[piece], out[piece]), len(rows))
     return out
@@ -72,10 +70,10 @@ def row_statistics(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(work: Callable[[slice], None], rows: int) -> None:
-    """Do `work` on all rows in pieces, by this thread and the pool's; no result depends on who does what.
+    """Apply `work` to all rows in pieces, on this thread and those of the pool.
 
-    This thread takes pieces like the others and waits for none that has not begun, so a busy machine, or
-    a forked process whose pool has died, costs speed alone. (OpenMP's barriers would wait a time slice.)
+    This thread takes pieces too and waits for no helper that has not started, so a busy machine, or a forked process
+    without the pool's threads, only costs speed. (OpenMP barriers would wait a time slice.)
     """
     size = max(_ROWS, min(_PIECE, -(-rows // (THREADS * _ROWS)) * _ROWS))
     starts = iter(range(0, rows, size))
@@ -98,7 +96,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @compiled
 def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """As `coverage_gains`, of a float32 block (rows, n_columns), with the same bits."""
+    """`coverage_gains` of a dense float32 block (rows, n_columns), bitwise equal."""
     out = np.empty(block.shape[0], dtype=np.float64)
     for i in range(block.shape[0]):
         sums = np.zeros(LANES, dtype=np.float64)
@@ -110,7 +108,7 @@ def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 @compiled
 def dense_row_statistics(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `row_statistics`, of a float32 block (rows, n_columns), with the same bits."""
+    """`row_statistics` of a dense float32 block (rows, n_columns), bitwise equal."""
     out_sums, out_largest = np.empty(block.shape[0], dtype=np.float64), np.empty(block.shape[0], dtype=np.float32)
     for i in range(block.shape[0]):
         sums, largest = np.zeros(LANES, dtype=np.float64), np.full(LANES, -np.inf, dtype=np.float32)
@@ -123,15 +121,10 @@ def dense_row_statistics(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indices: np.ndarray) -> None:
-    """Merge a block (rows, some columns) into the largest entries of its rows so far, in place.
+    """Merge a block (rows, columns) into the k largest entries of its rows so far, in place.
 
-    Call with columns rising: of equal entries the lower column stays ahead.
-
-    Args:
-        block: float32 (rows, columns).
-        first_column: what to add to a column of the block to get its index.
-        values: float32 (rows, k), descending, -inf where nothing stands yet.
-        indices: int64 (rows, k).
+    `values` are float32 (rows, k), descending, -inf where empty; `indices` int64 (rows, k). Blocks come in ascending
+    order of columns; ties keep the lower column first.
     """
     k = values.shape[1]
     for i in range(block.shape[0]):
@@ -162,19 +155,18 @@ def _add_entries(entries: np.ndarray, sums: np.ndarray, largest: np.ndarray) -> 
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _score_group(
-    typing_context: Any, rows: Any, constants: Any, columns: Any, tile: Any, positive: Any, bends: Any, units: Any
-) -> Any:
-    """Score _ROWS rows against one block of columns into a float32 tile (_ROWS, LANES); takes addresses.
+def _score_group(typing_context: Any, group: Any) -> Any:
+    """Score _ROWS rows against one block of columns into a float32 tile (_ROWS, LANES).
 
-    Written as vector code: no compiler keeps the accumulators of an outer loop in registers by itself,
-    and their loads and stores would cost a fifth. Any processor can run these vectors, and the order of
-    additions is the same on all.
+    `group` has the addresses of rows, constants, columns and tile, then n_positive, n_relu and the number of units.
+
+    Emitted as LLVM vector code: compilers do not keep the accumulators of an outer loop in registers, whose loads and
+    stores would cost a fifth. It runs on any processor, with the same order of additions.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, constants, columns, tile, positive, bends, units = arguments
-        index, number, vector = positive.type, ir.FloatType(), ir.VectorType(ir.FloatType(), _VECTOR)
+        rows, constants, columns, tile, n_positive, n_relu, units = cgutils.unpack_tuple(builder, arguments[0])
+        index, number, vector = units.type, ir.FloatType(), ir.VectorType(ir.FloatType(), _VECTOR)
         undefined = ir.Constant(vector, ir.Undefined)
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), _VECTOR), [0] * _VECTOR)
 
@@ -188,9 +180,9 @@ def _score_group(
             )
 
         def joined(kind: str, left: Any, right: Any, total: Any) -> Any:
-            if kind != "*":  # "<" and ">": which of the two is taken
+            if kind != "*":  # "<" minimum, ">" maximum
                 return builder.fadd(total, builder.select(builder.fcmp_ordered(kind, left, right), left, right))
-            product = builder.fmul(left, right, flags=("contract",))  # to one multiply-add where there is one
+            product = builder.fmul(left, right, flags=("contract",))  # fused where the processor can
             return builder.fadd(total, product, flags=("contract",))
 
         def add_units(start: Any, stop: Any, kind: str, sums: dict[tuple[int, int], Any], lanes: range) -> None:
@@ -211,35 +203,28 @@ def _score_group(
             sums = {(r, lane): cgutils.alloca_once(builder, vector) for r in range(_ROWS) for lane in lanes}
             for (r, _), total in sums.items():
                 builder.store(broadcast(constants, index(r)), total)
-            add_units(index(0), positive, ">", sums, lanes)
-            add_units(positive, bends, "<", sums, lanes)
-            add_units(bends, units, "*", sums, lanes)
+            add_units(index(0), n_positive, ">", sums, lanes)
+            add_units(n_positive, n_relu, "<", sums, lanes)
+            add_units(n_relu, units, "*", sums, lanes)
             for (r, lane), total in sums.items():
                 builder.store(builder.load(total), pointer(tile, index(r * LANES + lane), vector), align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 7), codegen
+    return types.void(types.UniTuple(types.intp, 7)), codegen
 
 
 @compiled
 def _score_block(
-    rows: np.ndarray, constants: np.ndarray, block: np.ndarray, positive: int, bends: int, tile: np.ndarray
+    rows: np.ndarray, constants: np.ndarray, block: np.ndarray, n_positive: int, n_relu: int, tile: np.ndarray
 ) -> None:
     for r in range(0, rows.shape[0], _ROWS):
-        _score_group(
-            rows[r:].ctypes.data,
-            constants[r:].ctypes.data,
-            block.ctypes.data,
-            tile[r:].ctypes.data,
-            positive,
-            bends,
-            rows.shape[1],
-        )
+        addresses = rows[r:].ctypes.data, constants[r:].ctypes.data, block.ctypes.data, tile[r:].ctypes.data
+        _score_group((*addresses, n_positive, n_relu, rows.shape[1]))
 
 
 @compiled
 def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and constants side by side, the last one repeated to fill the last group, and room for a tile."""
+    """The picked rows and constants, the last one repeated to fill its group, and an empty tile."""
     size = -(-len(picked) // _ROWS) * _ROWS
     rows = np.empty((size, factors.rows.shape[1]), dtype=np.float32)
     constants = np.empty(size, dtype=np.float32)
@@ -254,7 +239,7 @@ def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
     rows, constants, tile = _gather(factors, picked)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
+        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
             entries = out[r, b * LANES : (b + 1) * LANES]
             for lane in range(len(entries)):
@@ -266,7 +251,7 @@ def _coverage_gains(factors: Factors, picked: np.ndarray, covered: np.ndarray, o
     rows, constants, tile = _gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
+        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
             _add_gains(tile[r], covered[b * LANES : (b + 1) * LANES], sums[r])
     for r in range(len(picked)):
@@ -280,7 +265,7 @@ def _row_statistics(factors: Factors, picked: np.ndarray, out_sums: np.ndarray, 
     largest = np.full((len(picked), LANES), -np.inf, dtype=np.float32)
     for b in range(factors.columns.shape[0]):
         width = min(LANES, factors.n_columns - b * LANES)
-        _score_block(rows, constants, factors.columns[b], factors.positive, factors.bends, tile)
+        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
             _add_entries(tile[r, :width], sums[r], largest[r])
     for r in range(len(picked)):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.models.loading import default_batch_size
+from nncift.models.batching import in_memory
+from nncift.models.loading import default_batch_size, first_line
 from nncift.models.locate import find_model
+from nncift.models.spec import EncoderSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,16 +20,12 @@ if TYPE_CHECKING:
 
 
 def sample_texts(samples: Dataset) -> list[str]:
-    """The text that stands for each sample: its prompt and its response."""
+    """The text to embed of each sample: its prompt and its response."""
     return [f"{prompt}\n{response}" for prompt, response in zip(samples["prompt"], samples["response"], strict=True)]
 
 
 def load_encoder(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:
-    """Load a sentence-transformers model from a folder or the hub.
-
-    Raises:
-        ModelError: it cannot be found or is no sentence encoder.
-    """
+    """Load a sentence-transformers model from a folder or the hub."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -36,37 +34,28 @@ def load_encoder(name: str, *, device: str | None = None, trust_remote_code: boo
     try:
         return SentenceTransformer(source, device=device, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises OSError, ValueError, ImportError and its own, for one cause
-        reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"cannot load the encoder {name!r} ({reason})",
-            "give a sentence-transformers model",
+            f"cannot load the encoder {name!r} ({first_line(error)})", "give a sentence-transformers model"
         ) from error
 
 
 def embed_texts(
-    texts: Sequence[str], encoder: str | Encoder, *, batch_size: int | None = None, device: str | None = None
+    texts: Sequence[str], encoder: EncoderSpec | str | Encoder, *, batch_size: int | None = None
 ) -> np.ndarray:
-    """Normalised sentence embeddings, (n, d) float32, in length-sorted batches.
+    """Sentence embeddings of length 1, (n, d) float32, in batches that are halved when memory runs out.
 
-    Running out of memory halves the batch and goes on.
-
-    Raises:
-        ModelError: the encoder cannot be loaded, or one text alone does not fit into memory.
+    `batch_size` is the spec's unless given, or else the default of the encoder's device.
     """
-    import torch
+    spec = EncoderSpec.of(encoder)
+    loaded = spec.loaded
+    size = batch_size or spec.batch_size or default_batch_size(str(getattr(loaded, "device", "cpu")))
 
-    if isinstance(encoder, str):
-        encoder = load_encoder(encoder, device=device)
-    batch_size = batch_size or default_batch_size(str(getattr(encoder, "device", "cpu")))
-    while True:
-        try:
-            embeddings = encoder.encode(
-                list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
-            )
-            return np.ascontiguousarray(embeddings, dtype=np.float32)
-        except torch.OutOfMemoryError as error:
-            if batch_size == 1:
-                raise ModelError(
-                    "the encoder does not fit into memory", "take a smaller one, or --device cpu"
-                ) from error
-            batch_size //= 2
+    def encode() -> np.ndarray:
+        found = loaded.encode(list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=False)
+        return np.ascontiguousarray(found, dtype=np.float32)
+
+    while (embeddings := in_memory(encode)) is None:
+        if size == 1:
+            raise ModelError("the encoder does not fit into memory", "take a smaller one, or `device` cpu")
+        size //= 2
+    return embeddings

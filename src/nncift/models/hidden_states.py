@@ -1,7 +1,4 @@
-"""Losses of responses and means of hidden states: one forward pass of a language model per sample.
-
-A mean of hidden states sends nothing to the output layer, and for a layer in the middle the pass ends there.
-"""
+"""Mean hidden states: one forward pass of a language model per sample, which stops at the layer that is read."""
 
 from __future__ import annotations
 
@@ -10,30 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nncift.errors import ModelError
-from nncift.models.language_model import LanguageModel, Prefix
-
-
-def response_losses(
-    model: LanguageModel,
-    prefix: Prefix,
-    queries: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    *,
-    batch_size: int = 32,
-) -> np.ndarray:
-    """Mean over each response's tokens of the negative log-probability (natural logarithm), (n,) float64.
-
-    Raises:
-        ModelError: one continuation alone does not fit into memory, or a token is not in the model.
-    """
-    found = model.response_log_probabilities(prefix, queries, responses, batch_size=batch_size)
-    return np.array([-values.astype(np.float64).mean() for values in found])
+from nncift.models.language_model import LanguageModel
 
 
 def layer_count(model: LanguageModel) -> int:
-    """How many layers the model has."""
+    """Number of layers of the model."""
     return int(model.model.config.get_text_config().num_hidden_layers)
 
 
@@ -45,50 +26,35 @@ def mean_states(
     layer: int | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Weighted means over positions of the hidden states that enter a layer.
+    """Weighted means over positions of the hidden states at a layer's input, (n, hidden) float32.
 
     Args:
         model: the language model.
         sequences: n lists of token ids.
-        weights: n arrays of float, one number per token.
-        layer: 0 for the embeddings, k for what layer k - 1 gave, None for what the output layer is given (after
-            the last normalisation). The pass ends there.
+        weights: n float arrays, one weight per token.
+        layer: 0 for the embeddings, k for the output of layer k - 1, None for the input of the output layer (after
+            the final norm).
         batch_size: sequences per forward pass, at most.
-
-    Returns:
-        (n, hidden) float32.
-
-    Raises:
-        ModelError: one sequence alone does not fit into memory, or the model's layers cannot be told apart.
     """
-    place = layer_module(model, layer)
+    module = layer_module(model, layer)
 
     def work(batch: list[int]) -> list[np.ndarray]:
-        states = model.states_entering(place, [sequences[j] for j in batch]).float()
-        weight = torch.zeros(states.shape[:2])
-        for number, j in enumerate(batch):
-            weight[number, : len(weights[j])] = torch.from_numpy(np.asarray(weights[j], dtype=np.float32))
+        states = model.states_entering(module, [sequences[j] for j in batch]).float()
+        weight = pad_sequence([torch.as_tensor(weights[j], dtype=torch.float32) for j in batch], batch_first=True)
         return list(torch.einsum("nt,nth->nh", weight.to(states.device), states).cpu().numpy())
 
-    found = model.in_batches(
-        work, [len(sequence) for sequence in sequences], [0] * len(sequences), batch_size=batch_size
-    )
+    found = model.in_batches(work, list(map(len, sequences)), [0] * len(sequences), batch_size=batch_size)
     return np.stack(found) if found else np.zeros((0, model.model.config.get_text_config().hidden_size), np.float32)
 
 
 def layer_module(model: LanguageModel, layer: int | None) -> Any:
-    """The module that the wanted states enter: layer number `layer`, or the output layer for None.
-
-    Raises:
-        ModelError: the model's layers cannot be told apart.
-    """
+    """Layer number `layer` of the model, or the output layer for None."""
     count = layer_count(model)
     if layer is None or layer == count:
-        place = model.model.get_output_embeddings()
+        module = model.model.get_output_embeddings()
     else:
-        stacks = (m for m in model.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-        stack = next(stacks, None)
-        place = None if stack is None else stack[layer]
-    if place is None:
-        raise ModelError(f"cannot tell the layers of {model.name!r} apart", "take another model")
-    return place
+        stacks = (part for part in model.model.modules() if isinstance(part, torch.nn.ModuleList))
+        module = next((stack[layer] for stack in stacks if len(stack) == count), None)
+    if module is None:
+        raise ModelError(f"cannot identify the layers of {model.name!r}", "take another model")
+    return module

@@ -1,8 +1,8 @@
-"""Load a causal language model and its tokenizer, quietly, or say in one line why not.
+"""Load a causal language model and its tokenizer, quietly, or raise an error of one line.
 
-Weights come from safetensors alone: pickled ones can run code. The libraries report a folder they cannot read
-by a dozen kinds of errors, some of them pages long, and go on with random numbers where weights are missing;
-here each becomes one `ModelError` that says what to do.
+Weights come from safetensors alone: pickled ones can run code. For a folder that cannot be read the libraries raise a
+dozen kinds of errors, some of them pages long, and initialize missing weights at random; here each is one `ModelError`
+with its remedy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ConfigError, DependencyError, ModelError
+from nncift.models.batching import out_of_memory
 from nncift.models.locate import find_model
 
 QUANTISED = ("8bit", "4bit")
@@ -24,47 +25,27 @@ DTYPES = ("float32", "bfloat16", "float16", "auto", *QUANTISED)
 def load_causal_lm(
     name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
-    """Load a transformers causal language model and its tokenizer.
-
-    Args:
-        name: a folder, a hub id such as "org/name", or "embedded".
-        dtype: "float32", "bfloat16", "float16", or "auto" (as stored); "8bit" or "4bit" weights through
-            bitsandbytes, which compute in bfloat16, on the CPU in float32.
-        device: "cuda", "mps", "cpu"; the best there is unless given.
-        trust_remote_code: run code that comes with the model.
-
-    Returns:
-        The model on its device, and the tokenizer.
-
-    Raises:
-        ConfigError: `dtype` is none of these, or the device cannot be used.
-        DependencyError: bitsandbytes is asked for and not installed.
-        ModelError: the model cannot be found or loaded; says why and what to do.
-    """
+    """A transformers causal language model on its device, and its tokenizer; as `LanguageModel.load`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not known", f"give one of {', '.join(DTYPES)}")
+        raise ConfigError(f"`dtype` {dtype!r} is unknown", f"give one of {', '.join(DTYPES)}")
     device = device or best_device()
     check_device(device)
-    weights = _quantised(dtype, device) if dtype in QUANTISED else {"dtype": dtype}
+    weights = _quantization(dtype, device) if dtype in QUANTISED else {"dtype": dtype}
     source = find_model(name, "language model")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise ModelError(f"the folder {name!r} has no config.json", "give the folder that holds the model")
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source,
-                **weights,
-                use_safetensors=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            allow = {"trust_remote_code": trust_remote_code}
+            options = {**weights, **allow, "use_safetensors": True, "output_loading_info": True}
+            model, report = AutoModelForCausalLM.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **allow)
             missing = sorted(report["missing_keys"])
             if not missing and dtype not in QUANTISED:
                 model.to(device)
-    except Exception as error:  # what a damaged or foreign folder makes the libraries raise has no common class
+    except Exception as error:  # for a damaged or foreign folder; they have no common class
         raise ModelError(*_reason(name, error)) from error
     if missing:
         raise ModelError(
@@ -75,48 +56,44 @@ def load_causal_lm(
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: it is unknown, or not in this build of torch.
-    """
+    """Raise a `ConfigError` if a device is unknown, or not in this build of torch."""
     import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
+            f"`device` {device!r} cannot be used ({first_line(error)})", "give cuda, mps or cpu, or leave it out"
         ) from error
 
 
-def _quantised(dtype: str, device: str) -> dict[str, Any]:
-    """What transformers is to be told for weights of 8 or 4 bits."""
+def _quantization(dtype: str, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights of 8 or 4 bits."""
     import torch
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("accelerate") is None:
-        raise DependencyError(f"--dtype {dtype} needs bitsandbytes", "pip install 'nncift[quantised]'")
-    computing = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        raise DependencyError(f"`dtype` {dtype} needs bitsandbytes", "pip install 'nncift[quantised]'")
+    compute_dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     config = BitsAndBytesConfig(
         load_in_8bit=dtype == "8bit",
         load_in_4bit=dtype == "4bit",
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=computing,
+        bnb_4bit_compute_dtype=compute_dtype,
     )
-    return {"dtype": computing, "quantization_config": config, "device_map": {"": device}}
+    return {"dtype": compute_dtype, "quantization_config": config, "device_map": {"": device}}
 
 
 def default_dtype(device: str | None = None) -> str:
-    """bfloat16 where a GPU computes in it, else float32."""
+    """bfloat16 on a GPU that supports it, else float32."""
     import torch
 
-    fits = _on_cuda(device) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bfloat16" if fits else "float32"
+    supported = _on_cuda(device) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if supported else "float32"
 
 
 def default_batch_size(device: str | None = None, *, cpu: int = 32) -> int:
-    """Sequences per pass: few on the CPU; on CUDA more than fits, since batches are halved until they do."""
+    """Sequences per pass: few on the CPU; on CUDA more than fit, since batches are halved until they do."""
     return 512 if _on_cuda(device) else cpu
 
 
@@ -135,18 +112,12 @@ def best_device() -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and warnings off the terminal, and put everything back as the user had it.
-
-    The hub's download bars stay: a model of many gigabytes takes its time.
-    """
+    """Silence transformers' progress bars and warnings inside the block; the hub's download bars stay."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging
 
-    downloads, bars, verbosity = (
-        not are_progress_bars_disabled(),
-        logging.is_progress_bar_enabled(),
-        logging.get_verbosity(),
-    )
+    downloads, bars = not are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -163,50 +134,45 @@ def quiet() -> Iterator[None]:
                 disable_progress_bars()
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a library's error means that memory ran out, on any device."""
-    import torch
-
-    said = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(sign in said for sign in signs)
-
-
 def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of what an error says, cut to `most` characters."""
+    """The first line of an error's message, cut to `most` characters."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line if len(line) <= most else f"{line[:most]}..."
 
 
+_AGAIN = "download it again"
+_SIGNS = {  # in an error's text, with the reason and the remedy
+    "gated repo": ("{} is gated", "accept its terms on the hub, then log in with `hf auth login`"),
+    "No space left": ("no space left on the disk while downloading {}", "free some, and run the same command again"),
+    "trust_remote_code": ("{} brings code of its own", "read it, then allow it with `trust_remote_code`"),
+    "ignore_mismatched_sizes": ("the weights of {} do not fit its config.json", _AGAIN),
+    "safetensors": (
+        "{} has no weights in safetensors format",
+        "other formats can run code when loaded and are not read: convert them, or take another model",
+    ),
+    "Unrecognized configuration class": ("{} is not a causal language model", "give a decoder-only language model"),
+    "does not recognize this architecture": (
+        "this version of transformers does not support {}",
+        "pip install --upgrade transformers",
+    ),
+    "backend tokenizer": ("the tokenizer of {} cannot be read", "the folder needs its tokenizer.json"),
+}
+
+
 def _reason(name: str, error: Exception) -> tuple[str, str]:
-    """What kept a model from loading, and what to do, from the libraries' many errors."""
+    """Why a model cannot be loaded, and the remedy, from the libraries' many errors."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
     from safetensors import SafetensorError
 
-    said, again, cause = str(error), "download it again", error.__cause__ or error
-    if isinstance(cause, GatedRepoError) or "gated repo" in said:
-        return f"{name!r} is gated", "accept its terms on the hub, then log in with `hf auth login`"
+    cause = error.__cause__ or error
     if isinstance(cause, LocalEntryNotFoundError | ConnectionError):
         return f"the download of {name!r} was interrupted", "check the network, and run the same command again"
-    if "No space left" in said:
-        return f"no space left on the disk while downloading {name!r}", "free some, and run the same command again"
-    if "trust_remote_code" in said:
-        return f"{name!r} brings code of its own", "read it, then allow it with --trust-remote-code"
     if out_of_memory(error):
-        return f"{name!r} does not fit into memory", "use --dtype bfloat16, --device cpu, or take a smaller model"
+        return f"{name!r} does not fit into memory", "use `dtype` bfloat16, `device` cpu, or take a smaller model"
     if isinstance(error, SafetensorError):
-        return f"the weights of {name!r} are damaged ({first_line(error)})", again
-    if "ignore_mismatched_sizes" in said:
-        return f"the weights of {name!r} do not fit its config.json", again
-    if "safetensors" in said:
-        return (
-            f"{name!r} has no weights in safetensors format",
-            "other formats can run code when loaded and are not read: convert them, or take another model",
-        )
-    if "Unrecognized configuration class" in said:
-        return f"{name!r} is not a causal language model", "give a decoder-only language model"
-    if "does not recognize this architecture" in said:
-        return f"this version of transformers does not know {name!r}", "pip install --upgrade transformers"
-    if "backend tokenizer" in said:
-        return f"the tokenizer of {name!r} cannot be read", "the folder needs its tokenizer.json"
+        return f"the weights of {name!r} are damaged ({first_line(error)})", _AGAIN
+    text = "gated repo" if isinstance(cause, GatedRepoError) else str(error)
+    for sign, (reason, remedy) in _SIGNS.items():
+        if sign in text:
+            return reason.format(repr(name)), remedy
     return f"cannot load the language model {name!r} ({first_line(error)})", "check that it is a complete one"

@@ -1,9 +1,9 @@
-"""Linear layers whose weights are frozen, or all of them where no gradients are taken, on the CPU through oneDNN.
+"""Frozen linear layers on the CPU through oneDNN; without gradients all linear layers count as frozen.
 
-torch gives float32 matrix products to MKL, which leaves AVX-512 unused on processors that are not Intel's: on an
-AMD EPYC one thread does 105 GFLOP/s where oneDNN, which torch brings too, does 235. Frozen layers need two products,
-y = x W^T and the gradient g W; both are sent there for the duration of a block. Elsewhere (other devices, other
-precisions, a torch without oneDNN) nothing changes. Results differ from MKL's as those of any other order of sums.
+torch computes float32 matrix products with MKL, which uses AVX-512 on Intel's processors alone: on an AMD EPYC one
+thread does 105 GFLOP/s, and 235 with oneDNN, which torch ships as well. Frozen layers need two products, y = x W^T and
+the gradient g W; both go through oneDNN inside a block. Other devices, other dtypes and a torch without oneDNN are
+unaffected. Results differ from MKL's by the order of summation.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 
 
 @contextlib.contextmanager
-def frozen_linears(model: torch.nn.Module) -> Iterator[None]:
+def onednn_linears(model: torch.nn.Module) -> Iterator[None]:
     """Run the model's frozen float32 linear layers on the CPU through oneDNN inside the block.
 
-    Where gradients are off, all count as frozen. A block inside another adds those that were frozen since.
+    With gradients disabled, all count as frozen. A nested block adds the layers frozen in between.
     """
     linears = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and "forward" not in vars(layer)]
-    layers = [layer for layer in linears if _fits(layer.weight)]
+    layers = [layer for layer in linears if _is_eligible(layer.weight)]
     for layer in layers:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     try:
@@ -33,7 +33,7 @@ def frozen_linears(model: torch.nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _fits(weight: torch.Tensor) -> bool:
+def _is_eligible(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     frozen = not (weight.requires_grad and torch.is_grad_enabled())
@@ -51,7 +51,7 @@ def _forward(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 
 
 class _Frozen(torch.autograd.Function):
-    """inputs @ weight.T + bias, with a gradient for the inputs alone."""
+    """inputs @ weight.T + bias, differentiable in the inputs alone."""
 
     @staticmethod
     def forward(context: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

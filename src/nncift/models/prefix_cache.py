@@ -1,7 +1,7 @@
 """A prefix that many continuations share: its keys and values, computed once and joined to those of any batch.
 
 Models that cannot continue such a cache (state-space and hybrid ones) read the prefix again with every continuation:
-correct, and slower. `continues_prefix` tries it out.
+correct, and slower. `continues_prefix` tests it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from nncift.errors import ModelError
+from nncift.models.batching import in_memory, out_of_memory, sequence_too_long
 from nncift.models.causal_model import CausalModel
-from nncift.models.loading import first_line, out_of_memory
+from nncift.models.loading import first_line
 
 
 @dataclass(frozen=True)
@@ -26,36 +27,32 @@ class Prefix:
 
 
 def encode_prefix(model: CausalModel, ids: list[int]) -> Prefix:
-    """The prefix of these token ids, at least one, with its keys and values.
-
-    Raises:
-        ModelError: it does not fit into memory, or a token is not in the model.
-    """
+    """The prefix of these token ids, at least one, with its keys and values."""
     cache = DynamicCache()
     row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
-    if model.in_memory(lambda: model.logits(model.tensor([ids]), cache, row, last)) is None:
-        raise model.too_big(len(ids))
+    if in_memory(lambda: model.logits([ids], row, last, cache)) is None:
+        raise sequence_too_long(model.name, len(ids))
     return Prefix(ids, _shared(cache))
 
 
 def continues_prefix(model: CausalModel) -> bool:
-    """Check on a few tokens that the model looks back alone, and find out whether it continues a shared prefix.
+    """Check on a few tokens that the model is causal, and whether it continues a shared prefix.
 
     Raises:
-        ModelError: the model cannot be run, looks ahead, or gives logits that are not finite.
+        ModelError: the model cannot be run, is not causal, or gives logits that are not finite.
     """
     ids = [(7 * step + 3) % model.vocabulary for step in range(12)]
     try:
         whole = _all_logits(model, ids)
-    except Exception as error:  # a model that wants images, a kernel that the device lacks
+    except Exception as error:  # a model that needs images, a kernel that the device lacks
         if out_of_memory(error):
-            raise model.too_big(len(ids)) from error
+            raise sequence_too_long(model.name, len(ids)) from error
         raise ModelError(
             f"{model.name!r} cannot read text alone ({first_line(error)})", "give a decoder-only language model"
         ) from error
     if not bool(torch.isfinite(whole).all()):
         raise ModelError(
-            f"{model.name!r} gives logits that are not finite", "try --dtype float32, or download it again"
+            f"{model.name!r} gives logits that are not finite", "try `dtype` float32, or download it again"
         )
     tolerance = float(whole.std()) * (1e-3 if model.precision == "float32" else 0.1)
 
@@ -64,29 +61,28 @@ def continues_prefix(model: CausalModel) -> bool:
 
     if differs(_all_logits(model, ids[:6]), whole[:6]):
         raise ModelError(
-            f"{model.name!r} is not a causal language model: what follows a token changes what it predicts",
+            f"{model.name!r} is not a causal language model: its predictions depend on later tokens",
             "give a decoder-only language model",
         )
     try:
         cache = DynamicCache()
-        model.logits(model.tensor([ids[:6]]), cache, torch.tensor([0]), torch.tensor([5]))
+        model.logits([ids[:6]], torch.tensor([0]), torch.tensor([5]), cache)
         rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
-        continued = model.logits(model.tensor([ids[6:], ids[6:8]]), _shared(cache), rows, columns).float()
-    except Exception:  # whatever it says, this model does not take such a cache
+        continued = model.logits([ids[6:], ids[6:8]], rows, columns, _shared(cache)).float()
+    except Exception:  # of any kind: this model does not take such a cache
         return False
     return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
 
 
 def _all_logits(model: CausalModel, ids: list[int]) -> torch.Tensor:
     positions = torch.arange(len(ids))
-    return model.logits(model.tensor([ids]), None, torch.zeros_like(positions), positions).float()
+    return model.logits([ids], torch.zeros_like(positions), positions).float()
 
 
 class _SharedLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values of a prefix, joined to those of any batch and left as they are.
+    """One layer's keys and values of a prefix, joined to those of any batch and unchanged by it.
 
-    A cache of the library would keep the joined ones of all layers until the pass ends; here a layer's are
-    freed as soon as its attention is done.
+    The library's cache would keep the joined ones of all layers until the pass ends; here each layer frees its own.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -98,11 +94,9 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of prefix and batch, (batch, heads, prefix + continuation, head width)."""
-        n = key_states.shape[0]
-        return (
-            torch.cat([self.keys.expand(n, -1, -1, -1), key_states], dim=-2),
-            torch.cat([self.values.expand(n, -1, -1, -1), value_states], dim=-2),
-        )
+        both = ((self.keys, key_states), (self.values, value_states))
+        keys, values = (torch.cat([one.expand(len(more), -1, -1, -1), more], dim=-2) for one, more in both)
+        return keys, values
 
 
 def _shared(cache: Any) -> Any:

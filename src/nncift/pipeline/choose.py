@@ -1,79 +1,104 @@
-"""The choice within a run's budget, from influence that is estimated or measured."""
+"""Estimating every pair, and choosing within the budget from estimated or measured influence."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.config import Config, parse_budget
+from nncift.estimator.towers import RANK
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.context import budget_count, token_counts
+from nncift.run.costs import PlannedCost, seconds_of
+from nncift.run.files import read_array, write_array
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import default_eta, make_objective
+from nncift.selection.objectives import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from nncift.estimator.network import InfluenceNetwork
+    from nncift.labels.pairs import Probes
+    from nncift.pipeline.context import Run
+
+_TRIAL_SAMPLES, _TRIAL_WIDTH = 2048, 100
+_TOWER_BYTES = 3 * 4 * (RANK + 1)  # of a sample on a side: float32, and again while it is put together
 
 
-@dataclass(frozen=True)
-class Chooser:
-    """Chooses samples of the pool for a run.
+def estimate(run: Run, network: InfluenceNetwork, probes: Probes | None) -> InfluenceMatrix:
+    """Influence of every pool sample on every target; its row means and the known samples' coverage are kept."""
+    with run.costs.stage("estimate"):
+        matrix = network.estimate(run.pool.features, run.target.features, probes=probes)
+        if not run.folder.influence.exists():
+            write_array(run.folder.influence, matrix.row_means().astype(np.float32))
+        if run.known is not None and not run.folder.known.exists():
+            known = network.estimate(run.known.features, run.target.features)
+            write_array(run.folder.known, known.column_max().astype(np.float32))
+        return matrix
 
-    Attributes:
-        config: the run's.
-        samples: the pool.
-        folder: the run folder, which keeps the samples' token counts.
-        own_target: the pool is its own target.
-        progress: show a bar.
+
+def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
+    """The subset by estimated influence; the stored one of a run that has chosen."""
+    with run.costs.stage("select"):
+        if run.folder.is_selected:
+            return Selection.load(run.folder.path, pool=run.pool.rows)
+        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        if run.config.verify is None:
+            selection.save(run.folder.path)
+        return selection
+
+
+def pick(
+    run: Run,
+    matrix: InfluenceMatrix,
+    *,
+    rows: np.ndarray | None = None,
+    times: float = 1.0,
+    covered: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
+) -> Selection:
+    """A choice within the budget, without the pool's rows in it.
+
+    Args:
+        run: the run.
+        matrix: influence on the targets, of all pool samples or of `rows`.
+        rows: pool rows that the matrix has, (k,) int64; all unless given.
+        times: a multiple of the budget, rounded up to whole samples.
+        covered: how well each target is covered by others, (n_target,) float32.
+        candidates: rows of the matrix that may be chosen; all unless given.
     """
+    budget, tokens = run.budget, run.tokens
+    options = ObjectiveOptions(
+        has_target=not run.own_target,
+        eta=run.config.eta,
+        nu=run.config.nu,
+        known=None if run.known is None else read_array(run.folder.known),
+        covered=covered,
+        expected=budget.expected(len(run.pool), tokens),
+    )
+    costs = tokens if tokens is None or rows is None else tokens[rows]
+    among = matrix.shape[0] if candidates is None else len(candidates)
+    room = None if budget.max_tokens is None else budget.max_tokens * times
+    if costs is not None and room is not None and candidates is not None:
+        room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
+    selection = lazy_greedy(
+        make_objective(run.config.objective, matrix, options),
+        min(budget.count(len(run.pool), times), among) if tokens is None else None,
+        candidates=candidates,
+        costs=costs,
+        max_cost=room,
+        progress=run.progress,
+    )
+    return selection if rows is None else replace(selection, indices=rows[selection.indices])
 
-    config: Config
-    samples: Dataset
-    folder: Path
-    own_target: bool
-    progress: bool = False
 
-    def __call__(
-        self,
-        matrix: InfluenceMatrix,
-        rows: np.ndarray | None = None,
-        *,
-        times: float = 1.0,
-        covered: np.ndarray | None = None,
-        candidates: np.ndarray | None = None,
-    ) -> Selection:
-        """The choice, without the pool's rows in it.
-
-        Args:
-            matrix: influence on the targets, of all pool samples or of `rows`.
-            rows: pool rows that the matrix has, (k,) int64; all unless given.
-            times: so many budgets, rounded up to whole samples.
-            covered: how well each target is covered by others, (n_target,) float32.
-            candidates: rows of the matrix that may be chosen; all unless given.
-        """
-        amount, pool = parse_budget(self.config.budget), len(self.samples)
-        tokens = token_counts(self.config, self.samples, self.folder) if amount.kind == "tokens" else None
-        count = budget_count(self.config, pool) if tokens is None else None
-        eta = None
-        if not self.own_target:
-            expected = amount.value / max(tokens.mean(), 1.0) if tokens is not None else float(count or 1)
-            eta = self.config.eta if self.config.eta is not None else default_eta(matrix.shape[1], expected)
-        costs = tokens if tokens is None or rows is None else tokens[rows]
-        among = matrix.shape[0] if candidates is None else len(candidates)
-        room = None if tokens is None else amount.value * times
-        if costs is not None and room is not None and candidates is not None:
-            room = max(room, float(costs[candidates].min()))  # one at least, as of samples
-        selection = lazy_greedy(
-            make_objective(matrix, eta=eta, covered=covered),
-            None if count is None else min(math.ceil(count * times - 1e-9), among),
-            candidates=candidates,
-            costs=costs,
-            max_cost=room,
-            progress=self.progress,
-        )
-        return selection if rows is None else replace(selection, indices=rows[selection.indices])
+def cost(run: Run) -> PlannedCost:
+    """Planned cost of scoring every pair, at this machine's rate."""
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((_TRIAL_SAMPLES, _TRIAL_WIDTH), dtype=np.float32)
+    weight = rng.standard_normal(_TRIAL_WIDTH, dtype=np.float32)
+    matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
+    matrix.row_means()  # compiles
+    each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
+    rows = len(run.pool) + (0 if run.known is None else len(run.known))
+    memory = (rows + len(run.target)) * (_TOWER_BYTES + 24)
+    return PlannedCost("select", seconds=rows * len(run.target) * each, memory=memory)

@@ -1,39 +1,205 @@
-"""From a Config to what it names: samples, encoder, influence function, learned network, budget.
+"""A Run: everything that a config names, resolved once into objects, with the samples of every side.
 
-Shared by the run itself and by `--dry-run`, which plans it.
+Shared by the run itself and by the dry run, which adds up the costs of its stages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, Config, parse_budget
-from nncift.data.pool import PoolFacts, read_pool
-from nncift.data.sources import SourceLike
+from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config
 from nncift.errors import ConfigError
-from nncift.features.sources import feature_sources
-from nncift.influence.base import InfluenceFunction, is_pointwise, is_relative
+from nncift.features.features import SampleSet
+from nncift.features.sources import FeatureSources
+from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
-from nncift.models.loading import check_device
-from nncift.models.locate import PRETRAINED, find_model
+from nncift.labels.design import Rate, measure_rate
+from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.pipeline.prior import check_same_influence, load_prior
+from nncift.run.amounts import parse_budget
+from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_array, write_array
+from nncift.run.folder import RunFolder
 from nncift.run.registry import resolve
+from nncift.selection.budget import Budget, count_tokens
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from nncift.data.sources import SourceLike
+    from nncift.estimator.network import InfluenceNetwork
+
+Sources = Mapping[str, "SourceLike | None"]
+
+
+@dataclass
+class Run:
+    """A run and what its config stands for.
+
+    Attributes:
+        config: as given.
+        folder: where the run keeps its files.
+        sources: of "pool", "target" and "known": where the samples come from.
+        costs: the table of costs.
+        budget: how much to choose.
+        prior: the network that the config names, to estimate with or to start from.
+        features: where the network's features of each sample come from.
+        influence: the exact influence function; None where nothing is measured.
+        model, encoder: the language model and the sentence encoder of the features.
+        progress: show progress bars.
+        samples: of each side that there is, "pool", "target" and "known", once they are read.
+        measuring: this process has begun to measure.
+    """
+
+    config: Config
+    folder: RunFolder
+    sources: Sources
+    costs: Costs
+    budget: Budget
+    prior: InfluenceNetwork | None
+    features: FeatureSources
+    influence: InfluenceFunction | None
+    model: ModelSpec
+    encoder: EncoderSpec
+    progress: bool = False
+    samples: dict[str, SampleSet] = field(default_factory=dict)
+    measuring: bool = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        config: Config,
+        sources: Sources,
+        influence: str | InfluenceFunction | None = None,
+        *,
+        progress: bool = False,
+    ) -> Iterator[Self]:
+        """The run in its folder, which is locked, logged to and compared with the config inside the block.
+
+        Raises:
+            ConfigError: the folder belongs to another config, or an option has a value that cannot be used.
+            ModelError: there is no such network.
+            RunError: the folder cannot be used.
+        """
+        folder = RunFolder(config.folder)
+        with folder.open(config.identity()):
+            yield cls.resolve(config, folder, sources, influence, progress=progress)
+
+    @classmethod
+    def resolve(
+        cls,
+        config: Config,
+        folder: RunFolder,
+        sources: Sources,
+        influence: str | InfluenceFunction | None = None,
+        *,
+        progress: bool = False,
+    ) -> Self:
+        """The objects that the config names; no sample is read and no language model loaded yet."""
+        prior = load_prior(config)
+        needed = None if prior is None else FeatureSources.described(prior.description_)
+        shared: dict[str, Any] = {
+            "device": config.device,
+            "batch_size": config.batch_size,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        models = tuple(
+            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, **shared) for name in config.models
+        )
+        encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
+        function = None
+        if config.measures:
+            function = make_influence(config, influence, Setup(models, encoder, config.seed))
+            if prior is not None and not config.learns:
+                check_same_influence(prior, function)
+        features = FeatureSources.named(
+            config.feature_names or default_features(config, function), encoder=encoder.name, model=config.models[0]
+        )
+        if needed is not None:
+            features = features.for_network(
+                str(config.network),
+                needed,
+                model=config.models[0],
+                encoder=config.encoder,
+                explicit=bool(config.feature_names),
+            )
+        return cls(
+            config=config,
+            folder=folder,
+            sources=sources,
+            costs=Costs(folder.costs),
+            budget=Budget(parse_budget(config.budget)),
+            prior=prior,
+            features=features,
+            influence=function,
+            model=_feature_model(models[0], features, function),
+            encoder=encoder,
+            progress=progress,
+        )
+
+    @property
+    def pool(self) -> SampleSet:
+        """The samples to choose from."""
+        return self.samples["pool"]
+
+    @property
+    def target(self) -> SampleSet:
+        """The samples to be helped: the pool itself where there is no target."""
+        return self.samples.get("target", self.pool)
+
+    @property
+    def known(self) -> SampleSet | None:
+        """The samples that the model was trained on before."""
+        return self.samples.get("known")
+
+    @property
+    def own_target(self) -> bool:
+        """Whether the pool is its own target."""
+        return "target" not in self.samples
+
+    @property
+    def n_target(self) -> int | None:
+        """How many targets there are; None where the pool is its own."""
+        return None if self.own_target else len(self.target)
+
+    @property
+    def function(self) -> InfluenceFunction:
+        """The influence function of a run that measures."""
+        assert self.influence is not None
+        return self.influence
+
+    @cached_property
+    def rate(self) -> Rate:
+        """How fast the influence function labels, measured now."""
+        return measure_rate(self.function, self.pool.rows, self.target.rows, seed=self.config.seed)
+
+    @property
+    def tokens(self) -> np.ndarray | None:
+        """Tokens of each pool sample, (n_pool,) int64, kept in the folder; None where the budget is in samples."""
+        if self.budget.max_tokens is None:
+            return None
+        if not self.folder.tokens.exists():
+            write_array(
+                self.folder.tokens,
+                count_tokens(self.pool.rows, dataclasses.replace(self.model, model=self.config.models[0])),
+            )
+        return np.asarray(read_array(self.folder.tokens))
 
 
 def make_config(
     pool: SourceLike,
     *,
     target: SourceLike | None = None,
+    known: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
     **options: Any,
 ) -> Config:
@@ -42,25 +208,24 @@ def make_config(
     Raises:
         ConfigError: an option is unknown or has a value that cannot be used.
     """
-    known = {f.name for f in dataclasses.fields(Config)}
+    fields = {f.name for f in dataclasses.fields(Config)}
     for name in options:
-        if name not in known:
-            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(known))}")
+        if name not in fields:
+            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
     for name in ("budget", "labels", "output", "labels_from", "features", "target_features", "network"):
         if options.get(name) is not None:
             options[name] = str(options[name])
     if isinstance(exclude := options.get("exclude", ()), (str, Path)):
-        options["exclude"] = (str(exclude),)
-    else:
-        options["exclude"] = tuple(str(path) for path in exclude)
-    config = Config(
-        _source_name(pool),
-        target=None if target is None else _source_name(target),
-        influence=influence if influence is None or isinstance(influence, str) else json.dumps(describe(influence)),
-        **options,
-    )
-    if config.influence_options and not isinstance(influence, str | None):
-        raise ConfigError("influence_options are for a function given by its name", "give them to the object itself")
+        exclude = (exclude,)
+    options["exclude"] = tuple(str(path) for path in exclude)
+    given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
+    if options.get("influence_options") and not isinstance(influence, str | None):
+        raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
+    sides: dict[str, Any] = {
+        name: None if source is None else _source_name(source)
+        for name, source in (("target", target), ("known", known))
+    }
+    config = Config(_source_name(pool), influence=given, **sides, **options)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
 
@@ -68,8 +233,8 @@ def _plain_options(config: Config) -> dict[str, Any] | None:
     """The influence function's own options in one form, however they were given, ready for JSON."""
     if not config.influence_options:
         return None
-    kind, name = _named_influence(config)
-    values = read_options(kind, config.influence_options, name=name)
+    name = config.influence or DEFAULT_INFLUENCE
+    values = read_options(resolve(name, BUILT_IN, "nncift.influence"), config.influence_options, name=name)
     return dict(json.loads(json.dumps(nested(values), default=str)))
 
 
@@ -79,152 +244,33 @@ def _source_name(source: SourceLike) -> str:
     return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
-def describe(function: InfluenceFunction) -> dict[str, Any]:
-    """JSON-able facts that tell one influence function from another."""
-    return dict(function.describe()) if hasattr(function, "describe") else {"name": function.name}
-
-
-def make_influence(config: Config, influence: str | InfluenceFunction | None = None) -> InfluenceFunction:
+def make_influence(
+    config: Config, influence: str | InfluenceFunction | None = None, setup: Setup | None = None
+) -> InfluenceFunction:
     """The influence function that the config names, with the options that it gives, or the object itself.
 
     Raises:
         ConfigError: there is no such function, or an option of its own cannot be used.
     """
-    if influence is not None and not isinstance(influence, str):
-        return influence
-    kind, name = _named_influence(config)
-    return make_function(kind, config, name=name)
-
-
-def _named_influence(config: Config) -> tuple[Any, str]:
-    """What makes the influence function that the config names, and that name."""
+    if not isinstance(influence, str | None):
+        return as_function(influence)
     name = config.influence or DEFAULT_INFLUENCE
-    return resolve(name, BUILT_IN, "nncift.influence"), name
+    kind = resolve(name, BUILT_IN, "nncift.influence")
+    return make_function(kind, setup or Setup(), config.influence_options or (), name=name)
 
 
-def read_samples(
-    config: Config, source: SourceLike, name: str, folder: Path | None, *, progress: bool = False
-) -> tuple[Dataset, PoolFacts]:
-    """Read the pool (or, by `name`, the target) as the config says."""
-    return read_pool(
-        source,
-        split=config.split if name == "pool" else config.target_split,
-        prompt_field=config.prompt_field,
-        response_field=config.response_field,
-        exclude=config.exclude if name == "pool" else (),
-        skip_bad_rows=config.skip_bad_rows,
-        keep_duplicates=config.keep_duplicates,
-        folder=folder,
-        name=name,
-        progress=progress,
-    )
+def default_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
+    """The features of a run that names none.
 
-
-def check_budget(config: Config, samples: Dataset, folder: Path, *, own_target: bool) -> None:
-    """Refuse a budget that the pool cannot fill, or verify, before anything costly.
-
-    Args:
-        config: the run's.
-        samples: the pool.
-        folder: the run folder, which keeps the samples' token counts.
-        own_target: the pool is its own target.
+    The language model's own view of a sample counts too where the influence function runs a language model anyway
+    (that costs one forward pass per sample), and for a recipe that can use it.
     """
-    amount, n_pool = parse_budget(config.budget), len(samples)
-    if amount.kind == "tokens" and (held := int(token_counts(config, samples, folder).sum())) < amount.value:
-        raise ConfigError(f"--budget {config.budget} is more than the pool's {held:,} tokens", "give a smaller one")
-    if amount.kind == "count" and amount.value > n_pool:
-        raise ConfigError(f"--budget {config.budget} is more than the pool's {n_pool} samples", "give a smaller one")
-    if own_target and config.verify is not None and amount.kind != "tokens":
-        check_verifiable(math.ceil(budget_count(config, n_pool) * config.verify), n_pool)
+    asks = function is not None and function.traits.asks_language_model and config.recipe != "paper"
+    return BUILT_IN_FEATURES if asks else ("sentence",)
 
 
-def check_verifiable(shortlist: int, n_pool: int) -> None:
-    """Refuse a shortlist of the whole pool where that is its own target, for no sample is measured on itself."""
-    if shortlist >= n_pool:
-        raise ConfigError(
-            f"--verify would measure {shortlist} of the pool's {n_pool} samples, and leaves none to measure them on",
-            "lower --verify or --budget, or give a --target",
-        )
-
-
-def check_models(config: Config, function: InfluenceFunction | None) -> None:
-    """Refuse a device, an encoder or a language model that does not exist, before anything costly.
-
-    Raises:
-        ConfigError: the device cannot be used.
-        ModelError: which one, and why.
-    """
-    if config.device is not None:
-        check_device(config.device)
-    sources = feature_sources(config)
-    if sources.encoder is not None:
-        find_model(sources.encoder, "encoder")
-    if sources.language_model is not None:
-        find_model(sources.language_model, "language model")
-    for model in getattr(function, "models", None) or (getattr(function, "model", None),):
-        if isinstance(model, str):
-            find_model(model, "language model")
-
-
-def check_function(config: Config, function: InfluenceFunction, pool: Dataset, target: Dataset) -> None:
-    """Refuse what the function cannot do with these samples, before anything costly.
-
-    Raises:
-        ConfigError: it cannot measure what the config asks for.
-        DataError: a sample that may be measured cannot be.
-    """
-    if hasattr(function, "check"):
-        function.check(pool, target)
-    stages = {"probes": config.probes, "verify": config.verify, "labels auto": config.in_rounds or None}
-    asked = [name for name, wanted in stages.items() if wanted is not None]
-    if asked and is_relative(function):
-        raise ConfigError(
-            f"the values of {function.name} depend on all samples that are measured together, so --{asked[0]} cannot"
-            " measure more of them later",
-            "give --labels a number" if asked[0] == "labels auto" else "leave it out, and raise --labels instead",
-        )
-    if config.probes is not None and is_pointwise(function):
-        raise ConfigError(
-            f"{function.name} gives a sample one score for all targets, so --probes would measure every sample",
-            "give --labels 100% instead",
-        )
-    if asked and hasattr(function, "check_lengths"):
-        function.check_lengths(pool, target)
-
-
-def learned_target(config: Config) -> Path | None:
-    """The learned run whose targets a `--network` run without a target of its own takes over, if it has some."""
-    if config.network in (None, PRETRAINED) or config.target is not None:
-        return None
-    learned = Path(config.network)
-    return learned if (learned / "target" / "facts.json").exists() else None
-
-
-def budget_count(config: Config, n_pool: int) -> int:
-    """How many samples a budget given as fraction or count stands for; at least one."""
-    amount = parse_budget(config.budget)
-    return max(round(amount.value * n_pool), 1) if amount.kind == "fraction" else int(amount.value)
-
-
-def token_counts(config: Config, samples: Dataset, folder: Path) -> np.ndarray:
-    """Tokens of each sample's prompt and response under the language model's tokenizer, (n_pool,) int64."""
-    path = folder / "tokens.npy"
-    if not path.exists():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            find_model(config.models[0], "language model"), trust_remote_code=config.trust_remote_code
-        )
-        counts = [
-            len(ids)
-            for start in range(0, len(samples), 1024)
-            for batch in (samples[start : start + 1024],)
-            for ids in tokenizer(
-                [f"{p}\n{r}" for p, r in zip(batch["prompt"], batch["response"], strict=True)], verbose=False
-            )["input_ids"]
-        ]
-        write_array(path, np.array(counts, dtype=np.int64))
-    tokens = np.asarray(read_array(path))
-    if tokens.min() > parse_budget(config.budget).value:
-        raise ConfigError(f"--budget {config.budget} is less than the shortest sample has", "give a larger one")
-    return tokens
+def _feature_model(model: ModelSpec, features: FeatureSources, function: InfluenceFunction | None) -> ModelSpec:
+    """The language model of the features: the influence function's where that is the same, so it is loaded once."""
+    name = features.language_model or model.model
+    asked = function.models if function is not None else ()
+    return next((spec for spec in asked if spec.model == name), dataclasses.replace(model, model=name))

@@ -1,10 +1,10 @@
-"""`report.html` from a finished run folder: what was asked, what was chosen, how far to trust it, what it cost.
+"""The HTML report of a finished run folder: configuration, selection, fidelity, cost.
 
-One file that needs nothing else: pictures are inline SVG, there is no script and no link outside, and a
-Content-Security-Policy forbids the browser to fetch any. Every datum may be hostile. So the template
-escapes all it prints, and what does not show (control characters, bidirectional overrides) is spelled out.
-Only files of the run folder are read; without labels, network or target their sections say so. The same
-folder gives the same bytes. Costs about a second, and four more for each million samples, whose original rows it reads.
+One self-contained file: pictures are inline SVG, there is no script and no outside link, and a Content-Security-Policy
+forbids the browser to fetch any. The data may be hostile, so the template escapes everything it prints, and invisible
+characters (control characters, bidirectional overrides) are written as escapes. Only files of the run folder are read;
+without labels, network or target their sections state so. The same folder gives the same bytes. Costs about a second,
+and four more per million samples, whose original rows are read.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,86 +24,88 @@ import numpy as np
 
 from nncift.errors import RunError
 from nncift.report import plots
-from nncift.run.costs import duration
+from nncift.report.summary import ending, known_coverage, target_fidelity
+from nncift.run.costs import Costs, duration
 from nncift.run.files import atomic_write, read_array, read_json, read_table
+from nncift.run.folder import RunFolder
+from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
     from jinja2 import Template
 
-_REQUIRED = (
-    "config.json",
-    "costs.json",
-    "summary.json",
-    "pool/samples.arrow",
-    "features/pool.npy",
-    "influence.npy",
-    "selection.parquet",
-)
 _SHOWN = 20  # samples at either end
-_SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at once, and characters on demand
-_QUADRANTS = ("Q2", "Q4", "Q3", "Q1")  # what selection leans on first
+_SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at first, and characters on demand
+_QUADRANTS = ("Q2", "Q4", "Q3", "Q1")  # most relevant to selection first
 _GROUP_KEYS, _MOST_GROUPS = ("family", "task", "category", "source"), 100
+_COLUMNS = {"forward_tokens": "LLM tokens forward", "backward_tokens": "LLM tokens backward", "texts": "Texts encoded"}
 
 
-@dataclass(frozen=True)
 class _Run:
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    stages: dict[str, dict[str, Any]]
-    fidelity: dict[str, Any] | None
-    pool: Dataset
-    target: Dataset | None
-    features: np.ndarray  # (n_pool, d)
-    target_features: np.ndarray | None  # (n_target, d)
-    influence: np.ndarray  # (n_pool,)
-    selection: pa.Table  # a row for each chosen sample, best first
-    listed: frozenset[str]  # which of the lists of rows left out there are
+    """The files of a finished run."""
 
-    @property
-    def chosen(self) -> np.ndarray:
-        """Row numbers in the pool, in the order chosen."""
-        return self.selection.column("pool_index").to_numpy()  # type: ignore[no-any-return]
+    def __init__(self, folder: RunFolder) -> None:
+        from datasets import Dataset
+
+        pool, target = folder.samples("pool").samples, folder.samples("target").samples
+        features, of_target = folder.features.array("pool"), folder.features.array("target")
+        required = (folder.config, folder.costs, folder.summary, pool, features, folder.influence, folder.selection)
+        if missing := [_relative(path, folder) for path in required if not path.is_file()]:
+            problem = f"{folder.path} is not the folder of a finished run: it lacks {', '.join(missing)}"
+            raise RunError(problem, "run the same `nncift select` command again, which resumes it")
+        self.folder = folder
+        self.config: dict[str, Any] = read_json(folder.config)
+        self.summary = Summary.load(folder.summary)
+        self.fidelity = Fidelity.find(folder.fidelity)
+        self.pool = Dataset.from_file(str(pool))
+        self.target = Dataset.from_file(str(target)) if target.is_file() else None
+        self.features = read_array(features)  # (n_pool, d)
+        self.target_features = read_array(of_target) if of_target.is_file() else None  # (n_target, d)
+        self.influence = read_array(folder.influence)  # (n_pool,)
+        selection = read_table(folder.selection)  # a row per selected sample, best first
+        self.chosen: np.ndarray = selection["pool_index"].to_numpy()
+        self.gains: np.ndarray = selection["gain"].to_numpy()
+        lengths = {pool: len(self.pool), features: len(self.features), folder.influence: len(self.influence)}
+        if len({*lengths.values()}) > 1 or np.any(self.chosen >= len(self.influence)):
+            found = ", ".join(f"{_relative(path, folder)} has {n} rows" for path, n in lengths.items())
+            raise RunError(f"the files of {folder.path} do not belong together ({found})", "run into a new folder")
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run folder and return its path.
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write the report into a run folder and return its path.
 
     Raises:
-        RunError: the folder is no finished run (the message names what is missing), or is damaged.
+        RunError: the folder is not a finished run (the message names what is missing), or is damaged.
     """
-    run = _read(Path(folder))
-    page = _template().render(
+    run = _Run(RunFolder(folder))
+    page = _template(run.folder).render(
         config=run.config,
         summary=run.summary,
+        folder=run.folder,
         cost=_cost(run),
         fidelity=_fidelity(run.fidelity),
-        verified=_verified(Path(folder) / "verify" / "verify.json"),
-        rounds=_rounds(Path(folder) / "labels" / "rounds.json"),
-        warnings=[w for w in run.summary["warnings"] if not run.fidelity or w != run.fidelity["verdict"]],
-        influence={
-            "pool": run.influence.mean(),
-            "chosen": run.influence[run.chosen].mean() if len(run.chosen) else None,
-        },
-        gains=plots.gain_curve(run.selection.column("gain").to_numpy()),
+        verification=_verification(run.folder),
+        history=_history(run.folder),
+        known_coverage=known_coverage(run.summary),
+        warnings=[w for w in run.summary.warnings if not run.fidelity or w != run.fidelity.verdict],
+        influence={"pool": run.influence.mean(), "subset": run.influence[run.chosen].mean()},
+        gains=plots.gain_curve(run.gains),
         map=plots.embedding_map(run.features, run.chosen, run.target_features),
         groups=_groups(run),
         best=_samples(run, run.chosen[:_SHOWN]),
         worst=_samples(run, np.argsort(run.influence, kind="stable")[:_SHOWN]),
-        listed=run.listed,
+        sides={side: facts for side in ("pool", "target", "known") if (facts := getattr(run.summary, side))},
         version=importlib.metadata.version("nncift"),
     )
-    path = Path(folder) / "report.html"
-    with atomic_write(path) as temporary:
+    with atomic_write(run.folder.report) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return path
+    return run.folder.report
 
 
 def visible(text: str) -> str:
-    r"""`text` with every character that does not show written as its escape, such as `\x1b` or `\u202e`.
+    r"""`text` with every invisible character written as its escape, such as `\x1b` or `\u202e`.
 
-    Line breaks, tabs, spaces of any kind and the joiners that scripts and emoji need stay as they are.
+    Line breaks, tabs, spaces of any kind and the joiners of scripts and emoji are kept.
     """
     return "".join(
         c
@@ -112,103 +115,74 @@ def visible(text: str) -> str:
     )
 
 
-def _read(folder: Path) -> _Run:
-    from datasets import Dataset
-
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
-        raise RunError(
-            f"{folder} is not the folder of a finished run: it lacks {', '.join(missing)}",
-            "run the same `nncift select` command again, which resumes it",
-        )
-    targets, fidelity = folder / "features" / "target.npy", folder / "fidelity.json"
-    target = folder / "target" / "samples.arrow"
-    lists = [f"{side}/{what}.jsonl" for side in ("pool", "target") for what in ("duplicates", "excluded", "rejected")]
-    run = _Run(
-        config=read_json(folder / "config.json"),
-        summary=read_json(folder / "summary.json"),
-        stages=read_json(folder / "costs.json")["stages"],
-        fidelity=read_json(fidelity) if fidelity.is_file() else None,
-        pool=Dataset.from_file(str(folder / "pool" / "samples.arrow")),
-        target=Dataset.from_file(str(target)) if target.is_file() else None,
-        features=read_array(folder / "features" / "pool.npy"),
-        target_features=read_array(targets) if targets.is_file() else None,
-        influence=read_array(folder / "influence.npy"),
-        selection=read_table(folder / "selection.parquet"),
-        listed=frozenset(name for name in lists if (folder / name).is_file()),
-    )
-    lengths = {"pool/samples.arrow": len(run.pool), "features/pool.npy": len(run.features)}
-    if {*lengths.values()} != {len(run.influence)} or np.any(run.chosen >= len(run.influence)):
-        found = ", ".join(f"{name} has {n} rows" for name, n in lengths.items())
-        raise RunError(
-            f"the files of {folder} do not belong together ({found}, influence.npy {len(run.influence)})",
-            "run into a new folder",
-        )
-    return run
+def _relative(path: Path, folder: RunFolder) -> str:
+    return path.relative_to(folder.path).as_posix()
 
 
 def _cost(run: _Run) -> dict[str, Any]:
-    stages, exact = run.stages.values(), run.summary["exact_all_pairs"]
-    columns = {
-        "forward_tokens": "LLM tokens forward",
-        "backward_tokens": "LLM tokens backward",
-        "texts": "Texts encoded",
-    }
-    total = {name: sum(stage[name] for stage in stages) for name in ("seconds", *columns)}
+    table, exact = Costs(run.folder.costs).stages, run.summary.exact_all_pairs
+    stages = [asdict(stage) for stage in table.values()]
+    total = {name: sum(stage[name] for stage in stages) for name in ("seconds", *_COLUMNS)}
+    total["peak_memory"] = max((stage["peak_memory"] for stage in stages), default=0)
     return {
-        "stages": run.stages,
-        "total": total | {"peak_memory": max((stage["peak_memory"] for stage in stages), default=0)},
-        "columns": {name: title for name, title in columns.items() if total[name]},
+        "stages": table,
+        "total": total,
+        "columns": {name: title for name, title in _COLUMNS.items() if total[name]},
         "exact": exact,
         "times": exact["seconds"] / total["seconds"] if exact and total["seconds"] else None,
-        "labelled": run.summary["labelled_pairs"] / max(1, run.summary["all_pairs"]),
+        "labelled": run.summary.labelled_pairs / max(1, run.summary.all_pairs),
     }
 
 
-def _fidelity(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The stored figures, new samples first and the training pairs last, and the scatter of those that are finite."""
+def _fidelity(fidelity: Fidelity | None) -> dict[str, Any] | None:
+    """The record, new samples first and the training pairs last, with a scatter plot of the finite pairs."""
     if fidelity is None:
         return None
-    headline, _, facts = fidelity["verdict"].partition(": ")
-    scatter = fidelity["scatter"]
-    exact, predicted = (np.array(scatter[side], dtype=np.float64) for side in ("exact", "predicted"))
-    finite = np.isfinite(exact) & np.isfinite(predicted)
-    members = {name: finite & (np.array(scatter["quadrant"], dtype=str) == name) for name in plots.QUADRANTS}
-    clouds = {name: (exact[inside], predicted[inside]) for name, inside in members.items() if inside.any()}
-    return fidelity | {
+    headline, _, facts = fidelity.verdict.partition(": ")
+    both = _scatter(fidelity)
+    finite, quadrant = np.isfinite(both).all(axis=0), np.array(fidelity.scatter["quadrant"], dtype=str)
+    clouds = {name: both[:, finite & (quadrant == name)] for name in plots.QUADRANTS}
+    clouds = {name: cloud for name, cloud in clouds.items() if cloud.size}
+    return vars(fidelity) | {
         "headline": headline,
         "facts": facts[:1].upper() + facts[1:],
-        "quadrants": {name: fidelity["quadrants"][name] for name in _QUADRANTS if name in fidelity["quadrants"]},
-        "points": sum(len(cloud) for cloud, _ in clouds.values()),
+        "quadrants": {name: fidelity.quadrants[name] for name in _QUADRANTS if name in fidelity.quadrants},
+        "points": sum(cloud.shape[1] for cloud in clouds.values()),
         "plot": plots.scatter(clouds) if clouds else None,
     }
 
 
-def _rounds(path: Path) -> dict[str, Any] | None:
-    """The story of labelling in rounds, with its learning curve."""
-    if not path.is_file():
+def _history(folder: RunFolder) -> dict[str, Any] | None:
+    """The rounds of active learning with their learning curve; None without them."""
+    if (history := LabelHistory.find(folder.labels.history)) is None:
         return None
-    story: dict[str, Any] = read_json(path)
-    points = [(one["pairs"], one["reached"]) for one in story["rounds"] if one["reached"] is not None]
-    return story | {"plot": plots.learning_curve(*map(list, zip(*points, strict=True))) if points else None}
+    points = [(one["pairs"], one["reached"]) for one in history.rounds if one["reached"] is not None]
+    target = target_fidelity(folder, history)
+    return vars(history) | {
+        "target_fidelity": target,
+        "ended": ending(history, target),
+        "plot": plots.learning_curve(*map(list, zip(*points, strict=True))) if points else None,
+    }
 
 
-def _verified(path: Path) -> dict[str, Any] | None:
-    """What the measurement of the shortlist said, with its scatter; None where none was measured."""
-    if not path.is_file():
+def _verification(folder: RunFolder) -> dict[str, Any] | None:
+    """The record of a verified shortlist with its scatter plot; None without one."""
+    if (verification := Verification.find(folder.verification)) is None:
         return None
-    facts: dict[str, Any] = read_json(path)
-    exact, predicted = (np.array(facts["scatter"][side], dtype=np.float64) for side in ("exact", "predicted"))
-    return facts | {"plot": plots.scatter({"shortlist": (exact, predicted)})}
+    return vars(verification) | {"plot": plots.scatter({"shortlist": _scatter(verification)})}
+
+
+def _scatter(record: Fidelity | Verification) -> np.ndarray:
+    """Exact and predicted influence of the record's pairs, (2, n_pairs)."""
+    return np.array([record.scatter[side] for side in ("exact", "predicted")], dtype=np.float64)
 
 
 def _groups(run: _Run) -> dict[str, Any] | None:
-    """Shares of each value of the first grouping key that the original rows have, most chosen first."""
-    chosen = np.zeros(len(run.pool), dtype=bool)
-    chosen[run.chosen] = True
-    left, subset, targets = _count(run.pool, ~chosen), _count(run.pool, chosen), _count(run.target)
+    """Shares of each value of the first grouping key found in the original rows, most selected first."""
+    chosen = np.isin(np.arange(len(run.pool)), run.chosen)
+    rest, subset, targets = _count(run.pool, ~chosen), _count(run.pool, chosen), _count(run.target)
     for key in _GROUP_KEYS:
-        pool = left[key] + subset[key]
+        pool = rest[key] + subset[key]
         if not 2 <= len(pool.keys() - {None}) <= min(_MOST_GROUPS, len(run.pool) // 2):
             continue
         target = targets[key] if 1 <= len(targets[key].keys() - {None}) <= _MOST_GROUPS else None
@@ -227,7 +201,7 @@ def _groups(run: _Run) -> dict[str, Any] | None:
 
 
 def _count(rows: Dataset | None, which: np.ndarray | None = None) -> dict[str, Counter[str | None]]:
-    """How often each value of each grouping key stands in the rows, or in those that `which` marks."""
+    """Occurrences of each value of each grouping key in the rows, or in those of the mask `which`."""
     import pyarrow as pa
 
     counts: dict[str, Counter[str | None]] = {key: Counter() for key in _GROUP_KEYS}
@@ -239,28 +213,24 @@ def _count(rows: Dataset | None, which: np.ndarray | None = None) -> dict[str, C
             original = json.loads(text)
             for key, count in counts.items():
                 value = original.get(key)
-                if len(count) <= _MOST_GROUPS + 1:  # with more they are no groups: stop counting
+                if len(count) <= _MOST_GROUPS + 1:  # with more it is not a grouping
                     count[str(value)[:80] if isinstance(value, (str, int)) else None] += 1
     return counts
 
 
 def _samples(run: _Run, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    rank = {int(row): position for position, row in enumerate(run.chosen, 1)}
-    gains = run.selection.column("gain")
-    samples = []
-    for row in map(int, rows):
-        sample, position = run.pool[row], rank.get(row)
-        samples.append(
-            {
-                "id": sample["id"],
-                "row": sample["source_row"],
-                "rank": position,
-                "gain": gains[position - 1].as_py() if position else None,
-                "influence": float(run.influence[row]),
-                "texts": {name: _cut(sample[name]) for name in ("prompt", "response")},
-            }
-        )
-    return samples
+    rank = {row: position for position, row in enumerate(run.chosen.tolist(), 1)}
+    return [
+        {
+            "id": sample["id"],
+            "row": sample["source_row"],
+            "rank": rank.get(row),
+            "gain": float(run.gains[rank[row] - 1]) if row in rank else None,
+            "influence": float(run.influence[row]),
+            "texts": {name: _cut(sample[name]) for name in ("prompt", "response")},
+        }
+        for row, sample in zip(map(int, rows), run.pool.select(rows), strict=True)
+    ]
 
 
 def _cut(text: str) -> dict[str, Any]:
@@ -270,14 +240,14 @@ def _cut(text: str) -> dict[str, Any]:
     return {"head": text if whole else head, "full": None if whole else text[:_LONG], "characters": len(text)}
 
 
-def _template() -> Template:
+def _template(folder: RunFolder) -> Template:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        # Whatever the template prints passes here first, so no datum is forgotten; then it is escaped.
+        # Everything that is printed passes through here, then it is escaped.
         finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -288,6 +258,7 @@ def _template() -> Template:
         "memory": _memory,
         "share": _share,
         "value": _value,
+        "relative": lambda path: _relative(path, folder),
     }
     return environment.get_template("report.html.jinja")
 

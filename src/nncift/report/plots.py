@@ -1,10 +1,9 @@
-"""The report's pictures as inline SVG, with the figures read off them: scatter, gain curve, embedding map.
+"""The report's pictures as inline SVG, with the figures shown beside them: scatter, curves, embedding map.
 
-Each takes arrays and draws one `<svg>` element without prolog, style sheet, metadata or date, so the same
-numbers give the same bytes, on whatever display and with whatever matplotlibrc. Colours become CSS
-variables with the printed colour as fallback: the page that holds the picture decides on light or dark.
-Clouds of more than `MOST_MARKS` points turn into a PNG inside the SVG, since a browser draws (and a file
-holds) every vector mark. No text from data is drawn. About 0.2 s a picture.
+Each takes arrays and draws one `<svg>` element without prolog, style sheet, metadata or date, so the same numbers give
+the same bytes, whatever the display and matplotlibrc. Colors become CSS variables with the printed color as fallback,
+so the page decides on light or dark. Clouds of more than `MOST_MARKS` points become a PNG inside the SVG, since a
+browser draws (and a file stores) every vector mark. No text from data is drawn. About 0.2 s a picture.
 """
 
 from __future__ import annotations
@@ -18,38 +17,45 @@ import numpy as np
 from markupsafe import Markup
 
 MOST_MARKS = 2_000  # more points than this are rasterised
-DRAWN, FITTED = 5_000, 2_000  # points of a kind on the map, and samples its axes are computed from
+DRAWN, FITTED = 5_000, 2_000  # points of a kind on the map, and samples for its principal components
 
 INK, MUTED, LINE = "#1d2733", "#66717f", "#dfe3e8"
-LEFT, CHOSEN, TARGET = "#9aa5b1", "#1574b8", "#d9730d"
-QUADRANTS = {"Q2": "#1574b8", "Q3": "#1b9e77", "Q4": "#d9730d"}  # of held-out pairs; the colour-blind tell them apart
+OTHER, SELECTED, TARGET = "#9aa5b1", "#1574b8", "#d9730d"
+QUADRANTS = {"Q2": "#1574b8", "Q3": "#1b9e77", "Q4": "#d9730d"}  # of held-out pairs; safe for the color-blind
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"}
+_STYLE = {
+    "svg.fonttype": "none",  # real text: it can be read aloud, searched and copied
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+}
 
 
-def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
+def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
     """Predicted influence against exact, on equal axes with the diagonal.
 
     Args:
-        groups: quadrant or "shortlist" -> (exact, predicted), each (n_pairs,).
+        groups: quadrant or "shortlist" -> exact and predicted influence, (2, n_pairs).
     """
-    both = np.concatenate([values for pair in groups.values() for values in pair])
+    both = np.concatenate([*groups.values()], axis=1)
     low, high = float(both.min()), float(both.max())
     margin = 0.04 * (high - low) or 1.0
-    rasterised = len(both) // 2 > MOST_MARKS
+    look = {"s": 9, "alpha": 0.55, "linewidths": 0, "rasterized": both.shape[1] > MOST_MARKS}
 
     def paint(axes: Any) -> None:
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8, dashes=(4, 3), zorder=1)
-        for name, (exact, predicted) in groups.items():
-            axes.scatter(
-                exact,
-                predicted,
-                s=9,
-                color=QUADRANTS.get(name, CHOSEN),
-                alpha=0.55,
-                linewidths=0,
-                label=name,
-                rasterized=rasterised,
-            )
+        for name, pairs in groups.items():
+            axes.scatter(*pairs, color=QUADRANTS.get(name, SELECTED), label=name, **look)
         axes.set(xlabel="exact influence", ylabel="predicted influence")
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
         axes.locator_params(nbins=5)
@@ -59,15 +65,10 @@ def scatter(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
 
 
 def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
-    """What was reached against the number of labels.
-
-    Args:
-        labels: of each round, ascending.
-        reached: rank correlation after it.
-    """
+    """Held-out rank correlation `reached` after each round against the number of `labels` by then."""
 
     def paint(axes: Any) -> None:
-        axes.plot(labels, reached, color=CHOSEN, linewidth=1.6, marker="o", markersize=4)
+        axes.plot(labels, reached, color=SELECTED, linewidth=1.6, marker="o", markersize=4)
         axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), 1.02))
         axes.locator_params(nbins=5)
 
@@ -75,15 +76,11 @@ def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
 
 
 def gain_curve(gains: np.ndarray) -> dict[str, Any] | None:
-    """Value of the first r chosen samples over the rank r, and where the curve flattens.
+    """Value of the first r selected samples over the rank r, from the gains (n_selected,) in order.
 
-    Args:
-        gains: (n_chosen,) what each chosen sample added, in the order chosen.
-
-    Returns:
-        `plot`; the `value` of all `ranks`; the `rank` that reaches nine tenths of it; whether the curve
-        `flattens` (that rank lies in the first four fifths; of a straight line it lies at nine tenths);
-        `tail_share`, what the last `tail` samples (a tenth) add of the value. None without a positive value.
+    Returns `plot`; the `value` of all `ranks`; the `rank` that reaches 90% of it; whether the curve `flattens` (that
+    rank is at most 80% of `ranks`; for a straight line it is 90%); `tail_share`, the share of the value from the last
+    `tail` samples (a tenth). None without a positive value.
     """
     cumulative = np.cumsum(gains, dtype=np.float64)
     if not len(gains) or cumulative[-1] <= 0:
@@ -107,10 +104,10 @@ def _draw_gains(cumulative: np.ndarray, rank: int) -> Markup:
     height = float(cumulative[rank - 1])
 
     def paint(axes: Any) -> None:
-        axes.fill_between(ranks, values, color=CHOSEN, alpha=0.1, linewidth=0)
-        axes.plot(ranks, values, color=CHOSEN, linewidth=1.8)
+        axes.fill_between(ranks, values, color=SELECTED, alpha=0.1, linewidth=0)
+        axes.plot(ranks, values, color=SELECTED, linewidth=1.8)
         axes.plot([rank, rank, 0], [0, height, height], color=MUTED, linewidth=0.8, dashes=(4, 3))
-        axes.plot([rank], [height], "o", color=CHOSEN, markersize=5)
+        axes.plot([rank], [height], "o", color=SELECTED, markersize=5)
         axes.set(xlabel="rank", ylabel="value of the samples up to that rank", xlim=(0, len(cumulative)))
         axes.set_ylim(min(0.0, float(values.min())), 1.06 * float(values.max()))
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -122,19 +119,12 @@ def _draw_gains(cumulative: np.ndarray, rank: int) -> Markup:
 
 
 def embedding_map(features: np.ndarray, chosen: np.ndarray, target_features: np.ndarray | None) -> dict[str, Any]:
-    """Samples on the pool's first two principal components: left behind, chosen over them, targets on top.
+    """Samples on the pool's first two principal components: not selected, selected over them, targets on top.
 
-    The axes come from at most `FITTED` samples, and at most `DRAWN` points of a kind are drawn, both from
-    a fixed seed, so that a pool of millions costs as much as one of thousands.
-
-    Args:
-        features: (n_pool, d), perhaps memory-mapped.
-        chosen: (n_chosen,) row numbers in the pool.
-        target_features: (n_target, d).
-
-    Returns:
-        `plot`, the points `drawn` and in `all` of each kind, and the share `explained` of the variance
-        (2,) along either axis.
+    The components are fitted to at most `FITTED` samples, and at most `DRAWN` points of a kind are drawn, both with a
+    fixed seed, so the cost does not grow with the pool. `features` are (n_pool, d), perhaps memory-mapped, and `chosen`
+    pool rows. Returns `plot`, the points `drawn` and in `all` of each kind, and the share of variance `explained` by
+    each component.
     """
     rng = np.random.default_rng(0)
 
@@ -142,16 +132,13 @@ def embedding_map(features: np.ndarray, chosen: np.ndarray, target_features: np.
         return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
 
     centre, axes, explained = _principal_axes(features[some(np.arange(len(features)), FITTED)])
-    left = np.ones(len(features), dtype=bool)
-    left[chosen] = False
-    kinds = {"left": (features, np.flatnonzero(left)), "chosen": (features, np.sort(chosen))}
+    rest = np.ones(len(features), dtype=bool)
+    rest[chosen] = False
+    kinds = {"not selected": (features, np.flatnonzero(rest)), "selected": (features, np.sort(chosen))}
     if target_features is not None:
         kinds["target"] = (target_features, np.arange(len(target_features)))
-    points = {
-        kind: (np.asarray(matrix[some(rows, DRAWN)], dtype=np.float64) - centre) @ axes.T  # (n, 2)
-        for kind, (matrix, rows) in kinds.items()
-        if len(rows)
-    }
+    shown = {kind: matrix[some(rows, DRAWN)] for kind, (matrix, rows) in kinds.items() if len(rows)}
+    points = {kind: (np.asarray(part, dtype=np.float64) - centre) @ axes.T for kind, part in shown.items()}  # (n, 2)
     return {
         "plot": _draw_map(points, explained),
         "drawn": {kind: len(coordinates) for kind, coordinates in points.items()},
@@ -175,14 +162,14 @@ def _principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup:
     rasterised = sum(map(len, points.values())) > MOST_MARKS
     looks = {
-        "left": {"color": LEFT, "s": 7, "alpha": 0.5, "label": "left"},
-        "chosen": {"color": CHOSEN, "s": 8, "alpha": 0.6, "label": "chosen"},
-        "target": {"color": TARGET, "s": 20, "alpha": 0.9, "marker": "D", "label": "target"},
+        "not selected": {"color": OTHER, "s": 7, "alpha": 0.5},
+        "selected": {"color": SELECTED, "s": 8, "alpha": 0.6},
+        "target": {"color": TARGET, "s": 20, "alpha": 0.9, "marker": "D"},
     }
 
     def paint(axes: Any) -> None:
         for kind in (kind for kind in looks if kind in points):
-            axes.scatter(*points[kind].T, linewidths=0, rasterized=rasterised, **looks[kind])
+            axes.scatter(*points[kind].T, label=kind, linewidths=0, rasterized=rasterised, **looks[kind])
         axes.set(xticks=[], yticks=[])
         axes.set(xlabel=f"component 1 ({explained[0]:.0%} of the variance)", ylabel=f"component 2 ({explained[1]:.0%})")
         _legend(axes, len(points))
@@ -191,14 +178,8 @@ def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup
 
 
 def _legend(axes: Any, columns: int) -> None:
-    legend = axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=columns,
-        frameon=False,
-        handletextpad=0.2,
-        columnspacing=1.2,
-    )
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": columns}
+    legend = axes.legend(frameon=False, handletextpad=0.2, columnspacing=1.2, **place)
     for handle in legend.legend_handles:
         handle.set(alpha=1.0, sizes=[28], rasterized=False)
 
@@ -207,29 +188,10 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> 
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():  # the user's matplotlibrc must not change our bytes, nor ours his pictures
+    with matplotlib.rc_context():  # neither the user's matplotlibrc nor our settings leave this block
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",  # real text: it can be read aloud, searched and copied
-                "svg.hashsalt": name,
-                "font.size": 10,
-                "text.color": INK,
-                "axes.labelcolor": INK,
-                "axes.edgecolor": MUTED,
-                "axes.linewidth": 0.7,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.axisbelow": True,
-                "axes.grid": True,
-                "grid.color": LINE,
-                "grid.linewidth": 0.6,
-                "xtick.color": MUTED,
-                "ytick.color": MUTED,
-                "xtick.major.size": 0,
-                "ytick.major.size": 0,
-            }
-        )
+        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=size, layout="constrained")
         paint(figure.add_subplot())
         text = io.StringIO()
@@ -240,12 +202,12 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> 
 
 def _inline(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # which would apply to the whole page
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the page sets the size
     svg = svg.replace(' id="', f' id="{name}-')  # ids are the page's: three pictures must not share them
     svg = svg.replace('href="#', f'href="#{name}-')
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(f" {colour}", f" var(--{variable}, {colour})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(f" {color}", f" var(--{variable}, {color})")
     return svg

@@ -1,167 +1,182 @@
-"""What a run did, in one `summary.json` and one short table for the terminal."""
+"""The record of a run (`Summary`) from the files of its stages, and a short text for the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from nncift.config import Config
 from nncift.data.pool import PoolFacts
 from nncift.errors import printable
-from nncift.features.features import feature_facts
-from nncift.features.sources import feature_sources
-from nncift.run.costs import duration
-from nncift.run.files import read_array, read_json, write_json
+from nncift.run.costs import Costs, duration
+from nncift.run.files import read_array, read_json
+from nncift.run.folder import RunFolder, SampleFolder
+from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
 from nncift.selection.selection import Selection
 
+_TARGET_FIDELITY = 0.5  # of runs that did not record theirs
+_METRICS = {"r2": "R2", "spearman_within_target": "within target", "spearman_row_mean": "row means", "mse": "MSE"}
+_HELD_OUT = {"Q2": "new pool samples", "Q4": "new pool samples and targets", "Q3": "new targets"}
 
-def write_summary(
-    folder: Path,
-    config: Config,
-    selection: Selection,
-    *,
-    pool: PoolFacts,
-    target: PoolFacts | None,
-    all_pairs: int,
-) -> None:
-    """Write `summary.json` from what the stages left in the run folder.
 
-    Args:
-        folder: the run folder; features, labels, costs and fidelity are read from it.
-        config: the run's.
-        selection: what was chosen.
-        pool: bookkeeping of the pool's reading.
-        target: the same for the target, if there is one.
-        all_pairs: entries of the influence matrix.
-    """
-    names = feature_sources(config).names("pool").values()
-    features = [feature_facts(folder / "features", name) for name in names]
-    notes_path, fidelity_path = folder / "labels" / "notes.json", folder / "fidelity.json"
-    cut = len(read_json(notes_path)["cut"]) if notes_path.exists() else None
-    labelled = 0
-    if fidelity_path.exists():
-        labelled = sum(read_json(fidelity_path)["pairs"].values())
-    tokens = folder / "tokens.npy"
-    write_json(
-        folder / "summary.json",
-        {
-            "pool": pool.to_dict(),
-            "target": None if target is None else target.to_dict(),
-            "labelled_pairs": labelled,
-            "all_pairs": all_pairs,
-            "exact_all_pairs": None if config.labels_from else _extrapolate(folder, labelled, all_pairs, pool.rows),
-            "selected": len(selection.indices),
-            "tokens_selected": int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
-            "objective": selection.objective,
-            "objective_options": selection.objective_options,
-            "value": float(selection.value),
-            "encoder": {
-                "name": " + ".join(str(part["encoder"]) for part in features),
-                "truncated": max(part["truncated"] for part in features),
-                "width": sum(part["width"] for part in features),
-            },
-            "language_model": None if cut is None else {"name": config.model, "cut": cut},
-            "warnings": _warnings(folder, features, selection, cut, target),
+def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) -> Summary:
+    """Write the summary of a run whose other files are there; `all_pairs` are the entries of the influence matrix."""
+    config, features = read_json(folder.config), _features(folder)
+    pool, target, known = (_facts(folder.samples(side)) for side in ("pool", "target", "known"))
+    assert pool is not None
+    fidelity, tokens, notes = Fidelity.find(folder.fidelity), folder.tokens, folder.labels.notes
+    labelled = sum(fidelity.pairs.values()) if fidelity else 0
+    cut = len(read_json(notes)["cut"]) if notes.exists() else None
+    summary = Summary(
+        pool=pool,
+        target=target,
+        known=known if known is None else known | {"value": _known_value(folder, selection)},
+        labelled_pairs=labelled,
+        all_pairs=all_pairs,
+        exact_all_pairs=None if config.get("labels_from") else _exact_cost(folder, labelled, all_pairs, pool["rows"]),
+        selected=len(selection),
+        tokens_selected=int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
+        objective=selection.objective,
+        objective_options=selection.objective_options,
+        value=float(selection.value),
+        encoder={
+            "name": " + ".join(str(part["encoder"]) for part in features),
+            "truncated": max(part["truncated"] for part in features),
+            "width": sum(part["width"] for part in features),
         },
+        language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
+        warnings=_warnings(target, fidelity, features, cut, selection.gains),
     )
+    summary.save(folder.summary)
+    return summary
 
 
-def _extrapolate(folder: Path, labelled: int, all_pairs: int, samples: int) -> dict[str, float] | None:
-    """What labelling every pair exactly would have cost, at the measured cost per labelled pair.
+def _facts(samples: SampleFolder) -> dict[str, Any] | None:
+    """`PoolFacts` of one side, without the options it was read with."""
+    stored = read_json(samples.facts) if samples.facts.exists() else None
+    return stored and {f.name: stored[f.name] for f in fields(PoolFacts)}
 
-    Where a score holds for all targets, that is one pair for each sample.
-    """
+
+def _known_value(folder: RunFolder, selection: Selection) -> float | None:
+    """Coverage by the known samples in the conditional gain: nu * their largest influence, summed over the targets."""
+    nu = selection.objective_options.get("nu")
+    return None if nu is None else nu * float(np.maximum(read_array(folder.known), 0).sum(dtype=np.float64))
+
+
+def _features(folder: RunFolder) -> list[dict[str, Any]]:
+    """Facts of the pool's features, the language model's last."""
+    facts = [read_json(folder.features.facts(name)) for name in folder.features.names("pool")]
+    return sorted(facts, key=lambda part: "blocks" in part)
+
+
+def _exact_cost(folder: RunFolder, labelled: int, all_pairs: int, n_pool: int) -> dict[str, float] | None:
+    """Cost of labelling every pair, extrapolated from the labelled ones; a pointwise score is one pair per sample."""
     if not labelled:
         return None
-    cost = read_json(folder / "costs.json")["stages"]["labels"]
-    pointwise = read_json(folder / "labels" / "plan.json").get("pointwise", False)
-    share = (samples if pointwise else all_pairs) / labelled
-    return {"seconds": cost["seconds"] * share, "forward_tokens": round(cost["forward_tokens"] * share)}
+    cost, pointwise = Costs(folder.costs).stages["labels"], read_json(folder.labels.plan).get("pointwise", False)
+    share = (n_pool if pointwise else all_pairs) / labelled
+    return {"seconds": cost.seconds * share, "forward_tokens": round(cost.forward_tokens * share)}
 
 
 def _warnings(
-    folder: Path, features: list[dict[str, Any]], selection: Selection, cut: int | None, target: PoolFacts | None
+    target: dict[str, Any] | None,
+    fidelity: Fidelity | None,
+    features: Sequence[dict[str, Any]],
+    cut: int | None,
+    gains: np.ndarray,
 ) -> list[str]:
     warnings = []
-    if target is not None and target.rows == 1:
+    if target is not None and target["rows"] == 1:
         warnings.append("The target is one sample: the subset serves that sample, not a task.")
-    path = folder / "fidelity.json"
-    if path.exists() and not (measured := read_json(path))["beats_baselines"]:
-        warnings.append(measured["verdict"])
+    if fidelity is not None and not fidelity.beats_baselines:
+        warnings.append(fidelity.verdict)
     for part in features:
         if part["truncated"] > part["rows"] / 10:
-            what = "what was cut" if "blocks" in part else "what follows"
-            reader = f"The language model {part['encoder']}" if "blocks" in part else "The encoder"
-            warnings.append(
-                f"{reader} cut {part['truncated']:,} of {part['rows']:,} texts: their features miss {what}."
-            )
+            longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
+            warnings.append(f"{part['truncated']:,} of {part['rows']:,} texts exceed the {longest} and were truncated.")
     if cut:
-        warnings.append(f"{cut:,} labelled samples were cut to fit the language model's context.")
-    idle = int(np.sum(np.asarray(selection.gains) <= 0))
-    if idle == len(selection.gains):
-        warnings.append("No sample is estimated to help any target: the choice means nothing.")
+        warnings.append(f"{cut:,} labelled samples exceed the language model's context and were truncated.")
+    idle = int(np.sum(gains <= 0))
+    if idle == len(gains):
+        warnings.append("All estimated gains are at most 0: the selection is arbitrary.")
     elif idle:
-        warnings.append(
-            f"{idle:,} of the {len(selection.gains):,} chosen samples add nothing to the objective:"
-            " everything is covered before; a smaller --budget holds the same value."
-        )
+        without = f"{idle:,} of the {len(gains):,} selected samples have no gain"
+        warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
     return warnings
 
 
-def summary_text(folder: Path) -> str:
-    """The run as a short table for the terminal; nothing from the data stands in it unescaped."""
-    summary, costs = read_json(folder / "summary.json"), read_json(folder / "costs.json")["stages"]
+def summary_text(folder: str | os.PathLike[str]) -> str:
+    """The run as a short text for the terminal, with everything from the data escaped."""
+    run = RunFolder(folder)
+    summary = Summary.load(run.summary)
     lines = [f"{'stage':<10} {'seconds':>9} {'LLM tokens':>12}"]
-    for name, cost in costs.items():
-        lines.append(f"{name:<10} {cost['seconds']:>9.1f} {cost['forward_tokens'] + cost['backward_tokens']:>12,}")
-    exact = summary["exact_all_pairs"]
-    if exact is not None:
+    for name, cost in Costs(run.costs).stages.items():
+        lines.append(f"{name:<10} {cost.seconds:>9.1f} {cost.forward_tokens + cost.backward_tokens:>12,}")
+    if (exact := summary.exact_all_pairs) is not None:
         lines.append(
-            f"{summary['labelled_pairs']:,} of {summary['all_pairs']:,} pairs labelled; all of them would take"
+            f"{summary.labelled_pairs:,} of {summary.all_pairs:,} pairs labelled; all of them would take"
             f" about {duration(exact['seconds'])} and {exact['forward_tokens']:,} LLM tokens (extrapolated)."
         )
-    if (folder / "labels" / "rounds.json").exists():
-        lines.append(_rounds_line(read_json(folder / "labels" / "rounds.json")))
-    if (folder / "fidelity.json").exists():
-        lines += ["", *_fidelity_lines(read_json(folder / "fidelity.json"))]
-    rows = summary["pool"]["rows"]
-    lines += ["", f"Chosen: {summary['selected']:,} of {rows:,} samples ({summary['selected'] / rows:.1%})."]
-    if (folder / "verify" / "verify.json").exists():
-        lines += _verified_lines(read_json(folder / "verify" / "verify.json"))
-    lines += [f"Warning: {warning}" for warning in summary["warnings"]]
-    lines += [f"Subset: {folder / 'subset.jsonl'}", f"Report: {folder / 'report.html'}"]
+    if (history := LabelHistory.find(run.labels.history)) is not None:
+        lines.append(_history_line(history, target_fidelity(run, history)))
+    if (fidelity := Fidelity.find(run.fidelity)) is not None:
+        lines += ["", *_fidelity_lines(fidelity)]
+    rows = summary.pool["rows"]
+    lines += ["", f"Selected: {summary.selected:,} of {rows:,} samples ({summary.selected / rows:.1%})."]
+    if summary.known is not None:
+        share, objective = known_coverage(summary), summary.objective.replace("-", " ")
+        covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
+        lines.append(f"Known: {summary.known['rows']:,} samples, {objective}{covered}.")
+    if (verification := Verification.find(run.verification)) is not None:
+        lines.append(_verification_line(verification))
+    lines += [f"Warning: {warning}" for warning in summary.warnings]
+    lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
     return "\n".join(printable(line) for line in lines)
 
 
-def _fidelity_lines(measured: dict[str, Any]) -> list[str]:
-    columns = {"r2": "R2", "spearman_within_target": "within target", "spearman_row_mean": "row means", "mse": "MSE"}
-    name = next((q for q in ("Q2", "Q4", "Q3") if q in measured["quadrants"]), None)
+def target_fidelity(run: RunFolder, history: LabelHistory) -> float:
+    """The rank correlation at which labelling was to stop; from the config where an earlier version recorded none."""
+    return float(history.target_fidelity or read_json(run.config).get("fidelity") or _TARGET_FIDELITY)
+
+
+def ending(history: LabelHistory, target: float) -> str | None:
+    """Why labelling stopped."""
+    return "target fidelity reached" if (history.rounds[-1]["reached"] or 0) >= target else history.ended
+
+
+def known_coverage(summary: Summary) -> float | None:
+    """Share of the targets' final coverage that the known samples provide; None where it was not computed."""
+    value = None if summary.known is None else summary.known.get("value")
+    return value / (value + summary.value) if value else value
+
+
+def _fidelity_lines(fidelity: Fidelity) -> list[str]:
+    name = next((q for q in _HELD_OUT if q in fidelity.quadrants), None)
     if name is None:
-        return [measured["verdict"]]
-    what = {
-        "Q2": "pool samples it never saw",
-        "Q3": "targets it never saw",
-        "Q4": "samples it never saw, on both sides",
-    }
-    lines = [f"{'fidelity on ' + what[name]:<42}" + "".join(f"{label:>15}" for label in columns.values())]
-    for method, row in measured["quadrants"][name]["methods"].items():
-        cells = ("" if row[metric] is None else f"{row[metric]:.3f}" for metric in columns)
+        return [fidelity.verdict]
+    lines = [f"{'fidelity on ' + _HELD_OUT[name]:<42}" + "".join(f"{label:>15}" for label in _METRICS.values())]
+    for method, row in fidelity.quadrants[name]["methods"].items():
+        cells = ("" if row[metric] is None else f"{row[metric]:.3f}" for metric in _METRICS)
         lines.append(f"  {method:<40}" + "".join(f"{cell:>15}" for cell in cells))
-    return lines if not measured["beats_baselines"] else [*lines, measured["verdict"]]
+    return [*lines, fidelity.verdict] if fidelity.beats_baselines else lines
 
 
-def _verified_lines(facts: dict[str, Any]) -> list[str]:
-    value = facts["value"]
-    return [
-        f"Measured: a shortlist of {facts['samples']:,} samples on {facts['targets']:,} targets. Best influence in the"
-        f" subset, mean over these targets: {value['exact']:.4g} measured ({value['estimated']:.4g} estimated before;"
-        f" {value['exact_of_the_choice_by_estimates']:.4g} measured for what estimates alone would have chosen)."
-    ]
+def _verification_line(verification: Verification) -> str:
+    value = verification.value
+    return (
+        f"Verified: exact influence of a shortlist of {verification.samples:,} samples on {verification.targets:,}"
+        f" targets. Best influence in the subset, mean over these targets: {value['exact']:.4g} exact"
+        f" ({value['estimated']:.4g} estimated before;"
+        f" {value['exact_of_the_choice_by_estimates']:.4g} exact for the selection by estimates alone)."
+    )
 
 
-def _rounds_line(story: dict[str, Any]) -> str:
-    told = ", ".join(f"{one['pairs']:,} pairs {one['reached'] or 0:.2f}" for one in story["rounds"])
-    rounds = "1 round" if len(story["rounds"]) == 1 else f"{len(story['rounds'])} rounds"
-    return f"Labelled in {rounds} until {story['ended']}: rank correlation with {told}."
+def _history_line(history: LabelHistory, target: float) -> str:
+    n, last = len(history.rounds), history.rounds[-1]
+    return (
+        f"Active labelling stopped after {n} round{'s' if n > 1 else ''}: {ending(history, target)}"
+        f" (rank correlation {last['reached'] or 0:.2f} with {last['pairs']:,} pairs)."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,16 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.errors import RunError
+from nncift.errors import DependencyError, RunError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-import importlib.util
 
-from nncift.errors import DependencyError
-
-_TEMPORARY = ".partial-"
+PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
@@ -37,33 +35,42 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    temporary = path.parent / f"{_TEMPORARY}{path.name}"
+    temporary = path.parent / f"{PARTIAL}{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         yield temporary
         for file in [temporary] if temporary.is_file() else temporary.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        _remove(temporary)
+        remove(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"no space left on the disk while writing {path}", "free some and run the same command again"
-            ) from error
+            problem = f"no space left on the disk while writing {path}"
+            raise RunError(problem, "free some and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise RunError(f"cannot write {path} ({error.strerror})", "choose another --output") from error
         raise
     except Exception:
-        _remove(temporary)
+        remove(temporary)
         raise
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
     with contextlib.suppress(OSError):  # an error that led here is the one to report
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn these errors of reading `path` into a RunError: the path, the problem, and to remove the file."""
+    try:
+        yield
+    except kinds as error:
+        raise RunError(f"{path} {problem}", "remove the file and run again") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,17 +80,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one of our JSON files.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
-    except ValueError as error:
-        raise RunError(f"{path} is not valid JSON", "remove the file and run again") from error
+    """Read one of our JSON files; a missing or damaged one is a RunError, as of every `read_*` here."""
+    with refuse_damaged(path, "is not valid JSON", ValueError):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -95,17 +97,11 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Memory-map a `.npy` file, read-only.
-
-    Raises:
-        RunError: the file is not an array of numbers.
-    """
+    """Memory-map a `.npy` file, read-only."""
     import numpy as np
 
-    try:
+    with refuse_damaged(path, "is damaged: no array of numbers", ValueError, EOFError):
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError) as error:
-        raise RunError(f"{path} is damaged: no array of numbers", "remove the file and run again") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -117,18 +113,12 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file of ours.
-
-    Raises:
-        RunError: the file is damaged.
-    """
+    """Read a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with refuse_damaged(path, "is damaged", pa.ArrowException):
         return pq.read_table(path)
-    except pa.ArrowException as error:
-        raise RunError(f"{path} is damaged", "remove the file and run again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -141,36 +131,30 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Read arrays from safetensors."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    with refuse_damaged(path, "is damaged", SafetensorError):
+        return load_file(path)
 
 
 def fingerprint(*parts: object) -> str:
-    """A short stable hash of JSON-able or bytes-like parts, to tell inputs apart (not for security)."""
+    """A short stable hash of JSON-able or bytes-like parts, to compare inputs by (not for security)."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
-        data = (
-            bytes(part)
-            if isinstance(part, (bytes, memoryview))
-            else json.dumps(part, sort_keys=True, default=str).encode()
-        )
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        if not isinstance(part, (bytes, memoryview)):
+            part = json.dumps(part, sort_keys=True, default=str).encode()
+        data = bytes(part)
+        digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 
 
 def package_folder(module: str, install: str) -> Path:
-    """The folder of an installed package, found without importing it.
-
-    Raises:
-        DependencyError: it is not installed; the message says `pip install <install>`.
-    """
+    """The folder of an installed package, found without importing it; a DependencyError names how to install it."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise DependencyError(
-            f"the embedded parts need the package {module.replace('_', '-')}", f"pip install {install}"
-        )
+        problem = f"the embedded parts need the package {module.replace('_', '-')}"
+        raise DependencyError(problem, f"pip install {install}")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -14,28 +14,23 @@ from nncift.errors import ConfigError
 def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
     """The object that `name` stands for, imported now.
 
-    Args:
-        name: a key of `built_in`, the name of an entry point in `group`, or "package.module:attribute".
-        built_in: names to "package.module:attribute".
-        group: the entry-point group, for example "nncift.influence".
-
-    Raises:
-        ConfigError: nothing has that name; the message lists the known ones and the closest.
+    `name` is a key of `built_in` (names to "package.module:attribute"), an entry point of the group, for example
+    "nncift.influence", or a path like those of `built_in` itself. Anything else is a ConfigError that lists the known
+    names and the closest.
     """
     plugins = {point.name: point.value for point in entry_points(group=group)}
     path = built_in.get(name) or plugins.get(name) or (name if ":" in name else None)
     if path is None:
         raise ConfigError(
-            f"there is no {group.rpartition('.')[2]} {name!r}",
+            f"there is no {group.rpartition('.')[2].removesuffix('s')} {name!r}",
             f'{suggest(name, sorted({*built_in, *plugins}))}, or your own "module:Class"',
         )
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot import {path!r} ({error})", "check the module's name and that it is installed"
-        ) from error
+        problem = f"cannot import {path!r} ({error})"
+        raise ConfigError(problem, "check the module's name and that it is installed") from error
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

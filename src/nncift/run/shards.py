@@ -1,103 +1,151 @@
-"""Values of many samples, computed in shards that resume.
+"""Resumable work on many rows: one loop over shards.
 
-A shard holds a fixed range of samples, so a killed run repeats at most one of them and ends with the same bytes.
+A shard is a fixed range of rows. It is written when it is computed, so a killed run repeats at most the shards in
+progress and ends with the same bytes, however many processes compute them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from nncift.run.files import atomic_write, read_array, read_tensors, write_json, write_tensors
+from nncift.run.executors import Executor, LocalExecutor
+from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-from collections.abc import Sequence
+SHARD = 256  # of values that are computed once per distinct sample
 
-from safetensors import SafetensorError
-
-from nncift.errors import RunError
-
-SAMPLES_PER_SHARD = 1024
+Arrays = dict[str, np.ndarray]
+Work = Callable[[range], Arrays]
+"""Computes the arrays of a range of rows. Picklable: a frozen dataclass that holds specs instead of models."""
 
 
-def in_shards(
-    samples: Dataset,
-    compute: Callable[[Dataset], dict[str, np.ndarray]],
-    *,
-    folder: Path | None,
-    name: str,
-    facts: dict[str, Any],
-    blocks: Mapping[str, int] | None = None,
-    progress: bool = False,
-    after_shard: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Features of every sample.
+_LOCAL = LocalExecutor()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of rows and the file of its arrays; None: they stay in memory."""
+
+    rows: range
+    path: Path | None
+
+
+def _compute(work: Work, shard: Shard) -> tuple[Shard, Arrays | None]:
+    """Compute a shard, in whichever process: with its arrays unless they are written."""
+    arrays = work(shard.rows)
+    if shard.path is None:
+        return shard, arrays
+    _write(shard.path, arrays)
+    return shard, None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    if path.suffix == ".npy":
+        write_array(path, arrays["values"])
+    elif path.suffix == ".parquet":
+        write_table(path, pa.table(arrays))
+    else:
+        write_tensors(path, arrays)
+
+
+def _read(path: Path) -> Arrays:
+    if path.suffix == ".npy":
+        return {"values": read_array(path)}
+    if path.suffix == ".parquet":
+        table = read_table(path)
+        return {name: table[name].to_numpy() for name in table.column_names}
+    return read_tensors(path)
+
+
+class Shards:
+    """The shards of n rows; iterates over their arrays in the order of the rows.
 
     Args:
-        samples: n rows.
-        compute: some rows to "features" (rows, d) float32, and "truncated" (rows,) bool, which texts were cut.
-        folder: keep shards here while running, then `<name>.npy` and `<name>.json`; what is there already is not
-            computed again.
-        name: file name in `folder`.
-        facts: what to record beside rows, width and the number of texts cut.
-        blocks: name to width, where the features are several blocks side by side.
-        progress: show a progress bar.
-        after_shard: called after each shard that was computed, for example to save the costs.
-
-    Returns:
-        (n, d) float32, memory-mapped when a folder is given.
+        n: number of rows.
+        size: rows per shard.
+        folder: keep each shard here as `<name>-<number><suffix>`; in memory unless given.
+        name: of the files.
+        suffix: ".safetensors", ".parquet" for columns, or ".npy" for the one array "values", memory-mapped.
     """
-    if folder is not None and (folder / f"{name}.json").exists():
-        _drop_shards(folder, name)
-        return read_array(folder / f"{name}.npy")
-    shards: list[Path | np.ndarray] = []
-    truncated = 0
-    with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", disable=not progress) as bar:
-        for start in range(0, len(samples), SAMPLES_PER_SHARD):
-            path = folder / f"{name}-{start // SAMPLES_PER_SHARD:06d}.safetensors" if folder is not None else None
-            if path is not None and path.exists():
-                shard = read_tensors(path)
-            else:
-                shard = compute(samples.select(range(start, min(start + SAMPLES_PER_SHARD, len(samples)))))
-                if path is not None:
-                    write_tensors(path, shard)
-                after_shard()
-            truncated += int(shard["truncated"].sum())
-            bar.update(len(shard["features"]))
-            shards.append(path if path is not None else shard["features"])
-    if folder is None:
-        return np.concatenate([shard for shard in shards if isinstance(shard, np.ndarray)])
-    paths = [shard for shard in shards if isinstance(shard, Path)]
-    facts = {**facts, "truncated": truncated} | ({} if blocks is None else {"blocks": dict(blocks)})
-    return _join(paths, len(samples), folder, name, facts)
+
+    def __init__(self, n: int, size: int, folder: Path | None, name: str, suffix: str = ".safetensors") -> None:
+        self.n, self.folder, self.files = n, folder, f"{name}-*{suffix}"
+        self._shards = [
+            Shard(range(n)[start : start + size], folder and folder / f"{name}-{number:06d}{suffix}")
+            for number, start in enumerate(range(0, n, size))
+        ]
+        self._computed: dict[int, Arrays] = {}  # by first row; only those without a file
+
+    def compute(
+        self,
+        work: Work,
+        *,
+        bar: tqdm,
+        accept: Callable[[range, Arrays], bool] | None = None,
+        after_shard: Callable[[], None] = lambda: None,
+        executor: Executor = _LOCAL,
+    ) -> None:
+        """Compute the shards that are not stored.
+
+        Args:
+            work: computes the arrays of a range of rows.
+            bar: progress bar, advanced by rows.
+            accept: whether a stored shard is that of these rows; one that is not is computed again.
+            after_shard: called after each computed shard, for example to save the costs.
+            executor: where to compute.
+        """
+        missing = [shard for shard in self._shards if not self._stored(shard, accept)]
+        bar.update(self.n - sum(len(shard.rows) for shard in missing))
+        job = functools.partial(_compute, work)
+        for shard, arrays in executor.map(job, missing):
+            if arrays is not None:
+                self._computed[shard.rows.start] = arrays
+            after_shard()
+            bar.update(len(shard.rows))
+
+    def __iter__(self) -> Iterator[Arrays]:
+        for shard in self._shards:
+            yield self._computed[shard.rows.start] if shard.path is None else _read(shard.path)
+
+    def drop(self) -> None:
+        """Remove the files, once what was made of them is stored."""
+        if self.folder is not None:
+            for path in self.folder.glob(self.files):
+                path.unlink()
+
+    def _stored(self, shard: Shard, accept: Callable[[range, Arrays], bool] | None) -> bool:
+        if shard.path is None:
+            return shard.rows.start in self._computed
+        return shard.path.exists() and (accept is None or accept(shard.rows, _read(shard.path)))
 
 
-def _join(shards: list[Path], n: int, folder: Path, name: str, facts: dict[str, Any]) -> np.ndarray:
-    """One memory-mappable array from the shards, without holding it in memory; then drop the shards."""
-    path = folder / f"{name}.npy"
-    width = read_tensors(shards[0])["features"].shape[1]
-    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (n, width)}
-        np.lib.format.write_array_header_1_0(handle, header)
-        for shard in shards:
-            handle.write(read_tensors(shard)["features"].tobytes())
-    write_json(folder / f"{name}.json", {**facts, "width": int(width), "rows": n})
-    _drop_shards(folder, name)
-    return read_array(path)
+@dataclass(frozen=True)
+class _Keyed:
+    """Values (m, d) float32 of some samples, stored with their keys."""
 
+    compute: Callable[[list[int]], np.ndarray]
+    keys: list[str]
+    samples: list[int]
 
-def _drop_shards(folder: Path, name: str) -> None:
-    """Remove the shards that the joined array holds by now, and what they were begun with."""
-    for left in (*folder.glob(f"{name}-*.safetensors"), *folder.glob(f"{name}-begun.json")):
-        left.unlink()
+    def __call__(self, rows: range) -> Arrays:
+        part = slice(rows.start, rows.stop)
+        values = np.ascontiguousarray(self.compute(self.samples[part]), dtype=np.float32)
+        return {"keys": self.stored_keys(rows), "values": values}
 
+    def accept(self, rows: range, arrays: Arrays) -> bool:
+        """Whether a shard holds the values of these samples."""
+        return np.array_equal(arrays.get("keys", ()), self.stored_keys(rows))
 
-SHARD = 256
+    def stored_keys(self, rows: range) -> np.ndarray:
+        """The keys, all of one length, as safetensors can hold them: (m, length) uint8."""
+        text = "".join(self.keys[rows.start : rows.stop])
+        return np.frombuffer(text.encode(), np.uint8).reshape(len(rows), -1)
 
 
 def once_per_sample(
@@ -108,52 +156,20 @@ def once_per_sample(
     folder: Path | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """The values of n samples, each distinct one computed once.
+    """The values of n samples, each distinct one computed once: key to value, (d,) float32.
 
     Args:
         keys: n fingerprints, equal for samples that have the same value.
-        compute: gives the values (m, d) float32 of m sample numbers.
+        compute: gives the values (m, d) float32 of m sample numbers; picklable, like `Work`.
         name: shards are `<name>-*.safetensors`.
-        folder: keep the shards here; those that are there already are not computed again.
+        folder: keep the shards here; those that are stored already are not computed again.
         progress: show a progress bar.
-
-    Returns:
-        Key to value, (d,) float32.
-
-    Raises:
-        RunError: a shard is damaged.
     """
     first: dict[str, int] = {}
     for number, key in enumerate(keys):
         first.setdefault(key, number)
-    distinct = list(first)
-    values: dict[str, np.ndarray] = {}
-    with tqdm(total=len(distinct), desc=name, unit=" samples", disable=not progress) as bar:
-        for start in range(0, len(distinct), SHARD):
-            part = distinct[start : start + SHARD]
-            path = None if folder is None else folder / f"{name}-{start // SHARD:06d}.safetensors"
-            shard = None if path is None else _stored(path, part)
-            if shard is None:
-                shard = np.ascontiguousarray(compute([first[key] for key in part]), dtype=np.float32)
-                if path is not None:
-                    write_tensors(path, {"keys": _as_bytes(part), "values": shard})
-            values.update(zip(part, shard, strict=True))
-            bar.update(len(part))
-    return values
-
-
-def _stored(path: Path, keys: list[str]) -> np.ndarray | None:
-    """The values of a shard, (m, d), if it is there and holds those of exactly these samples."""
-    if not path.exists():
-        return None
-    try:
-        shard = read_tensors(path)
-    except SafetensorError as error:
-        raise RunError(f"{path} is damaged", "remove the file and run again") from error
-    found = shard.get("keys")
-    return shard["values"] if found is not None and np.array_equal(found, _as_bytes(keys)) else None
-
-
-def _as_bytes(keys: list[str]) -> np.ndarray:
-    """Keys, all of one length, as the numbers that safetensors can hold: (m, length) uint8."""
-    return np.frombuffer("".join(keys).encode(), np.uint8).reshape(len(keys), -1)
+    work = _Keyed(compute, list(first), list(first.values()))
+    shards = Shards(len(first), SHARD, folder, name)
+    with tqdm(total=len(first), desc=name, unit=" samples", disable=not progress) as bar:
+        shards.compute(work, accept=work.accept, bar=bar)
+    return dict(zip(first, (value for shard in shards for value in shard["values"]), strict=True))

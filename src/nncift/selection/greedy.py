@@ -1,17 +1,15 @@
-"""Greedy maximisation of an objective, evaluating only the candidates that can still win.
+"""Lazy greedy maximization of an objective: only candidates that can still win are evaluated.
 
-Under a count budget the greedy subset of a monotone submodular function has at least 1 - 1/e of the best
-value (Nemhauser, Wolsey and Fisher, 1978). A gain never rises while the subset grows, so a gain measured
-earlier bounds the gain now, and a candidate whose bound is below another's fresh gain needs no look
-(Minoux, "Accelerated greedy algorithms", 1978). Here the candidates with the highest bounds are
-evaluated in batches, each twice as large as the one before, since a kernel does many rows for little
-more than the price of one; what comes out is what plain greedy would choose, in the same order. Costs:
-one pass over the matrix for the first gains, then a few dozen rows a step.
+Under a count budget the greedy subset of a monotone submodular function has at least 1 - 1/e of the best value
+(Nemhauser, Wolsey and Fisher, 1978). A gain never rises while the subset grows, so an earlier gain is an upper bound,
+and a candidate whose bound is below another's current gain need not be evaluated (Minoux, "Accelerated greedy
+algorithms", 1978). The candidates with the highest bounds are evaluated in batches, each twice as large as the one
+before, since a kernel evaluates many rows for little more than the price of one; the result is that of plain greedy, in
+the same order. Cost: one pass over the matrix for the first gains, then a few dozen rows a step.
 
-Under a token budget it takes the best gain per token among the samples that still fit, and compares the
-outcome with the best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al.,
-"Cost-effective outbreak detection in networks", 2007; Lin and Bilmes, "Multi-document summarization via
-budgeted maximization of submodular functions", 2010).
+Under a token budget it takes the best gain per token among the samples that still fit, and compares the result with the
+best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al., "Cost-effective outbreak detection in
+networks", 2007; Lin and Bilmes, "Multi-document summarization via budgeted maximization", 2010).
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from nncift.selection.objectives import Objective
 from nncift.selection.selection import Selection
 
 _FIRST_BATCH = 48  # candidates evaluated together at first: four groups of the kernel's rows for each of two threads
-_FIRST_PASS = 4096  # rows between two moves of the progress bar
+_FIRST_PASS = 4096  # rows between two updates of the progress bar
 
 
 def lazy_greedy(
@@ -39,19 +37,18 @@ def lazy_greedy(
     candidates: np.ndarray | None = None,
     progress: bool = False,
 ) -> Selection:
-    """Choose a subset greedily; `objective` comes with nothing chosen and leaves holding the subset.
+    """Select a subset greedily; `objective` is empty before and holds the subset afterwards.
 
-    Equal gains: the larger `tie_break` goes first, then the lower index. So once every target is covered
-    and all gains are 0, the rest is chosen by `tie_break`. An objective that is not submodular is
-    evaluated in full at every step.
+    Ties: the larger `tie_break` first, then the lower index. So once every target is covered and all gains are 0, the
+    rest is ordered by `tie_break`. An objective that is not submodular is evaluated in full at every step.
 
     Args:
-        objective: what to maximise.
-        budget: how many samples; under a token budget, at most so many.
+        objective: to maximize.
+        budget: number of samples; under a token budget, at most this many.
         costs: tokens of every sample, (n,), above 0; together with `max_cost`.
-        max_cost: tokens that the subset may have in all; together with `costs`.
-        tie_break: (n,); the gains at the start when not given.
-        candidates: the samples that may be chosen, int64 without repetition; all when not given.
+        max_cost: tokens of the subset at most; together with `costs`.
+        tie_break: (n,); default the initial gains.
+        candidates: samples that may be selected, int64 without repetition; default all.
         progress: show a bar.
 
     Raises:
@@ -61,7 +58,8 @@ def lazy_greedy(
     n = objective.n
     everyone = np.arange(n) if candidates is None else np.sort(candidates)
     _check_budget(everyone, n, budget, costs, max_cost)
-    unit_costs = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
+    limit = len(everyone) if budget is None else budget
+    each = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
     room = float("inf") if max_cost is None else float(max_cost)
     first_gains = np.zeros(n)
     for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", disable=not progress, leave=False):
@@ -69,16 +67,13 @@ def lazy_greedy(
         first_gains[part] = objective.gains(part)
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
-    limit = len(everyone) if budget is None else budget
-    indices, gains = _choose(objective, first_gains.copy(), order, unit_costs, room, limit, progress)
-    affordable = everyone[unit_costs[everyone] <= room]
+    indices, gains = _choose(objective, first_gains.copy(), order, each, (limit, room), progress)
+    affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
-    if costs is not None and first_gains[best] > value:  # one long sample beats all that was chosen instead
+    if costs is not None and first_gains[best] > value:  # one long sample beats the whole subset
         indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
-    return Selection(
-        np.array(indices, dtype=np.int64), np.array(gains, dtype=np.float64), value, objective.name, objective.options
-    )
+    return Selection(np.array(indices, np.int64), np.array(gains), value, objective.name, objective.options)
 
 
 def _choose(
@@ -86,12 +81,12 @@ def _choose(
     gains: np.ndarray,
     order: np.ndarray,
     costs: np.ndarray,
-    room: float,
-    limit: int,
+    limits: tuple[int, float],
     progress: bool,
 ) -> tuple[list[int], list[float]]:
-    """Lazy greedy from the first `gains`, which it brings up to date in place; `order` settles ties."""
-    measured = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was measured
+    """Lazy greedy from the initial `gains`, updated in place, within a count and a cost; `order` breaks ties."""
+    limit, room = limits
+    evaluated = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was evaluated
     place = np.empty(len(gains), dtype=np.int64)
     place[order] = np.arange(len(order))
     heap = list(zip((-gains[order] / costs[order]).tolist(), range(len(order)), strict=True))
@@ -105,16 +100,14 @@ def _choose(
             stale: list[int] = []
             while heap and len(stale) < batch:
                 i = int(order[heap[0][1]])
-                if costs[i] > room:  # and room only shrinks
-                    heapq.heappop(heap)
-                elif measured[i] == len(indices) or (zero_stays and gains[i] <= 0):
-                    break
-                else:
-                    heapq.heappop(heap)
+                if costs[i] <= room:  # which only shrinks
+                    if evaluated[i] == len(indices) or (zero_stays and gains[i] <= 0):
+                        break
                     stale.append(i)
+                heapq.heappop(heap)
             if stale:
                 gains[stale] = objective.gains(np.array(stale))
-                measured[stale] = len(indices)
+                evaluated[stale] = len(indices)
                 for i in stale:
                     heapq.heappush(heap, (float(-gains[i] / costs[i]), int(place[i])))
                 batch *= 2
@@ -132,14 +125,12 @@ def _check_budget(
     everyone: np.ndarray, n: int, budget: int | None, costs: np.ndarray | None, max_cost: float | None
 ) -> None:
     if budget is None and max_cost is None:
-        raise ConfigError("there is no budget", "give a number of samples, or costs and max_cost")
+        raise ConfigError("there is no `budget`", "give a number of samples, or `costs` and `max_cost`")
     if budget is not None and not 1 <= budget <= len(everyone):
-        all_or_some = "the pool" if len(everyone) == n else "the candidates"
-        raise ConfigError(
-            f"the budget is {budget} samples", f"choose between 1 and {len(everyone)}, the size of {all_or_some}"
-        )
+        size = f"{len(everyone)}, the size of {'the pool' if len(everyone) == n else 'the candidates'}"
+        raise ConfigError(f"`budget` is {budget} samples", f"choose between 1 and {size}")
     if (costs is None) != (max_cost is None):
-        raise ConfigError("costs and max_cost go together", "give both, or a number of samples alone")
+        raise ConfigError("`costs` and `max_cost` go together", "give both, or a number of samples alone")
     if costs is None or max_cost is None:
         return
     costs = _per_sample("costs", costs, n)
@@ -147,13 +138,12 @@ def _check_budget(
         raise ConfigError(f"sample {int(costs.argmin())} costs {costs.min()}", "every cost must be above 0")
     costs = costs[everyone]
     if not costs.min() <= max_cost < float("inf"):
-        raise ConfigError(
-            f"the budget is {max_cost} tokens", f"the shortest sample has {costs.min():g}, all together {costs.sum():g}"
-        )
+        have = f"the shortest sample has {costs.min():g}, all together {costs.sum():g}"
+        raise ConfigError(f"`budget` is {max_cost} tokens", have)
 
 
 def _per_sample(name: str, values: np.ndarray, n: int) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (n,) or not np.isfinite(values).all():
-        raise ConfigError(f"{name} must hold {n} finite numbers, one per sample", f"its shape is {values.shape}")
+        raise ConfigError(f"`{name}` must hold {n} finite numbers, one per sample", f"its shape is {values.shape}")
     return values

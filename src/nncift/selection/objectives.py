@@ -1,84 +1,101 @@
-"""What makes a subset good: submodular functions of the influence matrix, for a greedy to maximise.
+"""Submodular set functions of the influence matrix, for greedy maximisation.
 
-With s[i, j] = max(0, influence of pool sample i on target j), for harm is no help, and S the subset:
+In their formulas s[i, j] = max(0, influence of pool sample i on target j), since negative influence is clipped at 0,
+and S is the subset.
 
-    FacilityLocation                  sum_j max_{i in S} s[i, j]
-    FacilityLocationMutualInformation sum_j max_{i in S} s[i, j] + eta * sum_{i in S} max_j s[i, j]
-    FacilityLocationConditionalGain   sum_j max(0, max_{i in S} s[i, j] - nu * max_k s_known[k, j])
+All three keep one vector, the coverage of each target so far; adding a sample raises it to the sample's row, and the
+known samples of the third are its initial value, so that their influence is reduced to one vector as well. A gain costs
+one row of the matrix, which the fused kernels of an estimated matrix never store.
 
-All three keep one vector, how well each target is covered so far; adding a sample raises it to the
-sample's row. The known samples of the third only give that vector its start. A gain costs one row of
-the matrix, and the fused kernels of an estimated matrix never store it.
+An objective of your own is anything that gives an `Objective` when called with the matrix and `ObjectiveOptions`, named
+as "module:Class" or by an entry point in the group "nncift.objectives":
 
-An objective of your own is any object that satisfies `Objective`.
+    class Relevance:  # sum over i in S of the mean influence of i, at least 0
+        name, options, monotone, submodular, normalised, value = "relevance", {}, True, True, True, 0.0
+        def __init__(self, matrix, options): self.left, self.n = matrix.row_means().clip(0), matrix.shape[0]
+        def gains(self, candidates): return self.left[candidates].astype(float)
+        def add(self, i): self.value, self.left[i] = self.value + float(self.left[i]), 0
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.run.registry import resolve
+
+OBJECTIVES = {
+    "facility-location": "nncift.selection.objectives:FacilityLocation",
+    "facility-location-mutual-information": "nncift.selection.objectives:FacilityLocationMutualInformation",
+    "facility-location-conditional-gain": "nncift.selection.objectives:FacilityLocationConditionalGain",
+}
+"""Name to "module:Class" of the built-in objectives."""
+_PLAIN, _MUTUAL, _CONDITIONAL = OBJECTIVES
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectiveOptions:
+    """What an objective is made with, beside the influence matrix; each takes what it needs."""
+
+    has_target: bool = False  # the matrix is on the samples of a task, not on the pool itself
+    eta: float | None = None  # weight of relevance in the mutual information; default number of targets / `expected`
+    nu: float | None = None  # weight of the known samples in the conditional gain; default 1
+    known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
+    covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
+    expected: float = 1.0  # about how many samples will be selected
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A set function over the samples 0 .. n - 1, with the subset chosen so far inside.
+    """A set function over the samples 0 .. n - 1, with the subset chosen so far inside."""
 
-    Attributes:
-        name: what a report calls it.
-        options: its parameters, for the record.
-        n: size of the ground set.
-        value: value of the subset so far.
-        monotone: adding a sample never lowers the value.
-        submodular: a sample's gain never rises when others are added; lazy evaluation needs it.
-        normalised: the empty subset has the value 0.
-    """
-
-    name: str
-    options: dict[str, float]
-    n: int
-    monotone: bool
-    submodular: bool
-    normalised: bool
+    name: str  # in reports
+    options: dict[str, float]  # its parameters, for the record
+    n: int  # size of the ground set
+    monotone: bool  # adding a sample never lowers the value
+    submodular: bool  # a sample's gain never rises when others are added; lazy evaluation relies on it
+    normalised: bool  # the empty subset has the value 0
 
     @property
     def value(self) -> float:
         """Value of the subset so far."""
-        ...
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """What each candidate (int64) would add to the value: float64, 0 for one that is already in."""
-        ...
+        """Marginal gain of each candidate (int64): float64, 0 for one already in the subset."""
 
     def add(self, i: int) -> None:
         """Add sample `i` to the subset; adding it twice changes nothing."""
-        ...
 
 
 class FacilityLocation:
-    """sum over targets j of max over i in S of s[i, j]: every target is helped by its best chosen sample.
+    """sum over targets j of max over i in S of s[i, j]: each target is served by its best sample in the subset.
 
-    With the pool as its own target it asks for a subset that represents the pool (Wei, Iyer and Bilmes,
-    "Submodularity in data subset selection and active learning", 2015).
+    With the pool as its own target, the subset represents the pool (Wei, Iyer and Bilmes, "Submodularity in data subset
+    selection and active learning", 2015).
 
     Args:
         matrix: influence, (n_pool, n_target).
-        covered: how well each target is covered already, float32 (n_target,), at least 0; not at all unless given.
+        options: `covered` is used.
+
+    Raises:
+        ConfigError: a vector of the options does not have the matrix's targets.
     """
 
-    name = "facility-location"
+    name = _PLAIN
     monotone = True
     submodular = True
     normalised = True
 
-    def __init__(self, matrix: InfluenceMatrix, covered: np.ndarray | None = None) -> None:
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
         self.options: dict[str, float] = {}
-        self.matrix = matrix
-        self.n = matrix.shape[0]
-        self._start = np.zeros(matrix.shape[1], dtype=np.float32) if covered is None else covered
+        self.matrix, self.n = matrix, matrix.shape[0]
+        covered = None if options is None else options.covered
+        self._start = _on_targets(np.zeros(matrix.shape[1], np.float32) if covered is None else covered, matrix)
         self._covered = self._start.copy()
 
     @property
@@ -87,7 +104,7 @@ class FacilityLocation:
         return float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """What each candidate would add, float64."""
+        """Marginal gain of each candidate, float64."""
         return self.matrix.coverage_gains(candidates, self._covered)
 
     def add(self, i: int) -> None:
@@ -98,26 +115,28 @@ class FacilityLocation:
 class FacilityLocationMutualInformation(FacilityLocation):
     """sum over targets j of max over i in S of s[i, j], plus eta * sum over i in S of max over j of s[i, j].
 
-    The first term covers the targets, the second rewards every sample that is relevant to one of them, so
-    samples still differ when all targets are covered. This is the form that needs the pool x target
-    influence alone ("FLQMI" in Kothawade et al., "PRISM", 2022; submodlib's
+    The first term is coverage, the second relevance, which still ranks samples once all targets are covered. It needs
+    the pool x target influence alone ("FLQMI" in Kothawade et al., "PRISM", 2022; submodlib's
     FacilityLocationVariantMutualInformation).
+
+    Relevance grows with the subset and coverage does not: eta = (number of targets) / (samples expected) puts them on
+    one scale.
 
     Args:
         matrix: influence, (n_pool, n_target).
-        eta: weight of relevance, at least 0. The second term grows with the subset, the first does not:
-            (number of targets) / (budget) puts them on one scale.
-        covered: as for `FacilityLocation`.
+        options: `eta`, `expected` and `covered` are used.
 
     Raises:
-        ConfigError: eta is negative or not finite.
+        ConfigError: eta is negative or not finite, or as for `FacilityLocation`.
     """
 
-    name = "facility-location-mutual-information"
+    name = _MUTUAL
 
-    def __init__(self, matrix: InfluenceMatrix, *, eta: float, covered: np.ndarray | None = None) -> None:
-        super().__init__(matrix, covered)
-        self.options = {"eta": _weight("eta", eta)}
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
+        super().__init__(matrix, options)
+        options = options or ObjectiveOptions()
+        eta = matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else _weight("eta", options.eta)
+        self.options = {"eta": eta}
         self._relevance = eta * np.maximum(matrix.row_max(), 0).astype(np.float64)
         self._relevance_chosen = 0.0
 
@@ -127,9 +146,8 @@ class FacilityLocationMutualInformation(FacilityLocation):
         return super().value + self._relevance_chosen
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """What each candidate would add, float64."""
-        gains: np.ndarray = super().gains(candidates) + self._relevance[candidates]
-        return gains
+        """Marginal gain of each candidate, float64."""
+        return super().gains(candidates) + self._relevance[candidates]  # type: ignore[no-any-return]
 
     def add(self, i: int) -> None:
         """Add sample `i`."""
@@ -141,46 +159,67 @@ class FacilityLocationMutualInformation(FacilityLocation):
 class FacilityLocationConditionalGain(FacilityLocation):
     """sum over targets j of max(0, max over i in S of s[i, j] - nu * max over known k of s[k, j]).
 
-    What the subset adds to samples that the model has seen already ("FLCG"; Kothawade et al., "PRISM", 2022).
+    The gain of the subset over samples that the model was trained on already ("FLCG"; Kothawade et al., "PRISM", 2022).
+    Its `options` are `known`, `nu` and `covered`; the larger of the two coverages counts.
+    """
 
-    Args:
-        matrix: influence of the pool, (n_pool, n_target).
-        known_matrix: influence of the known samples on the same targets, (n_known, n_target).
-        nu: how much the known samples count, at least 0; 0 gives facility location.
+    name = _CONDITIONAL
+
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
+        super().__init__(matrix, options)
+        options = options or ObjectiveOptions()
+        nu = 1.0 if options.nu is None else _weight("nu", options.nu)
+        self.options = {"nu": nu}
+        if options.known is not None:
+            np.maximum(self._covered, np.float32(nu) * _on_targets(options.known, matrix), out=self._covered)
+            self._start = self._covered.copy()
+
+
+def make_objective(name: str | None, matrix: InfluenceMatrix, options: ObjectiveOptions) -> Objective:
+    """The objective of that name for a matrix; without a name, the one that the data ask for (`find_objective`)."""
+    known = options.known is not None
+    kind = find_objective(name, target=options.has_target, known=known, eta=options.eta, nu=options.nu)
+    objective = kind(matrix, options)
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"`objective` {name} gives no objective", "see nncift.selection.objectives.Objective")
+    return objective
+
+
+def find_objective(
+    name: str | None, *, target: bool, known: bool, eta: float | None = None, nu: float | None = None
+) -> Callable[[InfluenceMatrix, ObjectiveOptions], Objective]:
+    """The class of an objective, checked against the other options as the user gave them before anything costly.
+
+    Without a name: conditional gain with known samples, else mutual information with a target, else facility location.
 
     Raises:
-        ConfigError: nu is negative or not finite, or the matrices have different targets.
+        ConfigError: there is no such objective, or an option does not go with a built-in one.
     """
-
-    name = "facility-location-conditional-gain"
-
-    def __init__(self, matrix: InfluenceMatrix, known_matrix: InfluenceMatrix, *, nu: float = 1.0) -> None:
-        if known_matrix.shape[1] != matrix.shape[1]:
-            raise ConfigError(
-                f"the known samples' influence has {known_matrix.shape[1]} targets, the pool's {matrix.shape[1]}",
-                "estimate both on the same targets",
-            )
-        super().__init__(matrix, np.float32(_weight("nu", nu)) * np.maximum(known_matrix.column_max(), np.float32(0)))
-        self.options = {"nu": float(nu)}
-
-
-def make_objective(matrix: InfluenceMatrix, *, eta: float | None, covered: np.ndarray | None = None) -> Objective:
-    """The objective that follows from the data: `eta` is None where the pool is its own target."""
-    if eta is None:
-        return FacilityLocation(matrix, covered)
-    return FacilityLocationMutualInformation(matrix, eta=eta, covered=covered)
+    name = name or (_CONDITIONAL if known else _MUTUAL if target else _PLAIN)
+    kind: Callable[[InfluenceMatrix, ObjectiveOptions], Objective] = resolve(name, OBJECTIVES, "nncift.objectives")
+    if name not in OBJECTIVES:
+        return kind
+    if (name, target) == (_MUTUAL, False):
+        raise ConfigError(f"the `objective` {name} needs a `target`", "give one, or leave `objective` out")
+    if (name, known) == (_CONDITIONAL, False):
+        raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
+    needed = {"known": (1 if known else None, _CONDITIONAL), "eta": (eta, _MUTUAL), "nu": (nu, _CONDITIONAL)}
+    for option, (value, objective) in needed.items():
+        if value is not None and name != objective:
+            raise ConfigError(f"`{option}` needs the `objective` {objective}, not {name}", "leave it out")
+        if value is not None:
+            _weight(option, value)
+    return kind
 
 
-def default_eta(n_target: int, expected: float) -> float:
-    """Weight of a sample's own relevance when about `expected` samples will be chosen.
-
-    The modular term grows with the subset, the other is bounded by the number of targets: this puts both on
-    one scale.
-    """
-    return n_target / max(expected, 1.0)
+def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:
+    if vector.shape != matrix.shape[1:]:
+        problem = f"coverage of the shape {vector.shape} does not fit {matrix.shape[1]} targets"
+        raise ConfigError(problem, "estimate the known samples' influence on the same targets as the pool's")
+    return vector
 
 
 def _weight(name: str, weight: float) -> float:
     if not 0 <= weight < float("inf"):
-        raise ConfigError(f"{name} is {weight}", "it must be a number of at least 0")
+        raise ConfigError(f"`{name}` is {weight}", "give a number of at least 0")
     return float(weight)

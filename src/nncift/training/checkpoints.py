@@ -1,15 +1,16 @@
 """Checkpoints of a LoRA training: the adapter's weights and Adam's moments by name.
 
 A checkpoint is a folder: `adapter_config.json` and `adapter_model.safetensors` as peft writes them,
-`optimizer.safetensors` with both moments of every weight, and `state.json`. One that transformers' Trainer left is
-read too: its `optimizer.pt` is a pickle and is opened with `weights_only`, which builds tensors and plain values
-and runs no code.
+`optimizer.safetensors` with both moments of every weight, and `state.json`. Those of transformers' Trainer are read
+too: `optimizer.pt` is a pickle and is opened with `weights_only`, which builds tensors and plain values and runs no
+code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,22 @@ from nncift.training.gradients import Moments
 from nncift.training.lora import WEIGHTS, check_adapter_folder, plain_name
 
 _MOMENTS, _STATE = "optimizer.safetensors", "state.json"
+_KINDS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained adapter.
-
-    Attributes:
-        folder: where it lies.
-        learning_rate: mean learning rate of the epoch that led to it.
-        state: the rest that `state.json` says.
-    """
+    """A trained adapter."""
 
     folder: Path
-    learning_rate: float
-    state: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float  # mean of its epoch
+    state: Mapping[str, Any] = field(default_factory=dict)  # the content of `state.json`
 
 
 def save_checkpoint(
     folder: Path, adapter: Any, moments: Moments, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write a checkpoint's folder, with further arrays as `NAME.npy`; it is complete or absent."""
+    """Write a checkpoint's folder, with further arrays as `NAME.npy`, atomically."""
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(adapter, save_embedding_layers=False)
@@ -61,21 +57,15 @@ def save_checkpoint(
         write_json(temporary / _STATE, dict(state))
 
 
-_KINDS = ("exp_avg", "exp_avg_sq")
-
-
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().contiguous().numpy()
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """What is known of a checkpoint, ours or one of transformers' Trainer.
+    """Read a checkpoint's facts, ours or transformers' Trainer's.
 
-    A Trainer's learning rate is the mean of what its log says, all of it; without a log it is 1, so that several
-    such checkpoints weigh the same.
-
-    Raises:
-        ModelError: the folder holds no adapter in safetensors format.
+    A Trainer's learning rate is the mean over its whole log; without a log it is 1, so that several such checkpoints
+    get the same weight.
     """
     folder = Path(folder)
     check_adapter_folder(folder)
@@ -88,21 +78,16 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def read_moments(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Adam's first and second moment of each weight, float32.
-
-    Args:
-        folder: a checkpoint.
-        shapes: shape of each weight, by plain name, in the model's order.
+    """Adam's first and second moment, float32, of the weights of these shapes, by plain name in the model's order.
 
     Raises:
-        ModelError: there are none, or they do not fit the adapter.
+        ModelError: there are none, or their shapes differ from the adapter's.
     """
     if (folder / _MOMENTS).exists():
-        stored = read_tensors(folder / _MOMENTS)
         found = {}
-        for name in stored:
-            kind, _, parameter = name.partition(".")
-            found[kind, plain_name(parameter)] = torch.from_numpy(stored[name])
+        for key, array in read_tensors(folder / _MOMENTS).items():
+            kind, _, name = key.partition(".")
+            found[kind, plain_name(name)] = torch.from_numpy(array)
     elif (folder / "optimizer.pt").exists():
         found = _trainer_moments(folder / "optimizer.pt", list(shapes))
     else:
@@ -110,18 +95,17 @@ def read_moments(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str,
             f"the checkpoint {str(folder)!r} has no {_MOMENTS} and no optimizer.pt",
             "save it with the optimizer's state, or use influence that needs none (gradient-similarity)",
         )
-    for name, shape in shapes.items():
-        for kind in _KINDS:
-            if (kind, name) not in found or tuple(found[kind, name].shape) != tuple(shape):
-                raise ModelError(
-                    f"the checkpoint {str(folder)!r} has no {kind} of shape {tuple(shape)} for {name}",
-                    "give the state of an Adam that trained this adapter alone",
-                )
+    for (name, shape), kind in product(shapes.items(), _KINDS):
+        if (kind, name) not in found or tuple(found[kind, name].shape) != tuple(shape):
+            raise ModelError(
+                f"the checkpoint {str(folder)!r} has no {kind} of shape {tuple(shape)} for {name}",
+                "give the state of an Adam that trained this adapter alone",
+            )
     return {name: (found[_KINDS[0], name].float(), found[_KINDS[1], name].float()) for name in shapes}
 
 
 def _trainer_moments(path: Path, names: list[str]) -> dict[tuple[str, str], torch.Tensor]:
-    """The moments in torch's numbering, which is the order of the trained parameters, by name."""
+    """The moments by name; torch numbers them in the order of the trained parameters."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         states, groups = stored["state"], stored["param_groups"]

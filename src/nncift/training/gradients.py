@@ -1,14 +1,14 @@
-"""Gradients of each sample of a batch from one forward and one backward pass, streamed into a random projection.
+"""Per-sample gradients of a batch from one forward and one backward pass, streamed into a random projection.
 
-The gradient of a linear layer's weight is a sum over positions of (gradient of its output) x (its input). Kept
-apart by sample, both are there after one backward pass of the summed losses, since a sample's loss depends on
-its own rows alone: G_n = sum over t of g[n, t] x[n, t]^T, one batched matrix product per layer. An adapter's two
-factors, lora_A and lora_B, are linear layers of their own, so nothing here knows about adapters, dropout (off) or
-scaling. Padding adds nothing: no loss reaches it, so its g is exactly zero.
+The gradient of a linear layer's weight is a sum over positions of (gradient of its output) x (its input). One backward
+pass of the summed losses gives both per sample, since a sample's loss depends on its own rows alone:
+G_n = sum over t of g[n, t] x[n, t]^T, one batched matrix product per layer. An adapter's two factors, lora_A and
+lora_B, are linear layers of their own, so nothing here depends on adapters, dropout (off) or scaling. Padding adds
+nothing: no loss reaches it, so its g is exactly zero.
 
-All weights are frozen, which spares the backward pass their batch gradients; the embeddings' output asks for a
-gradient in their place. A layer's (n, out, in) gradients are made when the backward pass arrives there, go through
-Adam's formula where that is asked for, are added to the (n, dimension) features, and are gone.
+All weights are frozen, which saves the backward pass their batch gradients; the embeddings' output requires a gradient
+instead. A layer's (n, out, in) gradients are computed when the backward pass reaches it, preconditioned by Adam if
+needed, added to the (n, dimension) features, and freed.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ import torch
 from torch.nn.functional import pad
 
 from nncift.errors import ModelError
-from nncift.models.examples import Example, response_losses
+from nncift.models.examples import Example, in_example_batches, response_losses
 from nncift.models.language_model import LanguageModel
-from nncift.models.onednn import frozen_linears
+from nncift.models.onednn import onednn_linears
 from nncift.training.random_projection import SignSketch
 
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
+
 Moments = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-
-
 Consume = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 @contextlib.contextmanager
 def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> Iterator[None]:
-    """Show what one forward and one backward pass inside the block bring to layers; the passes stay as they are.
+    """Report layers' inputs and output gradients in one forward and one backward pass inside the block.
 
     Args:
         layers: linear layers without bias, by name.
-        n: samples that go through the model.
-        consume: called as consume(name, g, x) when the backward pass arrives at a layer, the last layer first, with
-            g (n, positions, out) the gradient of its output and x (n, positions, in) its input. Sample k's gradient
-            of the weight is g[k].T @ x[k].
+        n: samples of the batch.
+        consume: called as consume(name, g, x) when the backward pass reaches a layer, the last layer first, with g
+            (n, positions, out) the gradient of its output and x (n, positions, in) its input. Sample k's gradient of
+            the weight is g[k].T @ x[k].
 
     Raises:
-        ModelError: a layer is used otherwise than once on all positions of the batch, as shared layers and experts are.
+        ModelError: a layer is not used exactly once on all positions of the batch, such as shared layers and experts.
     """
     used: set[str] = set()
 
@@ -54,15 +54,11 @@ def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> 
             inputs = arguments[0].detach()
             if name in used or inputs.ndim != 3 or len(inputs) != n:
                 raise ModelError(
-                    f"{name} is not used once on every token, as gradients of single samples need it",
+                    f"{name} is not used exactly once on every token, which per-sample gradients need",
                     "take an adapter on other layers",
                 )
             used.add(name)
-
-            def backward(gradient: torch.Tensor) -> None:  # what a hook returns would take the gradient's place
-                consume(name, gradient, inputs)
-
-            output.register_hook(backward)  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: consume(name, gradient, inputs))  # type: ignore[no-untyped-call]
 
         return forward
 
@@ -76,60 +72,30 @@ def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> 
 
 def stream_gradients(
     model: LanguageModel, batch: Sequence[Example], layers: Mapping[str, torch.nn.Module], consume: Consume
-) -> torch.Tensor:
-    """One forward and one backward pass of the sum of the samples' mean response losses.
+) -> None:
+    """Pass the samples' mean response losses backward through the `watched` layers of a model with frozen weights."""
 
-    Args:
-        model: the language model that holds the layers, all its weights frozen.
-        batch: n samples.
-        layers: linear layers without bias, by name.
-        consume: as for `watched`.
-
-    Returns:
-        The losses, (n,) float32.
-
-    Raises:
-        ModelError: as of `watched`.
-    """
-
-    def ask(module: Any, arguments: Any, output: torch.Tensor) -> None:
+    def require(module: Any, arguments: Any, output: torch.Tensor) -> None:
         output.requires_grad_()
 
-    hook = model.model.get_input_embeddings().register_forward_hook(ask)
+    hook = model.model.get_input_embeddings().register_forward_hook(require)
     try:
-        with torch.enable_grad(), frozen_linears(model.model), watched(layers, len(batch), consume):
-            losses = response_losses(model, batch)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad(), onednn_linears(model.model), watched(layers, len(batch), consume):
+            response_losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         hook.remove()
     model.backward_tokens += sum(len(example.ids) - 1 for example in batch)
-    return losses.detach()
 
 
 class Adam:
-    """What Adam makes of a gradient, from the moments that it held at a checkpoint.
+    """Adam's preconditioning of gradients, by its moments at a checkpoint: first and second, (out, in) of each layer.
 
-    Args:
-        moments: first and second moment of each layer's weight, (out, in) float32.
-        widths: length to which each layer's rows are padded, as in `SignSketch.widths`.
-        betas: its decay rates.
-        epsilon: added under the root.
-        device: where the moments are kept.
+    The gradients' rows are padded to the lengths `widths`, as in `SignSketch.widths`.
 
     Source: LESS (arXiv:2402.04333), section 3.1; no bias correction, as in its code.
     """
 
-    def __init__(
-        self,
-        moments: Moments,
-        widths: Mapping[str, int],
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
-        device: Any = "cpu",
-    ) -> None:
-        self.betas = betas
-        self.epsilon = epsilon
+    def __init__(self, moments: Moments, widths: Mapping[str, int], *, device: Any = "cpu") -> None:
         self._moments = {
             name: [pad(moment.to(device).float(), (0, widths[name] - moment.shape[1])) for moment in both]
             for name, both in moments.items()
@@ -138,44 +104,13 @@ class Adam:
     def update(self, name: str, gradients: torch.Tensor) -> None:
         """In place, g -> m' / sqrt(v' + eps) with m' = b1 m + (1 - b1) g and v' = b2 v + (1 - b2) g^2."""
         first, second = self._moments[name]
-        beta1, beta2 = self.betas
-        root = torch.addcmul(second * beta2 + self.epsilon, gradients, gradients, value=1 - beta2).rsqrt_()
+        beta1, beta2 = BETAS
+        root = torch.addcmul(second * beta2 + EPSILON, gradients, gradients, value=1 - beta2).rsqrt_()
         gradients.lerp_(first, beta1).mul_(root)
 
     def scale(self, name: str, gradients: torch.Tensor) -> None:
         """In place, g -> g / sqrt(v + eps)."""
-        gradients.mul_((self._moments[name][1] + self.epsilon).rsqrt_())
-
-
-def sample_features(
-    model: LanguageModel,
-    batch: Sequence[Example],
-    layers: Mapping[str, torch.nn.Module],
-    sketch: SignSketch,
-    change: Callable[[str, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """Projected gradients of each sample of a batch.
-
-    Args:
-        model: the language model that holds the layers, all its weights frozen.
-        batch: n samples.
-        layers: linear layers without bias, by name.
-        sketch: the projection, made for these layers.
-        change: changes a layer's gradients (n, out, width) in place first: `Adam.update`, `Adam.scale`.
-
-    Returns:
-        (n, dimension) float32, on the model's device.
-    """
-    features = torch.zeros(len(batch), sketch.dimension, device=model.device)
-
-    def consume(name: str, g: torch.Tensor, x: torch.Tensor) -> None:
-        gradients = sketch.gradients(name, g, x)
-        if change is not None:
-            change(name, gradients)
-        sketch.add(features, name, gradients)
-
-    stream_gradients(model, batch, layers, consume)
-    return features
+        gradients.mul_((self._moments[name][1] + EPSILON).rsqrt_())
 
 
 def batched_features(
@@ -187,18 +122,28 @@ def batched_features(
     *,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """`sample_features` of any number of samples in batches of like length, (n, dimension) float32.
+    """Projected gradients of each sample, (n, dimension) float32.
 
-    A batch that does not fit into memory is halved, and so are all that come after it.
-
-    Raises:
-        ModelError: one sample alone does not fit into memory.
+    Args:
+        model: the language model with the layers, all its weights frozen.
+        examples: n samples.
+        layers: linear layers without bias, by name.
+        sketch: the projection for these layers.
+        change: modifies a layer's gradients (n, out, width) in place first: `Adam.update`, `Adam.scale`.
+        batch_size: samples in a batch, at most.
     """
 
-    def work(batch: list[int]) -> list[np.ndarray]:
-        return list(sample_features(model, [examples[k] for k in batch], layers, sketch, change).cpu().numpy())
+    def work(batch: list[Example]) -> list[np.ndarray]:
+        features = torch.zeros(len(batch), sketch.dimension, device=model.device)
 
-    lengths = [len(example.ids) - 1 for example in examples]
-    scored = [len(example.ids) - example.start for example in examples]
-    found = model.in_batches(work, lengths, scored, batch_size=batch_size)
+        def consume(name: str, g: torch.Tensor, x: torch.Tensor) -> None:
+            gradients = sketch.gradients(name, g, x)
+            if change is not None:
+                change(name, gradients)
+            sketch.add(features, name, gradients)
+
+        stream_gradients(model, batch, layers, consume)
+        return list(features.cpu().numpy())
+
+    found = in_example_batches(model, work, examples, batch_size=batch_size)
     return np.stack(found) if found else np.zeros((0, sketch.dimension), np.float32)

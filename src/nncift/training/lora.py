@@ -1,4 +1,4 @@
-"""LoRA adapters on a language model: putting one on, its layers and its weights by name."""
+"""LoRA adapters on a language model: attaching one, its layers and its weights by name."""
 
 from __future__ import annotations
 
@@ -23,28 +23,20 @@ _FACTOR = re.compile(r"\.(lora_[AB])(\.\w+)?(?=\.weight$)")
 
 @dataclass(frozen=True)
 class Lora:
-    """The shape of an adapter; the defaults are those of LESS.
-
-    Attributes:
-        rank: width of the adapter.
-        alpha: its output is scaled by alpha / rank.
-        dropout: share of its inputs that training leaves out.
-        modules: endings of the names of the layers that get one.
-        seed: of its first weights.
-    """
+    """The shape of an adapter; the defaults are those of LESS."""
 
     rank: int = 128
-    alpha: int = 512
-    dropout: float = 0.1
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    seed: int = 0
+    alpha: int = 512  # its output is scaled by alpha / rank
+    dropout: float = 0.1  # probability that training drops one of its inputs
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # name endings of the layers to adapt
+    seed: int = 0  # of its initial weights
 
 
 @contextlib.contextmanager
 def adapted(model: LanguageModel, source: Lora | Path, *, trainable: bool = False) -> Iterator[Any]:
-    """Put an adapter on the model for the duration of the block: a fresh one, or that of a checkpoint's folder.
+    """Attach an adapter to the model inside the block: a fresh one, or that of a checkpoint's folder.
 
-    Everything of the model itself is frozen and stays as it was; without `trainable` so is the adapter.
+    The model's own weights are frozen and do not change; without `trainable` the adapter is frozen too.
 
     Raises:
         ModelError: there are no such layers, or the folder's adapter does not fit.
@@ -55,17 +47,17 @@ def adapted(model: LanguageModel, source: Lora | Path, *, trainable: bool = Fals
     adapter = None
     try:
         with quiet(), forked_random(model, source.seed if isinstance(source, Lora) else 0):
-            adapter = _put_on(model.model, source)
+            adapter = _attach(model.model, source)
             if isinstance(source, Path):
                 _load_weights(adapter, source)
-    except Exception as error:  # peft raises what its and its libraries' parts raise
+    except Exception as error:  # peft's and its libraries' errors have no common class
         if adapter is not None:
             adapter.unload()
-        what = f"the adapter in {source}" if isinstance(source, Path) else f"an adapter on {source.modules}"
+        subject = f"the adapter in {source}" if isinstance(source, Path) else f"an adapter on {source.modules}"
         raise ModelError(
-            f"{what} does not fit {model.name!r} ({first_line(error)})", "name other layers, or take another model"
+            f"{subject} does not fit {model.name!r} ({first_line(error)})", "name other layers, or take another model"
         ) from error
-    adapter.eval()  # new layers would drop out
+    adapter.eval()  # new layers start with dropout on
     for name, weight in adapter.named_parameters():
         weight.requires_grad_(trainable and ".lora_" in name)
     try:
@@ -77,20 +69,14 @@ def adapted(model: LanguageModel, source: Lora | Path, *, trainable: bool = Fals
             weight.requires_grad_(True)
 
 
-def _put_on(base: Any, source: Lora | Path) -> Any:
-    """The base model with an adapter's layers in place, its weights fresh."""
+def _attach(base: Any, source: Lora | Path) -> Any:
+    """The base model with the layers of an adapter, freshly initialized."""
     from peft import LoraConfig, PeftConfig, get_peft_model
 
     if isinstance(source, Path):
         return get_peft_model(base, PeftConfig.from_pretrained(str(source)))
-    config = LoraConfig(
-        r=source.rank,
-        lora_alpha=source.alpha,
-        lora_dropout=source.dropout,
-        target_modules=list(source.modules),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(base, config)
+    shape = {"r": source.rank, "lora_alpha": source.alpha, "lora_dropout": source.dropout}
+    return get_peft_model(base, LoraConfig(**shape, target_modules=list(source.modules), task_type="CAUSAL_LM"))
 
 
 def _load_weights(adapter: Any, folder: Path) -> None:
@@ -98,14 +84,14 @@ def _load_weights(adapter: Any, folder: Path) -> None:
 
     weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
     expected = {plain_name(name) for name, _ in adapter.named_parameters() if ".lora_" in name}
-    if (odd := expected ^ {plain_name(name) for name in weights}) != set():
+    if odd := expected ^ {plain_name(name) for name in weights}:
         raise ValueError(f"{sorted(odd)[0]} is in one of them alone, or is not plain LoRA")
     set_peft_model_state_dict(adapter, weights)
 
 
 @contextlib.contextmanager
 def forked_random(model: LanguageModel, *seed: int) -> Iterator[None]:
-    """Torch's random numbers start from a seed inside the block, and go on as before after it."""
+    """Seed torch's random numbers inside the block; its generator's state is restored after it."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -127,16 +113,12 @@ def adapter_weights(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
 
 
 def plain_name(name: str) -> str:
-    """The name of an adapter's weight without what peft puts around it, the same in a model and in a file."""
+    """The name of an adapter's weight without peft's affixes, the same in a model and in a file."""
     return _FACTOR.sub(r".\1", name.removeprefix("base_model.model."))
 
 
 def check_adapter_folder(folder: Path) -> None:
-    """Refuse a folder that holds no adapter in safetensors format.
-
-    Raises:
-        ModelError: what it lacks.
-    """
+    """Raise a `ModelError` unless a folder holds an adapter in safetensors format."""
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).exists():
             raise ModelError(f"the checkpoint {str(folder)!r} has no {name}", "give a folder that peft saved")

@@ -14,24 +14,23 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 class SignSketch:
-    """A random projection that flips signs at random and folds: a count sketch with balanced buckets.
+    """A count sketch with random signs and balanced buckets.
 
     Coordinate k of the projection is the sum of s_e g_e over the entries e of the gradient that fall into bucket
     k, with independent random signs s_e. The expected inner product of two projections is that of the gradients,
     and its variance is that of a dense projection with random signs: the sum of (g_e h_f)^2 + g_e h_e g_f h_f over
     pairs e, f that share a bucket, about (|g|^2 |h|^2 + <g, h>^2) / dimension. It costs one multiplication and
-    one addition per entry, and one sign per entry is all it holds. A gradient with no more entries than
-    `dimension` is kept whole.
+    one addition per entry, and stores one sign per entry. A gradient with no more entries than
+    `dimension` is preserved exactly.
 
-    The entries go round the buckets in order. A layer's rows are padded to a length that shares no divisor with
-    `dimension`, so that neither a row nor a column of its gradient meets itself in a bucket before it has met all
-    others: columns are what outlier features light up.
+    Entries are assigned to the buckets cyclically. A layer's rows are padded to a length coprime to `dimension`, so
+    that entries of one row or one column collide as rarely as possible: outlier features are large columns.
 
     Args:
         shapes: (out, in) of each layer's weight.
         dimension: width of the projection.
         seed: of the signs.
-        device: where the signs are kept, float32.
+        device: of the signs, float32.
 
     Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002); Weinberger et al.,
     "Feature hashing for large scale multitask learning" (2009).

@@ -1,137 +1,121 @@
-"""LoRA fine-tuning that keeps, after every epoch, the adapter and Adam's moments: what LESS looks at.
+"""LoRA fine-tuning that keeps, after every epoch, the adapter and Adam's moments, which LESS needs.
 
-Every epoch is one unit of work with random numbers of its own (order of the samples, dropout), so a killed run
-goes on after the last finished epoch and ends with the same bytes. The loss is the mean over samples of the mean
-over a response's tokens, as in LESS, where a batch is gathered from single samples. An `Observer` may look on from
-inside.
+Every epoch is one unit of work with random numbers of its own (order of the samples, dropout), so a killed run resumes
+after the last finished epoch and ends with the same bytes. The loss is the mean over samples of the mean over a
+response's tokens, as in LESS, where a batch is gathered from single samples. A `TrainingCallback` has hooks before each
+step, around each pass and after each epoch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, ModelError, RunError
+from nncift.models.batching import LESS_MEMORY, out_of_memory
 from nncift.models.examples import Example, response_losses
 from nncift.models.language_model import LanguageModel
-from nncift.models.loading import out_of_memory
-from nncift.models.onednn import frozen_linears
+from nncift.models.onednn import onednn_linears
 from nncift.run.files import fingerprint
 from nncift.training.checkpoints import Checkpoint, read_checkpoint, read_moments, save_checkpoint
+from nncift.training.gradients import BETAS, EPSILON
 from nncift.training.lora import Lora, adapted, adapter_weights, forked_random
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 PASS = 8  # samples per pass, at most
-_FEWEST_SAMPLES = 32
+_MIN_SAMPLES = 32
+_STORED = {"warmup_ratio": "rising", "min_steps_per_epoch": "fewest_steps", "max_grad_norm": "clip"}
 
 
 @dataclass(frozen=True)
 class Training:
-    """How an adapter is trained; the defaults are LESS's warm-up.
-
-    Attributes:
-        lora: the adapter.
-        fraction: share of the samples that is trained on, though no fewer than 32 where there are that many.
-        epochs: times that each of them is seen.
-        learning_rate: its peak. It rises over the first steps, then falls to zero in a straight line.
-        rising: share of the steps in which it rises.
-        batch_size: samples per step; fewer where an epoch would have less than `fewest_steps`, down to one.
-        fewest_steps: of an epoch, for small pools.
-        clip: longest gradient.
-        seed: of the choice of samples, their order, and dropout.
-    """
+    """How an adapter is trained; the defaults are LESS's warm-up."""
 
     lora: Lora = field(default_factory=Lora)
-    fraction: float = 0.05
+    fraction: float = 0.05  # share of the samples to train on, at least 32 samples where there are as many
     epochs: int = 4
-    learning_rate: float = 2e-5
-    rising: float = 0.03
-    batch_size: int = 128
-    fewest_steps: int = 16
-    clip: float = 1.0
-    seed: int = 0
+    learning_rate: float = 2e-5  # peak; linear warm-up, then linear decay to 0
+    warmup_ratio: float = 0.03  # fraction of steps with linear warm-up
+    batch_size: int = 128  # samples per step, reduced to no less than 1 for `min_steps_per_epoch`
+    min_steps_per_epoch: int = 16  # for small pools
+    max_grad_norm: float = 1.0  # of a step, for clipping
+    seed: int = 0  # of the choice of samples, their order, and dropout
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("fewest_steps", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("min_steps_per_epoch", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name} {getattr(self, name)} is too small", f"give at least {least}")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"fraction {self.fraction} is no share of the samples", "give a number above 0, at most 1"
-            )
-        for name in ("learning_rate", "clip"):
+                raise ConfigError(f"`training.{name}` {getattr(self, name)} is too small", f"give at least {least}")
+        for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} {getattr(self, name)} cannot be used", "give a number above 0")
-        if not 0 <= self.rising <= 1:
-            raise ConfigError(f"rising {self.rising} is no share of the steps", "give a number from 0 to 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed {self.seed} is too small", "give at least 0")
+                raise ConfigError(f"`training.{name}` {getattr(self, name)} cannot be used", "give a number above 0")
+        if not 0 < self.fraction <= 1:
+            problem = f"`training.fraction` {self.fraction} is no fraction of the samples"
+            raise ConfigError(problem, "give above 0, at most 1")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"`training.warmup_ratio` {self.warmup_ratio} is no fraction of the steps", "give 0 to 1")
+
+    def describe(self) -> dict[str, Any]:
+        """The options as records store them, ready for JSON, under keys that renamed options keep."""
+        options = {_STORED.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        return json.loads(json.dumps(options))  # type: ignore[no-any-return]
 
 
 def choose_samples(n: int, training: Training) -> np.ndarray:
-    """Which of n samples are trained on, sorted indices, int64."""
-    count = min(max(round(training.fraction * n), _FEWEST_SAMPLES), n)
+    """Sorted indices of the samples to train on among n, int64."""
+    count = min(max(round(training.fraction * n), _MIN_SAMPLES), n)
     return np.sort(np.random.default_rng([training.seed, 0]).permutation(n)[:count])
 
 
 def samples_per_step(n: int, training: Training) -> int:
-    """How many of n samples make a step, or one fewer where they do not divide evenly."""
-    return min(training.batch_size, max(n // training.fewest_steps, 1))
+    """Samples of a step among n, or one fewer where they do not divide evenly."""
+    return min(training.batch_size, max(n // training.min_steps_per_epoch, 1))
 
 
 def steps_per_epoch(n: int, training: Training) -> int:
-    """How many steps it takes to see each of n samples once."""
+    """Steps of one pass over n samples."""
     return math.ceil(n / samples_per_step(n, training))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is about to be done.
+    """A step about to be taken."""
 
-    Attributes:
-        number: from 0, over all epochs.
-        rate: its learning rate.
-        samples: how many it is the mean over.
-        second_moments: Adam's so far, without bias correction, of each of the adapter's weights, (out, in), by the
-            names of `adapter_layers`; nothing before the first step.
-    """
-
-    number: int
-    rate: float
-    samples: int
+    number: int  # from 0, over all epochs
+    rate: float  # learning rate
+    samples: int  # size of the batch
     second_moments: Mapping[str, torch.Tensor]
+    """Adam's, without bias correction, (out, in) by the names of `adapter_layers`; empty before the first step."""
 
 
-class Observer(Protocol):
-    """Looks on from inside a training, which ends with the same weights as without it."""
+class TrainingCallback:
+    """Hooks inside a training, which ends with the same weights as without them."""
 
-    identity: str
-    """What it looks for; a folder in which another one looked is refused."""
+    identity: str = ""
+    """Fingerprint of its results; a folder trained with another one is refused."""
 
     def before_step(self, model: LanguageModel, step: Step) -> None:
-        """Called at the weights that the step starts from, with dropout on and no gradients yet; leaves all so."""
-        ...
+        """Called at the step's initial weights, with dropout on and no gradients yet; leaves all of these so."""
 
     def during_pass(self, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         """Entered around the forward and backward pass of these examples of the step.
 
-        What goes back is the gradient of the sum of their losses, divided by the step's number of samples.
+        The loss of the backward pass is the sum of theirs, divided by the step's number of samples.
         """
-        ...
+        return contextlib.nullcontext()
 
     def after_epoch(self) -> Mapping[str, np.ndarray]:
-        """Arrays that the epoch's checkpoint is to hold as `NAME.npy`; the next epoch starts afresh."""
-        ...
+        """Arrays for the epoch's checkpoint, stored as `NAME.npy`; the next epoch starts afresh."""
+        return {}
 
 
 def fine_tune(
@@ -140,20 +124,19 @@ def fine_tune(
     training: Training,
     folder: Path,
     *,
-    observer: Observer | None = None,
+    callback: TrainingCallback | None = None,
     pass_size: int = PASS,
     progress: bool = False,
 ) -> list[Checkpoint]:
-    """Train an adapter on all the examples; the model itself stays as it is.
+    """Train an adapter on all the examples; the model's own weights do not change.
 
     Args:
-        model: what the adapter is trained on.
+        model: the base model.
         examples: n samples.
-        training: how.
-        folder: holds `epoch-1`, `epoch-2`, ... when done; those that are there already are not trained again.
-        observer: looks on; not at the epochs that are there already.
-        pass_size: samples that go through the model together. It changes no more than the order of sums, and so the
-            last bits.
+        training: the options.
+        folder: for `epoch-1`, `epoch-2`, ...; finished epochs are not trained again.
+        callback: its hooks are called in the epochs that are trained now.
+        pass_size: samples that go through the model together; changes the order of summation alone.
         progress: show a progress bar.
 
     Returns:
@@ -166,43 +149,40 @@ def fine_tune(
     """
     if not examples:
         raise ConfigError("there are no samples to train on", "give a pool")
-    looked_for = [] if observer is None else [observer.identity]
+    callback = callback or TrainingCallback()
     keys = sorted(example.key for example in examples)
-    identity = fingerprint(model.name, model.precision, dataclasses.asdict(training), keys, *looked_for)
+    identity = fingerprint(model.name, model.precision, training.describe(), keys, *filter(None, [callback.identity]))
     places = [folder / f"epoch-{epoch}" for epoch in range(1, training.epochs + 1)]
     finished = [read_checkpoint(place) for place in takewhile(Path.exists, places)]
     if any(checkpoint.state.get("fingerprint") != identity for checkpoint in finished):
-        raise RunError(f"{folder} holds the training of other samples or settings", "choose another --output")
+        raise RunError(f"{folder} holds the training of other samples or settings", "choose another `output`")
     if len(finished) < len(places):
         source = finished[-1].folder if finished else training.lora
         with adapted(model, source, trainable=True) as adapter:
             model.model.train()
             try:
-                with frozen_linears(model.model):
-                    loop = _Loop(model, examples, training, observer, pass_size, progress=progress)
+                with onednn_linears(model.model):
+                    loop = _Loop(model, examples, training, callback, pass_size, progress)
                     loop.run(adapter, places, len(finished), identity)
             finally:
                 model.model.eval()
     return [read_checkpoint(place) for place in places]
 
 
+@dataclass
 class _Loop:
-    """The steps of a training, at the adapter that is on the model."""
+    """The steps of a training with the adapter on the model."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        examples: Sequence[Example],
-        training: Training,
-        observer: Observer | None,
-        pass_size: int,
-        *,
-        progress: bool,
-    ) -> None:
-        self.model, self.examples, self.training, self.observer = model, examples, training, observer
-        self.pass_size, self.progress = pass_size, progress
-        self.steps = steps_per_epoch(len(examples), training)
-        self.weights = adapter_weights(model)
+    model: LanguageModel
+    examples: Sequence[Example]
+    training: Training
+    callback: TrainingCallback
+    pass_size: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self.steps = steps_per_epoch(len(self.examples), self.training)
+        self.weights = adapter_weights(self.model)
         self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, eps=EPSILON, weight_decay=0.0)
 
     def run(self, adapter: Any, places: Sequence[Path], finished: int, identity: str) -> None:
@@ -222,37 +202,32 @@ class _Loop:
                 "batch_size": samples_per_step(len(self.examples), self.training),
                 "fingerprint": identity,
             }
-            arrays = {} if self.observer is None else self.observer.after_epoch()
-            save_checkpoint(places[epoch], adapter, self._moments(), state, arrays)
+            save_checkpoint(places[epoch], adapter, self._moments(), state, self.callback.after_epoch())
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step: up from zero, down to zero, and at neither."""
+        """Learning rate of a step: linear warm-up, then linear decay, never 0."""
         steps = self.training.epochs * self.steps
-        rising = math.ceil(self.training.rising * steps)
-        return self.training.learning_rate * min((step + 1) / (rising + 1), (steps - step) / max(steps - rising, 1))
+        warmup = math.ceil(self.training.warmup_ratio * steps)
+        return self.training.learning_rate * min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
 
     def _epoch(self, epoch: int, numbers: range) -> float:
         """One pass over the examples in steps of these numbers; the mean loss."""
         order = np.random.default_rng([self.training.seed, 1, epoch]).permutation(len(self.examples))
-        parts = np.array_split(order, self.steps)
-        total = 0.0
-        for number, part in zip(
-            numbers, tqdm(parts, desc=f"training, epoch {epoch + 1}", disable=not self.progress), strict=True
-        ):
+        total, parts = 0.0, np.array_split(order, self.steps)
+        bar = tqdm(parts, desc=f"training, epoch {epoch + 1}", disable=not self.progress)
+        for number, part in zip(numbers, bar, strict=True):
             total += self._step(number, sorted(part.tolist(), key=lambda k: len(self.examples[k].ids)))
         return total / len(self.examples)
 
     def _step(self, number: int, batch: Sequence[int]) -> float:
-        """A step of Adam for these examples; the sum of their losses."""
+        """One step of Adam on these examples; the sum of their losses."""
         rate = self._rate(number)
-        if self.observer is not None:
-            second = {name: moments[1] for name, moments in self._moments().items()}
-            with _memory(self.model, "what looks on"):
-                self.observer.before_step(self.model, Step(number, rate, len(batch), second))
-        total = 0.0
-        for start in range(0, len(batch), self.pass_size):
-            total += self._backward(batch[start : start + self.pass_size], len(batch))
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip)
+        second = {name: moments[1] for name, moments in self._moments().items()}
+        with _memory(self.model, "computing target gradients"):
+            self.callback.before_step(self.model, Step(number, rate, len(batch), second))
+        starts = range(0, len(batch), self.pass_size)
+        total = sum(self._backward(batch[start : start + self.pass_size], len(batch)) for start in starts)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -260,38 +235,33 @@ class _Loop:
         return total
 
     def _backward(self, numbers: Sequence[int], batch_size: int) -> float:
-        """Add some examples' share of the batch's gradient; the sum of their losses."""
+        """Accumulate some examples' gradients; the sum of their losses."""
         examples = [self.examples[k] for k in numbers]
-        around = contextlib.nullcontext() if self.observer is None else self.observer.during_pass(numbers)
-        with _memory(self.model, f"{len(numbers)} samples"), around:
+        with _memory(self.model, f"training on {len(numbers)} samples"), self.callback.during_pass(numbers):
             loss = response_losses(self.model, examples).sum()
             (loss / batch_size).backward()  # type: ignore[no-untyped-call]
         self.model.backward_tokens += sum(len(example.ids) - 1 for example in examples)
         return float(loss.detach())
 
     def _moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Adam's moments of each weight; nothing before the first step."""
+        """Adam's moments of each weight; empty before the first step."""
         states = {name: self.optimizer.state[weight] for name, weight in self.weights.items() if self.optimizer.state}
         return {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
 
     def _restore(self, folder: Path, steps: int) -> None:
-        """Put the optimizer where it was when the checkpoint was written."""
+        """Restore the optimizer's state from a checkpoint."""
         stored = read_moments(folder, {name: tuple(weight.shape) for name, weight in self.weights.items()})
         for name, weight in self.weights.items():
             first, second = (moment.to(weight.device) for moment in stored[name])
-            state = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}
-            self.optimizer.state[weight] = state
+            self.optimizer.state[weight] = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}
 
 
 @contextlib.contextmanager
-def _memory(model: LanguageModel, what: str) -> Iterator[None]:
-    """Say what to do when memory runs out inside the block."""
+def _memory(model: LanguageModel, work: str) -> Iterator[None]:
+    """Turn running out of memory inside the block into an error that names the work."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise ModelError(
-            f"{model.name!r} ran out of memory while training on {what}",
-            "lower --max-length, use --dtype bfloat16, or take a smaller model",
-        ) from error
+        raise ModelError(f"{model.name!r} ran out of memory while {work}", LESS_MEMORY) from error

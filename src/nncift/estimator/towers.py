@@ -1,0 +1,114 @@
+"""The posterior mean of all pairs as a product of two towers, of the rank that pool and targets need.
+
+Interaction, main effect and cosines are products already. The exponential similarities become one by the Nyström
+approximation with at most 512 targets as inducing points; with no more targets than that it is exact up to jitter. The
+product is then truncated by a singular value decomposition on a subset of both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncift.estimator.covariance import SHARPNESS, Side, same_samples, similarities, unit_blocks
+
+RANK = 128  # of the estimate, at most
+_INDUCING = 512  # targets, at most
+_REFERENCE = 1024  # samples of a side that the truncation is computed on
+_TOLERANCE = 1e-7  # share of the squared Frobenius norm that the truncation may lose
+
+
+class PosteriorMean:
+    """The posterior mean unit (inner(x, y) s(y) + c(y)) + mean, plus `numbers["prior"]` times that of a prior.
+
+    Attributes:
+        pool: labelled pool samples; kernels of the interaction and of the main effect.
+        target: labelled targets; kernels of the interaction, of c(y) and of log s(y).
+        arrays: `profile` (n, m), dual coefficients of the interaction; `bias` (m,) of c; `scale` (2, m) of log s,
+            smooth and nugget; `terms` (terms,) coefficients of the similarities.
+        numbers: mean and unit of the influence, and the other scalars.
+        prior: a network fitted earlier, to other data or another influence.
+        sharpness: of the similarities, see `covariance.similarities`.
+    """
+
+    pool: Side
+    target: Side
+    prior: PosteriorMean | None = None
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Tensor] = {}
+        self.numbers: dict[str, float] = {}
+        self.sharpness = SHARPNESS
+
+    def pool_effects(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Interaction coefficients on the labelled targets, and main effect plus the constant: (n, m), (n,)."""
+        interaction, main = self.pool.kernels(x)
+        weights = self.arrays["profile"]
+        return interaction @ weights, main @ weights.sum(1) + self.numbers["constant"]
+
+    def target_effects(self, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Scale s(y) and main effect c(y) plus the mean, both on the influence's scale: (n,), (n,)."""
+        _, main, uniform = self.target.kernels(y)
+        smooth, nugget = self.arrays["scale"]
+        scale = torch.exp(self.numbers["scale_mean"] + uniform @ smooth + same_samples(y, self.target.train) @ nugget)
+        unit = self.numbers["unit"]
+        return (unit * scale).numpy(), (unit * (main @ self.arrays["bias"]) + self.numbers["mean"]).numpy()
+
+    def towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Both towers and c(y), with the prior's alongside: (n, rank), (m, rank), (m,)."""
+        left, right = self._truncated(pool, target)
+        scale, bias = self.target.in_chunks(target, self.target_effects)
+        right = right * scale[:, None]
+        if self.prior is None:
+            return left, right, bias
+        before, weight = self.prior.towers(pool, target), self.numbers["prior"]
+        left, right = np.concatenate([left, weight * before[0]], axis=1), np.concatenate([right, before[1]], axis=1)
+        return left, right, bias + weight * before[2]
+
+    def _truncated(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+        """inner(x, y) as a product of truncated rank: (n, rank), (m, rank) float32."""
+        inducing = self.target.coordinates(target[_subset(len(target), _INDUCING)])
+        left = self._pool_tower(self.pool.coordinates(pool[_subset(len(pool), _REFERENCE)]), inducing)
+        right = self._target_tower(self.target.coordinates(target[_subset(len(target), _REFERENCE)]), inducing)
+        u, size, v = torch.linalg.svd(left @ right.T, full_matrices=False)
+        lost = 1 - size.square().cumsum(0) / size.square().sum().clamp(min=1e-300)
+        rank = min(int((lost > _TOLERANCE).sum()) + 1, RANK, len(size))
+        root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
+        basis, target_basis = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
+        (left_all,) = self.pool.in_chunks(pool, lambda x: ((self._pool_tower(x, inducing) @ basis).float().numpy(),))
+        (right_all,) = self.target.in_chunks(
+            target, lambda y: ((self._target_tower(y, inducing) @ target_basis).float().numpy(),)
+        )
+        return left_all, right_all
+
+    def _pool_tower(self, x: Tensor, inducing: Tensor) -> Tensor:
+        """Interaction, main effect, the cosines' half, and weighted similarities to the inducing points, (n, width)."""
+        interaction, main = self.pool_effects(x)
+        columns = [interaction, main[:, None]]
+        if len(self.arrays["terms"]):
+            projection, weights = self.pool.projection, self.arrays["terms"].reshape(1 + len(self.sharpness), -1)
+            units = unit_blocks(x, projection)
+            columns += [b * u for b, u in zip(weights[0], units, strict=True)]
+            for u, v, weight in zip(units, unit_blocks(inducing, projection), weights[1:].T, strict=True):
+                columns.append(torch.einsum("k,kij->ij", weight, torch.stack(similarities(u @ v.T, self.sharpness))))
+        return torch.cat(columns, dim=1)
+
+    def _target_tower(self, y: Tensor, inducing: Tensor) -> Tensor:
+        """The target's half of each column of `_pool_tower`, (m, width)."""
+        columns = [self.target.kernels(y)[0], torch.ones((len(y), 1), dtype=torch.float64)]
+        if len(self.arrays["terms"]):
+            projection, jitter = self.pool.projection, 1e-6 * torch.eye(len(inducing), dtype=torch.float64)
+            units = unit_blocks(y, projection)
+            columns += units
+            for u, v in zip(units, unit_blocks(inducing, projection), strict=True):
+                cross, kernel = (similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))
+                columns.append(torch.linalg.solve(kernel + jitter, cross.T).T)
+        return torch.cat(columns, dim=1)
+
+
+def _subset(n: int, size: int) -> np.ndarray:
+    """Indices of at most `size` of n samples, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, min(n, size)).astype(np.int64))

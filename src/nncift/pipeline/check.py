@@ -1,0 +1,74 @@
+"""Refusing what cannot work before anything costly is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nncift.errors import ConfigError
+from nncift.labels.imported import keep_labels
+from nncift.models.loading import check_device
+from nncift.models.locate import find_model
+from nncift.selection.budget import check_shortlist
+from nncift.selection.objectives import find_objective
+
+if TYPE_CHECKING:
+    from nncift.influence.base import InfluenceFunction
+    from nncift.pipeline.context import Run
+
+
+def check(run: Run) -> None:
+    """Refuse a budget, models, samples or exact values that the run cannot use.
+
+    Raises:
+        ConfigError: options do not go together, or not with the data.
+        DataError: a sample that may be measured cannot be, or imported values do not fit the samples.
+        ModelError: a model does not exist.
+    """
+    if not run.folder.is_selected:
+        config, known = run.config, run.known is not None
+        find_objective(config.objective, target=not run.own_target, known=known, eta=config.eta, nu=config.nu)
+        _check_budget(run)
+        _check_models(run)
+        if run.influence is not None:
+            _check_function(run, run.influence)
+    if run.config.labels_from is not None:
+        with run.costs.stage("labels"):
+            keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)
+
+
+def _check_budget(run: Run) -> None:
+    run.budget.check(len(run.pool), run.tokens)
+    if run.own_target and run.config.verify is not None and run.tokens is None:
+        check_shortlist(run.budget.count(len(run.pool), run.config.verify), len(run.pool))
+
+
+def _check_models(run: Run) -> None:
+    if run.config.device is not None:
+        check_device(run.config.device)
+    if run.features.encoder is not None:
+        find_model(run.features.encoder, "encoder")
+    if run.features.language_model is not None:
+        find_model(run.features.language_model, "language model")
+    for spec in run.influence.models if run.influence is not None else ():
+        if isinstance(spec.model, str):
+            find_model(spec.model, "language model")
+
+
+def _check_function(run: Run, function: InfluenceFunction) -> None:
+    config, pool, target = run.config, run.pool.rows, run.target.rows
+    function.check(pool, target)
+    stages = {"`probes`": config.probes, "`verify`": config.verify, "`labels` auto": config.in_rounds or None}
+    later = [name for name, wanted in stages.items() if wanted is not None]
+    if later and function.traits.relative:
+        raise ConfigError(
+            f"the values of {function.name} depend on all samples that are measured together, so {later[0]} cannot"
+            " measure more of them later",
+            "give `labels` a number" if "labels" in later[0] else "leave it out, and raise `labels` instead",
+        )
+    if config.probes is not None and function.traits.pointwise:
+        raise ConfigError(
+            f"{function.name} gives a sample one score for all targets, so `probes` would measure every sample",
+            "give `labels` 100% instead",
+        )
+    if later:
+        function.check_lengths(pool, target)

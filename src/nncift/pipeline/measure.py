@@ -1,0 +1,102 @@
+"""Exact influence of planned pairs, for labels, probes and a shortlist alike; all of a run is measured alike.
+
+A plan is kept before its first pair is measured, so a resumed run measures the same pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nncift.errors import ConfigError
+from nncift.labels.collect import collect
+from nncift.labels.design import PairPlan
+from nncift.labels.pairs import LabelledPairs, Probes
+from nncift.run.files import read_json, write_json
+from nncift.run.folder import LabelFolder
+
+if TYPE_CHECKING:
+    from nncift.pipeline.context import Run
+
+_log = logging.getLogger("nncift")
+
+
+def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> LabelledPairs:
+    """Exact influence of the planned pairs, kept in `folder`; tokens and seconds count as the stage's."""
+    function, count = run.function, run.costs.counter(stage, run.function)
+    if not folder.labels.exists():
+        _begin(run)
+
+    def after_block() -> None:
+        count()
+        if stage == "labels":
+            _note_cut(run)
+
+    pairs = collect(
+        function,
+        run.pool.rows,
+        run.target.rows,
+        plan.rows,
+        plan.columns,
+        folder=folder.path,
+        progress=run.progress,
+        after_block=after_block,
+    )
+    if function.oom_splits:
+        _log.info("%s: memory ran out on batches of %s, which were halved", stage, function.oom_splits)
+    return pairs
+
+
+def measure_block(
+    run: Run, folder: LabelFolder, stage: str, plan: Callable[[], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, Probes]:
+    """Exact influence of some pool samples on the same targets.
+
+    Args:
+        run: the run.
+        folder: keeps the plan and the values.
+        stage: whose cost it is.
+        plan: gives the pool rows and the targets, (k,), (c,) int64; called once, then remembered.
+
+    Returns:
+        The rows, ascending, and their exact influence.
+    """
+    if not folder.plan.exists():
+        rows, columns = (np.sort(some).tolist() for some in plan())
+        write_json(folder.plan, {"rows": rows, "columns": columns})
+    stored = PairPlan.from_dict(read_json(folder.plan))
+    pairs = measure(run, stored, folder, stage)
+    return stored.rows, Probes(stored.columns, pairs.influence.reshape(len(stored.rows), len(stored.columns)))
+
+
+def _begin(run: Run) -> None:
+    """Done before the first pair that this process measures.
+
+    Raises:
+        ConfigError: the function, its precision or its device's default differs from that of the pairs so far.
+    """
+    if run.measuring:
+        return
+    described = json.loads(json.dumps(run.function.describe(), default=str))
+    path = run.folder.function
+    if path.exists() and (stored := read_json(path)) != described:
+        raise ConfigError(
+            f"{run.folder.path} holds exact influence by {stored}, now it is {described}",
+            "give the same `dtype` and `device`, or choose another `output`",
+        )
+    write_json(path, described)
+    run.function.warm_up(run.pool.rows, run.folder.labels.warm_up, progress=run.progress)
+    run.measuring = True
+
+
+def _note_cut(run: Run) -> None:
+    """Keep which samples were cut: before the labels are finished, so that a resumed run can report it."""
+    cut, path = run.function.cut_ids, run.folder.labels.notes
+    if cut is not None:
+        noted = read_json(path)["cut"] if path.exists() else None
+        if noted is None or not set(noted) >= set(cut):
+            write_json(path, {"cut": sorted({*(noted or ()), *cut})})

@@ -1,0 +1,63 @@
+"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", tokens "500ktok", seconds "15m"."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nncift.errors import ConfigError
+
+_UNIT = r"(?P<percent>%)|(?P<tokens>[kKmMgG]?)tok(?:ens)?|(?P<seconds>[smh])"
+_AMOUNT = re.compile(rf"(?P<number>\d+(?:\.\d*)?(?:e\d+)?|\.\d+)\s*(?:{_UNIT})?")
+_TOKENS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A budget or a number of labels."""
+
+    kind: Literal["fraction", "count", "tokens", "seconds"]
+    value: float  # above 0; a fraction is at most 1
+    text: str = field(default="", compare=False)  # as the user wrote it, for messages
+
+    def __str__(self) -> str:
+        return self.text or f"{self.value:g}"
+
+
+def parse_budget(budget: str | float) -> Amount:
+    """Parse a budget: "0.1", "10%", "2000", "2Mtok"; the number 1.0 is the whole pool, 1 one sample.
+
+    Raises:
+        ConfigError: not such an amount, zero, or a fraction above 1.
+    """
+    return _parse("budget", budget, "tokens", "a fraction (0.1 or 10%), a number of samples (2000) or tokens (2Mtok)")
+
+
+def parse_labels(labels: str | float) -> Amount:
+    """Parse a number of labels: "2000", "0.01", "1%", "90s", "15m"; raises as `parse_budget`."""
+    example = "a number of pairs (2000), a fraction of all pairs (0.01), a time (90s, 15m) or auto"
+    return _parse("labels", labels, "seconds", example)
+
+
+def _parse(option: str, given: str | float, unit: Literal["tokens", "seconds"], example: str) -> Amount:
+    text = str(given)
+    raw = text.replace("_", "").strip()
+    match = _AMOUNT.fullmatch(raw)
+    if match is None or match.lastgroup not in ("number", "percent", unit) or isinstance(given, bool):
+        raise ConfigError(f"`{option}` {given!r} is not an amount", f"give {example}")
+    number = float(match["number"])
+    if number <= 0 or not math.isfinite(number):
+        raise ConfigError(f"`{option}` {given!r} is zero", f"give {example}")
+    if match.lastgroup == "tokens":
+        return Amount("tokens", round(number * _TOKENS[match["tokens"].lower()]), text)
+    if match.lastgroup == "seconds":
+        return Amount("seconds", number * _SECONDS[match["seconds"]], text)
+    if match.lastgroup == "number" and "." not in raw:
+        return Amount("count", number, text)
+    share = number / 100 if match.lastgroup == "percent" else number
+    if share > 1:
+        raise ConfigError(f"`{option}` {given!r} is more than everything", f"give {example}")
+    return Amount("fraction", share, text)

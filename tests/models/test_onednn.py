@@ -1,0 +1,51 @@
+"""Frozen linear layers through oneDNN against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nncift.models.onednn import onednn_linears
+
+
+def replaced(layers) -> list[bool]:
+    return ["forward" in vars(layer) for layer in layers]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (1, 1, 24)])
+def test_equal_linear_layers(bias, shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40, bias=bias).requires_grad_(False)
+    plain, fast = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    expected = layer(plain.requires_grad_())
+    with onednn_linears(layer):
+        found = layer(fast.requires_grad_())
+        assert "_Frozen" in type(found.grad_fn).__name__
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    expected.backward(gradient)
+    found.backward(gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.grad, plain.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_trained_layers_and_other_dtypes_are_unaffected():
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4).bfloat16().requires_grad_(False))
+    with onednn_linears(layers):
+        assert replaced(layers) == [False, False]
+    layers.requires_grad_(False)
+    with onednn_linears(layers):
+        assert replaced(layers) == [True, False]
+    with pytest.raises(RuntimeError, match="could not create a primitive"), onednn_linears(layers):
+        layers(torch.zeros(2, 3))
+    assert replaced(layers) == [False, False]
+
+
+def test_a_nested_block_adds_layers_frozen_in_between():
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4).requires_grad_(False), torch.nn.Linear(4, 4))
+    with onednn_linears(layers):
+        layers.requires_grad_(False)
+        with onednn_linears(layers):
+            assert replaced(layers) == [True, True]
+        assert replaced(layers) == [True, False]
+    assert replaced(layers) == [False, False]

@@ -1,0 +1,61 @@
+"""The summary of a run from the records of its stages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift.data.pool import PoolFacts
+from nncift.report.summary import summary_text, write_summary
+from nncift.run.files import write_array, write_json
+from nncift.run.folder import RunFolder
+from nncift.run.records import Summary
+from nncift.selection.selection import Selection
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    """A run without labels, with known samples and two kinds of features."""
+    folder = RunFolder(tmp_path)
+    write_json(folder.config, {"model": "org/model", "labels_from": None})
+    write_json(folder.costs, {"stages": {}})
+    for side, rows in (("pool", 40), ("target", 1), ("known", 9)):
+        facts = PoolFacts(f"{side}.jsonl", "qa", ("q", "a"), rows, rows, 0, 0, 0)
+        write_json(folder.samples(side).facts, facts.to_dict() | {"split": None})
+    for name, facts in {
+        "pool.lm": {"encoder": "org/model", "width": 6, "truncated": 5, "rows": 40, "blocks": {"states": 6}},
+        "pool.own": {"encoder": "mine.npy", "width": 3, "truncated": 0, "rows": 40},
+        "pool": {"encoder": "org/encoder", "width": 4, "truncated": 4, "rows": 40},
+    }.items():
+        write_json(folder.features.facts(name), facts)
+        write_array(folder.features.array(name), np.zeros((1, 1)))
+    write_json(folder.features.begun("pool"), {})
+    write_json(folder.features.facts("pool.unfinished"), {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gains", "warning"),
+    [
+        ([2.0, 1.0], None),
+        ([2.0, 0.0], "1 of the 2 selected samples have no gain: the objective is saturated"),
+        ([0.0, -1.0], "All estimated gains are at most 0"),
+    ],
+)
+def test_warnings(folder, gains, warning):
+    selection = Selection(np.array([3, 1]), np.array(gains), 3.0, "facility-location-conditional-gain", {"nu": 1.0})
+    write_array(folder.known, np.array([0.25, 0.75, -1.0]))
+    write_summary(folder, selection, all_pairs=40)
+    summary = Summary.load(folder.summary)
+    assert summary.encoder == {"name": "org/encoder + mine.npy + org/model", "truncated": 5, "width": 13}
+    assert (summary.pool["source"], summary.pool["rows"]) == ("pool.jsonl", 40)
+    assert "split" not in summary.pool
+    assert (summary.labelled_pairs, summary.exact_all_pairs, summary.language_model) == (0, None, None)
+    expected = [
+        "The target is one sample",
+        "5 of 40 texts exceed the context of org/model and were truncated.",
+        *([warning] if warning else []),
+    ]
+    assert len(summary.warnings) == len(expected)
+    assert all(found.startswith(start) for found, start in zip(summary.warnings, expected, strict=True))
+    assert "Known: 9 samples, facility location conditional gain; they provide 25%" in summary_text(folder)
