@@ -11,10 +11,13 @@ of a random choice (expected). Mean and standard error over seeds, which draw fa
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 import nncift
 from known_truth import p3, short_samples
@@ -35,8 +38,8 @@ def shares(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, fl
     pool, rest = order[: options.pool], order[options.pool :]
     known = rest[is_known[rest]][: options.known]
     selection = nncift.select(
-        rows.select(pool),
-        known=rows.select(known),
+        _source_rows(rows, pool),
+        known=_source_rows(rows, known),
         influence=options.influence,
         labels=options.labels,
         budget=options.budget,
@@ -56,6 +59,10 @@ def shares(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, fl
         "facility location": float(new[plain.indices].mean()),
         "random (expected)": float(new.mean()),
     }
+
+
+def _source_rows(rows: Dataset, which: np.ndarray) -> list[dict[str, Any]]:
+    return [json.loads(original) for original in rows.select(which)["original"]]
 
 
 def main() -> None:
