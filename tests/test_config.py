@@ -27,7 +27,16 @@ from nncift.errors import ConfigError
         ({"features": "lm,f.npy", "target": "t.jsonl"}, "target.features"),
         ({"features": "f.npy", "target": "t.jsonl"}, "target.features"),
         ({"prompt_field": "q"}, "response.field"),
-        ({"eta": 1.0}, "eta"),
+        ({"eta": 1.0}, "`eta` 1.0 needs `target`"),
+        ({"nu": 1.0}, "`nu` 1.0 needs `known`"),
+        ({"known": "k.jsonl", "features": "f.npy"}, "and `known` has none"),
+        ({"fidelity": 0.6}, "`fidelity` 0.6 needs `labels` auto"),
+        ({"labels": "auto", "fidelity": 1.5}, "at most 1"),
+        ({"verify": 0.5}, "`verify` is 0.5"),
+        ({"probes": 0}, "`probes` is 0"),
+        ({"probes": 2, "recipe": "paper"}, "no posterior variance, so `probes`"),
+        ({"labels_from": "labels.csv", "verify": 2}, "`labels_from` provides the exact values, so `verify`"),
+        ({"labels": "0", "influence": "bm25"}, "`labels` 0 computes no influence, so `influence`"),
         ({"batch_size": 0}, "batch.size"),
     ],
 )
@@ -57,3 +66,16 @@ def test_importing_the_command_line_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_rooms_below_the_models_and_the_report_import_no_torch():
+    script = (
+        "import importlib, pkgutil, sys, nncift\n"
+        "for room in ('run', 'data', 'matrix', 'selection', 'report'):\n"
+        "    package = importlib.import_module(f'nncift.{room}')\n"
+        "    for module in pkgutil.iter_modules(package.__path__):\n"
+        "        importlib.import_module(f'nncift.{room}.{module.name}')\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

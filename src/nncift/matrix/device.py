@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nncift.matrix.factored import Factors
 from nncift.matrix.selectors import TILE, row_slices
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DeviceFactors:
     """`Factors` on a device; rows and columns are chosen as `selectors.bounded` returns them."""
 
     def __init__(self, factors: Factors, device: str) -> None:
+        import torch
+
         columns = factors.columns.transpose(0, 2, 1).reshape(-1, factors.columns.shape[1])[: factors.n_columns]
         self._rows, self._constants, self._columns = (
             torch.from_numpy(np.ascontiguousarray(part)).to(device)
@@ -24,6 +28,8 @@ class DeviceFactors:
 
     def score(self, rows: Any, columns: Any) -> torch.Tensor:
         """Entries float32 (rows, columns), on the device."""
+        import torch
+
         rows, columns = (
             part if isinstance(part, slice) else torch.from_numpy(part).to(self._rows.device)
             for part in (rows, columns)
@@ -41,6 +47,8 @@ class DeviceFactors:
 
     def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
         """As `InfluenceMatrix.coverage_gains`; tiles stay on the device."""
+        import torch
+
         threshold = torch.from_numpy(covered).to(self._rows.device)
         gains = np.empty(len(rows), dtype=np.float64)
         for part in row_slices(len(rows), len(self._columns)):
