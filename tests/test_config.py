@@ -30,6 +30,8 @@ from nncift.errors import ConfigError
         ({"eta": 1.0}, "`eta` 1.0 needs `target`"),
         ({"nu": 1.0}, "`nu` 1.0 needs `known`"),
         ({"known": "k.jsonl", "features": "f.npy"}, "and `known` has none"),
+        ({"known": "k.jsonl", "verify": 2}, "does not compare with exact values, so `verify`"),
+        ({"target": ""}, "`target` is empty"),
         ({"fidelity": 0.6}, "`fidelity` 0.6 needs `labels` auto"),
         ({"labels": "auto", "fidelity": 1.5}, "at most 1"),
         ({"verify": 0.5}, "`verify` is 0.5"),

@@ -77,6 +77,8 @@ class Config:
     """The split to read when the pool is on the hub or a saved DatasetDict with several."""
     target_split: str | None = None
     """The split to read of the target."""
+    known_split: str | None = None
+    """The split to read of the known samples."""
     prompt_field: str | None = None
     """The column with the prompt, when the schema is not recognised."""
     response_field: str | None = None
@@ -111,6 +113,9 @@ class Config:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # as of a shell variable that is not set
+            if getattr(self, field.name) == "":
+                raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
         parse_budget(self.budget)
         unlabelled = str(self.labels).strip() == "0"
         if unlabelled:  # short for `network` "pretrained", or for `network` alone
@@ -122,6 +127,9 @@ class Config:
         if self.labels_from is not None:
             reason = "`labels_from` provides the exact values"
             self._refuse(reason, "network", "influence", "influence_options", "labels", "probes", "verify")
+        if self.known is not None:
+            reason = "the influence of `known` samples is estimated, and does not compare with exact values"
+            self._refuse(reason, "probes", "verify")
         if self.recipe == "paper":
             self._refuse('the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
         if self.labels is not None and not self.in_rounds:

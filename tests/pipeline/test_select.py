@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 import nncift
 import nncift.pipeline.plan
@@ -463,10 +463,34 @@ def test_known_samples_leave_what_they_cover_to_others(pool, options, tmp_path: 
     again = nncift.select(mixed, known=known, output=run, **options)
     np.testing.assert_array_equal(again.indices, selection.indices)
     target = write_rows(tmp_path / "target.jsonl", [*arithmetic(4, offset=500), *other(4, 500)])
-    both = nncift.select(mixed, known=known, target=target, output=tmp_path / "both", verify=2, nu=0.5, **options)
+    both = nncift.select(mixed, known=known, target=target, output=tmp_path / "both", nu=0.5, **options)
     assert both.objective_options == {"nu": 0.5}
-    with pytest.raises(ConfigError, match="`nu` 2 needs `known`"):
-        nncift.select(mixed, nu=2, output=tmp_path / "none", **options)
+
+
+def test_known_samples_have_a_split_of_their_own(pool, options, tmp_path: Path):
+    DatasetDict(
+        {"old": Dataset.from_list(arithmetic(9, 300)), "new": Dataset.from_list(arithmetic(9, 400))}
+    ).save_to_disk(tmp_path / "known")
+    options = {**options, "influence": "bm25", "known": tmp_path / "known", "output": tmp_path / "run"}
+    with pytest.raises(DataError, match="`known_split`"):
+        nncift.select(pool, **options)
+    nncift.select(pool, known_split="old", **options)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["known"]["rows"] == 9
+
+
+def test_what_cannot_work_is_refused_before_any_work(pool, options, tmp_path: Path):
+    class Unfinished(nncift.InfluenceFunction):
+        name = "unfinished"
+
+    for wrong, message in (
+        ({"influence": Unfinished()}, "Unfinished is incomplete"),
+        ({"influence": Unfinished}, "Unfinished is a class"),
+        ({"influence": "bm25", "objective": "json:loads"}, "cannot be made"),
+        ({"influence": "bm25", "labels": 1}, "too few"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            nncift.select(pool, output=tmp_path / "run", **{**options, **wrong})
+        assert not (tmp_path / "run/config.json").exists()
 
 
 def test_the_objective_can_be_chosen(pool, target, options, tmp_path: Path):

@@ -155,7 +155,14 @@ _HOOKS = {name for name in vars(InfluenceFunction) if not name.startswith("_")} 
 
 def as_function(function: Any) -> InfluenceFunction:
     """An influence function as it is, or a plain callable wrapped; raises `ConfigError` if it is neither."""
+    if isinstance(function, type):
+        raise ConfigError(f"{function.__name__} is a class", "give an object of it")
     if isinstance(function, InfluenceFunction):
+        kind = type(function)
+        if not function.name or not isinstance(function.traits, Traits) or kind.__call__ is InfluenceFunction.__call__:
+            raise ConfigError(
+                f"the influence function {kind.__name__} is incomplete", "give it a `name`, `traits` and `__call__`"
+            )
         return function
     members = set(dir(function))
     name = function.name if "name" in members else function.__name__ if "__name__" in members else ""

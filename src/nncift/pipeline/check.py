@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nncift.errors import ConfigError
 from nncift.labels.imported import keep_labels
+from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.loading import check_device
 from nncift.models.locate import find_model
+from nncift.pipeline.label import check_labels
 from nncift.selection.budget import check_shortlist
-from nncift.selection.objectives import find_objective
+from nncift.selection.objectives import ObjectiveOptions, make_objective
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction
@@ -25,15 +29,23 @@ def check(run: Run) -> None:
         ModelError: a model does not exist.
     """
     if not run.folder.is_selected:
-        config, known = run.config, run.known is not None
-        find_objective(config.objective, target=not run.own_target, known=known, eta=config.eta, nu=config.nu)
+        _check_objective(run)
         _check_budget(run)
         _check_models(run)
         if run.influence is not None:
             _check_function(run, run.influence)
+            check_labels(run)
     if run.config.labels_from is not None:
         with run.costs.stage("labels"):
             keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)
+
+
+def _check_objective(run: Run) -> None:
+    """Make the objective once, on a matrix of zeros."""
+    zeros, config = np.zeros((2, 2), np.float32), run.config
+    known = None if run.known is None else zeros[0]
+    options = ObjectiveOptions(has_target=not run.own_target, eta=config.eta, nu=config.nu, known=known)
+    make_objective(config.objective, InfluenceMatrix.from_array(zeros), options)
 
 
 def _check_budget(run: Run) -> None:

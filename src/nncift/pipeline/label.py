@@ -68,6 +68,18 @@ def _planned(run: Run, amount: Amount) -> PairPlan:
     return plan_labels(run.function, amount, len(run.pool), run.n_target, rate=rate, seed=run.config.seed)
 
 
+def check_labels(run: Run) -> None:
+    """Refuse a number of labels that is too small to fit a network.
+
+    Raises:
+        ConfigError: as `plan_labels` does.
+    """
+    if run.config.learns and not run.config.in_rounds:
+        amount = parse_labels(run.config.labels or DEFAULT_LABELS)
+        if amount.kind != "seconds":
+            _planned(run, amount)
+
+
 def planned_held_out(run: Run) -> HeldOut | None:
     """The rows and targets that are held out by plan; None where they are drawn afterwards."""
     folder = run.folder.labels

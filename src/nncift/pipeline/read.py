@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from nncift.data.pool import ReadOptions, open_pool, read_pool
+from nncift.errors import NNCIFTError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.run.files import atomic_write
@@ -29,16 +30,20 @@ def read(run: Run) -> None:
 def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     config = run.config
     options = ReadOptions(
-        split={"pool": config.split, "target": config.target_split}.get(side),
+        split={"pool": config.split, "target": config.target_split, "known": config.known_split}[side],
         prompt_field=config.prompt_field,
         response_field=config.response_field,
         exclude=config.exclude if side == "pool" else (),
         skip_bad_rows=config.skip_bad_rows,
         keep_duplicates=config.keep_duplicates,
     )
-    return SampleSet(
-        *read_pool(source, options, folder=run.folder.samples(side).path, name=side, progress=run.progress)
-    )
+    try:
+        folder = run.folder.samples(side).path
+        return SampleSet(*read_pool(source, options, folder=folder, name=side, progress=run.progress))
+    except NNCIFTError as error:
+        if side != "pool" and error.fix:
+            error.fix = error.fix.replace("`split`", f"`{side}_split`")
+        raise
 
 
 def _fitted_run(run: Run) -> RunFolder | None:

@@ -179,7 +179,12 @@ def make_objective(name: str | None, matrix: InfluenceMatrix, options: Objective
     """The objective of that name for a matrix; without a name, the one that the data ask for (`find_objective`)."""
     known = options.known is not None
     kind = find_objective(name, target=options.has_target, known=known, eta=options.eta, nu=options.nu)
-    objective = kind(matrix, options)
+    try:
+        objective = kind(matrix, options)
+    except TypeError as error:
+        raise ConfigError(
+            f"`objective` {name} cannot be made ({error})", "it is called with the matrix and ObjectiveOptions"
+        ) from error
     if not isinstance(objective, Objective):
         raise ConfigError(f"`objective` {name} gives no objective", "see nncift.selection.objectives.Objective")
     return objective
