@@ -29,6 +29,7 @@ from nncift.errors import ConfigError
         ({"prompt_field": "q"}, "response.field"),
         ({"eta": 1.0}, "`eta` 1.0 needs `target`"),
         ({"nu": 1.0}, "`nu` 1.0 needs `known`"),
+        ({"known_split": "train"}, "`known_split` train needs `known`"),
         ({"known": "k.jsonl", "features": "f.npy"}, "and `known` has none"),
         ({"known": "k.jsonl", "verify": 2}, "does not compare with exact values, so `verify`"),
         ({"target": ""}, "`target` is empty"),

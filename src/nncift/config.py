@@ -136,7 +136,7 @@ class Config:
             parse_labels(self.labels)
         if self.fidelity is not None and not (self.in_rounds and 0 < self.fidelity <= 1):
             raise ConfigError(f"`fidelity` {self.fidelity} needs `labels` auto and a number above 0 and at most 1")
-        for name, option in (("eta", "target"), ("nu", "known")):
+        for name, option in (("eta", "target"), ("nu", "known"), ("known_split", "known"), ("target_split", "target")):
             if getattr(self, name) is not None and getattr(self, option) is None:
                 raise ConfigError(
                     f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
