@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -89,38 +88,11 @@ def test_dataset_columns(selection):
     assert selection.dataset is dataset
 
 
-CHATS = [
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
-    {"messages": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]},
-]
 PLAIN = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instruction": "Say no", "output": "no"}]
 
 
 def subset(rows: list[dict], **options) -> Selection:
     return Selection(np.array([1, 0]), np.ones(2), 1.0).with_pool(load_pool(rows, **options))
-
-
-@pytest.mark.parametrize("rows", [CHATS, PLAIN])
-def test_trl_training(rows, tiny_model, tmp_path):
-    pytest.importorskip("trl")
-    from trl import SFTConfig, SFTTrainer
-
-    arguments = SFTConfig(output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False)
-    for chat in (True, False):
-        dataset = subset(rows).sft_dataset(chat=chat)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # trl's own
-            trainer = SFTTrainer(tiny_model, args=arguments, train_dataset=dataset)
-            assert trainer.train().global_step == 1
-        read = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"])
-        assert "See you" in read if rows is CHATS else "no" in read
-
-
-def test_sft_dataset():
-    turns = [("user", "Add\n\n1 and 2"), ("assistant", "3")]
-    assert subset(PLAIN).sft_dataset()[1]["messages"] == [{"role": role, "content": text} for role, text in turns]
-    assert subset(PLAIN).sft_dataset(chat=False)[0] == {"prompt": "Say no", "completion": "no"}
-    assert subset(CHATS).sft_dataset()[0] == CHATS[1]
 
 
 def test_load_with_the_pool_of_the_run(tmp_path):

@@ -1,7 +1,7 @@
 """Selection: the selected samples in order, and the files that hold them.
 
-The subset's rows are the user's rows: the JSON text of the source with three keys appended, not parsed and serialized
-again, streamed from the memory-mapped pool.
+The subset's rows are the user's rows: the JSON text of the source with three keys appended and every other byte as it
+was, streamed from the memory-mapped pool.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.data.schemas import chat_messages
 from nncift.errors import ConfigError, RunError
 from nncift.run.files import atomic_write, read_table, write_table
 from nncift.run.folder import RunFolder
+from nncift.selection import sft
+from nncift.selection.json_keys import with_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,18 +75,20 @@ class Selection:
         return Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
     def sft_dataset(self, *, chat: bool = True) -> Dataset:
-        """The selected samples in the columns of trl's SFTTrainer.
+        """The selected samples in the columns `prompt` and `completion` of trl's SFTTrainer: loss on the responses alone.
 
         Args:
-            chat: a column `messages`, for a model with a chat template: each chat as it is, each other sample as a user
-                and an assistant message. Otherwise the columns `prompt` and `completion`, as text.
-        """
-        from datasets import Dataset
+            chat: as messages, for a model with a chat template: of a chat its own (the system prompt, earlier turns,
+                and `tools` as a column of their own), of any other sample a user's and an assistant's. A chat whose
+                turns are all trained on (`turns` "all") gives a row for each of them that answers something. Otherwise
+                as plain text, of a chat the transcript and the last response.
 
-        rows = self._rows("prompt", "response", "messages")
-        if not chat:
-            return Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
-        return Dataset.from_list([{"messages": _conversation(row)} for row in rows])
+        Raises:
+            ConfigError: the selection has no pool.
+            DependencyError: chats with tools need a newer version of `datasets`.
+        """
+        rows = self._rows(*sft.COLUMNS)
+        return sft.chat_dataset(rows) if chat else sft.text_dataset(rows)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the selection's table and, last, the subset: the original rows, unchanged, and three keys.
@@ -136,34 +139,18 @@ class Selection:
     def _rows(self, *columns: str) -> Iterator[dict[str, Any]]:
         if self.pool is None:
             raise ConfigError("this selection has no pool", "give it one: selection.with_pool(pool)")
-        yield from self.pool.select_columns(list(columns)).select(self.indices)
+        present = [name for name in columns if name in self.pool.column_names]
+        yield from self.pool.select_columns(present).select(self.indices)
 
     def _lines(self) -> Iterator[str]:
         """Each selected row as one line of JSON, the three keys appended."""
         keys = zip(range(1, len(self) + 1), self.gains.tolist(), self._influences(), strict=True)
         for row, (rank, gain, influence) in zip(self._rows("original"), keys, strict=True):
-            yield _with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence})
+            yield with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence})
 
     def _influences(self) -> list[float | None]:
         """As the shortest decimals that round to the float32 values."""
         return [None] * len(self) if self.influence is None else [float(str(value)) for value in self.influence]
-
-
-def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A sample as the messages of a chat."""
-    if row["messages"] is not None:
-        return chat_messages(row["messages"])
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-
-
-def _with_keys(text: str, keys: dict[str, Any]) -> str:
-    """A JSON object's text with `keys` at its end, replacing the object's own keys of those names."""
-    text = text.strip()
-    if any(name in text for name in keys) or "\n" in text or "\r" in text:
-        row = json.loads(text)
-        return json.dumps({name: value for name, value in row.items() if name not in keys} | keys, ensure_ascii=False)
-    body = text[:-1].rstrip()
-    return body + (", " if body != "{" else "") + json.dumps(keys)[1:]
 
 
 def _column(values: list[Any]) -> pa.Array:
