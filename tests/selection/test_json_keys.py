@@ -63,9 +63,7 @@ def members(draw):
     return text, name in KEYS
 
 
-@settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # of the first text, which reads the Unicode tables
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # reading Unicode's tables
 @given(st.lists(members(), max_size=6))
 def test_every_other_byte_is_equal(row):
     result = with_keys("{" + ",".join(text for text, _ in row) + "}", KEYS)

@@ -80,7 +80,7 @@ def test_only_responses_carry_loss(rows, trained):
     assert [loss for _, loss in trained(dataset)] == [f"{answer}<|im_end|>\n" for answer in ANSWERS[::-1]]
 
 
-def test_the_number_of_trained_is_that_of_the_response(trained, tiny_model):
+def test_the_number_of_loss_tokens_is_that_of_the_response(trained, tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
     def count(text: str) -> int:
@@ -110,8 +110,9 @@ def test_tools_and_system_prompts_are_in_the_columns():
 
 
 TEMPLATE = """{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for message in messages %}
-{{- message.role + ": " + message.content }}{{ message.tool_calls[0].function.name if message.tool_calls is defined }};
-{%- endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+{{- message.role + ":\n" + message.content }}{{ message.tool_calls[0].function.name if message.tool_calls is defined }};
+{%- endfor %}{% if add_generation_prompt %}assistant:
+{% endif %}"""
 
 
 def test_tools_and_their_calls_reach_the_chat_template(trained, tiny_model):
@@ -120,4 +121,4 @@ def test_tools_and_their_calls_reach_the_chat_template(trained, tiny_model):
     dataset = chosen(chat_pool(TOOL_CHAT, tools=json.dumps(TOOLS), turns=[1, 3])).sft_dataset()
     (_, call), (whole, answer) = trained(dataset, tokenizer)
     assert (call, answer) == ("clock;", "It is noon.;")
-    assert whole == "clock user: What time is it?;assistant: clock;tool: noon;assistant: It is noon.;"
+    assert whole == "clock user:\nWhat time is it?;assistant:\nclock;tool:\nnoon;assistant:\nIt is noon.;"

@@ -75,7 +75,7 @@ class Selection:
         return Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
     def sft_dataset(self, *, chat: bool = True) -> Dataset:
-        """The selected samples in the columns `prompt` and `completion` of trl's SFTTrainer: loss on the responses alone.
+        """The selected samples in the columns of trl's SFTTrainer, `prompt` and `completion`: loss on the responses.
 
         Args:
             chat: as messages, for a model with a chat template: of a chat its own (the system prompt, earlier turns,
