@@ -14,8 +14,9 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
+from nncift.cli_options import OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
-from nncift.errors import ConfigError, NNCIFTError, printable
+from nncift.errors import NNCIFTError, printable
 
 app = App(
     name="nncift",
@@ -25,13 +26,6 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` handles it
     default_parameter=Parameter(negative=()),
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Options(Config):
-    """The options of a run, with those of the influence function as NAME=VALUE texts."""
-
-    influence_options: Annotated[tuple[str, ...], Parameter(name="--influence-option")] = ()
 
 
 def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -50,30 +44,35 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
     "nncift select --config run.yaml --seed 1",
 )
 def select(
-    config: Annotated[_Options, Parameter(name="*")],
+    options: Annotated[Options, Parameter(name="*")],
     *,
-    dry_run: bool = False,
-    quiet: bool = False,
+    config: Annotated[str | None, OUTPUT] = None,
+    dry_run: Annotated[bool, OUTPUT] = False,
+    quiet: Annotated[bool, OUTPUT] = False,
 ) -> None:
     """Choose the subset of a pool worth fine-tuning on; the same command resumes a run that was killed.
 
     Args:
-        config: The options.
+        options: The options.
+        config: A YAML file of options, NAME: VALUE; those on the command line come first.
         dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
         quiet: No progress bars.
     """
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    from nncift.pipeline.paths import check_paths
+
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    check_paths(options)
     if dry_run:
         from nncift.pipeline.context import make_config
         from nncift.pipeline.plan import plan
 
-        print(_as_typed(plan(make_config(options.pop("pool"), **options), progress=not quiet)))
+        print(_as_typed(plan(make_config(given.pop("pool"), **given), progress=not quiet)))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text
 
-    run(options.pop("pool"), **options, progress=not quiet)
-    print(_as_typed(summary_text(config.folder)))
+    run(given.pop("pool"), **given, progress=not quiet)
+    print(_as_typed(summary_text(options.folder)))
 
 
 @_command(
@@ -202,46 +201,14 @@ def env() -> None:
     print(f"MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
 
 
-def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """Take `--config FILE` out of the arguments of any sub-command."""
-    for place, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name != "--config":
-            continue
-        rest = arguments[place + 1 :]
-        if not value:
-            if not rest:
-                raise ConfigError("--config needs a file", "give a YAML file of options")
-            value, rest = rest[0], rest[1:]
-        if not Path(value).is_file():
-            raise ConfigError(f"there is no file {value!r}", "give --config a YAML file of options")
-        return arguments[:place] + rest, Path(value)
-    return arguments, None
-
-
-def _read_config_file(file: Path) -> Callable[..., None]:
-    """A YAML file of options, the mapping `influence_options` in the form of the command line."""
-    yaml = cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False)
-    try:
-        options = yaml.config
-    except cyclopts.CycloptsError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it") from error
-    if not isinstance(options, dict) or "influence_options" not in options:
-        return yaml
-    from nncift.influence.options import option_texts
-
-    options = {**options, "influence_option": option_texts(options["influence_options"] or ())}
-    del options["influence_options"]
-    return cyclopts.config.Dict(options, source=str(file), use_commands_as_keys=False)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
     _configure_libraries()
+    if (here := str(Path.cwd())) not in sys.path:  # where "module:Class" is looked for, as `python -m nncift` does
+        sys.path.append(here)
     try:
-        rest, file = _take_config_file(list(sys.argv[1:] if arguments is None else arguments))
-        app.config = () if file is None else (_read_config_file(file),)
+        rest, file = take_config_file(list(sys.argv[1:] if arguments is None else arguments))
+        app.config = () if file is None else (_config_of(file),)
         app(rest, exit_on_error=False, print_error=False)
     except NNCIFTError as error:
         _fail(str(error))
@@ -253,6 +220,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nnncift: stopped; the same command resumes from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def _config_of(file: Path) -> cyclopts.config.Dict:
+    return cyclopts.config.Dict(read_config_file(file), source=str(file), use_commands_as_keys=False)
 
 
 def _sub_command(arguments: list[str]) -> str:

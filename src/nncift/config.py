@@ -13,6 +13,7 @@ from typing import Any, Literal
 from nncift.errors import ConfigError
 from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.amounts import parse_budget, parse_labels
+from nncift.run.validation import check_types
 
 DEFAULT_INFLUENCE = "delift"
 BUILT_IN_FEATURES = ("sentence", "lm")
@@ -114,8 +115,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in fields(self):  # as of a shell variable that is not set
-            if getattr(self, field.name) == "":
+            value = getattr(self, field.name)
+            if value == "" or (isinstance(value, tuple) and "" in value):
                 raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
+        check_types(self, skip=("budget", "labels", "influence_options"))  # which are parsed
         parse_budget(self.budget)
         unlabelled = str(self.labels).strip() == "0"
         if unlabelled:  # short for `network` "pretrained", or for `network` alone
@@ -160,6 +163,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ConfigError(f"`{name}` is {value}", f"give a number of at least {lowest}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"`seed` is {self.seed}", "give a number below 2^32")
 
     def _check_features(self) -> None:
         names, own = self.feature_names, self.own_features

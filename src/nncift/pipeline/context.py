@@ -25,6 +25,7 @@ from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
 from nncift.labels.design import Rate, measure_rate
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.pipeline.options import as_stored
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs
@@ -212,20 +213,15 @@ def make_config(
     for name in options:
         if name not in fields:
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
-    for name in ("budget", "labels", "output", "labels_from", "features", "target_features", "network"):
-        if options.get(name) is not None:
-            options[name] = str(options[name])
-    if isinstance(exclude := options.get("exclude", ()), (str, Path)):
-        exclude = (exclude,)
-    options["exclude"] = tuple(str(path) for path in exclude)
+    options = {name: as_stored(name, value) for name, value in options.items()}
     given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
     if options.get("influence_options") and not isinstance(influence, str | None):
         raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
     sides: dict[str, Any] = {
-        name: None if source is None else _source_name(source)
+        name: None if source is None else _source_name(name, source)
         for name, source in (("target", target), ("known", known))
     }
-    config = Config(_source_name(pool), influence=given, **sides, **options)
+    config = Config(_source_name("pool", pool), influence=given, **sides, **options)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
 
@@ -238,9 +234,11 @@ def _plain_options(config: Config) -> dict[str, Any] | None:
     return dict(json.loads(json.dumps(nested(values), default=str)))
 
 
-def _source_name(source: SourceLike) -> str:
+def _source_name(side: str, source: SourceLike) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
+    if isinstance(source, bytes) or not hasattr(source, "__iter__"):
+        raise ConfigError(f"`{side}` is {source!r}", "give a path, a hub id, a dataset or a list of dicts")
     return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 

@@ -1,0 +1,100 @@
+"""The options of the command line: those of `Config` under headings, and from a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from cyclopts import Group, Parameter, Token
+
+from nncift.config import Config
+from nncift.errors import ConfigError
+from nncift.pipeline.options import GROUPS
+
+_HEADINGS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(GROUPS)}
+OUTPUT = Parameter(group=_HEADINGS["Output"], show_default=False)
+
+
+def _whole(kind: type, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts would round another."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number.") from error
+
+
+def _options_class() -> type[Config]:
+    """`Config` with each field under its heading, and the options of the influence function as NAME=VALUE texts."""
+    hints = get_type_hints(Config) | {"influence_options": tuple[str, ...]}
+    given = {field.name: field for field in dataclasses.fields(Config)}
+    fields = []
+    for heading, names in GROUPS.items():
+        for name in names:
+            default = () if name == "influence_options" else given[name].default
+            parameter = Parameter(
+                name="--influence-option" if name == "influence_options" else None,
+                group=_HEADINGS[heading],
+                converter=_whole if hints[name] in (int, int | None) else None,
+                show_default=None if default else False,
+            )
+            field = dataclasses.field(default=default, kw_only=given[name].kw_only)
+            fields.append((name, Annotated[hints[name], parameter], field))
+    return dataclasses.make_dataclass(
+        "Options", fields, bases=(Config,), frozen=True, namespace={"__module__": __name__}
+    )
+
+
+if TYPE_CHECKING:
+    Options = Config
+else:
+    Options = _options_class()
+
+
+def take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of the arguments of any sub-command.
+
+    Raises:
+        ConfigError: there is no such file, or two are given.
+    """
+    rest, found = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, given, value = argument.partition("=")
+        if name == "--config":
+            found.append(value if given else next(remaining, ""))
+        else:
+            rest.append(argument)
+    if not found:
+        return rest, None
+    if len(found) > 1:
+        raise ConfigError("--config is given twice", "join the files")
+    if not Path(found[0]).is_file():
+        raise ConfigError(f"there is no file {found[0]!r}", "give --config a YAML file of options")
+    return rest, Path(found[0])
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The options in a YAML file by name; without those that are null, and `influence_options` as NAME=VALUE texts.
+
+    Raises:
+        ConfigError: it is no YAML file, or its content is no mapping of names to values.
+    """
+    import yaml
+
+    try:
+        options = yaml.safe_load(file.read_bytes()) or {}
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{file} is not a YAML file of options", "give one per line, NAME: VALUE")
+    if wrong := [name for name in options if not isinstance(name, str)]:
+        raise ConfigError(f"{file} has the option {wrong[0]!r}, which is no name", "give one per line, NAME: VALUE")
+    options = {name: value for name, value in options.items() if value is not None}
+    if "influence_options" in options:
+        from nncift.influence.options import option_texts
+
+        options["influence_option"] = option_texts(options.pop("influence_options"))
+    return options

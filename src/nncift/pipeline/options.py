@@ -1,0 +1,82 @@
+"""The options of a run as `select` takes them in Python, and the groups that help pages list them in.
+
+Both are checked against `Config` by the tests.
+"""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+GROUPS = {
+    "Data": (
+        *("pool", "target", "known", "split", "target_split", "known_split", "prompt_field", "response_field"),
+        *("exclude", "skip_bad_rows", "keep_duplicates"),
+    ),
+    "Influence": ("influence", "influence_options"),
+    "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
+    "Choice": ("budget", "objective", "eta", "nu", "verify", "seed"),
+    "Models and features": (
+        *("model", "encoder", "features", "target_features"),
+        *("dtype", "device", "batch_size", "max_length", "trust_remote_code"),
+    ),
+    "Output": ("output",),
+}
+"""Heading to the fields of `Config` under it, both in the order of the help page."""
+
+
+class SelectOptions(TypedDict, total=False):
+    """The keyword arguments of `select` besides those that it names itself."""
+
+    split: str | None
+    target_split: str | None
+    known_split: str | None
+    prompt_field: str | None
+    response_field: str | None
+    exclude: PathLike | Sequence[PathLike]
+    skip_bad_rows: bool
+    keep_duplicates: bool
+    influence_options: Mapping[str, Any] | Sequence[str] | None
+    labels: str | float | None
+    fidelity: float | None
+    labels_from: PathLike | None
+    probes: int | None
+    network: PathLike | None
+    recipe: Literal["process", "paper"]
+    features: PathLike | None
+    target_features: PathLike | None
+    budget: str | float
+    objective: str | None
+    eta: float | None
+    nu: float | None
+    verify: float | None
+    seed: int
+    model: str
+    encoder: str | None
+    dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None
+    device: str | None
+    batch_size: int | None
+    max_length: int | None
+    trust_remote_code: bool
+    output: PathLike | None
+
+
+def as_stored(name: str, value: Any) -> Any:
+    """The value of an option in the type that `Config` has for it, where Python callers may give another.
+
+    Anything else is returned as it is, for `Config` to check.
+    """
+    if name == "exclude" and (value is None or isinstance(value, str | os.PathLike)):
+        value = () if value is None else (value,)
+    if isinstance(value, list | tuple) and name == "exclude":
+        return tuple(as_stored("", path) for path in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # of numpy too
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
+        return str(value) if name in ("budget", "labels") else value
+    return value
