@@ -3,7 +3,8 @@
     import nncift
 
     selection = nncift.select("alpaca.jsonl", budget=0.1, output="runs/alpaca")
-    selection.dataset  # the chosen rows, ready for trl.SFTTrainer
+    selection.dataset  # the chosen rows
+    selection.sft_dataset()  # the same for trl.SFTTrainer
 
 `__init__.pyi` lists the public names; each is imported on first use, so importing the package is instant.
 """
@@ -11,3 +12,4 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = "0.1.0"

@@ -1,9 +1,16 @@
 from .config import Config as Config
 from .data.pool import load_pool as load_pool
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import DependencyError as DependencyError
+from .errors import ModelError as ModelError
 from .errors import NNCIFTError as NNCIFTError
+from .errors import RunError as RunError
 from .estimator.network import InfluenceNetwork as InfluenceNetwork
 from .evaluation.fidelity import measure_fidelity as measure_fidelity
 from .features.base import FeatureSource as FeatureSource
+from .features.features import Features as Features
+from .features.language_model import language_features as language_features
 from .features.sentence import embed as embed
 from .influence.base import InfluenceFunction as InfluenceFunction
 from .influence.base import Traits as Traits
@@ -25,6 +32,8 @@ from .labels.imported import read_labels as read_labels
 from .labels.pairs import LabelledPairs as LabelledPairs
 from .matrix.matrix import InfluenceMatrix as InfluenceMatrix
 from .models.language_model import LanguageModel as LanguageModel
+from .models.spec import EncoderSpec as EncoderSpec
+from .models.spec import ModelSpec as ModelSpec
 from .pipeline.select import select as select
 from .report.html import write_report as write_report
 from .selection.greedy import lazy_greedy as lazy_greedy
@@ -33,3 +42,5 @@ from .selection.objectives import FacilityLocationConditionalGain as FacilityLoc
 from .selection.objectives import FacilityLocationMutualInformation as FacilityLocationMutualInformation
 from .selection.objectives import ObjectiveOptions as ObjectiveOptions
 from .selection.selection import Selection as Selection
+
+__version__: str

@@ -29,7 +29,6 @@ RECIPES: dict[str, type[PaperNetwork] | type[GaussianProcess]] = {"process": Gau
 _CARD = """---
 library_name: nncift
 tags: [data-selection, influence]
-license: apache-2.0
 ---
 An InfluenceNetwork of [nncift](https://arxiv.org/abs/2502.09969): it predicts how much one instruction-tuning
 sample helps a language model on another from their features. `InfluenceNetwork.from_pretrained(...)` loads it;
@@ -67,6 +66,10 @@ class InfluenceNetwork(ModelHubMixin):
             raise ConfigError(f"the recipe {recipe!r} has no such option: {error}") from error
         self.widths: tuple[int, int] | None = None
         self.description_: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        state = "not fitted" if self.widths is None else f"features {self.widths[0]} and {self.widths[1]} wide"
+        return f"InfluenceNetwork({self.options['recipe']!r}, {state})"
 
     def fit(
         self,

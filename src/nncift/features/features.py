@@ -45,6 +45,10 @@ class Features:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{name} {width}" for name, width in self.widths.items())
+        return f"Features({len(self)} samples; {widths})"
+
     def __getitem__(self, rows: Any) -> np.ndarray:
         """All blocks of some samples (a slice or indices), (rows, d) float32."""
         parts = [np.asarray(block[rows], dtype=np.float32) for block in self.blocks.values()]

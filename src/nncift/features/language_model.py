@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from nncift.features.base import TRUNCATED, FeatureSource
+from nncift.features.base import TRUNCATED, FeatureSource, read_source
 from nncift.features.features import split
 from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.run.folder import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,6 +72,36 @@ class LanguageModelFeatures(FeatureSource):
         features = read_language_features(model, examples, batch_size=self.model.sequences())
         truncated = np.array([example.cut for example in examples], bool)
         return {**split(features, feature_blocks(model)), TRUNCATED: truncated}
+
+
+def language_features(
+    samples: Dataset,
+    model: str | LanguageModel | ModelSpec,
+    *,
+    folder: Path | None = None,
+    name: str = "pool.lm",
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """The blocks `LANGUAGE_BLOCKS` of every sample, to stand beside others in a `Features`.
+
+    Args:
+        samples: n rows with `prompt` and `response`.
+        model: the language model: a hub id or folder, or how it is run.
+        folder: keep shards here while running, then `<name>.npy` and `<name>.json`; what is stored is not computed
+            again.
+        name: file name in `folder`.
+        progress: show a progress bar.
+
+    Returns:
+        Name to (n, width) float32: the states of prompt and response, and `SCALARS`.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        DataError: a feature is not finite.
+    """
+    source = LanguageModelFeatures(ModelSpec.of(model))
+    place = None if folder is None else FeatureFolder(folder)
+    return read_source(samples, source, folder=place, name=name, progress=progress).blocks
 
 
 def read_language_features(model: LanguageModel, examples: Sequence[Example], *, batch_size: int = 32) -> np.ndarray:

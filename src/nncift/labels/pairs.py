@@ -31,6 +31,10 @@ class LabelledPairs:
     def __len__(self) -> int:
         return len(self.influence)
 
+    def __repr__(self) -> str:
+        rows, targets = len(np.unique(self.pool_index)), len(np.unique(self.target_index))
+        return f"LabelledPairs({len(self)} pairs, {rows} pool samples, {targets} targets)"
+
     def take(self, mask: np.ndarray) -> LabelledPairs:
         """The pairs where `mask` (n,) bool holds, or those at these indices."""
         return LabelledPairs(*(getattr(self, name)[mask] for name in _COLUMNS))

@@ -44,6 +44,9 @@ class InfluenceMatrix:
         self.shape = shape
         self._function = function
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]})"
+
     @classmethod
     def from_array(cls, array: np.ndarray) -> InfluenceMatrix:
         """Exact influence: an array (n_pool, n_target), in memory or memory-mapped."""

@@ -7,7 +7,8 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Unpack
 
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
@@ -15,6 +16,7 @@ from nncift.pipeline.context import Run, make_config
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
+from nncift.pipeline.options import SelectOptions
 from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
@@ -32,18 +34,59 @@ def select(
     target: SourceLike | None = None,
     known: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
-    progress: bool = False,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SelectOptions],
 ) -> Selection:
-    """Choose the subset of a pool worth fine-tuning on.
+    """Choose the subset of a pool worth fine-tuning on; the same call resumes a run that was killed.
 
     Args:
         pool: the data to choose from: a file, folder or hub id, a `datasets.Dataset`, or a list of dicts.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before: only what the subset adds to them counts.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
-        progress: show progress bars.
-        **options: the other fields of `Config`: budget, output, labels, model, encoder, ...
+        progress: show progress bars; in a terminal unless given.
+        **options: the other options of a run, as `nncift select --help` describes them at length.
+
+            Data
+            split: the split of the pool to read, where there are several.
+            target_split: the split of the target.
+            known_split: the split of the known samples.
+            prompt_field: the column with the prompt, when the schema is not recognised.
+            response_field: the column with the response.
+            exclude: one or several test sets whose samples must not be in the subset.
+            skip_bad_rows: leave out rows that cannot be used, instead of raising.
+            keep_duplicates: keep exact duplicates.
+
+            Influence, labels and network
+            influence_options: options of the influence function itself: a mapping, or NAME=VALUE texts.
+            labels: pairs to compute exactly, 2000 unless given: 2000, 0.01, "15m", "auto"; 0 uses the bundled network.
+            fidelity: with `labels` "auto", the rank correlation at which labelling stops; 0.5 unless given.
+            labels_from: a file of exact values computed by another tool.
+            probes: targets on which every pool sample is measured exactly.
+            network: a fitted network: a run folder, a saved network, a hub id or "pretrained".
+            recipe: "process", a Gaussian process over pairs, or "paper", NN-CIFT's network.
+
+            Choice
+            budget: how much to choose: 0.1 of the pool, 2000 samples or "2Mtok". 0.1 unless given.
+            objective: the objective to maximise, by name or as "module:Class".
+            eta: mutual information: weight of each sample's own relevance.
+            nu: conditional gain: how much the known samples count; 1 unless given.
+            verify: size of the shortlist to measure exactly, as a multiple of the budget.
+            seed: of everything random.
+
+            Models and features
+            model: the language model: a hub id, a folder or "embedded".
+            encoder: the sentence encoder: a hub id, a folder or "embedded".
+            features: what the network reads of a sample: "sentence,lm", a `.npy` file, a column or "module:Class".
+            target_features: a `.npy` file of the target's features, where those of the pool are one.
+            dtype: precision of the language model: "float32", "bfloat16", "float16", "8bit" or "4bit".
+            device: "cuda", "mps" or "cpu"; the best there is unless given.
+            batch_size: sequences per forward pass, at most.
+            max_length: longest sequence that the language model reads, in tokens.
+            trust_remote_code: run code that comes with a model.
+
+            Output
+            output: the run folder; runs/NAME-OF-THE-POOL unless given.
 
     Returns:
         The chosen samples in the order chosen; `.dataset` holds their rows. The run folder holds
@@ -52,6 +95,8 @@ def select(
     Raises:
         NNCIFTError: what went wrong; nothing half-written is left behind.
     """
+    if progress is None:
+        progress = sys.stderr.isatty()
     config = make_config(pool, target=target, known=known, influence=influence, **options)
     sources = {"pool": pool, "target": target, "known": known}
     with Run.open(config, sources, influence, progress=progress) as run:

@@ -55,6 +55,10 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        of = "" if self.pool is None else f" of {len(self.pool)}"
+        return f"Selection({len(self)}{of} samples, {self.objective or 'objective'} {self.value:.6g})"
+
     def with_pool(self, pool: Dataset, influence: np.ndarray | None = None) -> Selection:
         """The same selection with its pool and, per pool row, the mean influence, float (n_pool,)."""
         chosen = self.influence if influence is None else np.asarray(influence, dtype=np.float32)[self.indices]
