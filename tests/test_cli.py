@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift.cli import main
+from nncift.cli import _as_typed, main
+from nncift.pipeline.options import GROUPS
 
 
 @pytest.fixture
@@ -111,17 +112,99 @@ def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys,
     assert "Selected: 3 of 40 samples" in out
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["budget"], config["labels"]) == ("3", "60")
-    file.write_text("budgte: 4\n")
-    code, _, err = run(capsys, "select", pool, "--config", file, "--output", tmp_path / "other")
-    assert code == 2
-    assert "budgte" in err
 
 
-def test_a_config_file_that_is_no_yaml(capsys, tmp_path):
-    (tmp_path / "run.yaml").write_text("budget: [1,\n")
-    code, _, err = run(capsys, "select", "--config", tmp_path / "run.yaml")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("budget: [1,\n", "run.yaml is not a YAML file of options"),
+        ("- budget\n", "run.yaml is not a YAML file of options"),
+        ("budget: !!python/object/apply:os.system ['x']\n", "run.yaml is not a YAML file of options"),
+        ("[" * 5000, "run.yaml is not a YAML file of options"),
+        ("1: 2\n", "has the option 1, which is no name"),
+        ("budgte: 4\n", "budgte"),
+        ("seed: 1.5\n", "'1.5' is not a whole number"),
+        ("batch_size: 2.0\n", "'2.0' is not a whole number"),
+        ("seed: {a: 1}\n", "seed"),
+        ("verify: [1]\n", "verify"),
+        ("labels: true\n", "--labels 'True' is not an amount"),
+        ("dtype: fp8\n", 'Choose from: "float32"'),
+        ("output: ''\n", "--output is empty"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(capsys, pool, tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    code, _, err = run(capsys, "select", pool, "--config", tmp_path / "run.yaml")
     assert (code, err.count("\n")) == (2, 1)
-    assert "run.yaml is not a YAML file of options" in err
+    assert message in err
+
+
+def test_null_in_a_config_file_is_the_default(capsys, pool, tmp_path):
+    (tmp_path / "run.yaml").write_text("target: null\nseed: null\nexclude: null\nlabels: null\nbudget: lots\n")
+    code, _, err = run(capsys, "select", pool, "--config", tmp_path / "run.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--budget 'lots'" in err
+
+
+def test_one_config_file(capsys, pool, tmp_path):
+    (tmp_path / "run.yaml").write_text("seed: 1\n")
+    code, _, err = run(capsys, "select", pool, "--config", tmp_path / "run.yaml", f"--config={tmp_path / 'run.yaml'}")
+    assert (code, err) == (2, "nncift: --config is given twice: join the files\n")
+
+
+def test_help_of_select_is_grouped_and_names_the_config_file(capsys):
+    _, out, _ = run(capsys, "select", "--help")
+    places = [out.index(f"─ {heading} ─") for heading in GROUPS]
+    assert places == sorted(places)
+    assert "─ Parameters ─" not in out
+    assert places[-1] < out.index("--config") < out.index("--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["nowhere"], "nowhere: no such file or folder, nor a hub id"),
+        (["POOL", "--target", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["POOL", "--known", "./nowhere"], "./nowhere: no such file"),
+        (["POOL", "--exclude", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["POOL", "--labels-from", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["POOL", "--features", "nowhere.npy"], "--features: there is no file nowhere.npy"),
+        (["POOL", "--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        ([""], "--pool is empty"),
+        (["POOL", "--output", ""], "--output is empty"),
+        (["POOL", "--seed", "1.5"], "'1.5' is not a whole number"),
+    ],
+)
+def test_a_mistyped_path_is_refused_before_the_heavy_imports(pool, tmp_path, arguments, message):
+    script = (
+        "import sys, nncift.cli\n"
+        "try:\n    nncift.cli.main()\n"
+        "finally:\n    print([m for m in ('torch', 'transformers', 'datasets', 'numba') if m in sys.modules])"
+    )
+    arguments = [str(pool) if argument == "POOL" else argument for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "select", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [pool.name]
+
+
+def test_modules_in_the_working_folder_are_found_by_the_installed_command(tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    name = 'mine'\n\n    def __call__(self, pool, target): ...\n")
+    script = "import sys; sys.path.remove(''); from nncift.cli import main; main()"  # as a script: its folder is first
+    done = subprocess.run(
+        [sys.executable, "-c", script, "influences", "mine:Mine"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_options_in_messages_are_as_typed():
+    for name, typed in {"skip_bad_rows": "--skip-bad-rows", "influence_options": "--influence-option"}.items():
+        assert _as_typed(f"give `{name}`") == f"give {typed}"
+    assert _as_typed("set `wrap` to 1") == "set `wrap` to 1"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift.cli_options import OUTPUT, Options, read_config_file, take_config_file
-from nncift.config import Config
+from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.errors import NNCIFTError, printable
 
 app = App(
@@ -232,13 +231,9 @@ def _sub_command(arguments: list[str]) -> str:
     return f"{name} " if name in list(app) else ""
 
 
-_OPTIONS = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
-_OPTIONS["influence_options"] = "--influence-option"
-
-
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    return re.sub(r"`(\w+)`", lambda match: _OPTIONS.get(match[1], match[0]), str(text))
+    return re.sub(r"`(\w+)`", lambda match: NAMES.get(match[1], match[0]), str(text))
 
 
 def _fail(message: str) -> None:

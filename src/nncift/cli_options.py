@@ -13,6 +13,9 @@ from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.options import GROUPS
 
+NAMES = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
+NAMES["influence_options"] = "--influence-option"
+"""How each field of `Config` is typed."""
 _HEADINGS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(GROUPS)}
 OUTPUT = Parameter(group=_HEADINGS["Output"], show_default=False)
 
@@ -34,7 +37,7 @@ def _options_class() -> type[Config]:
         for name in names:
             default = () if name == "influence_options" else given[name].default
             parameter = Parameter(
-                name="--influence-option" if name == "influence_options" else None,
+                name=NAMES[name] if given[name].kw_only else None,
                 group=_HEADINGS[heading],
                 converter=_whole if hints[name] in (int, int | None) else None,
                 show_default=None if default else False,
