@@ -203,8 +203,8 @@ def env() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
     _configure_libraries()
-    if (here := str(Path.cwd())) not in sys.path:  # where "module:Class" is looked for, as `python -m nncift` does
-        sys.path.append(here)
+    if "" not in sys.path:
+        sys.path.append("")  # the working folder, where "module:Class" may be: a script's path lacks it
     try:
         rest, file = take_config_file(list(sys.argv[1:] if arguments is None else arguments))
         app.config = () if file is None else (_config_of(file),)

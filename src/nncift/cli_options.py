@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -93,11 +94,23 @@ def read_config_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it") from error
     if not isinstance(options, dict):
         raise ConfigError(f"{file} is not a YAML file of options", "give one per line, NAME: VALUE")
-    if wrong := [name for name in options if not isinstance(name, str)]:
-        raise ConfigError(f"{file} has the option {wrong[0]!r}, which is no name", "give one per line, NAME: VALUE")
+    for name, value in options.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{file} has the option {name!r}, which is no name", "give one per line, NAME: VALUE")
+        if not _is_plain(value):
+            raise ConfigError(f"{file} has no plain value for {name!r}", "give text, a number, or a list of them")
     options = {name: value for name, value in options.items() if value is not None}
     if "influence_options" in options:
         from nncift.influence.options import option_texts
 
         options["influence_option"] = option_texts(options.pop("influence_options"))
     return options
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a text, a number, a date, or lists and mappings by name of them."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | datetime.date | None)
