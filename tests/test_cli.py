@@ -283,6 +283,22 @@ def test_report_of_what_is_no_run(capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", ""], "there is no folder ''"),
+        (["report", "nowhere"], "there is no folder 'nowhere'"),
+        (["demo", "--output", ""], "--output is empty"),
+        (["pretrain", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["pretrain", ""], "--pool is empty"),
+    ],
+)
+def test_what_other_commands_refuse(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, tmp_path):
     """On a file system of 256 KiB, where the features do not fit."""
     small = tmp_path / "small"

@@ -15,7 +15,8 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
-from nncift.errors import NNCIFTError, printable
+from nncift.config import Config
+from nncift.errors import NNCIFTError, RunError, printable
 
 app = App(
     name="nncift",
@@ -99,11 +100,7 @@ def demo(
     """
     from nncift.demo import run_demo
 
-    print(
-        run_demo(
-            output=Path(output), model=model, encoder=encoder, labels=labels, features=features, progress=not quiet
-        )
-    )
+    print(run_demo(output=output, model=model, encoder=encoder, labels=labels, features=features, progress=not quiet))
 
 
 @_command(
@@ -134,6 +131,10 @@ def pretrain(
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
     """
+    from nncift.pipeline.paths import check_paths
+
+    if pool is not None:
+        check_paths(Config(pool))
     from nncift.data.demo import embedded_data
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text
@@ -163,6 +164,8 @@ def report(run: str) -> None:
     Args:
         run: The run folder.
     """
+    if not run or not Path(run).is_dir():  # before the imports, which take seconds
+        raise RunError(f"there is no folder {run!r}", "give the folder of a finished run")
     from nncift.report.html import write_report
 
     print(printable(write_report(Path(run))))

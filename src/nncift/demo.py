@@ -28,7 +28,7 @@ LABELS = 800
 
 def run_demo(
     *,
-    output: Path,
+    output: str | Path,
     model: str = "embedded",
     encoder: str = "embedded",
     labels: str | None = None,
@@ -60,7 +60,7 @@ def run_demo(
         features=features,
         progress=progress,
     )
-    return "\n".join([summary_text(output), "", *_shares(selection, RunFolder(output))])
+    return "\n".join([summary_text(Path(output)), "", *_shares(selection, RunFolder(output))])
 
 
 def _shares(selection: Selection, folder: RunFolder) -> list[str]:
