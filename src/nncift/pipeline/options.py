@@ -70,10 +70,10 @@ def as_stored(name: str, value: Any) -> Any:
 
     Anything else is returned as it is, for `Config` to check.
     """
-    if name == "exclude" and (value is None or isinstance(value, str | os.PathLike)):
-        value = () if value is None else (value,)
-    if isinstance(value, list | tuple) and name == "exclude":
-        return tuple(as_stored("", path) for path in value)
+    if name.startswith("exclude"):  # several of them
+        if value is None or isinstance(value, str | os.PathLike):
+            value = () if value is None else (value,)
+        return tuple(as_stored("", each) for each in value) if isinstance(value, list | tuple) else value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):  # of numpy too
