@@ -113,5 +113,8 @@ def test_without_a_pool_or_files(selection, tmp_path):
     for use in (lambda: bare.save(tmp_path), lambda: bare.dataset, bare.sft_dataset):
         with pytest.raises(ConfigError, match=r"with_pool\(pool\)"):
             use()
+    for pool, message in (({"id": ["a"] * 7}, "no column 'original'"), ({"original": ["{}"]}, "the pool has 1")):
+        with pytest.raises(ConfigError, match=message):
+            _ = selection.with_pool(Dataset.from_dict(pool)).dataset
     with pytest.raises(RunError, match=r"selection.parquet does not exist"):
         Selection.load(tmp_path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ class Selection:
             ConfigError: the selection has no pool.
             DependencyError: chats with tools need a newer version of `datasets`.
         """
-        rows = self._rows(*sft.COLUMNS)
+        rows = self._rows("prompt", "response", optional=sft.CHAT_COLUMNS)
         return sft.chat_dataset(rows) if chat else sft.text_dataset(rows)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -140,10 +140,17 @@ class Selection:
             **{name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()},
         )
 
-    def _rows(self, *columns: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, *columns: str, optional: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """These columns of each selected row, and those of the optional ones that there are."""
         if self.pool is None:
             raise ConfigError("this selection has no pool", "give it one: selection.with_pool(pool)")
-        present = [name for name in columns if name in self.pool.column_names]
+        if missing := [name for name in columns if name not in self.pool.column_names]:
+            raise ConfigError(f"the selection's pool has no column {missing[0]!r}", "give one that load_pool returns")
+        if len(self) and self.indices.max() >= len(self.pool):
+            raise ConfigError(
+                f"row {self.indices.max()} is selected, and the pool has {len(self.pool)}", "give the pool it is from"
+            )
+        present = [*columns, *(name for name in optional if name in self.pool.column_names)]
         yield from self.pool.select_columns(present).select(self.indices)
 
     def _lines(self) -> Iterator[str]:

@@ -16,7 +16,7 @@ from nncift.errors import DependencyError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("prompt", "response", "messages", "tools", "turns")  # of a pool; older ones lack the last two
+CHAT_COLUMNS = ("messages", "tools", "turns")  # of a pool, which may lack them
 
 
 def text_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
