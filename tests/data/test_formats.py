@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from builders import json_objects, write_text
 from nncift.data.files import formats, json_scanner
 from nncift.data.files.json_files import json_rows
-from nncift.data.rows import Row, json_text
 from nncift.data.files.streams import HEAD, Stream
+from nncift.data.rows import Row, json_text
 from nncift.errors import DataError
 
 DEEP = {"b": [1, {"a": None}], "a": True}

@@ -79,9 +79,11 @@ def resolve(folder: Path, name: str, config: str | None, split: str | None, pref
     """The files of a folder to read: of one configuration, and of one split of it.
 
     Args:
-        folder, name: the folder, and what the user calls it.
+        folder: where the files lie.
+        name: what the user calls it.
         config: the configuration; by default that marked as default, or the only one.
-        split: the split; by default the only one, or `prefer` where it is there.
+        split: the split; by default the only one.
+        prefer: the split of several where none is named, if it is there.
 
     Raises:
         DataError: there is no data, no such configuration or split, or there are several and none is named.
@@ -113,7 +115,7 @@ def choose_split(splits: Sequence[str], name: str, split: str | None, prefer: st
         DataError: there is none of this name, or there are several and none is named.
     """
     chosen = split or (splits[0] if len(splits) == 1 else prefer)
-    if chosen not in splits:
+    if chosen is None or chosen not in splits:
         problem = f"there is no split {chosen!r}" if split else "it has several splits"
         raise DataError(problem, f"choose one with `split`: {', '.join(splits)}", file=name)
     return chosen
@@ -192,7 +194,7 @@ def _all_matching(files: Sequence[str], base: str, patterns: Sequence[str]) -> l
 
 def _matching(files: Sequence[str], base: str, pattern: str) -> list[str]:
     """The files that a pattern of `datasets` matches."""
-    from fsspec.utils import glob_translate
+    from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
     matches = re.compile(glob_translate(posixpath.normpath(posixpath.join(base, pattern)))).match
     return [file for file in files if matches(file)]

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from nncift.data.rows import BATCH, Row, arrow_rows, mapping_rows
 from nncift.data.files.streams import ROW_BYTES
+from nncift.data.rows import BATCH, Row, arrow_rows, mapping_rows
 from nncift.errors import DataError
 
 
 def is_table(source: object) -> bool:
     """Whether this is a dataset, or a table of pandas, polars or Arrow."""
     return any(hasattr(source, name) for name in ("with_format", "to_arrow", "__arrow_c_stream__", "itertuples"))
+
+
+def repeatable(source: Any) -> Any:
+    """The source, as a list where it can be read only once."""
+    return list(source) if isinstance(source, Iterator) else source
 
 
 def dataset_rows(dataset: Any, name: str, limit: int = ROW_BYTES) -> Iterator[Row]:

@@ -78,7 +78,7 @@ def open_mixture(path: Path, name: str, opening: Opening) -> Source:
         DataError: the file is no mixture, or a source cannot be opened.
     """
     if opening.split is not None:
-        raise DataError("a mixture names the split of each source", "write `split` into it", file=name)
+        raise DataError("a mixture names the split of each of its sources", "write it into the mixture", file=name)
     parts: list[Part] = []
     for number, entry in enumerate(_entries(path, name), 1):
         part = _part(entry, path, replace(opening, split=entry.get("split")), name, number)

@@ -90,7 +90,7 @@ def _checked(row: Row, limit: int) -> Row:
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
     """The rows of a batch as dictionaries; the reason for one that cannot be read."""
     try:
-        _validate(batch)
+        batch.validate(full=True)  # offsets may point outside the data, and would be followed
         rows = batch.to_pylist()
     except Exception:  # values that Python has not raise many kinds of errors; each is found below
         rows = (_python_row(batch.slice(i, 1)) for i in range(batch.num_rows))
@@ -99,16 +99,16 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
 
 def _python_row(row: Any) -> dict[str, Any] | str:
     try:
+        row.validate(full=True)
+    except Exception as error:
+        if "UTF8" not in str(error):
+            return f"a damaged value ({error})"
+    try:
         return {name: _python_value(column[0]) for name, column in zip(row.schema.names, row.columns, strict=True)}
     except UnicodeDecodeError:
         return "invalid UTF-8"
     except Exception as error:
         return f"a damaged value ({error})"
-
-
-def _validate(batch: Any) -> None:
-    """Raise where offsets point outside the data, which would be read nonetheless."""
-    batch.validate(full=True)
 
 
 def _python_value(scalar: Any) -> Any:

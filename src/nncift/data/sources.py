@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+from nncift.data.files.formats import file_rows, is_known
+from nncift.data.files.streams import ROW_BYTES, content_hash
 from nncift.data.folders import choose_split, resolve
-from nncift.data.files.formats import file_rows, is_known, known_formats
 from nncift.data.memory import dataset_rows, is_table
 from nncift.data.rows import Row, is_unicode
-from nncift.data.files.streams import ROW_BYTES, content_hash
 from nncift.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,15 +97,13 @@ def open_with(source: SourceLike, opening: Opening) -> Source:
     if is_several(source):
         from nncift.data.mixtures import open_several
 
-        return open_several(list(source), opening)
+        return open_several(source, opening)
     return _in_memory(source, opening)
 
 
-def is_several(source: object) -> bool:
+def is_several(source: object) -> TypeGuard[Sequence[str | Path]]:
     """Whether this is a list of paths or hub ids."""
-    return (
-        isinstance(source, (list, tuple)) and bool(source) and all(isinstance(each, (str, Path)) for each in source)
-    )
+    return isinstance(source, (list, tuple)) and bool(source) and all(isinstance(each, (str, Path)) for each in source)
 
 
 def _open_path(source: str | Path, opening: Opening) -> Source:
@@ -122,7 +120,7 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
 
             return open_mixture(path, name, opening)
         if opening.split is not None:
-            raise DataError(f"a single file has no splits, so none is {opening.split!r}", "leave `split` out", file=name)
+            raise DataError(f"a single file has no split {opening.split!r}", "leave `split` out", file=name)
         return _of_files(name, [(path, name)], opening, [])
     folder, colon, config = name.rpartition(":")
     if colon and Path(folder).expanduser().is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from nncift.data.memory import repeatable
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.context import Run, make_config
@@ -38,7 +39,8 @@ def select(
     """Choose the subset of a pool worth fine-tuning on.
 
     Args:
-        pool: the data to choose from: a file, folder or hub id, a `datasets.Dataset`, or a list of dicts.
+        pool: the data to choose from: a file, folder or hub id, a list of these, a mixture (a YAML file), a
+            `datasets.Dataset`, a DataFrame, or dicts.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before: only what the subset adds to them counts.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
@@ -52,6 +54,7 @@ def select(
     Raises:
         NNCIFTError: what went wrong; nothing half-written is left behind.
     """
+    pool, target, known = (repeatable(source) for source in (pool, target, known))
     config = make_config(pool, target=target, known=known, influence=influence, **options)
     sources = {"pool": pool, "target": target, "known": known}
     with Run.open(config, sources, influence, progress=progress) as run:

@@ -11,8 +11,8 @@ import io
 import json
 from collections.abc import Iterator
 
-from nncift.data.rows import Row, is_unicode
 from nncift.data.files.streams import BLOCK, SHOWN, Stream, shown, too_long
+from nncift.data.rows import Row, is_unicode
 from nncift.errors import DataError
 
 _SEPARATORS = ",;\t|"

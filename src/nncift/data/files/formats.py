@@ -8,7 +8,6 @@ array, a broken `.gz` or Parquet) raises. What a file is, its content says: a su
 from __future__ import annotations
 
 import contextlib
-import json
 import lzma
 import re
 import shlex
@@ -19,8 +18,8 @@ from typing import IO, Any
 
 from nncift.data.files.csv_files import csv_rows, separator_of
 from nncift.data.files.json_files import json_rows
-from nncift.data.rows import BATCH, Row, arrow_rows
 from nncift.data.files.streams import BLOCK, PACKINGS, ROW_BYTES, Stream, as_utf8, open_stream, seekable, skip_blank
+from nncift.data.rows import BATCH, Row, arrow_rows
 from nncift.errors import DataError
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -47,10 +46,11 @@ def suffix(path: Path) -> str:
 def file_rows(
     path: Path, name: str, *, limit: int = ROW_BYTES, hashed: Callable[[str], None] | None = None
 ) -> Iterator[Row]:
-    """Read the rows of a file, which rows and messages call `name`.
+    """Read the rows of a file.
 
     Args:
-        path, name: the file.
+        path: the file.
+        name: what rows and messages call it.
         limit: bytes of the longest row; a longer one is a bad row.
         hashed: takes the hash of the content (`content_hash`) when all rows are read.
 
@@ -140,14 +140,15 @@ def _tables(stream: Stream, path: Path, name: str, limit: int) -> Iterator[Row]:
             handle = stack.enter_context(seekable(stream))
         handle.seek(0)
         try:
-            yield from arrow_rows(_batches(handle, head), name, limit)
+            is_arrow = suffix(path) == ".arrow" and not head.startswith(b"PAR1")
+            yield from arrow_rows(_batches(handle, head, is_stream=is_arrow), name, limit)
         except (pa.ArrowException, OSError, MemoryError) as error:
             what = "Parquet" if suffix(path) == ".parquet" else "Arrow"
             reason = str(error).partition("\n")[0]
             raise DataError(f"not a readable {what} file ({reason})", "write it again", file=name) from error
 
 
-def _batches(handle: IO[bytes], head: bytes) -> Iterator[Any]:
+def _batches(handle: IO[bytes], head: bytes, *, is_stream: bool) -> Iterator[Any]:
     """The record batches of a Parquet file, an Arrow file or an Arrow stream."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -155,7 +156,7 @@ def _batches(handle: IO[bytes], head: bytes) -> Iterator[Any]:
     if head.startswith(b"ARROW1"):
         reader = pa.ipc.open_file(handle)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-    elif head.startswith(b"\xff\xff\xff\xff"):
+    elif is_stream or head.startswith(b"\xff\xff\xff\xff"):
         batches = iter(pa.ipc.open_stream(handle))
     else:
         yield from pq.ParquetFile(handle, pre_buffer=False, buffer_size=BLOCK).iter_batches(BATCH)

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from nncift.data.files.json_scanner import Scanner, TooLong
+from nncift.data.files.streams import HEAD, Stream, lines, shown, too_long
 from nncift.data.rows import Row, is_unicode, json_row, object_row
 from nncift.data.schemas import SCHEMAS
-from nncift.data.files.streams import HEAD, Stream, lines, shown, too_long
 from nncift.errors import DataError
+
+
+_LINE = 1 << 22  # bytes of a first line that are looked at
 
 
 def json_rows(stream: Stream, name: str, limit: int, first: int = 1) -> Iterator[Row]:
@@ -24,7 +27,7 @@ def json_rows(stream: Stream, name: str, limit: int, first: int = 1) -> Iterator
     Raises:
         DataError: the text has no rows, or is damaged beyond single rows.
     """
-    line, after = _first_line(stream, limit)
+    line, after = _first_line(stream)
     if line.startswith(b"[") and not (after and _is_whole(line)):
         return _scanned(_array_rows, Scanner(stream, limit), name)
     if line.startswith(b"{") and not _is_json_line(line, after):
@@ -32,13 +35,13 @@ def json_rows(stream: Stream, name: str, limit: int, first: int = 1) -> Iterator
     return _line_rows(stream, name, limit, first)
 
 
-def _first_line(stream: Stream, limit: int) -> tuple[bytes, bytes]:
-    """The first line, of an object as far as a row may be long, and some of the text after it, if there is any."""
+def _first_line(stream: Stream) -> tuple[bytes, bytes]:
+    """The first line, of an object at least its first megabytes, and some of the text after it, if there is any."""
     size = HEAD
     while True:
         head = stream.head(size)
         line, _, after = head.lstrip().partition(b"\n")
-        if after.strip() or len(head) < size or size > limit or not line.startswith(b"{"):
+        if after.strip() or len(head) < size or size > _LINE or not line.startswith(b"{"):
             return line, after.strip(b"\r\n")
         size *= 4
 
@@ -59,6 +62,8 @@ def _line_rows(stream: Stream, name: str, limit: int, first: int) -> Iterator[Ro
 
 def _is_json_line(line: bytes, after: bytes) -> bool:
     """Whether a first line that begins an object is a row of JSON Lines, by itself or by the lines after it."""
+    if len(line) > _LINE:
+        return not _begins_with_rows(line)
     if not after:
         return not _may_continue(line) and not _is_whole(line)
     if _is_whole(line) or not _may_continue(line):
@@ -67,10 +72,12 @@ def _is_json_line(line: bytes, after: bytes) -> bool:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line is one JSON value."""
+    """Whether a line is one JSON value, perhaps of thousands of nested brackets."""
     try:
         json.loads(line)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        pass
+    except ValueError:
         return False
     return True
 
@@ -150,8 +157,7 @@ def _objects(scanner: Scanner, name: str) -> Iterator[Row]:
     except TooLong:
         yield from _list_inside(scanner, name)
     else:
-        alone = not scanner.symbol() and isinstance(values, dict) and not any(s.fits(values) for s in SCHEMAS)
-        if alone and _row_lists(values, name):
+        if not scanner.symbol() and isinstance(values, dict) and _has_rows(values, name):
             yield from _list_inside(Scanner.of(original, scanner.limit), name)
         else:
             yield object_row(name, scanner.begin_item(), values, original)
@@ -159,8 +165,18 @@ def _objects(scanner: Scanner, name: str) -> Iterator[Row]:
         yield _item(scanner, name)
 
 
-def _row_lists(values: dict[str, Any], name: str) -> bool:
-    """Whether a lone object that is no row has a list of rows; raises where it has several, or columns."""
+def _has_rows(values: dict[str, Any], name: str) -> bool:
+    """Whether a lone object has a list of rows and is none itself; raises where it has several, or columns."""
+    if _is_columns(values):
+        to_lines = 'to_json("rows.jsonl", orient="records", lines=True)'
+        code = f"import pandas; pandas.read_json({json.dumps(name, ensure_ascii=False)}).{to_lines}"
+        raise DataError(
+            f"one JSON object of columns ({', '.join(list(values)[:20])}), not of rows",
+            f"convert it: python -c {shlex.quote(code)}",
+            file=name,
+        )
+    if any(schema.fits(values) for schema in SCHEMAS):
+        return False
     held = [
         key
         for key, value in values.items()
@@ -168,15 +184,20 @@ def _row_lists(values: dict[str, Any], name: str) -> bool:
     ]
     if len(held) > 1:
         raise _several_lists(name, held)
-    columns = [key for key, value in values.items() if isinstance(value, (list, dict))]
-    if not held and len(columns) == len(values) > 1 and len({len(value) for value in values.values()}) == 1:
-        code = f"import pandas; pandas.read_json({name!r}).to_json('rows.jsonl', orient='records', lines=True)"
-        raise DataError(
-            f"one JSON object of columns ({', '.join(columns[:20])}), not of rows",
-            f"convert it: python -c {shlex.quote(code)}",
-            file=name,
-        )
     return bool(held)
+
+
+def _is_columns(values: dict[str, Any]) -> bool:
+    """Whether an object has the values of all rows by column, in lists or, as of pandas, by row number."""
+    columns = list(values.values())
+    if len(columns) < 2 or not columns[0]:
+        return False
+    if all(isinstance(column, dict) for column in columns):
+        return all(column.keys() == columns[0].keys() for column in columns)
+    return all(
+        isinstance(column, list) and len(column) == len(columns[0]) and not any(isinstance(item, dict) for item in column)
+        for column in columns
+    )
 
 
 def _may_be_row(item: Any) -> bool:
@@ -189,6 +210,27 @@ _FIELDS = {field for schema in SCHEMAS for field in schema.fields} | {"tools"}
 def _several_lists(name: str, keys: list[str]) -> DataError:
     keep = f"jq {shlex.quote('.' + keys[0])} {shlex.quote(name)} > rows.json"
     return DataError(f"one JSON object with several lists ({', '.join(keys[:20])})", f"keep one: {keep}", file=name)
+
+
+def _begins_with_rows(text: bytes) -> bool:
+    """Whether an object, of which this is the beginning, has a list of rows in it."""
+    scanner = Scanner.of(text.decode("utf-8", "surrogateescape"), len(text))
+    try:
+        scanner.expect("{")
+        while True:
+            scanner.symbol()
+            key = scanner.value()[0]
+            scanner.expect(":")
+            if scanner.symbol() == "[":
+                scanner.expect("[")
+                if scanner.symbol() == "{" and key not in _FIELDS:
+                    return True
+                scanner.skip(depth=1)
+            else:
+                scanner.skip()
+            scanner.expect(",")
+    except ValueError:
+        return False
 
 
 def _list_inside(scanner: Scanner, name: str) -> Iterator[Row]:

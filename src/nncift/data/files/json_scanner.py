@@ -31,7 +31,6 @@ class Scanner:
 
     Attributes:
         items: how many items were begun, for messages.
-        position: characters before the place in the text.
     """
 
     def __init__(self, stream: Stream, limit: int) -> None:
@@ -54,6 +53,7 @@ class Scanner:
 
     @property
     def position(self) -> int:
+        """Characters before the place in the text."""
         return self._passed + self._at
 
     def begin_item(self) -> int:

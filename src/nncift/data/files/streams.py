@@ -46,21 +46,26 @@ class Stream(io.RawIOBase):
 
     def __init__(self, source: Callable[[int], bytes]) -> None:
         self._source = source
-        self._ahead = b""
+        self._ahead = b""  # was looked at
+        self._taken = 0  # of these
 
     def head(self, size: int = HEAD) -> bytes:
         """The next bytes, `size` or all that are left, without taking them."""
-        parts, missing = [self._ahead], size - len(self._ahead)
+        parts = [self._ahead[self._taken :]]
+        missing = size - len(parts[0])
         while missing > 0 and (more := self._source(missing)):
             parts.append(more)
             missing -= len(more)
-        self._ahead = b"".join(parts)
+        self._ahead, self._taken = b"".join(parts), 0
         return self._ahead[:size]
 
     def read(self, size: int = BLOCK) -> bytes:
         """Take up to `size` bytes; none at the end."""
         if self._ahead:
-            taken, self._ahead = self._ahead[:size], self._ahead[size:]
+            taken = self._ahead[self._taken : self._taken + size]
+            self._taken += len(taken)
+            if self._taken == len(self._ahead):
+                self._ahead, self._taken = b"", 0
             return taken
         return self._source(size)
 
@@ -128,7 +133,7 @@ def _magic(head: bytes) -> str | None:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def _unpack(raw: io.BufferedReader) -> Any:
+def _unpack(raw: Any) -> Any:
     packing = _magic(raw.peek(8)[:8])
     if packing == "gzip":
         return gzip.GzipFile(fileobj=raw)
@@ -181,13 +186,8 @@ def as_utf8(stream: Stream, path: Path, name: str) -> Stream:
 
 def _wide(head: bytes) -> str | None:
     """UTF-16 or UTF-32 without a mark, by the zero bytes that their first character has: it is of ASCII."""
-    zeros = tuple(byte == 0 for byte in head[:4])
-    return {
-        (True, True, True, False): "utf-32-be",
-        (False, True, True, True): "utf-32-le",
-        (True, False, True, False): "utf-16-be",
-        (False, True, False, True): "utf-16-le",
-    }.get(zeros)
+    zeros = "".join("0" if byte == 0 else "x" for byte in head[:4])
+    return {"000x": "utf-32-be", "x000": "utf-32-le", "0x0x": "utf-16-be", "x0x0": "utf-16-le"}.get(zeros)
 
 
 _INVALID = re.compile(r"[\udc80-\udcff]+")
