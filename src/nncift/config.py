@@ -12,20 +12,23 @@ from typing import Any, Literal
 
 from nncift.errors import ConfigError
 from nncift.models.spec import DEFAULT_MODEL
-from nncift.run.amounts import parse_budget, parse_labels
+from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
 from nncift.run.validation import check_types
 
 DEFAULT_INFLUENCE = "delift"
 BUILT_IN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
+_NAMED_POOLS = 3  # in the name of a run folder
 
 
 @dataclass(frozen=True)
 class Config:
     """The options of one selection; `config.json` in the run folder holds them."""
 
-    pool: str
-    """What to choose from: JSONL, JSON, CSV or Parquet (also .gz), a folder of them, a saved dataset, or a hub id."""
+    pool: tuple[str, ...] | str
+    """What to choose from: JSONL, JSON, CSV, TSV, Parquet or Arrow (also .gz, .bz2, .xz, .zst), a folder of them (also
+    FOLDER:CONFIG), a saved dataset, or a hub id; several of these; or a mixture: a .yaml list of sources with name,
+    path and, for one that is not taken whole, weight (a share of its rows) or cap (a number of rows)."""
     _: KW_ONLY
     budget: str = "0.1"
     """How much to choose: a fraction (0.1 or 10%; 1.0 is everything), a number of samples (2000; 1 is one sample) or of
@@ -75,7 +78,7 @@ class Config:
     target_features: str | None = None
     """Features of the target samples (.npy), required if --features is a .npy file."""
     split: str | None = None
-    """The split to read when the pool is on the hub or a saved DatasetDict with several."""
+    """The split to read when the pool has several: on the hub, in a folder, or in a saved DatasetDict."""
     target_split: str | None = None
     """The split to read of the target."""
     known_split: str | None = None
@@ -90,6 +93,8 @@ class Config:
     """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
     keep_duplicates: bool = False
     """Keep exact duplicates."""
+    max_row_bytes: int | str | None = None
+    """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
     recipe: Literal["process", "paper"] = "process"
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
@@ -119,6 +124,11 @@ class Config:
             if value == "" or (isinstance(value, tuple) and "" in value):
                 raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
         check_types(self, skip=("budget", "labels", "influence_options"))  # which are parsed
+        if isinstance(self.pool, tuple) and len(self.pool) == 1:
+            object.__setattr__(self, "pool", self.pool[0])
+        self._check_texts()
+        if self.max_row_bytes is not None:
+            object.__setattr__(self, "max_row_bytes", self.row_bytes)
         parse_budget(self.budget)
         unlabelled = str(self.labels).strip() == "0"
         if unlabelled:  # short for `network` "pretrained", or for `network` alone
@@ -148,6 +158,15 @@ class Config:
         if (self.prompt_field is None) != (self.response_field is None):
             raise ConfigError("`prompt_field` and `response_field` go together", "give both")
         self._check_numbers()
+
+    def _check_texts(self) -> None:
+        if not self.pools or "" in self.pools:
+            raise ConfigError("`pool` is empty", "give a file, a folder or a hub id")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and text != text.encode("utf-8", "ignore").decode():
+                    raise ConfigError(f"`{field.name}` {text!r} is not UTF-8", "rename it")
 
     def _check_numbers(self) -> None:
         least = {
@@ -220,7 +239,17 @@ class Config:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.output) if self.output else Path("runs") / (re.sub(r"\W+", "-", _stem(self.pool)).strip("-"))
+        return Path(self.output) if self.output else Path("runs") / _joined([_stem(pool) for pool in self.pools])
+
+    @property
+    def row_bytes(self) -> int | None:
+        """`max_row_bytes` as a number."""
+        return None if self.max_row_bytes is None else parse_bytes("max_row_bytes", self.max_row_bytes)
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The sources of the pool."""
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -230,6 +259,13 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The fields that determine what the run computes: all but `output`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
+
+
+def _joined(stems: list[str]) -> str:
+    """A short name of a folder for these sources."""
+    more = len(stems) - _NAMED_POOLS
+    named = [*stems[:_NAMED_POOLS], *([f"{more}-more"] if more > 0 else [])]
+    return re.sub(r"\W+", "-", "-".join(named)).strip("-")[:100]
 
 
 def _stem(pool: str) -> str:

@@ -28,7 +28,8 @@ def test_columns(tmp_path):
         name: "int64" if name == "source_row" else "string" for name in pool[0]
     }
     original = '{"prompt": "p0", "response": "r0", "id": "x", "extra": [1]}'
-    values = {"id": "x", "prompt": "p0", "response": "r0", "messages": None, "source_row": 0, "original": original}
+    values = {"id": "x", "prompt": "p0", "response": "r0", "messages": None, "source": None}
+    values |= {"source_row": 0, "original": original}
     assert list(pool[0].items()) == list(values.items())
 
 

@@ -34,7 +34,10 @@ def test_saved_datasets(tmp_path):
     datasets.DatasetDict(only=dataset).save_to_disk(tmp_path / "three")
     expected = [{"prompt": "q", "n": None}, {"prompt": "p", "n": 1}]
     assert [row.values for row in rows_of(tmp_path / "one")] == expected
-    assert [row.values for row in rows_of(tmp_path / "one", split="train")] == expected
+    with pytest.raises(DataError, match="no split 'train': leave `split` out: the data have no splits"):
+        rows_of(tmp_path / "one", split="train")
+    named = datasets.Dataset.from_list([{"prompt": "q"}], split="validation")
+    assert len(rows_of(named, split="validation")) == 1
     assert [row.values for row in rows_of(tmp_path / "two", split="test")] == expected[:1]
     assert [row.values for row in rows_of(tmp_path / "two", prefer="test")] == expected[:1]
     assert len(rows_of(tmp_path / "three")) == 2

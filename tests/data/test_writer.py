@@ -49,15 +49,38 @@ def test_folder_and_memory_are_equal_and_bytes_reproducible(tmp_path):
     assert contents(tmp_path / "again") == contents(tmp_path / "pool")
 
 
-def test_a_finished_folder_does_not_read_its_source(tmp_path):
+def test_a_finished_folder_takes_a_source_of_the_same_content(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [row(0), row(0)])
     pool, facts = read_pool(path, folder=tmp_path / "pool")
-    stat = path.stat()
-    path.write_bytes(path.read_bytes().replace(b"p0", b"xx"))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(path, ns=(1, 1))
     again, same = read_pool(path, folder=tmp_path / "pool")
     assert again.to_list() == pool.to_list()
     assert same == facts
+
+
+def test_a_source_changed_with_the_same_size_and_time_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [row(0), row(1)])
+    read_pool(path, folder=tmp_path / "pool")
+    stat = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"p0", b"xx"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(RunError, match=f"{path} has changed since"):
+        read_pool(path, folder=tmp_path / "pool")
+
+
+def test_stamps_of_the_version_before_are_compared_by_size_and_time(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [row(0), row(1)])
+    read_pool(path, folder=tmp_path / "pool")
+    facts, stat = tmp_path / "pool" / "facts.json", path.stat()
+    stored = json.loads(facts.read_text())
+    stored["files"] = [{"file": str(path), "size": stat.st_size, "modified": stat.st_mtime_ns}]
+    for later in ("notes", "max_row_bytes"):
+        del stored[later]
+    facts.write_text(json.dumps(stored))
+    assert len(read_pool(path, folder=tmp_path / "pool")[0]) == 2
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(RunError, match="has changed"):
+        read_pool(path, folder=tmp_path / "pool")
 
 
 def test_a_changed_source_is_refused(tmp_path):

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from nncift.data.decontamination import Contamination
 from nncift.data.reader import Sample, Samples, short_hash
 from nncift.data.schemas import SCHEMAS, Schema, schemas_for
-from nncift.data.sources import Source, SourceLike, open_source
+from nncift.data.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
+from nncift.run.amounts import parse_bytes
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import SampleFolder
 
@@ -45,10 +46,11 @@ class PoolFacts:
     duplicates: int  # removed exact duplicates
     excluded: int  # removed rows that also occur in a test set
     rejected: int  # removed rows that cannot be used
+    notes: tuple[str, ...] = ()  # one-line remarks on how it was read
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
-        return asdict(self) | {"fields": list(self.fields)}
+        return asdict(self) | {"fields": list(self.fields), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class ReadOptions:
     exclude: SourceLike | Sequence[SourceLike] | None = None
     skip_bad_rows: bool = False
     keep_duplicates: bool = False
+    max_row_bytes: int | None = None
+    seed: int | None = None  # of the rows that a mixture draws
 
 
 def load_pool(
@@ -72,6 +76,8 @@ def load_pool(
     exclude: SourceLike | Sequence[SourceLike] | None = None,
     skip_bad_rows: bool = False,
     keep_duplicates: bool = False,
+    max_row_bytes: int | str | None = None,
+    seed: int | None = None,
     folder: Path | None = None,
     name: str = "pool",
     progress: bool = False,
@@ -79,14 +85,18 @@ def load_pool(
     """Read a pool of instruction-tuning samples.
 
     Args:
-        source: JSON Lines, a JSON array, CSV or Parquet (also `.gz`), a folder of them, a folder of
-            `Dataset.save_to_disk`, a hub id ("org/name" or "org/name:config"), a dataset, or a list of mappings.
-        split: of a hub id or a DatasetDict with several splits.
+        source: JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow (also compressed), a folder of them ("folder" or
+            "folder:config"), a folder of `Dataset.save_to_disk`, a hub id ("org/name" or "org/name:config"), a list of
+            these, a mixture (a YAML list of {name, path, weight or cap, split}), a dataset, a DataFrame, or an iterable
+            of mappings.
+        split: of a source with several splits.
         prompt_field: the field of the prompt (text, or a list of messages) if no known schema fits.
         response_field: the field of the response.
         exclude: one or several test sets, in any form that a pool may have; of several splits, "test".
         skip_bad_rows: list rows that cannot be used, of the pool and of test sets, instead of raising.
         keep_duplicates: keep exact duplicates; equal ids get a suffix "#2", "#3", ...
+        max_row_bytes: longest row; a longer one is a bad row. A number, or a text as "64MiB", which it is by default.
+        seed: of the rows that a mixture draws.
         folder: where the samples and the lists of removed rows are written; a finished folder is only opened.
         name: of the data, for the progress bar and messages.
         progress: show a progress bar.
@@ -106,7 +116,10 @@ def load_pool(
         RunError: the folder was written from another source, with other options, or from files that have changed;
             or it cannot be written.
     """
-    options = ReadOptions(split, prompt_field, response_field, exclude, skip_bad_rows, keep_duplicates)
+    limit = None if max_row_bytes is None else parse_bytes("max_row_bytes", max_row_bytes)
+    options = ReadOptions(
+        split, prompt_field, response_field, exclude, skip_bad_rows, keep_duplicates, max_row_bytes=limit, seed=seed
+    )
     return read_pool(source, options, folder=folder, name=name, progress=progress)[0]
 
 
@@ -126,13 +139,13 @@ def read_pool(
     if len(fields) == 1:
         raise ConfigError("`prompt_field` and `response_field` go together", "give both")
     named = schemas_for(*fields) if fields else ()
-    origin = open_source(source, split=options.split)
-    tests = [open_source(test, prefer="test") for test in _several(options.exclude)]
+    origin = open_source(source, split=options.split, limit=options.max_row_bytes, seed=options.seed)
+    tests = [open_source(test, prefer="test", limit=options.max_row_bytes) for test in _several(options.exclude)]
     recipe = {"source": origin.name, **vars(options), "exclude": [test.name for test in tests]}
-    recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]
+    del recipe["seed"]  # of a mixture alone, which has it in its stamp
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
-        _check_same(files, recipe)
+        _check_same(files, recipe, (origin, *tests))
         return open_pool(files.path)
     contamination = _index(tests, (*named, *SCHEMAS), options.skip_bad_rows) if tests else None
     with PoolWriter(files) as writer:
@@ -152,7 +165,9 @@ def read_pool(
         duplicates=duplicates,
         excluded=excluded,
         rejected=samples.bad,
+        notes=(*origin.notes, *(note for test in tests for note in test.notes)),
     )
+    recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]  # hashed while they were read
     if files is not None:
         write_json(files.facts, facts.to_dict() | recipe)
     return pool, facts
@@ -169,8 +184,8 @@ def open_pool(folder: Path) -> tuple[Dataset, PoolFacts]:
     files = SampleFolder(folder)
     stored = read_json(files.facts)
     try:
-        values = {name: stored[name] for name in PoolFacts.__dataclass_fields__}
-        facts = PoolFacts(**values | {"fields": tuple(values["fields"])})
+        values = {name: stored[name] for name in PoolFacts.__dataclass_fields__ if name in stored or name != "notes"}
+        facts = PoolFacts(**values | {"fields": tuple(values["fields"]), "notes": tuple(stored.get("notes", ()))})
         pool = Dataset.from_file(str(files.samples))
     except (KeyError, OSError, ValueError) as error:
         raise RunError(f"{folder} is damaged ({error})", "remove it and run again") from error
@@ -186,20 +201,18 @@ def _several(exclude: SourceLike | Sequence[SourceLike] | None) -> list[Any]:
     return [exclude]
 
 
-def _check_same(files: SampleFolder, recipe: Mapping[str, Any]) -> None:
+def _check_same(files: SampleFolder, recipe: Mapping[str, Any], sources: Sequence[Source]) -> None:
     stored = read_json(files.facts)
     for option, value in recipe.items():
-        if option != "files" and stored.get(option) != value:
+        if (stored.get(option) or None) != (value or None):  # an earlier version has fewer
             raise RunError(
                 f"{files.path} has a pool with other options ({option}: {stored.get(option)!r} there, {value!r} now)",
                 "choose another folder",
             )
-    before = {stamp["file"]: stamp for stamp in stored.get("files", ())}
-    now = {stamp["file"]: stamp for stamp in recipe["files"]}
-    for file in before | now:
-        if before.get(file) != now.get(file):
-            what = "is gone" if file not in now else "is new" if file not in before else "has changed"
-            raise RunError(f"{file} {what} since {files.path} was written", "restore it, or choose another `output`")
+    stamps = [stamp for source in sources for stamp in source.stamps]
+    if changed := changed_file(stored.get("files", ()), stamps):
+        file, how = changed
+        raise RunError(f"{file} {how} since {files.path} was written", "restore it, or choose another `output`")
 
 
 def _index(tests: Sequence[Source], schemas: Sequence[Schema], skip: bool) -> Contamination:

@@ -2,7 +2,8 @@
 
 The text is kept so that selected rows are written back unchanged. Of JSON it is verbatim; JSON is therefore parsed by
 `json` and not by Arrow, which adds nulls, merges objects and has no integers beyond 64 bits. Arrow and Python values
-without a JSON form become text: dates in ISO 8601, bytes in base64, decimals as written; NaN and infinity become null.
+without a JSON form become text: dates in ISO 8601, also those that Python has not, bytes in base64, decimals as
+written; NaN and infinity become null.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from nncift.data.files.streams import ROW_BYTES, SHOWN, too_long
 
 BATCH = 1000  # rows of Parquet or Arrow in memory
 
@@ -24,6 +27,7 @@ class Row(NamedTuple):
     values: Mapping[str, Any] | None  # its fields; None if it cannot be parsed
     text: str  # the row as one JSON object on one line; the raw text if it cannot be parsed
     reason: str = ""  # of the failure
+    source: str | None = None  # the name of the source in a mixture
 
 
 def json_row(file: str, number: int, text: str) -> Row:
@@ -32,7 +36,9 @@ def json_row(file: str, number: int, text: str) -> Row:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         return Row(file, number, None, text, f"invalid JSON ({error.msg} at character {error.pos + 1})")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except RecursionError:
+        return Row(file, number, None, text, "invalid JSON (thousands of nested brackets)")
+    except ValueError as error:  # a number of thousands of digits
         return Row(file, number, None, text, f"invalid JSON ({error})")
     return object_row(file, number, values, text)
 
@@ -44,8 +50,8 @@ def object_row(file: str, number: int, values: Any, text: str) -> Row:
     return Row(file, number, None, text, f"{kind(values)}, not an object")
 
 
-def mapping_rows(rows: Iterable[Any], file: str) -> Iterator[Row]:
-    """Rows of Python mappings."""
+def mapping_rows(rows: Iterable[Any], file: str, limit: int = ROW_BYTES) -> Iterator[Row]:
+    """Rows of Python mappings; one of more than `limit` bytes is a bad row."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             yield Row(file, number, None, repr(row), f"{kind(row)}, not an object")
@@ -55,34 +61,78 @@ def mapping_rows(rows: Iterable[Any], file: str) -> Iterator[Row]:
         except (TypeError, ValueError, RecursionError) as error:
             yield Row(file, number, None, repr(row), f"cannot be written as JSON ({error})")
         else:
-            yield Row(file, number, row, text)
+            yield _checked(Row(file, number, row, text), limit)
 
 
-def arrow_rows(batches: Iterable[Any], file: str) -> Iterator[Row]:
-    """Rows of Arrow record batches or tables."""
+def arrow_rows(batches: Iterable[Any], file: str, limit: int = ROW_BYTES) -> Iterator[Row]:
+    """Rows of Arrow record batches or tables; one of more than `limit` bytes is a bad row."""
     number = 0
     for batch in batches:
         decode = _json_decoder(batch.schema)
         for values in _python_rows(batch):
             number += 1
-            if values is None:
-                yield Row(file, number, None, "", "invalid UTF-8")
+            if isinstance(values, str):
+                yield Row(file, number, None, "", values)
                 continue
             if decode:
                 values = decode(values)
-            yield Row(file, number, values, json_text(values))
+            yield _checked(Row(file, number, values, json_text(values)), limit)
 
 
-def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as dictionaries; None for one with invalid UTF-8."""
+def _checked(row: Row, limit: int) -> Row:
+    """The row, or a bad one where its text is too long."""
+    size = len(row.text)
+    if size <= limit:
+        return row
+    return Row(row.file, row.number, None, row.text[:SHOWN], too_long(size, limit))
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch as dictionaries; the reason for one that cannot be read."""
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # nothing is yielded yet: the list is built as a whole
-        for i in range(batch.num_rows):
-            try:
-                yield batch.slice(i, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield None
+        batch.validate(full=True)  # offsets may point outside the data, and would be followed
+        rows = batch.to_pylist()
+    except Exception:  # values that Python has not raise many kinds of errors; each is found below
+        rows = (_python_row(batch.slice(i, 1)) for i in range(batch.num_rows))
+    yield from rows
+
+
+def _python_row(row: Any) -> dict[str, Any] | str:
+    try:
+        row.validate(full=True)
+    except Exception as error:
+        if "UTF8" not in str(error):
+            return f"a damaged value ({error})"
+    try:
+        return {name: _python_value(column[0]) for name, column in zip(row.schema.names, row.columns, strict=True)}
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    except Exception as error:
+        return f"a damaged value ({error})"
+
+
+def _python_value(scalar: Any) -> Any:
+    """A value of Arrow in Python; as text where Python has none, such as the date of a year beyond 9999."""
+    import numpy as np
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise
+    except Exception:
+        kind = scalar.type
+        if isinstance(scalar, pa.StructScalar):
+            return {field.name: _python_value(scalar[i]) for i, field in enumerate(kind)}
+        if isinstance(scalar, (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)):
+            return [_python_value(item) for item in scalar.values]
+        if pa.types.is_date(kind):
+            return str(np.datetime64(scalar.value, "D" if pa.types.is_date32(kind) else "ms"))
+        if pa.types.is_timestamp(kind):
+            return str(np.datetime64(scalar.value, kind.unit)) + ("+00:00" if kind.tz else "")
+        if pa.types.is_duration(kind):
+            return f"{scalar.value} {kind.unit}"
+        return str(scalar)
 
 
 def _json_decoder(schema: Any) -> Callable[[Any], Any] | None:
@@ -90,7 +140,7 @@ def _json_decoder(schema: Any) -> Callable[[Any], Any] | None:
     import pyarrow as pa
 
     if isinstance(schema, pa.JsonType):
-        return lambda value: None if value is None else json.loads(value)
+        return _parsed
     if isinstance(schema, (pa.ListType, pa.LargeListType)):
         decode = _json_decoder(schema.value_type)
         return decode and (lambda items: items and [decode(item) for item in items])
@@ -98,6 +148,14 @@ def _json_decoder(schema: Any) -> Callable[[Any], Any] | None:
         fields = {field.name: decode for field in schema if (decode := _json_decoder(field.type))}
         return (lambda row: row and row | {name: fields[name](row[name]) for name in fields}) if fields else None
     return None
+
+
+def _parsed(text: str | None) -> Any:
+    """The value of a JSON text; one that is no JSON stays text."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def is_unicode(text: str) -> bool:
@@ -114,7 +172,7 @@ def json_text(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, default=_as_json)
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_as_json)
     return text if is_unicode(text) else json.dumps(json.loads(text))  # escapes lone surrogates
 
 

@@ -21,7 +21,7 @@ from nncift.run.folder import SampleFolder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("id", "prompt", "response", "messages", "source_row", "original")
+COLUMNS = ("id", "prompt", "response", "messages", "source", "source_row", "original")
 _ROWS = 1000  # in a batch
 _SIZE = 1 << 22  # characters in a batch, about
 
@@ -62,8 +62,9 @@ class PoolWriter:
 
     def keep(self, sample: Sample, identity: str) -> None:
         """Add a sample to the pool under this id."""
-        text = sample.text
-        self._batch.append((identity, text.prompt, text.response, text.messages, sample.position, sample.row.text))
+        text, row = sample.text, sample.row
+        columns = (identity, text.prompt, text.response, text.messages, row.source, sample.position, row.text)
+        self._batch.append(columns)
         self._size += len(text.prompt) + len(text.response) + len(text.messages or "") + len(sample.row.text)
         self.rows += 1
         if len(self._batch) == _ROWS or self._size > _SIZE:

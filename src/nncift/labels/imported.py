@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.data.formats import file_rows
+from nncift.data.files.formats import file_rows
 from nncift.data.rows import json_text
 from nncift.errors import DataError, RunError
 from nncift.labels.pairs import LabelledPairs

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config
+from nncift.data.memory import is_table
+from nncift.data.sources import is_several, open_source
 from nncift.errors import ConfigError
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
@@ -234,9 +236,13 @@ def _plain_options(config: Config) -> dict[str, Any] | None:
     return dict(json.loads(json.dumps(nested(values), default=str)))
 
 
-def _source_name(side: str, source: SourceLike) -> str:
+def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
     if isinstance(source, (str, Path)):
         return str(source)
+    if is_several(source):
+        return tuple(map(str, source))
+    if is_table(source) and not hasattr(source, "_fingerprint"):
+        return f"dataset {open_source(source).stamps[0]['xxh3_128']}"
     if isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ConfigError(f"`{side}` is {source!r}", "give a path, a hub id, a dataset or a list of dicts")
     return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"

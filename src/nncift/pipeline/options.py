@@ -25,6 +25,7 @@ GROUPS = {
         "exclude",
         "skip_bad_rows",
         "keep_duplicates",
+        "max_row_bytes",
     ),
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
@@ -56,6 +57,7 @@ class SelectOptions(TypedDict, total=False):
     exclude: PathLike | Sequence[PathLike]
     skip_bad_rows: bool
     keep_duplicates: bool
+    max_row_bytes: int | str | None
     influence_options: Mapping[str, Any] | Sequence[str] | None
     labels: str | float | None
     fidelity: float | None

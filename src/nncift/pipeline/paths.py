@@ -19,7 +19,7 @@ def check_paths(config: Config) -> None:
         ConfigError: there is no such file.
         DataError: a source is neither a file or folder nor a possible hub id.
     """
-    for source in (config.pool, config.target, config.known, *config.exclude):
+    for source in (*config.pools, config.target, config.known, *config.exclude):
         if source is not None and not Path(source).expanduser().exists():
             open_source(source)
     if config.labels_from is not None and not Path(config.labels_from).expanduser().exists():

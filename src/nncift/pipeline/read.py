@@ -36,6 +36,8 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         exclude=config.exclude if side == "pool" else (),
         skip_bad_rows=config.skip_bad_rows,
         keep_duplicates=config.keep_duplicates,
+        max_row_bytes=config.row_bytes,
+        seed=config.seed,
     )
     try:
         folder = run.folder.samples(side).path

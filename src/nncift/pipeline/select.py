@@ -10,6 +10,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Unpack
 
+from nncift.data.memory import repeatable
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.context import Run, make_config
@@ -40,7 +41,8 @@ def select(
     """Choose the subset of a pool worth fine-tuning on; the same call resumes a run that was killed.
 
     Args:
-        pool: the data to choose from: a file, folder or hub id, a `datasets.Dataset`, or a list of dicts.
+        pool: the data to choose from: a file, folder or hub id, a list of these, a mixture (a YAML file), a
+            `datasets.Dataset`, a DataFrame, or dicts.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before: only what the subset adds to them counts.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
@@ -56,6 +58,7 @@ def select(
             exclude: one or several test sets whose samples must not be in the subset.
             skip_bad_rows: leave out rows that cannot be used, instead of raising.
             keep_duplicates: keep exact duplicates.
+            max_row_bytes: the longest row; "64MiB" unless given.
 
             Influence, labels and network
             influence_options: options of the influence function itself: a mapping, or NAME=VALUE texts.
@@ -97,6 +100,7 @@ def select(
     """
     if progress is None:
         progress = sys.stderr.isatty()
+    pool, target, known = (repeatable(source) for source in (pool, target, known))
     config = make_config(pool, target=target, known=known, influence=influence, **options)
     sources = {"pool": pool, "target": target, "known": known}
     with Run.open(config, sources, influence, progress=progress) as run:

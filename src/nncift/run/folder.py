@@ -108,6 +108,11 @@ class RunFolder:
         return SampleFolder(self.path / side)
 
     @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of a run, so that its files are no data to choose from."""
+        return self.config.is_file() and (self.lock.exists() or self.samples("pool").path.is_dir())
+
+    @property
     def is_selected(self) -> bool:
         """Whether the subset is chosen and written."""
         return self.selection.exists() and self.subset.exists()

@@ -1,0 +1,1 @@
+"""The rows of one file: compression, encoding and format, by content."""
