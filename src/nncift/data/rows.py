@@ -24,6 +24,7 @@ class Row(NamedTuple):
     values: Mapping[str, Any] | None  # its fields; None if it cannot be parsed
     text: str  # the row as one JSON object on one line; the raw text if it cannot be parsed
     reason: str = ""  # of the failure
+    source: str | None = None  # of a mixture, the name of the source
 
 
 def json_row(file: str, number: int, text: str) -> Row:

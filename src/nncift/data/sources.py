@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,6 +35,7 @@ class Source:
     name: str  # the path or hub id as given; "<dataset>" for data in memory
     stamps: list[dict[str, Any]]  # size and modification time of each file, to detect changes
     rows: Callable[[], Iterator[Row]]  # starts reading
+    notes: list[str] = field(default_factory=list)  # one-line remarks for the data summary
 
 
 def open_source(source: SourceLike, *, split: str | None = None, prefer: str | None = None) -> Source:

@@ -218,6 +218,8 @@ def make_config(
     if isinstance(exclude := options.get("exclude", ()), (str, Path)):
         exclude = (exclude,)
     options["exclude"] = tuple(str(path) for path in exclude)
+    if isinstance(named := options.get("exclude_fields"), str):
+        options["exclude_fields"] = (named,)
     given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
     if options.get("influence_options") and not isinstance(influence, str | None):
         raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
