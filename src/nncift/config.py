@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from nncift.data.schemas import schemas_for
 from nncift.errors import ConfigError
 from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
@@ -87,8 +88,16 @@ class Config:
     """The column with the prompt, when the schema is not recognised."""
     response_field: str | None = None
     """The column with the response."""
+    messages_field: str | None = None
+    """Instead of these two: the column with whole chats, as lists of messages or as text with role markers. Data that
+    lack the named columns are read by the schema that they fit."""
+    turns: Literal["last", "all"] | None = None
+    """Which assistant turns of a chat are scored and trained on: last (the default) or all. Turns marked otherwise
+    (weight 0, train or loss false) never are."""
     exclude: tuple[str, ...] = ()
-    """Test sets whose samples must not be in the subset; may be given several times."""
+    """Test sets whose samples must not be in the subset, any data with texts; may be given several times."""
+    exclude_fields: tuple[str, ...] = ()
+    """The columns of the test sets' questions, when they are not recognised; may be given several times."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
     keep_duplicates: bool = False
@@ -155,8 +164,9 @@ class Config:
                     f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
                 )
         self._check_features()
-        if (self.prompt_field is None) != (self.response_field is None):
-            raise ConfigError("`prompt_field` and `response_field` go together", "give both")
+        schemas_for(self.prompt_field, self.response_field, self.messages_field)
+        if self.exclude_fields and not self.exclude:
+            raise ConfigError("`exclude_fields` names columns of test sets, and there is none", "give `exclude` too")
         self._check_numbers()
 
     def _check_texts(self) -> None:

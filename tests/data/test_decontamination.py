@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nncift.data.decontamination import MIN_RESPONSE, NGRAM, Contamination, words
+from nncift.data.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
 
 LONG = " ".join(f"w{i}" for i in range(NGRAM))
 
@@ -14,8 +14,8 @@ LONG = " ".join(f"w{i}" for i in range(NGRAM))
 def why(sample, *tests):
     contamination = Contamination()
     for i, (prompt, response) in enumerate(tests):
-        contamination.add(f"t{i}", "test.jsonl", prompt, response)
-    found = contamination.find(*sample)
+        contamination.add(f"t{i}", "test.jsonl", Texts((prompt,), (response,)))
+    found = contamination.find(Texts((sample[0],), (sample[1],)))
     return found and (found[0], found[1])
 
 
@@ -30,8 +30,9 @@ def reference(sample, tests):
     (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
     if prompt.strip() and any(prompt == other for other, _ in tests):
         return "same prompt"
-    if len(response.split()) >= MIN_RESPONSE and any(response == other for _, other in tests):
-        return "same response"
+    for where, text in (("prompt", prompt), ("response", response)):
+        if len(text.split()) >= MIN_WORDS and any(text == other for test in tests for other in test):
+            return f"same {where}"
     for where, text in (("prompt", prompt), ("response", response)):
         found = text.split()
         for i in range(len(found) - NGRAM + 1):
@@ -89,3 +90,16 @@ def test_scripts():
     assert words("你好\uff0cworld 3") == ["你", "好", "world", "3"]
     chinese = "床前明月光疑是地上霜举头望明月低头思故乡"
     assert why((f"请背诵 {chinese[:NGRAM]}", "r"), (f"《静夜思》{chinese}", "r"))[1] == "t0"
+
+
+def test_every_turn_and_paragraph_is_compared():
+    question = "Which of these eight words are a question?"
+    contamination = Contamination()
+    contamination.add("t", "test.jsonl", Texts(("Short question?", question), (), ("a choice",)))
+    assert contamination.find(Texts(("Hello!", "short question", "Thanks"))) == ("same prompt", "t", "test.jsonl")
+    assert contamination.find(Texts(("x",), ("y", question))) == ("same response", "t", "test.jsonl")
+    found = contamination.find(Texts((f"Answer it.\n\n{question}",)))
+    assert found == ("same paragraph in the prompt", "t", "test.jsonl")
+    assert (
+        contamination.find(Texts(("Answer it.\n\nShort question?", "a choice"), ("a choice",), ("a choice",))) is None
+    )

@@ -24,12 +24,11 @@ def lines(path):
 def test_columns(tmp_path):
     pool = load_pool(write_jsonl(tmp_path / "a.jsonl", [row(0, id="x", extra=[1]), row(1)]))
     assert isinstance(pool, datasets.Dataset)
-    assert {name: value.dtype for name, value in pool.features.items()} == {
-        name: "int64" if name == "source_row" else "string" for name in pool[0]
-    }
+    types = {"source_row": datasets.Value("int64"), "turns": datasets.List(datasets.Value("int32"))}
+    assert dict(pool.features) == {name: types.get(name, datasets.Value("string")) for name in pool[0]}
     original = '{"prompt": "p0", "response": "r0", "id": "x", "extra": [1]}'
-    values = {"id": "x", "prompt": "p0", "response": "r0", "messages": None, "source": None}
-    values |= {"source_row": 0, "original": original}
+    unused = dict.fromkeys(("messages", "tools", "turns", "source"))
+    values = {"id": "x", "prompt": "p0", "response": "r0", **unused, "source_row": 0, "original": original}
     assert list(pool[0].items()) == list(values.items())
 
 
@@ -119,12 +118,19 @@ def test_chats_are_duplicates_when_all_their_messages_are():
     assert facts.duplicates == 2
 
 
-def test_the_same_id_for_different_content_is_a_bad_row(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [row(0, id=1), row(1, id="1"), row(0, id=1)])
-    with pytest.raises(DataError, match=r"row 2, field 'id': '1' is the id of an earlier row with other content"):
-        load_pool(path)
-    pool, facts = read_pool(path, ReadOptions(skip_bad_rows=True))
-    assert (pool["source_row"][:], facts.rejected, facts.duplicates) == ([0], 1, 1)
+def test_ids_that_repeat_are_made_unique_and_counted(tmp_path):
+    rows = [row(0, id=1), row(1, id="1"), row(0, id=1), row(2, id="1#2"), row(3, id=1), row(1, id="1")]
+    pool, facts = read_pool(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert pool["id"][:] == ["1", "1#2", "1#2#2", "1#3"]
+    assert pool["source_row"][:] == [0, 1, 3, 4]
+    assert (facts.rejected, facts.duplicates) == (0, 2)
+    assert facts.notes == ("the ids of 3 samples repeat those of others and were made unique (#2, #3, ...)",)
+    restarting = [row(f"{part}{i}", id=i) for part in "ab" for i in range(20)]
+    pool, facts = read_pool(restarting)
+    assert pool["id"][:] == [str(i) for i in range(20)] + [f"{i}#2" for i in range(20)]
+    assert facts.rows == 40
+    kept = load_pool([row(0, id=1), row(1, id=1), row(0, id=1), row(2, id="1#3")], keep_duplicates=True)
+    assert kept["id"][:] == ["1", "1#2", "1#3", "1#3#2"]
 
 
 @settings(max_examples=50, deadline=None)
@@ -151,8 +157,7 @@ def test_bad_rows_are_named_and_counted(tmp_path):
     assert str(caught.value) == (
         f"{path}: 6 of 8 rows cannot be used: row 2, field 'response': missing; row 3, field 'response': a number, not "
         "text; row 4, field 'response': empty; row 5: invalid JSON (Expecting property name enclosed in double quotes "
-        "at character 2); row 6: a list, not an object; and 1 more: correct them, or skip them with "
-        "`skip_bad_rows`"
+        "at character 2); row 6: a list, not an object; and 1 more: correct them"
     )
     assert list((tmp_path / "pool").iterdir()) == []
 
@@ -251,8 +256,8 @@ def test_named_fields_apply_to_test_sets_too():
 
 
 def test_a_bad_test_set_is_an_error(tmp_path):
-    path = write_jsonl(tmp_path / "t.jsonl", [row(0), {"prompt": "p", "response": ""}])
-    with pytest.raises(DataError, match=f"{path}, row 2, field 'response': empty"):
+    path = write_jsonl(tmp_path / "t.jsonl", [row(0), "{"])
+    with pytest.raises(DataError, match=f"{path}, row 2: invalid JSON .*`skip_bad_rows`"):
         load_pool([row(1)], exclude=path)
     with pytest.raises(DataError, match="no such file"):
         load_pool([row(1)], exclude=str(tmp_path / "none.jsonl"))
@@ -268,7 +273,8 @@ def test_p3(shared_data, tmp_path):
     with gzip.open(path, "rt", encoding="utf-8") as handle:
         texts = [line.rstrip("\n") for line in handle]
     rows = [json.loads(text) for text in texts]
-    assert facts == PoolFacts(str(path), "prompt/response", ("prompt", "response"), 14000, 14000, 0, 0, 0)
+    schema, counts = "prompt/response", {"schemas": {"prompt/response": 14000}}
+    assert facts == PoolFacts(str(path), schema, ("prompt", "response"), 14000, 14000, 0, 0, 0, **counts)
     for column in ("id", "prompt", "response"):
         assert pool[column][:] == [each[column] for each in rows]
     assert pool["original"][:] == texts

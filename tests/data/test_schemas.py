@@ -15,6 +15,14 @@ USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
 HALF = "has half of a surrogate pair, which is not valid Unicode"
 IMAGE, PART = {"type": "image_url", "image_url": {}}, "content has a part"
+KNOWN = "(known: system, developer, user, assistant, tool, function, human, prompter, gpt, chatgpt, bard, bing, bot, "
+KNOWN += "model, ai, function_call, tool_call, function_response, tool_response, observation, ipython)"
+MARK = "does not say whether to train on it: give true, false or a weight from 0"
+ONLY_TEXT, NUMBER_PART = (
+    "of type 'image_url'; only text can be used",
+    "content has a number as a part, where a text is expected",
+)
+TEXT_PART = {"role": "user", "content": [{"type": "text", "text": 3}]}
 NOTHING = "nothing precedes the assistant's last turn"
 CALLS = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}]
 
@@ -59,6 +67,8 @@ def test_named_fields_take_precedence():
     assert texts(chat, prompt_field="ask", response_field="reply") == ("q", "a")
     with pytest.raises(ConfigError, match="go together"):
         load_pool([row], prompt_field="ask")
+    with pytest.raises(ConfigError, match=r"same column 'ask': .*whole chats.*`messages_field`"):
+        load_pool([row], prompt_field="ask", response_field="ask")
     message = r"field 'answer': there is no such field: the fields are prompt, response, ask"
     with pytest.raises(DataError, match=message):
         load_pool([row], prompt_field="ask", response_field="answer")
@@ -80,10 +90,12 @@ def test_chat_keeps_system_and_tool_messages_and_drops_what_follows_the_response
     assert json.loads(sample["original"]) == {"messages": messages}
 
 
-def test_prompt_of_a_single_turn_is_the_users_text():
+def test_prompt_of_a_single_turn_is_the_users_text_unless_a_system_message_precedes_it():
     assert texts({"messages": [USER, ANSWER]}) == ("q", "a")
-    assert texts({"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}) == ("q", "a")
-    assert texts({"messages": [{"role": "developer", "content": "s"}, USER, ANSWER, USER]}) == ("q", "a")
+    assert texts({"messages": [{"role": "system", "content": " "}, USER, ANSWER]}) == ("q", "a")
+    assert texts({"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}) == ("System: s\nUser: q", "a")
+    developer = {"role": "developer", "content": "s"}
+    assert texts({"messages": [developer, USER, ANSWER, USER]}) == ("Developer: s\nUser: q", "a")
     assert texts({"messages": [USER, ANSWER, USER, ANSWER]}) == ("User: q\nAssistant: a\nUser: q", "a")
     assert texts({"messages": [{"role": "system", "content": "s"}, ANSWER]}) == ("System: s", "a")
 
@@ -181,16 +193,21 @@ def test_a_chat_takes_precedence_over_its_excerpt():
         ({"messages": 3}, "messages", "a number, not a list of messages"),
         ({"messages": "hello"}, "messages", "text that is not a JSON list of messages"),
         ({"messages": "3"}, "messages", "a number, not a list of messages"),
-        ({"messages": ["hello"]}, "messages[0]", "text, not a message"),
+        ({"messages": ["hello"]}, "messages", "no assistant turn"),
+        ({"messages": ["q", {}]}, "messages[1]", "an object among texts that alternate between user and assistant"),
+        ({"messages": [3]}, "messages[0]", "a number, not a message"),
         ({"messages": [{"content": "x"}, ANSWER]}, "messages[0].role", "missing"),
         ({"messages": [{"role": 1, "content": "x"}, ANSWER]}, "messages[0].role", "a number, not a role"),
-        ({"messages": [{"role": "human", "content": "x"}, ANSWER]}, "messages[0].role", "unknown role 'human'"),
+        ({"messages": [{"role": "ET", "content": "x"}, ANSWER]}, "messages[0].role", f"unknown role 'ET' {KNOWN}"),
         ({"messages": [USER, {"role": "assistant"}]}, "messages[1]", "no content"),
         ({"messages": [USER, {"role": "assistant", "content": 1}]}, "messages[1]", "content is a number, not text"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "messages[1]", "empty"),
-        ({"messages": [USER | {"content": [IMAGE]}, ANSWER]}, "messages[0]", f"{PART} of type 'image_url', not text"),
-        ({"messages": [USER | {"content": [3]}, ANSWER]}, "messages[0]", f"{PART} that is a number, not text"),
-        ({"conversations": [{"from": "alien", "value": "x"}]}, "conversations[0].from", "unknown role 'alien'"),
+        ({"messages": [USER | {"content": [IMAGE]}, ANSWER]}, "messages[0]", f"{PART} {ONLY_TEXT}"),
+        ({"messages": [USER | {"content": [3]}, ANSWER]}, "messages[0]", NUMBER_PART),
+        ({"messages": [TEXT_PART, ANSWER]}, "messages[0]", "content has a text part with a number as its text"),
+        ({"messages": [USER, ANSWER | {"weight": [1]}]}, "messages[1].weight", f"[1] {MARK}"),
+        ({"messages": [USER, ANSWER | {"train": "maybe"}]}, "messages[1].train", f"'maybe' {MARK}"),
+        ({"conversations": [{"from": "ET", "value": "x"}]}, "conversations[0].from", f"unknown role 'ET' {KNOWN}"),
         ({"conversations": [{"from": "human"}, {"from": "gpt", "value": "a"}]}, "conversations[0]", "no content"),
         ({"conversations": [{"value": "x"}]}, "conversations[0].role", "missing"),
         ({"prompt": [USER], "completion": "a"}, "prompt", "a list, not text"),
@@ -215,27 +232,21 @@ def _mate(row):
     return {"prompt": "q", "completion" if "completion" in row else "response": "a"}
 
 
-def test_the_first_good_row_determines_the_schema():
-    rows = [
-        {"prompt": "p", "response": ""},
-        {"question": "p1", "answer": "r1"},
-        {"prompt": "p2", "response": "r2"},
-        {"question": "p3", "answer": "r3", "messages": [USER, ANSWER]},
-    ]
-    pool, facts = read_pool(rows, ReadOptions(skip_bad_rows=True))
-    assert (pool["prompt"][:], facts.schema, facts.rejected) == (["p1", "p3"], "question/answer", 2)
-
-
 def test_no_known_schema():
     rows = [{"text": "x", "label": 1}, {"text": "y", "score": 2}]
     for skip in (False, True):
         with pytest.raises(DataError) as caught:
             load_pool(rows, skip_bad_rows=skip)
-        assert str(caught.value) == (
+        message = str(caught.value)
+        assert message.startswith(
             "<dataset>: no known schema fits its fields (text, label, score): name two of them with `prompt_field` and "
-            "`response_field`; known are messages (messages), ShareGPT (conversations), Alpaca (instruction, output), "
-            "Dolly (instruction, response), prompt/response (prompt, response), "
-            "prompt/completion (prompt, completion), question/answer (question, answer)"
+            "`response_field`, or one that holds chats with `messages_field`; known are messages + chosen, "
+        )
+        assert "instruction + output, instruction + response, prompt + response, question + answer, " in message
+        assert message.endswith(
+            "text with role markers (### Human: / ### Assistant:, ### Instruction: / ### Response:, <|user|> / "
+            "<|assistant|>, <|im_start|>, [INST], <|start_header_id|>, <start_of_turn>, or Human: / Assistant: at the "
+            "start of a line)"
         )
     with pytest.raises(DataError, match=r"\(c0, c1, .*c19, \.\.\.\)"):
         load_pool([{f"c{i}": 1 for i in range(1000)}])
@@ -247,9 +258,7 @@ ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 @given(st.lists(st.builds(dict, role=ROLES, content=st.text(st.characters(codec="utf-8"))), max_size=6))
 def test_the_last_assistant_turn_is_the_response(messages):
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    turns = [message for message in messages[:last] if message["role"] != "system"]
-    heard = turns if [turn["role"] for turn in turns] == ["user"] else messages[:last]
-    if not any(message["content"].strip() for message in heard) or not messages[last]["content"].strip():
+    if not any(message["content"].strip() for message in messages[:last]) or not messages[last]["content"].strip():
         with pytest.raises(DataError):
             one({"messages": messages})
         return

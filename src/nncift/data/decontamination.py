@@ -2,10 +2,11 @@
 
 Texts are compared as lists of words: Unicode NFKC, case folded, without punctuation, symbols and white space. A sample
 is excluded if
-- its prompt equals a test prompt;
-- its response equals a test response of at least 8 words (shorter ones, "Yes" or "42", are equal by chance);
-- its prompt or response shares a 13-gram with either text of a test sample, the length used for GPT-3 (Brown et al.
-  2020, "Language Models are Few-Shot Learners", appendix C).
+- its prompt equals a test prompt; of a chat, the text of any of its user's turns;
+- one of its texts, or a paragraph of its prompt, equals a text of a test set, of at least 8 words (shorter ones, "Yes"
+  or "42", are equal by chance);
+- one of its texts shares a 13-gram with a text of a test set, the length used for GPT-3 (Brown et al. 2020, "Language
+  Models are Few-Shot Learners", appendix C).
 
 Words of a template common to test set and pool count as shared: the listing shows them. Each Chinese or Japanese
 character counts as a word; Thai, Lao and Khmer, written without spaces, are compared by phrases.
@@ -19,10 +20,25 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 NGRAM = 13  # words
-MIN_RESPONSE = 8  # words; shorter responses are equal by chance
+MIN_WORDS = 8  # shorter texts that are no prompts are equal by chance
+
+
+class Texts(NamedTuple):
+    """The texts of a sample by their part in it."""
+
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # system message, results of tools, and of a test set what is neither
+
+    def by_part(self) -> Iterator[tuple[str, str]]:
+        """Each text after the name of its part."""
+        yield from (("prompt", text) for text in self.prompts)
+        yield from (("response", text) for text in self.responses)
+        yield from (("text", text) for text in self.others)
 
 
 class Contamination:
@@ -31,38 +47,48 @@ class Contamination:
     def __init__(self) -> None:
         self._samples: list[tuple[str, str]] = []  # (id, file)
         self._prompts: dict[int, int] = {}
-        self._responses: dict[int, int] = {}
+        self._long: dict[int, int] = {}  # texts of at least MIN_WORDS
         self._ngrams: dict[int, int] = {}  # hash -> first sample with it
 
-    def add(self, identity: str, file: str, prompt: str, response: str) -> None:
+    def add(self, identity: str, file: str, texts: Texts) -> None:
         """Index one test sample."""
         at = len(self._samples)
         self._samples.append((identity, file))
-        prompt_words, response_words = words(prompt), words(response)
-        if prompt_words:
-            self._prompts.setdefault(hash(tuple(prompt_words)), at)
-        if len(response_words) >= MIN_RESPONSE:
-            self._responses.setdefault(hash(tuple(response_words)), at)
-        for found in (prompt_words, response_words):
+        for part, text in texts.by_part():
+            found = words(text)
+            if found and part == "prompt":
+                self._prompts.setdefault(hash(tuple(found)), at)
+            if len(found) >= MIN_WORDS:
+                self._long.setdefault(hash(tuple(found)), at)
             for ngram in _ngrams(found):
                 self._ngrams.setdefault(ngram, at)
 
-    def find(self, prompt: str, response: str) -> tuple[str, str, str] | None:
+    def find(self, texts: Texts) -> tuple[str, str, str] | None:
         """Reason for exclusion, with id and file of the test sample; None for a clean sample."""
-        prompt_words, response_words = words(prompt), words(response)
-        if (at := self._prompts.get(hash(tuple(prompt_words)))) is not None:
-            return ("same prompt", *self._samples[at])
-        if (at := self._responses.get(hash(tuple(response_words)))) is not None:
-            return ("same response", *self._samples[at])
-        for where, found in (("prompt", prompt_words), ("response", response_words)):
-            if self._ngrams.keys().isdisjoint(_ngrams(found)):
+        found = [(part, words(text)) for part, text in texts.by_part()]
+        for part, each in found:
+            key = hash(tuple(each))
+            if part == "prompt" and (at := self._prompts.get(key)) is not None:
+                return ("same prompt", *self._samples[at])
+            if len(each) >= MIN_WORDS and (at := self._long.get(key)) is not None:
+                return (f"same {part}", *self._samples[at])
+        for paragraph in _paragraphs(texts.prompts):
+            if len(paragraph) >= MIN_WORDS and (at := self._long.get(hash(tuple(paragraph)))) is not None:
+                return ("same paragraph in the prompt", *self._samples[at])
+        for part, each in found:
+            if self._ngrams.keys().isdisjoint(_ngrams(each)):
                 continue
-            start, at = next(
-                (i, self._ngrams[ngram]) for i, ngram in enumerate(_ngrams(found)) if ngram in self._ngrams
-            )
-            shared = " ".join(found[start : start + NGRAM])
-            return (f"{NGRAM} shared words in the {where}: {shared}", *self._samples[at])
+            start, at = next((i, self._ngrams[ngram]) for i, ngram in enumerate(_ngrams(each)) if ngram in self._ngrams)
+            shared = " ".join(each[start : start + NGRAM])
+            return (f"{NGRAM} shared words in the {part}: {shared}", *self._samples[at])
         return None
+
+
+def _paragraphs(prompts: Iterable[str]) -> Iterator[list[str]]:
+    """The words of each paragraph of prompts with several: an instruction and its input are two."""
+    for prompt in prompts:
+        if "\n\n" in prompt:
+            yield from map(words, prompt.split("\n\n"))
 
 
 def words(text: str) -> list[str]:

@@ -7,23 +7,24 @@ and 0.2 GB of memory on one core. Samples are identified by 60 bits of BLAKE2b: 
 collide in one of two million pools.
 
 A row is checked in this order, and listed if it is removed:
-    rejected    it cannot be used (only with `skip_bad_rows`; else it is an error)
+    rejected    it cannot be used (only with `skip_bad_rows`; else it is an error), or is marked as not to be trained on
     excluded    it also occurs in a test set (only with `exclude`)
-    duplicates  same prompt and response (of a chat: same messages) as an earlier row
+    duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
 The facts are written last: a folder that has them is finished (`run.folder.SampleFolder`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from nncift.data.decontamination import Contamination
-from nncift.data.reader import Sample, Samples, short_hash
-from nncift.data.schemas import SCHEMAS, Schema, schemas_for
+from nncift.data.deduplication import Deduplication, Screen
+from nncift.data.reader import Samples
+from nncift.data.schemas import schemas_for
 from nncift.data.sources import Source, SourceLike, changed_file, open_source
+from nncift.data.test_sets import TestSets
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.run.amounts import parse_bytes
@@ -36,21 +37,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """Data summary: `read` = `rows` + `duplicates` + `excluded` + `rejected`."""
+    """Data summary: `read` = `rows` + `duplicates` + `excluded` + `rejected` + `undesired`."""
 
     source: str  # path or hub id, "<dataset>" for data in memory
-    schema: str  # that fits
+    schema: str  # that fits; of several, their names, the most frequent first
     fields: tuple[str, ...]  # of the source, that the samples are made of
     read: int  # rows of the source
     rows: int  # samples in the pool
     duplicates: int  # removed exact duplicates
     excluded: int  # removed rows that also occur in a test set
     rejected: int  # removed rows that cannot be used
+    undesired: int = 0  # removed rows that are marked as not to be trained on
+    schemas: dict[str, int] = field(default_factory=dict)  # rows by schema
     notes: tuple[str, ...] = ()  # one-line remarks on how it was read
+    has_named: bool = True  # whether it, or one of its test sets, has the fields that the options name
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """What `to_dict` made, also in a run folder of the version before; a KeyError if something is missing."""
+        optional = ("undesired", "schemas", "notes", "has_named")
+        names = [f.name for f in fields(cls) if f.name in stored or f.name not in optional]
+        values: dict[str, Any] = {name: stored[name] for name in names}
+        values |= {name: tuple(values[name]) for name in ("fields", "notes") if name in values}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
         return asdict(self) | {"fields": list(self.fields), "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        several = len(self.schemas) > 1
+        schema = ", ".join(f"{name} {n:,}" for name, n in self.schemas.items()) if several else self.schema
+        counts = [
+            f"{_count(self.rows, 'sample')}",
+            f"{_count(self.duplicates, 'exact duplicate')} dropped" if self.duplicates else "",
+            f"{self.excluded:,} excluded (also in a test set)" if self.excluded else "",
+            f"{self.rejected:,} rejected" if self.rejected else "",
+            f"{self.undesired:,} left out (marked as not to be trained on)" if self.undesired else "",
+        ]
+        return (
+            f"{_count(self.read, 'row')} of {self.source} ({schema}): {'; '.join(filter(None, [*counts, *self.notes]))}"
+        )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,10 @@ class ReadOptions:
     split: str | None = None
     prompt_field: str | None = None
     response_field: str | None = None
+    messages_field: str | None = None
+    turns: Literal["last", "all"] | None = None
     exclude: SourceLike | Sequence[SourceLike] | None = None
+    exclude_fields: tuple[str, ...] = ()
     skip_bad_rows: bool = False
     keep_duplicates: bool = False
     max_row_bytes: int | None = None
@@ -73,7 +108,10 @@ def load_pool(
     split: str | None = None,
     prompt_field: str | None = None,
     response_field: str | None = None,
+    messages_field: str | None = None,
+    turns: Literal["last", "all"] | None = None,
     exclude: SourceLike | Sequence[SourceLike] | None = None,
+    exclude_fields: str | Sequence[str] = (),
     skip_bad_rows: bool = False,
     keep_duplicates: bool = False,
     max_row_bytes: int | str | None = None,
@@ -92,9 +130,13 @@ def load_pool(
         split: of a source with several splits.
         prompt_field: the field of the prompt (text, or a list of messages) if no known schema fits.
         response_field: the field of the response.
-        exclude: one or several test sets, in any form that a pool may have; of several splits, "test".
+        messages_field: instead of these, the field of whole chats: a list of messages, or a text with role markers.
+        turns: of a chat, the assistant turns that are trained on: "last" (the default) or "all". Turns that are marked
+            otherwise (`weight` 0, `train` or `loss` false) are not trained on.
+        exclude: one or several test sets, any source with texts; of several splits, "test".
+        exclude_fields: the fields of their questions, if they are not recognised; others are not compared then.
         skip_bad_rows: list rows that cannot be used, of the pool and of test sets, instead of raising.
-        keep_duplicates: keep exact duplicates; equal ids get a suffix "#2", "#3", ...
+        keep_duplicates: keep exact duplicates.
         max_row_bytes: longest row; a longer one is a bad row. A number, or a text as "64MiB", which it is by default.
         seed: of the rows that a mixture draws.
         folder: where the samples and the lists of removed rows are written; a finished folder is only opened.
@@ -103,22 +145,34 @@ def load_pool(
 
     Returns:
         One row per sample, with the columns
-        `id` (str): the source's `id`, else a hash of the content;
-        `prompt`, `response` (str): plain text;
+        `id` (str): the source's `id`, else a hash of the content; repeated ones get a suffix "#2", "#3", ...;
+        `prompt`, `response` (str): plain text; of a chat, the prompt has system message, tools and earlier turns too;
         `messages` (str or None): of a chat, JSON of its messages up to and including the response;
+        `tools` (str or None): of a chat, JSON of its tools for a chat template;
+        `turns` (list of int32, or None): with `turns` "all", of a chat, the messages that are trained on;
+        `source` (str or None): of a mixture, the name of the source;
         `source_row` (int64): 0-based row number in the source, across its files, removed rows counted;
         `original` (str): the row as one JSON object, on one line, unchanged.
 
     Raises:
         DataError: the source cannot be used, no known schema fits, it has bad rows (the first five are named by file,
             row and field), or no row remains.
-        ConfigError: only one of `prompt_field` and `response_field` is given.
+        ConfigError: the fields that are given do not go together.
         RunError: the folder was written from another source, with other options, or from files that have changed;
             or it cannot be written.
     """
-    limit = None if max_row_bytes is None else parse_bytes("max_row_bytes", max_row_bytes)
     options = ReadOptions(
-        split, prompt_field, response_field, exclude, skip_bad_rows, keep_duplicates, max_row_bytes=limit, seed=seed
+        split=split,
+        prompt_field=prompt_field,
+        response_field=response_field,
+        messages_field=messages_field,
+        turns=turns,
+        exclude=exclude,
+        exclude_fields=(exclude_fields,) if isinstance(exclude_fields, str) else tuple(exclude_fields),
+        skip_bad_rows=skip_bad_rows,
+        keep_duplicates=keep_duplicates,
+        max_row_bytes=None if max_row_bytes is None else parse_bytes("max_row_bytes", max_row_bytes),
+        seed=seed,
     )
     return read_pool(source, options, folder=folder, name=name, progress=progress)[0]
 
@@ -127,45 +181,65 @@ def read_pool(
     source: SourceLike,
     options: ReadOptions | None = None,
     *,
+    screen: Screen | None = None,
+    named_elsewhere: bool = False,
     folder: Path | None = None,
     name: str = "pool",
     progress: bool = False,
 ) -> tuple[Dataset, PoolFacts]:
-    """As `load_pool`, with the data summary."""
+    """As `load_pool`, with the data summary.
+
+    `screen` returns why a model cannot take a row's texts, None if it can: such a row is a bad row. With
+    `named_elsewhere` other data may have the fields that the options name, so it is no error if this data has none
+    (`PoolFacts.has_named`).
+    """
     from tqdm import tqdm
 
     options = options or ReadOptions()
-    fields = [field for field in (options.prompt_field, options.response_field) if field is not None]
-    if len(fields) == 1:
-        raise ConfigError("`prompt_field` and `response_field` go together", "give both")
-    named = schemas_for(*fields) if fields else ()
+    named = schemas_for(options.prompt_field, options.response_field, options.messages_field)
+    _check_options(options)
     origin = open_source(source, split=options.split, limit=options.max_row_bytes, seed=options.seed)
     tests = [open_source(test, prefer="test", limit=options.max_row_bytes) for test in _several(options.exclude)]
     recipe = {"source": origin.name, **vars(options), "exclude": [test.name for test in tests]}
+    recipe |= {"exclude_fields": list(options.exclude_fields)}
     del recipe["seed"]  # of a mixture alone, which has it in its stamp
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
         _check_same(files, recipe, (origin, *tests))
         return open_pool(files.path)
-    contamination = _index(tests, (*named, *SCHEMAS), options.skip_bad_rows) if tests else None
+    test_sets = TestSets(named, options.exclude_fields, skip=options.skip_bad_rows)
+    contamination = test_sets.index(tests) if tests else None
     with PoolWriter(files) as writer:
-        samples = Samples(origin, named or SCHEMAS, skip=options.skip_bad_rows, rejected=writer.rejected)
+        samples = Samples(
+            origin,
+            named,
+            all_turns=options.turns == "all",
+            skip=options.skip_bad_rows,
+            rejected=writer.rejected,
+        )
         rows = tqdm(samples, desc=f"reading {name}", unit=" rows", disable=not progress)
-        duplicates, excluded = _fill(writer, rows, samples, contamination, keep_duplicates=options.keep_duplicates)
+        kept = Deduplication(writer, contamination, screen, options.keep_duplicates)
+        kept.take(rows, samples)
+        has_named = not named or samples.has_named or test_sets.has_named
+        if not (has_named or named_elsewhere):
+            raise samples.no_named_field()
         if not writer.rows:
-            problem = f"no row of the {name} remains: {excluded} of {samples.read} also occur in a test set"
+            problem = f"no row of the {name} remains: {kept.excluded} of {samples.read} also occur in a test set"
             raise DataError(problem, "give other data", origin.name)
         pool = writer.finish()
     facts = PoolFacts(
         source=origin.name,
-        schema=samples.schema.name if samples.schema else "",
+        schema=", ".join(samples.schemas),
         fields=samples.fields,
         read=samples.read,
         rows=writer.rows,
-        duplicates=duplicates,
-        excluded=excluded,
+        duplicates=kept.duplicates,
+        excluded=kept.excluded,
         rejected=samples.bad,
-        notes=(*origin.notes, *(note for test in tests for note in test.notes)),
+        undesired=samples.undesired,
+        schemas=samples.schemas,
+        notes=(*origin.notes, *(note for test in tests for note in test.notes), *samples.notes, *kept.notes),
+        has_named=has_named,
     )
     recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]  # hashed while they were read
     if files is not None:
@@ -184,12 +258,18 @@ def open_pool(folder: Path) -> tuple[Dataset, PoolFacts]:
     files = SampleFolder(folder)
     stored = read_json(files.facts)
     try:
-        values = {name: stored[name] for name in PoolFacts.__dataclass_fields__ if name in stored or name != "notes"}
-        facts = PoolFacts(**values | {"fields": tuple(values["fields"]), "notes": tuple(stored.get("notes", ()))})
+        facts = PoolFacts.from_dict(stored)
         pool = Dataset.from_file(str(files.samples))
     except (KeyError, OSError, ValueError) as error:
         raise RunError(f"{folder} is damaged ({error})", "remove it and run again") from error
     return pool, facts
+
+
+def _check_options(options: ReadOptions) -> None:
+    if options.turns not in (None, "last", "all"):
+        raise ConfigError(f"`turns` is {options.turns!r}", 'give "last" or "all"')
+    if options.exclude_fields and not _several(options.exclude):
+        raise ConfigError("`exclude_fields` names fields of test sets, and there is none", "give `exclude` too")
 
 
 def _several(exclude: SourceLike | Sequence[SourceLike] | None) -> list[Any]:
@@ -213,43 +293,3 @@ def _check_same(files: SampleFolder, recipe: Mapping[str, Any], sources: Sequenc
     if changed := changed_file(stored.get("files", ()), stamps):
         file, how = changed
         raise RunError(f"{file} {how} since {files.path} was written", "restore it, or choose another `output`")
-
-
-def _index(tests: Sequence[Source], schemas: Sequence[Schema], skip: bool) -> Contamination:
-    contamination = Contamination()
-    for test in tests:
-        for sample in Samples(test, schemas, skip=skip):
-            contamination.add(sample.identity, sample.row.file, sample.text.prompt, sample.text.response)
-    return contamination
-
-
-def _fill(
-    writer: PoolWriter,
-    rows: Iterable[Sample],
-    samples: Samples,
-    contamination: Contamination | None,
-    *,
-    keep_duplicates: bool,
-) -> tuple[int, int]:
-    """Write the samples that remain; the numbers of duplicates and of excluded rows."""
-    duplicates = excluded = 0
-    pool_row: dict[int, int] = {}  # by content
-    content_of: dict[int, int] = {}  # by the row's own id
-    copies: dict[int, int] = {}
-    for sample in rows:
-        id_hash = short_hash(sample.identity) if sample.own else sample.content
-        if sample.own and content_of.setdefault(id_hash, sample.content) != sample.content:
-            samples.refuse(sample.row, "id", f"{sample.identity[:40]!r} is the id of an earlier row with other content")
-        elif contamination and (found := contamination.find(sample.text.prompt, sample.text.response)):
-            excluded += 1
-            writer.exclude(sample, *found)
-        elif keep_duplicates:
-            copies[id_hash] = copies.get(id_hash, 0) + 1
-            writer.keep(sample, sample.identity + (f"#{copies[id_hash]}" if copies[id_hash] > 1 else ""))
-        elif sample.content in pool_row:
-            duplicates += 1
-            writer.drop_duplicate(sample, pool_row[sample.content])
-        else:
-            pool_row[sample.content] = writer.rows
-            writer.keep(sample, sample.identity)
-    return duplicates, excluded

@@ -1,7 +1,7 @@
-"""From a row's fields to a prompt, a response and, for a chat, its messages.
+"""From a row's fields to a prompt, a response and, for a chat, its messages and tools.
 
-A schema is detected from the fields of the first good row, and every other row must follow it. The table is ordered: a
-row that fits several schemas is read by the first, so a full chat takes precedence over its excerpt in other columns.
+The table is ordered: a row that fits several schemas is read by the first, so a full chat takes precedence over its
+excerpt in other columns (`data.detection`).
 
 Text is not stripped. Values of other types are not converted: a number in a response field is more often a class label
 or a score than an answer.
@@ -10,53 +10,114 @@ or a score than an answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from nncift.data.rows import json_text, kind
-
-Values = Mapping[str, Any]
-
-
-class BadRow(Exception):
-    """A row that cannot be used: field and reason."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(field, reason)
-        self.field = field
-        self.reason = reason
+from nncift.data.chats.context import Context, is_filled
+from nncift.data.chats.messages import (
+    BadRow,
+    Messages,
+    UnknownSchema,
+    Values,
+    content_text,
+    filled,
+    joined_parts,
+    read_messages,
+    trained_turns,
+    transcript,
+    typed,
+)
+from nncift.data.chats.role_markers import marked_messages
+from nncift.data.rows import json_text
+from nncift.errors import ConfigError
 
 
 class Text(NamedTuple):
     """The texts of a row.
 
-    The prompt of a chat is the user's text if it is the only turn before the response, else a transcript ("User: ...",
-    "Assistant: ..."); its response is the last assistant turn.
+    The prompt of a chat is the user's text if nothing else precedes the response, else a transcript ("System: ...",
+    "Tools: ...", "User: ...", "Assistant: ..."); its response is the last assistant turn that is trained on.
     """
 
     prompt: str
     response: str
-    messages: str | None = None  # of a chat, as JSON, up to the response, unchanged but for OpenAI's role names
+    messages: str | None = None  # of a chat, as JSON, up to the response, unchanged but for the names of roles
+    tools: str | None = None  # of a chat with tools, as JSON, in the form that chat templates expect
+    turns: tuple[int, ...] | None = None  # of a chat, the messages that are trained on; None: the last
 
 
-@dataclass(frozen=True)
+class _Turns(NamedTuple):
+    """A chat before its response is looked for."""
+
+    messages: Messages
+    field: str  # for messages
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity, for each row
 class Schema:
     """The fields of prompt and response in a row."""
 
     name: str  # for users
     fields: tuple[str, ...]  # required, the response's last
-    read: Callable[[Values], Text]  # from a row's values to its texts; raises BadRow
+    turns: Callable[[Values], Text | _Turns]  # from a row's values; raises BadRow
     optional: tuple[str, ...] = ()  # fields used if present
-    chats: bool = False  # whether each field is a list of messages: distinguishes two schemas with the same fields
+    kinds: tuple[type | tuple[type, ...], ...] = ()  # of the fields: distinguishes schemas with the same fields
 
     def fits(self, values: Values) -> bool:
-        """Whether a row has these fields."""
-        return all(field in values and (not self.chats or isinstance(values[field], list)) for field in self.fields)
+        """Whether a row has something in each field; an optional field can stand in for a blank prompt."""
+        for field in self.fields:
+            value = values.get(field)
+            if not is_filled(value) and not (isinstance(value, str) and self._stands_in(values, field)):
+                return False
+        return all(isinstance(values[field], kind) for field, kind in zip(self.fields, self.kinds, strict=False))
+
+    def _stands_in(self, values: Values, field: str) -> bool:
+        return field == self.fields[0] and any(is_filled(values.get(other)) for other in self.optional)
+
+    def is_broken(self, values: Values, other: Schema) -> bool:
+        """Whether a row that fits `other` is rather a broken row of this schema: it has some of its fields only."""
+        there = [field for field in self.fields if is_filled(values.get(field))]
+        used = (*other.fields, *other.optional)
+        return len(there) < len(self.fields) and any(field not in used for field in there)
+
+    def read(self, values: Values, context: Context | None = None) -> Text:
+        """The texts of a row, after what precedes its turns.
+
+        Raises:
+            BadRow: it cannot be used.
+        """
+        read = self.turns(values)
+        if isinstance(read, Text):
+            if not context:
+                return read
+            user, assistant = ("user", read.prompt), ("assistant", read.response)
+            messages: Messages = [{"role": role, "content": content} for role, content in (user, assistant)]
+            return _chat(context.before(messages), self.fields[-1], context.tools)
+        if not context:
+            return _chat(read.messages, read.field)
+        return _chat(context.before(read.messages), read.field, context.tools)
 
 
-def schemas_for(prompt_field: str, response_field: str) -> tuple[Schema, ...]:
-    """The schemas of user-given fields: lists of messages, or text."""
+def schemas_for(prompt_field: str | None, response_field: str | None, messages_field: str | None) -> tuple[Schema, ...]:
+    """The schemas of user-given fields: lists of messages, or text; none if no field is given.
+
+    Raises:
+        ConfigError: the fields do not go together.
+    """
+    if messages_field is not None:
+        if prompt_field is not None or response_field is not None:
+            raise ConfigError("`messages_field` has prompt and response, so the others are not needed", "give it alone")
+        return (_chat_field(messages_field, messages_field, marked=True),)
+    if prompt_field is None and response_field is None:
+        return ()
+    if prompt_field is None or response_field is None:
+        raise ConfigError("`prompt_field` and `response_field` go together", "give both")
+    if prompt_field == response_field:
+        raise ConfigError(
+            f"`prompt_field` and `response_field` are the same column {prompt_field!r}",
+            "name two columns; for a column with whole chats, or a text with role markers, give `messages_field`",
+        )
     name = f"{prompt_field}/{response_field}"
     return _messages_pair(name, prompt_field, response_field), _pair(name, prompt_field, response_field)
 
@@ -64,145 +125,81 @@ def schemas_for(prompt_field: str, response_field: str) -> tuple[Schema, ...]:
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def _value(values: Values, field: str, wanted: type, what: str) -> Any:
-    value = values.get(field)
-    if isinstance(value, wanted):
-        return value
-    if field not in values:
-        raise BadRow(field, "missing")
-    raise BadRow(field, "null" if value is None else f"{kind(value)}, not {what}")
-
-
-def _filled(field: str, text: str) -> str:
-    if not text or text.isspace():
-        raise BadRow(field, "empty")
-    return text
-
-
 def _pair(name: str, prompt_field: str, response_field: str, *, optional: str | None = None) -> Schema:
     """A schema of text fields; the optional one, unless blank, follows the prompt after an empty line."""
 
     def read(values: Values) -> Text:
-        prompt = _value(values, prompt_field, str, "text")
-        if optional is not None and values.get(optional) is not None:
-            parts = (prompt, _value(values, optional, str, "text"))
-            if not parts[1].isspace():
-                prompt = "\n\n".join(filter(None, parts))
-        response = _value(values, response_field, str, "text")
-        return Text(_filled(prompt_field, prompt), _filled(response_field, response))
+        prompt = _with_optional(values, prompt_field, optional)
+        response = typed(values, response_field, str, "text")
+        return Text(filled(prompt_field, prompt), filled(response_field, response))
 
     return Schema(name, (prompt_field, response_field), read, (optional,) if optional else ())
 
 
-# --- chats ---------------------------------------------------------------------------------------------
-
-_OPENAI_ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function")}
-_SHAREGPT_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "bot", "model", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
-}
+def _with_optional(values: Values, prompt_field: str, optional: str | None) -> str:
+    prompt: str = typed(values, prompt_field, str, "text")
+    if optional is None or values.get(optional) is None:
+        return prompt
+    more: str = typed(values, optional, str, "text")
+    return "\n\n".join(filter(None, (prompt, more))) if not more.isspace() else prompt
 
 
-def _turns(values: Values, field: str) -> list[dict[str, Any]]:
-    """The turns in a field, also from JSON text, as in CSV and some Parquet files."""
-    value = values.get(field)
-    if isinstance(value, str):
-        try:
-            values = {field: json.loads(value)}
-        except (ValueError, RecursionError) as error:
-            raise BadRow(field, "text that is not a JSON list of messages") from error
-    turns: list[dict[str, Any]] = _value(values, field, list, "a list of messages")
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise BadRow(f"{field}[{i}]", f"{kind(turn)}, not a message")
-    return turns
+def _marked_text(field: str) -> Schema:
+    """A schema of one text with role markers."""
+    return Schema("text", (field,), lambda values: _Turns(_marked(values, field), field), kinds=(str,))
 
 
-def _role(turn: Values, key: str, where: str, roles: Mapping[str, str]) -> str:
-    role: str = _value({f"{where}.{key}": turn[key]} if key in turn else {}, f"{where}.{key}", str, "a role")
-    if role not in roles:
-        raise BadRow(f"{where}.{key}", f"unknown role {role[:40]!r}")
-    return roles[role]
-
-
-def _openai(values: Values, field: str) -> list[dict[str, Any]]:
-    """Messages with OpenAI's roles, unchanged."""
-    messages = _turns(values, field)
-    for i, message in enumerate(messages):
-        _role(message, "role", f"{field}[{i}]", _OPENAI_ROLES)
+def _marked(values: Values, field: str) -> Messages:
+    text = typed(values, field, str, "text")
+    messages = marked_messages(text)
+    if messages is None:
+        raise UnknownSchema(field, "text without role markers such as ### Human: and ### Assistant:")
     return messages
 
 
-def _read_messages(values: Values) -> Text:
-    return _chat(_openai(values, "messages"), "messages")
+# --- chats ---------------------------------------------------------------------------------------------
 
 
-def _read_conversations(values: Values) -> Text:
-    messages = []
-    for i, turn in enumerate(_turns(values, "conversations")):
-        names, words = ("from", "value") if "from" in turn else ("role", "content")
-        role = _role(turn, names, f"conversations[{i}]", _SHAREGPT_ROLES)
-        rest = {key: value for key, value in turn.items() if key not in (names, words)}
-        content = {"content": turn[words]} if words in turn else {}
-        messages.append({"role": role, **content, **rest})
-    return _chat(messages, "conversations")
+def _chat_field(name: str, field: str, *, kinds: tuple[type, ...] = (), marked: bool = False) -> Schema:
+    """A schema of one list of messages; also a text with role markers, if `marked`."""
+
+    def read(values: Values) -> _Turns:
+        value = values.get(field)
+        if marked and isinstance(value, str) and not value.lstrip().startswith("["):
+            return _Turns(_marked(values, field), field)
+        return _Turns(read_messages(values, field), field)
+
+    return Schema(name, (field,), read, kinds=kinds)
 
 
 def _messages_pair(name: str, prompt_field: str, response_field: str) -> Schema:
     """TRL's conversational format: the messages of the prompt in one field, those of the response in another."""
 
-    def read(values: Values) -> Text:
-        prompt, response = _openai(values, prompt_field), _openai(values, response_field)
+    def read(values: Values) -> _Turns:
+        prompt, response = read_messages(values, prompt_field), read_messages(values, response_field)
         if not any(message["role"] == "assistant" for message in response):
             raise BadRow(response_field, "no assistant turn")
-        return _chat(prompt + response, f"{prompt_field}+{response_field}")
+        return _Turns(prompt + response, f"{prompt_field}+{response_field}")
 
-    return Schema(f"{name} (messages)", (prompt_field, response_field), read, chats=True)
+    return Schema(f"{name} (messages)", (prompt_field, response_field), read, kinds=(list, list))
 
 
-def _chat(messages: list[dict[str, Any]], field: str) -> Text:
-    """The last assistant turn is the response, the turns before it the prompt; later turns are dropped."""
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if last is None:
-        raise BadRow(field, "no assistant turn")
-    texts = [_content(message, f"{field}[{i}]") for i, message in enumerate(messages[: last + 1])]
-    response = _filled(f"{field}[{last}]", texts[last])
-    prompt = _transcript(messages[:last], texts[:last])
+def _chat(messages: Messages, field: str, tools: str | None = None) -> Text:
+    """The last assistant turn that is trained on is the response, the turns before it the prompt; the rest is dropped.
+
+    Of the other turns that are trained on, those with nothing before them or nothing in them are not counted.
+    """
+    trained = trained_turns(messages, field)
+    last = trained[-1]
+    texts = [content_text(message, field, i) for i, message in enumerate(messages[: last + 1])]
+    response = filled(f"{field}[{last}]", texts[last])
+    prompt = transcript(messages[:last], texts[:last], tools)
     if not prompt or prompt.isspace():
         raise BadRow(field, "nothing precedes the assistant's last turn")
-    return Text(prompt, response, json_text(messages[: last + 1]))
-
-
-def _transcript(messages: list[dict[str, Any]], texts: list[str]) -> str:
-    turns = [i for i, message in enumerate(messages) if message["role"] not in ("system", "developer")]
-    if len(turns) == 1 and messages[turns[0]]["role"] == "user":
-        return texts[turns[0]]
-    if not any(text.strip() for text in texts):
-        return ""
-    return "\n".join(f"{m['role'].capitalize()}: {text}" for m, text in zip(messages, texts, strict=True))
-
-
-def _content(message: Values, where: str) -> str:
-    """A message as plain text: its content, then its tool calls as JSON."""
-    calls = message.get("tool_calls") or message.get("function_call")
-    content = message.get("content")
-    if calls and content is None:
-        return json_text(calls)
-    if isinstance(content, list):
-        content = _joined(content, where)
-    if not isinstance(content, str):
-        raise BadRow(where, "no content" if content is None else f"content is {kind(content)}, not text")
-    return f"{content}\n{json_text(calls)}".lstrip() if calls else content
-
-
-def _joined(parts: list[Any], where: str) -> str:
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-            what = f"of type {str(part.get('type'))[:40]!r}" if isinstance(part, dict) else f"that is {kind(part)}"
-            raise BadRow(where, f"content has a part {what}, not text")
-    return "".join(part["text"] for part in parts)
+    if len(trained) > 1:
+        first = next(i for i, text in enumerate(texts) if is_filled(text))
+        trained = [i for i in trained if i > first and is_filled(texts[i])]
+    return Text(prompt, response, json_text(messages[: last + 1]), tools, tuple(trained))
 
 
 def chat_messages(messages: str) -> list[dict[str, Any]]:
@@ -213,7 +210,7 @@ def chat_messages(messages: str) -> list[dict[str, Any]]:
     """
     return [
         {
-            key: _joined(value, key) if key == "content" and isinstance(value, list) else value
+            key: joined_parts(value, key) if key == "content" and isinstance(value, list) else value
             for key, value in message.items()
             if value is not None or key == "content"
         }
@@ -221,13 +218,79 @@ def chat_messages(messages: str) -> list[dict[str, Any]]:
     ]
 
 
+# --- preferences: the chosen side ----------------------------------------------------------------------
+
+_CHOSEN_KINDS = ((str, list), (str, list, dict))
+
+
+def _chosen(prompt_field: str, *, optional: str | None = None) -> Schema:
+    """The chosen response beside its prompt; either as text, or as messages, which may repeat the prompt."""
+
+    def read(values: Values) -> Text | _Turns:
+        prompt, chosen = values[prompt_field], values["chosen"]
+        if isinstance(chosen, str):
+            if isinstance(prompt, list):
+                return _Turns([*read_messages(values, prompt_field), _answer(chosen)], "chosen")
+            prompt = _with_optional(values, prompt_field, optional)
+            chosen = chosen.removeprefix(prompt)
+            return Text(filled(prompt_field, prompt), filled("chosen", chosen))
+        response = read_messages({"chosen": [chosen] if isinstance(chosen, dict) else chosen}, "chosen")
+        if isinstance(prompt, list):
+            before = read_messages(values, prompt_field)
+            return _Turns(response if response[: len(before)] == before else before + response, "chosen")
+        if any(message["role"] == "user" for message in response):
+            return _Turns(response, "chosen")
+        prompt = _with_optional(values, prompt_field, optional)
+        return _Turns([{"role": "user", "content": prompt}, *response], "chosen")
+
+    return Schema("preference", (prompt_field, "chosen"), read, (optional,) if optional else (), _CHOSEN_KINDS)
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def _read_chosen_chat(values: Values) -> _Turns:
+    """The whole chosen chat in one field, as messages or as text with role markers."""
+    marked = isinstance(values["chosen"], str) and not values["chosen"].lstrip().startswith("[")
+    return _Turns(_marked(values, "chosen") if marked else read_messages(values, "chosen"), "chosen")
+
+
+def _chosen_turn(field: str) -> Schema:
+    """LLaMA-Factory's form: a chat without its response, and the chosen one as a message."""
+
+    def read(values: Values) -> _Turns:
+        return _Turns(read_messages(values, field) + read_messages({"chosen": [values["chosen"]]}, "chosen"), field)
+
+    return Schema("preference", (field, "chosen"), read, kinds=(list, dict))
+
+
 SCHEMAS = (
-    Schema("messages", ("messages",), _read_messages),
-    Schema("ShareGPT", ("conversations",), _read_conversations),
+    _chosen_turn("messages"),
+    _chosen_turn("conversations"),
+    _chat_field("messages", "messages"),
+    _chat_field("ShareGPT", "conversations"),
+    _chat_field("conversation", "conversation", kinds=(list,)),
     _messages_pair("prompt/completion", "prompt", "completion"),
     _pair("Alpaca", "instruction", "output", optional="input"),
     _pair("Dolly", "instruction", "response", optional="context"),
     _pair("prompt/response", "prompt", "response"),
     _pair("prompt/completion", "prompt", "completion"),
     _pair("question/answer", "question", "answer"),
+    _pair("question/response", "question", "response"),
+    _pair("query/response", "query", "response"),
+    _pair("query/answer", "query", "answer"),
+    _pair("query/answers", "query", "answers"),
+    _pair("problem/solution", "problem", "solution"),
+    _pair("problem/answer", "problem", "answer"),
+    _pair("inputs/targets", "inputs", "targets"),
+    _pair("user/assistant", "user", "assistant"),
+    _pair("input/output", "input", "output"),
+    _chosen("instruction", optional="input"),
+    _chosen("prompt"),
+    _chosen("question"),
+    _chosen("query"),
+    _chosen("input"),
+    Schema("preference", ("chosen",), _read_chosen_chat, kinds=((str, list),)),
+    _marked_text("text"),
 )

@@ -21,7 +21,7 @@ from nncift.run.folder import SampleFolder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("id", "prompt", "response", "messages", "source", "source_row", "original")
+COLUMNS = ("id", "prompt", "response", "messages", "tools", "turns", "source", "source_row", "original")
 _ROWS = 1000  # in a batch
 _SIZE = 1 << 22  # characters in a batch, about
 
@@ -51,7 +51,8 @@ class PoolWriter:
             self._excluded = self._open.enter_context(_text_file(self.files.excluded))
             self._sink = self._open.enter_context(_file(self.files.samples, "wb"))
             self._duplicates = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.files.path)
-        self._columns = pa.schema([(name, pa.int64() if name == "source_row" else pa.string()) for name in COLUMNS])
+        types = {"source_row": pa.int64(), "turns": pa.list_(pa.int32())}
+        self._columns = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
         self._stream = self._open.enter_context(pa.ipc.new_stream(self._sink, self._columns))
         return self
 
@@ -63,9 +64,8 @@ class PoolWriter:
     def keep(self, sample: Sample, identity: str) -> None:
         """Add a sample to the pool under this id."""
         text, row = sample.text, sample.row
-        columns = (identity, text.prompt, text.response, text.messages, row.source, sample.position, row.text)
-        self._batch.append(columns)
-        self._size += len(text.prompt) + len(text.response) + len(text.messages or "") + len(sample.row.text)
+        self._batch.append((identity, *text, row.source, sample.position, row.text))
+        self._size += len(text.prompt) + len(text.response) + len(text.messages or "") + len(row.text)
         self.rows += 1
         if len(self._batch) == _ROWS or self._size > _SIZE:
             self._flush()

@@ -22,7 +22,10 @@ GROUPS = {
         "known_split",
         "prompt_field",
         "response_field",
+        "messages_field",
+        "turns",
         "exclude",
+        "exclude_fields",
         "skip_bad_rows",
         "keep_duplicates",
         "max_row_bytes",
@@ -54,7 +57,10 @@ class SelectOptions(TypedDict, total=False):
     known_split: str | None
     prompt_field: str | None
     response_field: str | None
+    messages_field: str | None
+    turns: Literal["last", "all"] | None
     exclude: PathLike | Sequence[PathLike]
+    exclude_fields: str | Sequence[str]
     skip_bad_rows: bool
     keep_duplicates: bool
     max_row_bytes: int | str | None

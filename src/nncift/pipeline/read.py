@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from nncift.data.pool import ReadOptions, open_pool, read_pool
-from nncift.errors import NNCIFTError
+from nncift.errors import ConfigError, NNCIFTError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.run.files import atomic_write
@@ -23,6 +23,7 @@ def read(run: Run) -> None:
         for side, source in run.sources.items():
             if source is not None:
                 run.samples[side] = _read_side(run, side, source)
+        _check_named_fields(run)
         if (fitted := _fitted_run(run)) is not None:
             run.samples["target"] = _copy_target(run, fitted)
 
@@ -33,7 +34,10 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         split={"pool": config.split, "target": config.target_split, "known": config.known_split}[side],
         prompt_field=config.prompt_field,
         response_field=config.response_field,
+        messages_field=config.messages_field,
+        turns=config.turns,
         exclude=config.exclude if side == "pool" else (),
+        exclude_fields=config.exclude_fields if side == "pool" else (),
         skip_bad_rows=config.skip_bad_rows,
         keep_duplicates=config.keep_duplicates,
         max_row_bytes=config.row_bytes,
@@ -41,11 +45,25 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     )
     try:
         folder = run.folder.samples(side).path
-        return SampleSet(*read_pool(source, options, folder=folder, name=side, progress=run.progress))
+        others = sum(source is not None for source in run.sources.values()) > 1
+        read = read_pool(source, options, named_elsewhere=others, folder=folder, name=side, progress=run.progress)
+        return SampleSet(*read)
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
+
+
+def _check_named_fields(run: Run) -> None:
+    """Refuse named columns that none of pool, target, known samples and test sets has."""
+    config = run.config
+    names = [name for name in (config.prompt_field, config.response_field, config.messages_field) if name is not None]
+    facts = {side: samples.facts for side, samples in run.samples.items() if samples.facts is not None}
+    if not names or any(each.has_named for each in facts.values()):
+        return
+    found = "; ".join(f"of the {side}: {', '.join(each.fields)}" for side, each in facts.items())
+    columns = f"columns {names[0]!r} and {names[1]!r}" if len(names) == 2 else f"column {names[0]!r}"
+    raise ConfigError(f"none of the data has the {columns}", f"columns that were read instead, {found}")
 
 
 def _fitted_run(run: Run) -> RunFolder | None:

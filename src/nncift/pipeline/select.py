@@ -55,7 +55,10 @@ def select(
             known_split: the split of the known samples.
             prompt_field: the column with the prompt, when the schema is not recognised.
             response_field: the column with the response.
+            messages_field: the column with whole chats, instead of those two.
+            turns: the assistant turns of a chat that count: "last", the default, or "all".
             exclude: one or several test sets whose samples must not be in the subset.
+            exclude_fields: the columns of the test sets' questions, when they are not recognised.
             skip_bad_rows: leave out rows that cannot be used, instead of raising.
             keep_duplicates: keep exact duplicates.
             max_row_bytes: the longest row; "64MiB" unless given.

@@ -17,7 +17,6 @@ from nncift.data.rows import Row, is_unicode, json_row, object_row
 from nncift.data.schemas import SCHEMAS
 from nncift.errors import DataError
 
-
 _LINE = 1 << 22  # bytes of a first line that are looked at
 
 

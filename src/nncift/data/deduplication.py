@@ -1,0 +1,83 @@
+"""The samples that remain, with unique ids: not in a test set, no exact duplicates, and such that a model can take.
+
+Memory holds hashes alone, about 100 bytes a sample, and another 100 if rows have their own ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from nncift.data.decontamination import Contamination
+from nncift.data.reader import Sample, Samples, short_hash
+from nncift.data.schemas import Text
+from nncift.data.test_sets import sample_texts
+from nncift.data.writer import PoolWriter
+
+Screen = Callable[[Text], str | None]
+
+
+@dataclass
+class Deduplication:
+    """Writes the samples that remain, and lists the others.
+
+    Args:
+        writer: of the pool.
+        contamination: the test sets.
+        screen: why a model cannot take a row; None if it can.
+        keep_duplicates: keep exact duplicates.
+
+    Attributes:
+        duplicates, excluded: how many samples were left out.
+        renamed: how many had the id of an earlier one with other content.
+    """
+
+    writer: PoolWriter
+    contamination: Contamination | None = None
+    screen: Screen | None = None
+    keep_duplicates: bool = False
+    duplicates: int = 0
+    excluded: int = 0
+    renamed: int = 0
+    _pool_row: dict[int, int] = field(default_factory=dict)  # by content
+    _used: dict[int, int] = field(default_factory=dict)  # ids, with the number of the last that was made from each
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the data summary."""
+        if not self.renamed:
+            return []
+        samples = f"{self.renamed:,} sample{'s' * (self.renamed > 1)}"
+        return [f"the ids of {samples} repeat those of others and were made unique (#2, #3, ...)"]
+
+    def take(self, rows: Iterable[Sample], samples: Samples) -> None:
+        """Write the samples of a source; one that the screen refuses counts as a bad row of `samples`."""
+        writer, pool_row = self.writer, self._pool_row
+        for sample in rows:
+            content = sample.content
+            if self.contamination and (found := self.contamination.find(sample_texts(sample.text))):
+                self.excluded += 1
+                writer.exclude(sample, *found)
+            elif content in pool_row and not self.keep_duplicates:
+                self.duplicates += 1
+                writer.drop_duplicate(sample, pool_row[content])
+            elif self.screen is not None and (reason := self.screen(sample.text)) is not None:
+                samples.refuse(sample.row, "", reason)
+            else:
+                identity = sample.identity
+                if sample.own or self.keep_duplicates:
+                    identity = self._unique(identity)
+                    self.renamed += identity != sample.identity and content not in pool_row
+                pool_row.setdefault(content, writer.rows)
+                writer.keep(sample, identity)
+
+    def _unique(self, identity: str) -> str:
+        """An id, with "#2", "#3", ... where it is taken."""
+        key = short_hash(identity)
+        number = self._used[key] = self._used.get(key, 0) + 1
+        unique = identity if number == 1 else f"{identity}#{number}"
+        while number > 1 and short_hash(unique) in self._used:  # another row's own id
+            number = self._used[key] = number + 1
+            unique = f"{identity}#{number}"
+        self._used.setdefault(short_hash(unique), 1)
+        return unique
