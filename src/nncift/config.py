@@ -6,7 +6,7 @@ The types are not put off by `from __future__ import annotations`: the command l
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,6 +225,11 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The fields that determine what the run computes: all but `output`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
+
+
+def default_fields() -> dict[str, Any]:
+    """What `Config.identity` has for the fields that a config of an earlier version lacks."""
+    return {f.name: f.default for f in fields(Config) if f.default is not MISSING and f.name != "output"}
 
 
 def _stem(pool: str) -> str:

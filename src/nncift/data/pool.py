@@ -26,7 +26,8 @@ from nncift.data.schemas import SCHEMAS, Schema, schemas_for
 from nncift.data.sources import Source, SourceLike, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.run.files import read_json, write_json
+from nncift.run.checksums import verify
+from nncift.run.files import read_json, refuse_damaged, write_json
 from nncift.run.folder import SampleFolder
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def read_pool(
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
         _check_same(files, recipe)
-        return open_pool(files.path)
+        if files.is_finished:
+            return open_pool(files.path)
     contamination = _index(tests, (*named, *SCHEMAS), options.skip_bad_rows) if tests else None
     with PoolWriter(files) as writer:
         samples = Samples(origin, named or SCHEMAS, skip=options.skip_bad_rows, rejected=writer.rejected)
@@ -164,17 +166,26 @@ def open_pool(folder: Path) -> tuple[Dataset, PoolFacts]:
     Raises:
         RunError: the folder is not that of a finished pool.
     """
-    from datasets import Dataset
-
     files = SampleFolder(folder)
     stored = read_json(files.facts)
-    try:
+    with refuse_damaged(files.facts, "is not valid", KeyError, TypeError):
         values = {name: stored[name] for name in PoolFacts.__dataclass_fields__}
         facts = PoolFacts(**values | {"fields": tuple(values["fields"])})
-        pool = Dataset.from_file(str(files.samples))
-    except (KeyError, OSError, ValueError) as error:
-        raise RunError(f"{folder} is damaged ({error})", "remove it and run again") from error
-    return pool, facts
+    return open_samples(files.samples), facts
+
+
+def open_samples(path: Path) -> Dataset:
+    """Memory-map the samples of a pool folder.
+
+    Raises:
+        RunError: there are none, or they are damaged.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    with refuse_damaged(path, "is damaged", ValueError, pa.ArrowException):
+        verify(path)
+        return Dataset.from_file(str(path))
 
 
 def _several(exclude: SourceLike | Sequence[SourceLike] | None) -> list[Any]:

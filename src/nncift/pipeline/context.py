@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config
+from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config, default_fields
 from nncift.errors import ConfigError
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
@@ -91,7 +91,7 @@ class Run:
             RunError: the folder cannot be used.
         """
         folder = RunFolder(config.folder)
-        with folder.open(config.identity()):
+        with folder.open(config.identity(), default_fields()):
             yield cls.resolve(config, folder, sources, influence, progress=progress)
 
     @classmethod
