@@ -170,6 +170,18 @@ def report(run: str) -> None:
     print(printable(write_report(Path(run))))
 
 
+@_command("nncift repair runs/alpaca")
+def repair(run: str) -> None:
+    """Check every file of a run, and remove the damaged ones: the same select command then computes them again.
+
+    Args:
+        run: The run folder.
+    """
+    from nncift.run.repair import repair as repaired
+
+    print("\n".join(printable(line) for line in repaired(Path(run))))
+
+
 @_command("nncift influences", "nncift influences delift")
 def influences(name: str | None = None) -> None:
     """List the influence functions: formula, source, cost, what each is good for; or explain one.
@@ -221,19 +233,31 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 def _read_config_file(file: Path) -> Callable[..., None]:
     """A YAML file of options, the mapping `influence_options` in the form of the command line."""
-    yaml = cyclopts.config.Yaml(file, must_exist=True, use_commands_as_keys=False)
-    try:
-        options = yaml.config
-    except cyclopts.CycloptsError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it") from error
-    if not isinstance(options, dict) or "influence_options" not in options:
-        return yaml
-    from nncift.influence.options import option_texts
+    import yaml
 
-    options = {**options, "influence_option": option_texts(options["influence_options"] or ())}
-    del options["influence_options"]
+    try:
+        options = yaml.safe_load(file.read_bytes()) or {}
+        reason = "" if _is_plain(options) else "it must be a mapping of names to plain values"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ConfigError(f"{file} is not a YAML file of options ({reason})", "correct it")
+    if "influence_options" in options:
+        from nncift.influence.options import option_texts
+
+        options["influence_option"] = option_texts(options.pop("influence_options") or ())
     return cyclopts.config.Dict(options, source=str(file), use_commands_as_keys=False)
+
+
+def _is_plain(options: object) -> bool:
+    """Whether these are names with texts, numbers, booleans, lists and mappings of them."""
+
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(name, str) and plain(item) for name, item in value.items())
+        return all(map(plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
+
+    return isinstance(options, dict) and plain(options)
 
 
 def main(arguments: list[str] | None = None) -> None:

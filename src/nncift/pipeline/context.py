@@ -172,6 +172,12 @@ class Run:
         return None if self.own_target else len(self.target)
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether the subset is chosen, and verified if asked for."""
+        verified = self.config.verify is None or self.folder.verification.is_file()
+        return self.folder.is_selected and verified
+
+    @property
     def function(self) -> InfluenceFunction:
         """The influence function of a run that measures."""
         assert self.influence is not None

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS
+from nncift.errors import RunError
 from nncift.labels.design import HeldOut, PairPlan, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
 from nncift.pipeline.measure import measure
 from nncift.run.amounts import Amount, parse_labels
 from nncift.run.costs import PlannedCost
+from nncift.run.checksums import repair_advice
 from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
 
@@ -58,6 +60,9 @@ def _write_plan(run: Run) -> None:
     else:
         amount = parse_labels(run.config.labels or DEFAULT_LABELS)
         if amount.kind == "seconds":
+            if run.folder.labels.labels.exists():  # of the pairs that were affordable then
+                problem = f"{run.folder.labels.plan} was removed, and cannot be made again"
+                raise RunError(problem, repair_advice(run.folder.path))
             facts["rate"] = dataclasses.asdict(run.rate)
         plan = _planned(run, amount)
     write_json(run.folder.labels.plan, plan.to_dict() | facts)

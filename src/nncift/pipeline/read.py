@@ -6,10 +6,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 from nncift.data.pool import ReadOptions, open_pool, read_pool
-from nncift.errors import NNCIFTError
+from nncift.errors import NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
-from nncift.run.files import atomic_write
+from nncift.run.checksums import checksums_of, content_hash, verify
+from nncift.run.files import atomic_write, refuse_damaged, remove
 from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -37,13 +38,20 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         skip_bad_rows=config.skip_bad_rows,
         keep_duplicates=config.keep_duplicates,
     )
+    folder = run.folder.samples(side)
+    before = checksums_of(folder.samples)
     try:
-        folder = run.folder.samples(side).path
-        return SampleSet(*read_pool(source, options, folder=folder, name=side, progress=run.progress))
+        read = SampleSet(*read_pool(source, options, folder=folder.path, name=side, progress=run.progress))
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
+    if run.folder.features.path.exists() and before and content_hash(folder.samples) not in before:
+        remove(folder.path)  # it was read again, because a file was lost, and does not fit the others
+        raise RunError(
+            f"the {side} has changed since {run.folder.path} was written", "restore it, or choose another `output`"
+        )
+    return read
 
 
 def _fitted_run(run: Run) -> RunFolder | None:
@@ -62,6 +70,8 @@ def _copy_target(run: Run, fitted: RunFolder) -> SampleSet:
     for source in (there.samples, *features, there.facts):
         copy = run.folder.path / source.relative_to(fitted.path)
         if source.exists() and not copy.exists():
+            with refuse_damaged(source, "is damaged"):
+                verify(source)
             with atomic_write(copy) as temporary:
                 shutil.copyfile(source, temporary)
     return SampleSet(*open_pool(here.path))

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nncift.errors import RunError
 
 CHECKSUMS = "checksums.jsonl"
 SEALED = "costs.json"  # rewritten often, so it has its checksum inside
+_UNLISTED = (CHECKSUMS, SEALED)
 SHARD_FILE = re.compile(r"-\d{6}\.(npy|parquet|safetensors)")  # at the end of the name: unfinished work, computed again
 _CHUNK = 1 << 22
 
@@ -99,17 +101,19 @@ class Checksums:
         if name == SEALED:
             return
         known = self.found.get(name, ())
+        depth = name.count("/")
+        folder = path.parents[depth] if depth < len(path.parents) else self.root  # as the user wrote it
         if not known:
-            raise RunError(f"{path} has no line in {CHECKSUMS}", repair_advice(self.root))
+            raise RunError(f"{path} has no line in {folder / CHECKSUMS}", repair_advice(folder))
         if content_hash(path) not in known:
-            raise RunError(f"{path} is damaged: its checksum differs", repair_advice(self.root))
+            raise RunError(f"{path} is damaged (its checksum differs)", repair_advice(folder))
 
-    def damaged(self) -> Iterator[Path]:
+    def damaged(self) -> Iterator[str]:
         """The recorded files that differ from all their checksums; shards of unfinished work are left out."""
         for name, known in sorted(self.found.items()):
             path = self.root / name
             if not SHARD_FILE.search(name) and path.is_file() and content_hash(path) not in known:
-                yield path
+                yield name
 
 
 def begin(folder: Path) -> None:
@@ -142,10 +146,10 @@ def verify_folder(folder: Path, *, but: Path | None = None) -> None:
     """
     if (checksums := Checksums.of(folder / CHECKSUMS)) is None or checksums.root != Path(os.path.abspath(folder)):
         return
-    damaged = [path for path in checksums.damaged() if path != but]
+    damaged = [path for name in checksums.damaged() if (path := folder / name) != but]
     if damaged:
-        more = f" ({len(damaged) - 1} more files are damaged too)" if len(damaged) > 1 else ""
-        raise RunError(f"{damaged[0]} is damaged: its checksum differs{more}", repair_advice(folder))
+        more = f", as those of {len(damaged) - 1} other files" if len(damaged) > 1 else ""
+        raise RunError(f"{damaged[0]} is damaged (its checksum differs{more})", repair_advice(folder))
 
 
 @contextlib.contextmanager
@@ -156,7 +160,7 @@ def recorded(path: Path, files: Mapping[Path, Path]) -> Iterator[None]:
         path: that the rename finishes, a file or a folder.
         files: where each file will lie to where it lies now.
     """
-    if (checksums := Checksums.of(path)) is None or checksums.name(path) == SEALED:
+    if (checksums := Checksums.of(path)) is None or checksums.name(path) in _UNLISTED:
         yield
         return
     digests = {final: content_hash(now) for final, now in files.items()}
@@ -165,6 +169,12 @@ def recorded(path: Path, files: Mapping[Path, Path]) -> Iterator[None]:
     for final, digest in digests.items():
         _hashed.pop(os.path.abspath(files[final]), None)
         _hashed[os.path.abspath(final)] = _stamp(final.stat()), digest
+
+
+def checksums_of(path: Path) -> frozenset[str]:
+    """The checksums that a file of a run folder has had so far."""
+    checksums = Checksums.of(path)
+    return frozenset() if checksums is None else frozenset(checksums.found.get(checksums.name(path), ()))
 
 
 def content_hash(path: Path) -> str:
@@ -208,7 +218,7 @@ def parse_line(line: bytes) -> tuple[str, str] | None:
 
 def repair_advice(root: Path) -> str:
     """The command that repairs a run folder."""
-    return f"run nncift repair {root}, then the same command again"
+    return f"run nncift repair {shlex.quote(str(root))}, then the same command again"
 
 
 def _stamp(status: os.stat_result) -> Stamp:

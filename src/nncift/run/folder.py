@@ -18,6 +18,8 @@ from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.run.checksums import CHECKSUMS, Checksums, begin, cut_torn_line, text_hash, verify_folder
 from nncift.run.files import PARTIAL, json_text, read_json, refuse_damaged, remove, working_in, write_json
 
+NETWORK_FILES = ("config.json", "model.safetensors")
+
 
 class SampleFolder:
     """The samples of one side (pool, target, known), and the lists of the rows that were left out."""
@@ -125,7 +127,12 @@ class RunFolder:
     @property
     def is_selected(self) -> bool:
         """Whether the subset is chosen and written."""
-        return self.selection.exists() and self.subset.exists()
+        return self.selection.is_file() and self.subset.is_file()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the network is fitted and written."""
+        return all((self.network / name).is_file() for name in NETWORK_FILES)
 
     @contextlib.contextmanager
     def open(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Iterator[None]:
@@ -145,7 +152,7 @@ class RunFolder:
             ConfigError: the folder belongs to another config; the message shows the fields that differ.
         """
         self.check(config, defaults)
-        with self._locked(), working_in(self.path):
+        with self.locked(), working_in(self.path):
             verify_folder(self.path)
             self.check(config, defaults)
             begun = self._begin(config)
@@ -207,7 +214,12 @@ class RunFolder:
         return new
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the lock inside the block; a folder made for it is removed where no run was begun.
+
+        Raises:
+            RunError: another process works in this folder, or it cannot be made.
+        """
         from filelock import FileLock, Timeout
 
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
