@@ -18,7 +18,6 @@ from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabel
 from nncift.pipeline.measure import measure
 from nncift.run.amounts import Amount, parse_labels
 from nncift.run.costs import PlannedCost
-from nncift.run.checksums import repair_advice
 from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
 
@@ -61,8 +60,8 @@ def _write_plan(run: Run) -> None:
         amount = parse_labels(run.config.labels or DEFAULT_LABELS)
         if amount.kind == "seconds":
             if run.folder.labels.labels.exists():  # of the pairs that were affordable then
-                problem = f"{run.folder.labels.plan} was removed, and cannot be made again"
-                raise RunError(problem, repair_advice(run.folder.path))
+                problem = f"{run.folder.labels.plan} was removed, and the time for labels gives other pairs now"
+                raise RunError(problem, f"run nncift repair {run.folder.path}, then the same command again")
             facts["rate"] = dataclasses.asdict(run.rate)
         plan = _planned(run, amount)
     write_json(run.folder.labels.plan, plan.to_dict() | facts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from nncift.errors import RunError
 
 CHECKSUMS = "checksums.jsonl"
 SEALED = "costs.json"  # rewritten often, so it has its checksum inside
+DIFFERS = "is damaged (its checksum differs)"
 _UNLISTED = (CHECKSUMS, SEALED)
 SHARD_FILE = re.compile(r"-\d{6}\.(npy|parquet|safetensors)")  # at the end of the name: unfinished work, computed again
 _CHUNK = 1 << 22
@@ -45,6 +47,7 @@ class Checksums:
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / CHECKSUMS
+        self.shown = root  # as the user wrote it
         self._found: dict[str, set[str]] = {}
         self._stamp: Stamp = ()
         self._read = b""  # the lines that were read
@@ -52,9 +55,12 @@ class Checksums:
     @classmethod
     def of(cls, path: Path) -> Checksums | None:
         """The list of the nearest folder above `path` that has one; None without."""
-        for folder in Path(os.path.abspath(path)).parents:
+        given = () if ".." in path.parts else path.parents
+        for folder, shown in itertools.zip_longest(Path(os.path.abspath(path)).parents, given):
             if (folder / CHECKSUMS).is_file():
-                return _lists.setdefault(folder, cls(folder))
+                found = _lists.setdefault(folder, cls(folder))
+                found.shown = shown or folder
+                return found
         return None
 
     def name(self, path: Path) -> str:
@@ -77,7 +83,7 @@ class Checksums:
             first = self._read.count(b"\n") + 1
             for number, line in enumerate(whole[len(self._read) :].split(b"\n")[:-1], first):
                 if (entry := parse_line(line)) is None:
-                    raise RunError(f"{self.path} is damaged in line {number}", repair_advice(self.root))
+                    raise self.refusal(CHECKSUMS, f"is damaged in line {number}")
                 self._found.setdefault(entry[0], set()).add(entry[1])
             self._read, self._stamp = whole, stamp
         return self._found
@@ -101,12 +107,15 @@ class Checksums:
         if name == SEALED:
             return
         known = self.found.get(name, ())
-        depth = name.count("/")
-        folder = path.parents[depth] if depth < len(path.parents) else self.root  # as the user wrote it
         if not known:
-            raise RunError(f"{path} has no line in {folder / CHECKSUMS}", repair_advice(folder))
+            raise self.refusal(name, f"has no line in {CHECKSUMS}")
         if content_hash(path) not in known:
-            raise RunError(f"{path} is damaged (its checksum differs)", repair_advice(folder))
+            raise self.refusal(name, DIFFERS)
+
+    def refusal(self, name: str, problem: str) -> RunError:
+        """The error for a file that cannot be used, with the command that repairs it."""
+        command = f"nncift repair {shlex.quote(str(self.shown))}"
+        return RunError(f"{self.shown / name} {problem}", f"run {command}, then the same command again")
 
     def damaged(self) -> Iterator[str]:
         """The recorded files that differ from all their checksums; shards of unfinished work are left out."""
@@ -146,10 +155,10 @@ def verify_folder(folder: Path, *, but: Path | None = None) -> None:
     """
     if (checksums := Checksums.of(folder / CHECKSUMS)) is None or checksums.root != Path(os.path.abspath(folder)):
         return
-    damaged = [path for name in checksums.damaged() if (path := folder / name) != but]
+    damaged = [name for name in checksums.damaged() if folder / name != but]
     if damaged:
-        more = f", as those of {len(damaged) - 1} other files" if len(damaged) > 1 else ""
-        raise RunError(f"{damaged[0]} is damaged (its checksum differs{more})", repair_advice(folder))
+        more = f", and so are {len(damaged) - 1} other files" if len(damaged) > 1 else ""
+        raise checksums.refusal(damaged[0], DIFFERS + more)
 
 
 @contextlib.contextmanager
@@ -214,11 +223,6 @@ def parse_line(line: bytes) -> tuple[str, str] | None:
         return (name, digest) if checksum_line(name, digest).encode() == line else None
     except (ValueError, TypeError, RecursionError):
         return None
-
-
-def repair_advice(root: Path) -> str:
-    """The command that repairs a run folder."""
-    return f"run nncift repair {shlex.quote(str(root))}, then the same command again"
 
 
 def _stamp(status: os.stat_result) -> Stamp:

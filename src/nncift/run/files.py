@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DependencyError, NNCIFTError, RunError
-from nncift.run.checksums import Checksums, recorded, repair_advice, text_bytes, text_hash, verify
+from nncift.run.checksums import DIFFERS, Checksums, recorded, text_bytes, text_hash, verify
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,9 +138,9 @@ def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterato
     except (OSError, *kinds) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise RunError(f"cannot read {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
-        checksums = Checksums.of(path)
-        again = f"remove the file and {_AGAIN}"
-        raise RunError(f"{path} {problem}", again if checksums is None else repair_advice(checksums.root)) from error
+        if (checksums := Checksums.of(path)) is not None:
+            raise checksums.refusal(checksums.name(path), problem) from error
+        raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error
 
 
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
@@ -159,7 +159,7 @@ def read_json(path: Path, *, sealed: bool = False) -> Any:
         data = path.read_bytes()
         value = json.loads(data.decode("utf-8"))
     if sealed and isinstance(value, dict) and (_SEAL in value or Checksums.of(path) is not None):
-        with refuse_damaged(path, "is damaged: its checksum differs", ValueError):
+        with refuse_damaged(path, DIFFERS, ValueError):
             body = {name: item for name, item in value.items() if name != _SEAL}
             if data != text_bytes(json_text(body | {_SEAL: text_hash(json_text(body))})):
                 raise ValueError(_SEAL)

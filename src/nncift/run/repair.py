@@ -163,12 +163,13 @@ def _repair_list(run: RunFolder) -> list[str]:
         if proven or name not in known:
             more.append(line)
         if not proven and name not in known:
-            notes.append(f"{name} had no checksum, and gets that of its present content.")
+            notes.append(name)
     if not damaged and not more:
         return []
     with atomic_write(path) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in (*whole, *more)))
-    return [f"{CHECKSUMS} was damaged and is written again.", *notes]
+    lines = [f"{CHECKSUMS} was damaged and is written again."]
+    return lines + [f"Its lines are lost for, and now made from the present content of, {', '.join(notes)}."] * bool(notes)
 
 
 def _is_proven(line: bytes, damaged: bytes) -> bool:
