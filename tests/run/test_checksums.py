@@ -83,8 +83,7 @@ def test_damage_of_the_list_itself_is_found_at_every_byte(run):
     for place in range(len(whole)):
         flip(run / CHECKSUMS, place)
         with pytest.raises(RunError, match=rf"{CHECKSUMS}"):
-            for name in ("a.json", "ü.json"):
-                verify(run / name)
+            [verify(run / name) for name in ("a.json", "ü.json")]
         (run / CHECKSUMS).write_bytes(whole)
     verify_folder(run)
 

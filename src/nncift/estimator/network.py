@@ -205,7 +205,9 @@ class InfluenceNetwork(ModelHubMixin):
         self._fitted()
         arrays, facts = self.model.state()
         config = {**self.options, "widths": self.widths, "facts": facts, "description": self.description_}
-        (save_directory / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (save_directory / "config.json").write_text(
+            json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (save_directory / "README.md").write_text(_CARD, encoding="utf-8")
         (save_directory / "model.safetensors").write_bytes(save(arrays))
 

@@ -173,7 +173,7 @@ def _check_process(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], w
 def _check_projection(arrays: Mapping[str, np.ndarray], prefix: str, blocks: Any, width: int) -> list[int]:
     """The number of components of each block."""
     _check_shape(arrays, f"{prefix}.centre", width)
-    end = 0
+    end: Any = 0
     for block in blocks if isinstance(blocks, list) and blocks else [None]:
         bounds = block if isinstance(block, list) and len(block) == 2 else [None, None]
         if not _is_count(bounds[0], end) or bounds[0] != end or not _is_count(bounds[1], end + 1):

@@ -56,7 +56,7 @@ def _refuse_pickle(name: str, folder: Path) -> None:
     for pickled in sorted(folder.rglob("pytorch_model*.bin")) if folder.is_dir() else ():
         if not any(pickled.parent.glob("model*.safetensors")):
             raise ModelError(
-                f"the encoder {name!r} has no weights in safetensors format ({pickled.relative_to(folder)} is a pickle)",
+                f"the encoder {name!r} has no weights in safetensors format, but {pickled.relative_to(folder)}",
                 "pickles can run code when loaded and are not read: convert them, or take another encoder",
             )
 

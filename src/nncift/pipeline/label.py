@@ -40,7 +40,7 @@ def label(run: Run) -> LabelledPairs | None:
             _write_plan(run)
         if not run.config.in_rounds:
             return measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
-        if not folder.labels.exists():
+        if not (folder.labels.is_file() and folder.history.is_file()):
             active = ActiveLabelling.of(run)
             pairs = active.label(
                 run.pool.features,

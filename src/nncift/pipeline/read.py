@@ -9,7 +9,7 @@ from nncift.data.pool import ReadOptions, open_pool, read_pool
 from nncift.errors import NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
-from nncift.run.checksums import checksums_of, content_hash, verify
+from nncift.run.checksums import checksums_of, content_hash, forget, verify
 from nncift.run.files import atomic_write, refuse_damaged, remove
 from nncift.run.folder import RunFolder
 
@@ -47,7 +47,8 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
     if run.folder.features.path.exists() and before and content_hash(folder.samples) not in before:
-        remove(folder.path)  # it was read again, because a file was lost, and does not fit the others
+        forget(folder.samples)  # they were read again, because a file was lost, and do not fit the others
+        remove(folder.path)
         raise RunError(
             f"the {side} has changed since {run.folder.path} was written", "restore it, or choose another `output`"
         )

@@ -34,7 +34,7 @@ _CHUNK = 1 << 22
 Stamp = tuple[int, ...]
 """What changes whenever a file is written: it is hashed once while that stays the same."""
 
-_hashed: dict[str, tuple[Stamp, str]] = {}
+_hashed: dict[Path, tuple[Stamp, str]] = {}
 _lists: dict[Path, Checksums] = {}
 
 
@@ -55,8 +55,7 @@ class Checksums:
     @classmethod
     def of(cls, path: Path) -> Checksums | None:
         """The list of the nearest folder above `path` that has one; None without."""
-        given = () if ".." in path.parts else path.parents
-        for folder, shown in itertools.zip_longest(Path(os.path.abspath(path)).parents, given):
+        for folder, shown in itertools.zip_longest(path.absolute().parents, path.parents):
             if (folder / CHECKSUMS).is_file():
                 found = _lists.setdefault(folder, cls(folder))
                 found.shown = shown or folder
@@ -65,7 +64,7 @@ class Checksums:
 
     def name(self, path: Path) -> str:
         """The path in the folder, with slashes."""
-        return Path(os.path.abspath(path)).relative_to(self.root).as_posix()
+        return path.absolute().relative_to(self.root).as_posix()
 
     @property
     def found(self) -> Mapping[str, set[str]]:
@@ -100,6 +99,13 @@ class Checksums:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+    def forget(self, name: str, digest: str) -> None:
+        """Take a checksum off the list; only while the folder is locked."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        temporary = self.path.with_name(f".partial-{CHECKSUMS}")
+        temporary.write_bytes(b"".join(line for line in lines if parse_line(line.rstrip(b"\n")) != (name, digest)))
+        temporary.replace(self.path)
 
     def verify(self, path: Path) -> None:
         """Raise a RunError unless the file has one of its checksums, or is exempt."""
@@ -153,7 +159,7 @@ def verify_folder(folder: Path, *, but: Path | None = None) -> None:
     Raises:
         RunError: some are damaged; the first is named.
     """
-    if (checksums := Checksums.of(folder / CHECKSUMS)) is None or checksums.root != Path(os.path.abspath(folder)):
+    if (checksums := Checksums.of(folder / CHECKSUMS)) is None or checksums.root != folder.absolute():
         return
     damaged = [name for name in checksums.damaged() if folder / name != but]
     if damaged:
@@ -176,8 +182,8 @@ def recorded(path: Path, files: Mapping[Path, Path]) -> Iterator[None]:
     checksums.append({checksums.name(final): digest for final, digest in digests.items()})
     yield
     for final, digest in digests.items():
-        _hashed.pop(os.path.abspath(files[final]), None)
-        _hashed[os.path.abspath(final)] = _stamp(final.stat()), digest
+        _hashed.pop(files[final].absolute(), None)
+        _hashed[final.absolute()] = _stamp(final.stat()), digest
 
 
 def checksums_of(path: Path) -> frozenset[str]:
@@ -186,9 +192,16 @@ def checksums_of(path: Path) -> frozenset[str]:
     return frozenset() if checksums is None else frozenset(checksums.found.get(checksums.name(path), ()))
 
 
+def forget(path: Path) -> None:
+    """Remove a file of a run folder, and its present checksum: it is not the run's."""
+    if (checksums := Checksums.of(path)) is not None:
+        checksums.forget(checksums.name(path), content_hash(path))
+    path.unlink()
+
+
 def content_hash(path: Path) -> str:
     """XXH3 of a file's bytes, 128 bits as hexadecimal digits; read once per process while the file stays as it is."""
-    name = os.path.abspath(path)
+    name = path.absolute()
     with open(path, "rb", buffering=0) as file:
         stamp = _stamp(os.fstat(file.fileno()))
         if name in _hashed and _hashed[name][0] == stamp:

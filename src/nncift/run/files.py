@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.errors import DependencyError, NNCIFTError, RunError
+from nncift.errors import DependencyError, RunError
 from nncift.run.checksums import DIFFERS, Checksums, recorded, text_bytes, text_hash, verify
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ _REASONS = {  # why a file cannot be written, and the remedy
     errno.ENFILE: ("too many open files in the system while writing {}", f"close some and {_AGAIN}"),
     errno.EIO: ("the disk failed while writing {}", "check the disk, or choose another `output`"),
 }
-_IN_THE_WAY = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
-_IN_THE_WAY += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT)
+_IN_THE_WAY = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
+_IN_THE_WAY |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT}
 
 _working: set[Path] = set()  # run folders that this process works in
 
@@ -88,7 +88,7 @@ def _finished(temporary: Path, path: Path) -> dict[Path, Path]:
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Inside the block, nothing makes this folder again once it is removed."""
-    folder = Path(os.path.abspath(folder))
+    folder = folder.absolute()
     _working.add(folder)
     try:
         yield
@@ -97,7 +97,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def _check_there(path: Path) -> None:
-    for folder in _working.intersection(Path(os.path.abspath(path)).parents):
+    for folder in _working.intersection(path.absolute().parents):
         if not folder.is_dir():
             raise RunError(f"{folder} was removed while the run was working in it", _AGAIN)
 
@@ -131,11 +131,11 @@ def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterato
     """Turn these errors of reading `path`, and the system's, into a RunError: the path, the problem and its repair."""
     try:
         yield
-    except NNCIFTError:
-        raise
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
-    except (OSError, *kinds) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, *kinds)):
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise RunError(f"cannot read {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
         if (checksums := Checksums.of(path)) is not None:
@@ -202,11 +202,14 @@ def map_array(path: Path) -> np.ndarray:
     """Memory-map any `.npy` file, read-only; a ValueError unless it holds an array without objects."""
     import numpy as np
 
+    with open(path, "rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:  # an archive, a pickle, or no file of numpy's
+            raise ValueError("no array")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, OverflowError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"no array: {error}") from error
-    if not isinstance(array, np.ndarray) or min(array.shape, default=0) < 0:
+    if min(array.shape, default=0) < 0:
         raise ValueError("no array")
     return array
 

@@ -265,7 +265,7 @@ class RunFolder:
 
     def _empty(self) -> None:
         """Leave nothing of a run that was refused before any work, so that its folder takes another config."""
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != self.lock.name:
                 remove(path)
 

@@ -87,8 +87,8 @@ def _readers() -> dict[str, Callable[[Path], object]]:
     def read_stream(path: Path) -> None:
         import pyarrow as pa
 
-        with refuse_damaged(path, "is damaged", pa.ArrowException), pa.ipc.open_stream(pa.memory_map(str(path))) as rows:
-            for _ in rows:
+        with refuse_damaged(path, "is damaged", pa.ArrowException):
+            for _ in pa.ipc.open_stream(pa.memory_map(str(path))):
                 pass
 
     return {
@@ -110,6 +110,9 @@ def _remove(run: RunFolder, path: Path) -> list[str]:
     if path == run.labels.notes:
         remove(path)
         return [f"{name} was damaged and is removed: the report lacks the number of truncated labelled samples."]
+    if path.parent.parent == run.labels.path and run.labels.labels.is_file():
+        remove(path)
+        return [f"{name} was damaged and is removed: nothing needs it any more."]
     together = [path]
     if run.network in path.parents:
         together = [run.network]
@@ -118,8 +121,8 @@ def _remove(run: RunFolder, path: Path) -> list[str]:
             together = [path, side.samples]
     for parent in path.parents:
         if match := _CHECKPOINT.fullmatch(parent.name):  # later epochs started from it
-            later = (folder for folder in parent.parent.iterdir() if (m := _CHECKPOINT.fullmatch(folder.name)))
-            together = [folder for folder in later if int(folder.name.partition("-")[2]) >= int(match[1])]
+            epochs = {folder: _CHECKPOINT.fullmatch(folder.name) for folder in parent.parent.iterdir()}
+            together = [folder for folder, epoch in epochs.items() if epoch and int(epoch[1]) >= int(match[1])]
     for one in together:
         remove(one)
     return [f"{name} was damaged and is removed: {_AGAIN}."]
@@ -169,7 +172,9 @@ def _repair_list(run: RunFolder) -> list[str]:
     with atomic_write(path) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in (*whole, *more)))
     lines = [f"{CHECKSUMS} was damaged and is written again."]
-    return lines + [f"Its lines are lost for, and now made from the present content of, {', '.join(notes)}."] * bool(notes)
+    if notes:
+        lines.append(f"It had lost, and gets from their present content, the checksums of {', '.join(notes)}.")
+    return lines
 
 
 def _is_proven(line: bytes, damaged: bytes) -> bool:
