@@ -117,8 +117,19 @@ def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys,
     assert "budgte" in err
 
 
-def test_a_config_file_that_is_no_yaml(capsys, tmp_path):
-    (tmp_path / "run.yaml").write_text("budget: [1,\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "budget: [1,\n",
+        "budget: !!python/object/apply:os.system ['x']\n",
+        "1: 2\n",
+        "- a\n",
+        "[" * 9999,
+        "a: 2020-01-01",
+    ],
+)
+def test_a_config_file_that_is_no_yaml(capsys, tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
     code, _, err = run(capsys, "select", "--config", tmp_path / "run.yaml")
     assert (code, err.count("\n")) == (2, 1)
     assert "run.yaml is not a YAML file of options" in err
