@@ -171,6 +171,18 @@ def report(run: str) -> None:
     print(printable(write_report(Path(run))))
 
 
+@_command("nncift repair runs/alpaca")
+def repair(run: str) -> None:
+    """Check every file of a run, and remove the damaged ones: the same select command then computes them again.
+
+    Args:
+        run: The run folder.
+    """
+    from nncift.run.repair import repair as repaired
+
+    print("\n".join(printable(line) for line in repaired(Path(run))))
+
+
 @_command("nncift influences", "nncift influences delift")
 def influences(name: str | None = None) -> None:
     """List the influence functions: formula, source, cost, what each is good for; or explain one.

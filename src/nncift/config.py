@@ -6,7 +6,7 @@ The types are not put off by `from __future__ import annotations`: the command l
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,6 +276,11 @@ def _joined(stems: list[str]) -> str:
     more = len(stems) - _NAMED_POOLS
     named = [*stems[:_NAMED_POOLS], *([f"{more}-more"] if more > 0 else [])]
     return re.sub(r"\W+", "-", "-".join(named)).strip("-")[:100]
+
+
+def default_fields() -> dict[str, Any]:
+    """What `Config.identity` has for the fields that a config of an earlier version lacks."""
+    return {f.name: f.default for f in fields(Config) if f.default is not MISSING and f.name != "output"}
 
 
 def _stem(pool: str) -> str:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import json_objects, write_jsonl
-from nncift.data.pool import PoolFacts, ReadOptions, load_pool, read_pool
+from nncift.data.facts import PoolFacts
+from nncift.data.pool import ReadOptions, load_pool, read_pool
 from nncift.errors import DataError
 
 

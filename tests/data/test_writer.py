@@ -12,7 +12,8 @@ import pytest
 
 from builders import write_jsonl
 from nncift.data import writer
-from nncift.data.pool import ReadOptions, load_pool, open_pool, read_pool
+from nncift.data.facts import open_pool
+from nncift.data.pool import ReadOptions, load_pool, read_pool
 from nncift.errors import RunError
 
 NAMES = ["duplicates.jsonl", "excluded.jsonl", "facts.json", "rejected.jsonl", "samples.arrow"]
@@ -113,10 +114,12 @@ def test_a_folder_of_another_pool_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"source: '.*a.jsonl' there, '<dataset>' now"):
         read_pool([row(0)], folder=folder)
     (folder / "samples.arrow").unlink()
+    assert len(read_pool(path, folder=folder)[0]) == 1  # a lost file is written again
+    (folder / "samples.arrow").write_bytes(b"no stream")
     with pytest.raises(RunError, match="damaged"):
         read_pool(path, folder=folder)
     (folder / "facts.json").write_text("{}")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match="not valid"):
         open_pool(folder)
     with pytest.raises(RunError, match="does not exist"):
         open_pool(tmp_path / "none")

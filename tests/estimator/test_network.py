@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from builders import labelled, random_labels
 from nncift.errors import ConfigError, ModelError
@@ -148,3 +150,75 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path):
     files = [[(path.name, path.read_bytes()) for path in sorted((tmp_path / n).glob("*/*"))] for n in ("one", "two")]
     assert files[0] == files[1]
     assert len(files[0]) == 3 * len(RECIPES)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def stored(request, tmp_path_factory) -> Path:
+    """A network with a prior, or the paper's."""
+    folder, x = tmp_path_factory.mktemp(request.param), features(9)
+    prior = InfluenceNetwork().fit(x, x, random_labels(9, 9)) if request.param == "process" else None
+    InfluenceNetwork(request.param).fit(x, x, random_labels(9, 9, 1), prior=prior).save_pretrained(folder)
+    return folder
+
+
+def wrong_values(value):
+    """Values of other types, signs and shapes in the place of one of a config."""
+    yield from (None, "x", [], {}, True, -1, 1.5, 10**9, [["a"]], float("nan"))
+    if isinstance(value, list):
+        yield from (value[:-1], [*value, *value])
+    if isinstance(value, dict):
+        yield from ({name: item for name, item in value.items() if name != left_out} for left_out in value)
+
+
+def places(value, *path):
+    """Every place in a config, as keys and indices."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from places(item, *path, key)
+
+
+def replaced(config, path, value):
+    """The config with another value in a place."""
+    if not path:
+        return value
+    copy = dict(config) if isinstance(config, dict) else list(config)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], value)
+    return copy
+
+
+def test_any_other_config_is_loaded_or_refused_in_one_line(stored, tmp_path: Path):
+    config = json.loads((stored / "config.json").read_text())
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    refused = 0
+    for path in places(config):
+        value = config
+        for key in path:
+            value = value[key]
+        for wrong in wrong_values(value):
+            (tmp_path / "config.json").write_text(json.dumps(replaced(config, path, wrong)))
+            try:
+                assert np.isfinite(InfluenceNetwork.from_pretrained(tmp_path).predict(features(2), features(2))).all()
+            except ModelError as error:
+                refused += "\n" not in str(error)
+    assert refused > 100
+    for text in ("", "[" * 99_999, "\udcff".encode("utf-8", "surrogatepass"), "[]", "nul"):
+        (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ModelError, match="no InfluenceNetwork of this version"):
+            InfluenceNetwork.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda a: a * np.nan, lambda a: a[:-1], lambda a: a[None], lambda a: a.astype(int)])
+def test_damaged_weights_are_refused(stored, tmp_path: Path, change):
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    weights = load_file(stored / "model.safetensors")
+    for name, array in weights.items():
+        if array.size and array.ndim:
+            save_file(weights | {name: np.ascontiguousarray(change(array))}, tmp_path / "model.safetensors")
+            with pytest.raises(ModelError, match="no InfluenceNetwork of this version"):
+                InfluenceNetwork.from_pretrained(tmp_path)
+    data = (stored / "model.safetensors").read_bytes()
+    for cut in (b"", data[:-5], data[:40]):
+        (tmp_path / "model.safetensors").write_bytes(cut)
+        with pytest.raises(ModelError, match="no InfluenceNetwork of this version"):
+            InfluenceNetwork.from_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from nncift.data.pool import load_pool
-from nncift.errors import DataError, ModelError
+from nncift.errors import DataError, ModelError, RunError
 from nncift.features.base import read_source
 from nncift.features.custom import OwnFeatures
 from nncift.features.features import feature_facts
@@ -99,3 +100,39 @@ def test_own_features_that_do_not_fit_are_refused(name, array, message, tmp_path
     source = OwnFeatures(str(path) if path.suffix else name, 3 if name == "long.npy" else None)
     with pytest.raises(DataError, match=re.escape(message)):
         read_source(pool, source)
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 0)), np.float32(3), np.zeros((3, 2), bool), np.zeros((3, 2, 1))])
+def test_arrays_that_are_no_table_of_numbers_are_refused(array, tmp_path: Path):
+    pool = load_pool([{"prompt": f"p{i}", "response": "r"} for i in range(3)])
+    np.save(tmp_path / "f.npy", array)
+    with pytest.raises(DataError, match="expected numbers of shape"):
+        read_source(pool, OwnFeatures(str(tmp_path / "f.npy")))
+
+
+def test_shards_and_features_of_a_file_belong_to_its_content(tmp_path: Path):
+    pool = load_pool([{"prompt": f"p{i}", "response": "r"} for i in range(3)])
+    source, folder = OwnFeatures(str(tmp_path / "f.npy")), FeatureFolder(tmp_path / "features")
+    np.save(source.name, np.eye(3))
+    read_source(pool, source, folder=folder)
+    source.check_same(folder, "pool")
+    np.save(source.name, 2 * np.eye(3))
+    with pytest.raises(RunError, match=r"f\.npy has changed since this run read it"):
+        source.check_same(folder, "pool")
+    folder.facts("pool").unlink()
+    np.testing.assert_array_equal(read_source(pool, source, folder=folder)[:], 2 * np.eye(3))
+    source.check_same(folder, "pool")
+
+
+def test_pickled_weights_are_refused_before_they_are_opened(minilm, tmp_path: Path):
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harm",))
+
+    shutil.copytree(minilm, tmp_path / "encoder")
+    (weights,) = (tmp_path / "encoder").glob("model*.safetensors")
+    weights.unlink()
+    torch.save(Harm(), tmp_path / "encoder" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no weights in safetensors format, but pytorch_model\.bin: pickles can run"):
+        load_encoder(str(tmp_path / "encoder"))
+    assert not (tmp_path / "harm").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -167,6 +168,8 @@ class TestRun:
         assert "exact.parquet" in (run / "report.html").read_text()
         again = nncift.select(**options, output=run)
         np.testing.assert_array_equal(again.indices, selection.indices)
+        os.utime(options["labels_from"])  # another time alone is no change
+        nncift.select(**options, output=run)
         table(options["labels_from"], [("pool-0", "target-0", 1.0), ("pool-1", "target-0", 0.0)])
         with pytest.raises(RunError, match=r"exact\.parquet has changed since this run read it"):
             nncift.select(**options, output=run)

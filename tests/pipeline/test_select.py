@@ -30,6 +30,7 @@ from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.pipeline.context import make_config
+from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
@@ -343,7 +344,7 @@ def test_labels_begun_in_another_precision_are_not_resumed(pool, target, options
     options = {**options, "target": target, "labels": 60, "influence": "response-similarity"}
     nncift.select(pool, output=run, **options)
     function = json.loads((run / "function.json").read_text())
-    (run / "function.json").write_text(json.dumps(function | {"dtype": "bfloat16"}))
+    write_json(run / "function.json", function | {"dtype": "bfloat16"})
     nncift.select(pool, output=run, **options)  # nothing is left to label
     (run / "labels/labels.parquet").unlink()
     with pytest.raises(ConfigError, match=r"bfloat16.*`dtype`"):

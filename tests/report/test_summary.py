@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift.data.pool import PoolFacts
+from nncift.data.facts import PoolFacts
 from nncift.report.summary import summary_text, write_summary
 from nncift.run.files import write_array, write_json
 from nncift.run.folder import RunFolder

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nncift.errors import RunError
-from nncift.run.files import atomic_write, fingerprint, read_array, read_table, write_array, write_json
+from nncift.run.files import (
+    atomic_write,
+    fingerprint,
+    map_array,
+    read_array,
+    read_json,
+    read_table,
+    write_array,
+    write_json,
+)
 
 
 def test_atomic_write_leaves_nothing_when_the_writer_fails(tmp_path: Path):
@@ -52,3 +62,54 @@ def test_fingerprint_depends_on_every_part_and_their_borders():
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
     assert fingerprint(b"x") != fingerprint(b"y")
+
+
+def test_json_has_null_in_place_of_numbers_that_json_does_not_have(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"r2": float("nan"), "mse": [1e300, float("inf")], "pair": (1, -float("inf"))})
+    assert read_json(tmp_path / "a.json") == {"r2": None, "mse": [1e300, None], "pair": [1, None]}
+
+
+def test_a_name_that_is_not_utf_8_is_kept(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"pool": "b\udcffe.jsonl"}, sealed=True)
+    assert read_json(tmp_path / "a.json", sealed=True) == {"pool": "b\udcffe.jsonl"}
+
+
+def test_a_sealed_file_has_its_checksum_inside(tmp_path: Path):
+    write_json(tmp_path / "costs.json", {"stages": {"read": 1.5}}, sealed=True)
+    text = (tmp_path / "costs.json").read_text()
+    for old, new in (("1.5", "2.5"), ("\n", " "), ('"checksum": "', '"checksum": "0')):
+        damaged = text.replace(old, new, 1)
+        (tmp_path / "costs.json").write_text(damaged)
+        with pytest.raises(RunError, match=r"costs\.json is damaged"):
+            read_json(tmp_path / "costs.json", sealed=True)
+    (tmp_path / "costs.json").write_text('{"stages": {}}')  # of an earlier version
+    assert read_json(tmp_path / "costs.json", sealed=True) == {"stages": {}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "write", "message"),
+    [
+        ("RLIMIT_FSIZE", lambda path: write_json(path, "x" * 9000), "exceeds the largest size of a file.*ulimit -f"),
+        ("RLIMIT_FSIZE", lambda path: write_array(path, np.zeros(9000)), "cannot write all of .*ulimit -f"),
+        ("RLIMIT_NOFILE", lambda path: write_json(path, "x"), "too many open files.*ulimit -n"),
+    ],
+)
+def test_limits_of_the_system_are_one_clear_error(tmp_path: Path, limit, write, message):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(getattr(resource, limit))
+    write(tmp_path / "warm-up")  # imports what it needs
+    try:
+        resource.setrlimit(getattr(resource, limit), (3 if limit == "RLIMIT_NOFILE" else 4096, before[1]))
+        with pytest.raises(RunError) as refused:
+            write(tmp_path / "file")
+    finally:
+        resource.setrlimit(getattr(resource, limit), before)
+    assert re.search(message, str(refused.value))
+    assert [path.name for path in tmp_path.iterdir()] == ["warm-up"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x76\x00{'shape': (-1,)}"])
+def test_what_is_no_array_is_a_value_error(tmp_path: Path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError):  # noqa: PT011
+        map_array(tmp_path / "a.npy")

@@ -43,6 +43,25 @@ def test_a_run_refused_before_any_work_leaves_its_folder_to_another_config(run):
         pass
 
 
+def test_a_field_that_a_stored_config_lacks_has_its_default(run):
+    with run.open({"budget": "0.1"}):
+        pass
+    defaults = {"turns": None, "exclude": ()}
+    run.check({"budget": "0.1", "turns": None, "exclude": ()}, defaults)
+    with pytest.raises(ConfigError, match="turns: None there, 'all' now"):
+        run.check({"budget": "0.1", "turns": "all", "exclude": ()}, defaults)
+
+
+def test_a_refused_run_leaves_neither_lock_nor_folder(run):
+    for made in (False, True):
+        if made:
+            run.path.mkdir()
+        with pytest.raises(DataError), run.open({}):
+            raise DataError("row 2 is broken")
+        assert run.path.exists() == made
+    assert list(run.path.iterdir()) == []
+
+
 def _hold(folder: Path, held, release) -> None:
     with RunFolder(folder).open({}):
         held.set()

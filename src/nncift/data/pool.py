@@ -16,11 +16,12 @@ The facts are written last: a folder that has them is finished (`run.folder.Samp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from nncift.data.deduplication import Deduplication, Screen
+from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.reader import Samples
 from nncift.data.schemas import schemas_for
 from nncift.data.sources import Source, SourceLike, changed_file, open_source
@@ -33,56 +34,6 @@ from nncift.run.folder import SampleFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass(frozen=True)
-class PoolFacts:
-    """Data summary: `read` = `rows` + `duplicates` + `excluded` + `rejected` + `undesired`."""
-
-    source: str  # path or hub id, "<dataset>" for data in memory
-    schema: str  # that fits; of several, their names, the most frequent first
-    fields: tuple[str, ...]  # of the source, that the samples are made of
-    read: int  # rows of the source
-    rows: int  # samples in the pool
-    duplicates: int  # removed exact duplicates
-    excluded: int  # removed rows that also occur in a test set
-    rejected: int  # removed rows that cannot be used
-    undesired: int = 0  # removed rows that are marked as not to be trained on
-    schemas: dict[str, int] = field(default_factory=dict)  # rows by schema
-    notes: tuple[str, ...] = ()  # one-line remarks on how it was read
-    has_named: bool = True  # whether it, or one of its test sets, has the fields that the options name
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """What `to_dict` made, also in a run folder of the version before; a KeyError if something is missing."""
-        optional = ("undesired", "schemas", "notes", "has_named")
-        names = [f.name for f in fields(cls) if f.name in stored or f.name not in optional]
-        values: dict[str, Any] = {name: stored[name] for name in names}
-        values |= {name: tuple(values[name]) for name in ("fields", "notes") if name in values}
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
-        return asdict(self) | {"fields": list(self.fields), "notes": list(self.notes)}
-
-    def __str__(self) -> str:
-        """One line for the terminal."""
-        several = len(self.schemas) > 1
-        schema = ", ".join(f"{name} {n:,}" for name, n in self.schemas.items()) if several else self.schema
-        counts = [
-            f"{_count(self.rows, 'sample')}",
-            f"{_count(self.duplicates, 'exact duplicate')} dropped" if self.duplicates else "",
-            f"{self.excluded:,} excluded (also in a test set)" if self.excluded else "",
-            f"{self.rejected:,} rejected" if self.rejected else "",
-            f"{self.undesired:,} left out (marked as not to be trained on)" if self.undesired else "",
-        ]
-        return (
-            f"{_count(self.read, 'row')} of {self.source} ({schema}): {'; '.join(filter(None, [*counts, *self.notes]))}"
-        )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +157,8 @@ def read_pool(
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
         _check_same(files, recipe, (origin, *tests))
-        return open_pool(files.path)
+        if files.is_finished:
+            return open_pool(files.path)
     test_sets = TestSets(named, options.exclude_fields, skip=options.skip_bad_rows)
     contamination = test_sets.index(tests) if tests else None
     with PoolWriter(files) as writer:
@@ -244,24 +196,6 @@ def read_pool(
     recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]  # hashed while they were read
     if files is not None:
         write_json(files.facts, facts.to_dict() | recipe)
-    return pool, facts
-
-
-def open_pool(folder: Path) -> tuple[Dataset, PoolFacts]:
-    """Open a finished pool folder, whether or not its source has changed.
-
-    Raises:
-        RunError: the folder is not that of a finished pool.
-    """
-    from datasets import Dataset
-
-    files = SampleFolder(folder)
-    stored = read_json(files.facts)
-    try:
-        facts = PoolFacts.from_dict(stored)
-        pool = Dataset.from_file(str(files.samples))
-    except (KeyError, OSError, ValueError) as error:
-        raise RunError(f"{folder} is damaged ({error})", "remove it and run again") from error
     return pool, facts
 
 

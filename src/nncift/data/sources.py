@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from nncift.data.files.formats import file_rows, is_known
-from nncift.data.files.streams import ROW_BYTES, content_hash
+from nncift.data.files.streams import ROW_BYTES
 from nncift.data.folders import choose_split, resolve
 from nncift.data.memory import dataset_rows, is_table
 from nncift.data.rows import Row, is_unicode
 from nncift.errors import DataError
+from nncift.run.checksums import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,15 +13,16 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from huggingface_hub import ModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from nncift.errors import ConfigError, ModelError
 from nncift.estimator.gaussian_process import GaussianProcess
 from nncift.estimator.mlp import PaperNetwork
+from nncift.estimator.stored import read_network
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.models.loading import first_line
 
 FeatureArray = np.ndarray | Features
 
@@ -207,15 +208,25 @@ class InfluenceNetwork(ModelHubMixin):
         self._fitted()
         arrays, facts = self.model.state()
         config = {**self.options, "widths": self.widths, "facts": facts, "description": self.description_}
-        (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (save_directory / "config.json").write_text(
+            json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (save_directory / "README.md").write_text(_CARD, encoding="utf-8")
         (save_directory / "model.safetensors").write_bytes(save(arrays))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> InfluenceNetwork:
-        """Hook of `from_pretrained`, with a folder or hub id; reads safetensors only, never pickle."""
-        folder = Path(model_id)
-        download = {k: options[k] for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+    def from_pretrained(cls, name: str | Path, **download: Any) -> InfluenceNetwork:  # type: ignore[override]
+        """Load a stored network; reads JSON and safetensors only, never pickle.
+
+        Args:
+            name: a folder that `save_pretrained` wrote, or a hub id.
+            **download: from the hub: `revision`, `cache_dir`, `force_download`, `token`, `local_files_only`.
+
+        Raises:
+            ModelError: there is no network of this version, or it is damaged.
+            RunError: it lies in a run folder, and its checksum differs.
+        """
+        folder, model_id = Path(name), str(name)
         paths: list[Path] = []
         for name in ("config.json", "model.safetensors"):
             if not folder.is_dir():
@@ -224,15 +235,22 @@ class InfluenceNetwork(ModelHubMixin):
                 paths.append(folder / name)
             else:
                 raise ModelError(f"{folder} has no {name}", "give a folder written by save_pretrained")
+        stored = read_network(paths[0], paths[1], model_id)
         try:
-            config = json.loads(paths[0].read_text(encoding="utf-8"))
-            widths, facts, description = (config.pop(name) for name in ("widths", "facts", "description"))
-            network = cls(**config)
-            network.model.load(load_file(paths[1]), facts)
-        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError, SafetensorError) as error:
-            raise ModelError(f"{model_id} has no InfluenceNetwork of this version ({error})") from error
-        network.widths, network.description_ = (widths[0], widths[1]), description
+            network = cls(**stored.options)
+            network.model.load(stored.arrays, stored.facts)
+            network.widths, network.description_ = stored.widths, stored.description
+            network._check_finite()
+        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+            raise ModelError(f"{model_id} has no InfluenceNetwork of this version ({first_line(error)})") from error
         return network
+
+    def _check_finite(self) -> None:
+        """Raise a ValueError if a prediction is not finite."""
+        trial = [np.zeros((1, width), np.float32) for width in self._fitted()]
+        with np.errstate(all="ignore"):
+            if not np.isfinite(self.predict(*trial)).all():
+                raise ValueError("its predictions are not finite")
 
 
 def _named(features: Mapping[str, str | None] | None) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARD = 1024
 TRUNCATED = "truncated"
+CONTENT = "content"  # checksum of the file that the features come from
 
 
 class FeatureSource:
@@ -93,8 +94,10 @@ class _Reading:
         return {"features": features, TRUNCATED: truncated, "facts": stored}
 
     def accept(self, _: range, arrays: Arrays) -> bool:
-        """Refuse a stored shard that was computed with other settings."""
+        """Refuse a stored shard that was computed with other settings; of a file that has changed it is no use."""
         stored = _facts(arrays)["settings"] if "facts" in arrays else self.begun
+        if CONTENT in self.settings and stored.get(CONTENT) != self.settings[CONTENT]:
+            return False
         if stored != self.settings:
             raise ConfigError(
                 f"the features of {self.source.name!r} were begun with {stored}, now it is {self.settings}",
@@ -142,7 +145,7 @@ def read_source(
         ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
     """
     shards = Shards(len(samples), SHARD, None if folder is None else folder.path, name)
-    if folder is None or not folder.facts(name).exists():
+    if folder is None or not folder.is_finished(name):
         source.check(samples)
         settings = source.settings()
         begun = folder is not None and folder.begun(name).exists() and read_json(folder.begun(name))
@@ -155,6 +158,7 @@ def read_source(
             return Features(split(np.concatenate([arrays["features"] for arrays in parts]), widths))
         truncated = _join(parts, (len(samples), sum(widths.values())), folder.array(name))
         facts: dict[str, Any] = {"encoder": source.name, TRUNCATED: truncated}
+        facts |= {CONTENT: settings[CONTENT]} if CONTENT in settings else {}
         facts |= {} if list(widths) == [source.kind] else {"blocks": widths}
         write_json(folder.facts(name), facts | {"width": sum(widths.values()), "rows": len(samples)})
     drop_shards(folder, name)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.errors import DataError
-from nncift.features.base import FeatureSource
+from nncift.errors import DataError, RunError
+from nncift.features.base import CONTENT, FeatureSource
+from nncift.features.features import feature_facts
+from nncift.run.checksums import content_hash
+from nncift.run.files import map_array
+from nncift.run.folder import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,8 +36,9 @@ class OwnFeatures(FeatureSource):
         """Refuse a file that is missing, no array of numbers, or of another shape."""
         if self._is_file:
             array, least = self._array(), int(np.max(samples["source_row"])) + 1
-            fits = len(array) >= least if self.source_rows is None else len(array) == self.source_rows
-            if array.ndim != 2 or array.dtype.kind not in "fiu" or not fits:
+            numbers = array.ndim == 2 and array.shape[1] > 0 and array.dtype.kind in "fiu"
+            rows = len(array) if numbers else 0
+            if not numbers or (rows < least if self.source_rows is None else rows != self.source_rows):
                 raise DataError(
                     f"expected numbers of shape (rows of the data, width), found {array.dtype} {array.shape}",
                     f"the data has {f'at least {least}' if self.source_rows is None else self.source_rows} rows",
@@ -49,6 +54,20 @@ class OwnFeatures(FeatureSource):
             raise DataError("the features of this row are not finite", "correct or drop it", file=self.name, row=row)
         return {"own": features}
 
+    def settings(self) -> dict[str, Any]:
+        """The checksum of the file."""
+        return {CONTENT: content_hash(Path(self.name))} if self._is_file else {}
+
+    def check_same(self, folder: FeatureFolder, name: str) -> None:
+        """Refuse finished features of a file whose content was another; one that is gone is not needed.
+
+        Raises:
+            RunError: the file has changed.
+        """
+        stored = feature_facts(folder, name).get(CONTENT)
+        if stored is not None and Path(self.name).is_file() and stored != content_hash(Path(self.name)):
+            raise RunError(f"{self.name} has changed since this run read it", "restore it, or choose another `output`")
+
     @property
     def _is_file(self) -> bool:
         return self.name.endswith(".npy")
@@ -57,9 +76,11 @@ class OwnFeatures(FeatureSource):
         if not Path(self.name).exists():
             raise DataError("no such features file", "give a .npy file or the name of a column", file=self.name)
         try:
-            return np.load(self.name, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-        except (ValueError, EOFError) as error:
+            return map_array(Path(self.name))
+        except ValueError as error:
             raise DataError("this is not an array of numbers", "write it with numpy.save", file=self.name) from error
+        except OSError as error:
+            raise DataError(f"cannot read this file ({error.strerror})", "see to it", file=self.name) from error
 
     def _column(self, samples: Dataset) -> np.ndarray:
         vectors: list[np.ndarray] = []

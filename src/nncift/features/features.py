@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.run.files import read_array, read_json
+from nncift.run.files import read_array, read_json, refuse_damaged
 from nncift.run.folder import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.data.pool import PoolFacts
+    from nncift.data.facts import PoolFacts
 
 
 class Features:
@@ -71,15 +71,21 @@ class SampleSet:
 
 def feature_facts(folder: FeatureFolder, name: str = "pool") -> dict[str, Any]:
     """Facts of stored features: `encoder`, `truncated` (number of truncated samples), `width`, `rows`, `blocks`."""
-    return dict(read_json(folder.facts(name)))
+    stored = read_json(folder.facts(name))
+    with refuse_damaged(folder.facts(name), "is not valid", TypeError, ValueError):
+        return dict(stored)
 
 
 def stored_features(folder: FeatureFolder, names: Mapping[str, str]) -> Features:
     """The features stored in a folder; `names` maps kinds ("sentence", "own", "lm") to file names."""
     blocks: dict[str, np.ndarray] = {}
     for kind, name in names.items():
-        facts = feature_facts(folder, name)
-        blocks |= split(read_array(folder.array(name)), facts.get("blocks", {kind: facts["width"]}))
+        facts, array = feature_facts(folder, name), read_array(folder.array(name))
+        with refuse_damaged(folder.facts(name), "is not valid", KeyError, TypeError, AttributeError, ValueError):
+            widths = facts.get("blocks", {kind: facts["width"]})
+            if array.ndim != 2 or array.shape[1] != sum(widths.values()):
+                raise ValueError("another width")
+            blocks |= split(array, widths)
     return Features(blocks)
 
 

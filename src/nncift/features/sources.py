@@ -124,10 +124,13 @@ class FeatureReader:
         """
         names = self.sources.names(side)
         for kind, name in names.items():
-            if folder.facts(name).exists():
+            source = self._own(samples, side, source_rows) if kind == "own" else None
+            if folder.is_finished(name):
                 drop_shards(folder, name)  # of a run that was killed right then
+                if isinstance(source, OwnFeatures):
+                    source.check_same(folder, name)
             else:
-                source = self._own(samples, side, source_rows) if kind == "own" else self.models[kind]
+                source = source or self.models[kind]
                 read_source(samples, source, folder=folder, name=name, progress=progress, after_shard=after_shard)
         return stored_features(folder, names)
 

@@ -19,12 +19,14 @@ from nncift.data.files.formats import file_rows
 from nncift.data.rows import json_text
 from nncift.errors import DataError, RunError
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.files import read_json, write_json
+from nncift.run.checksums import content_hash
+from nncift.run.files import map_array, read_json, write_json
 from nncift.run.folder import LabelFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+CONTENT = "content"
 COLUMNS = ("pool_id", "target_id", "influence")
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -58,15 +60,15 @@ def read_labels(path: str | Path, pool: Dataset, target: Dataset) -> LabelledPai
 
 
 def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: LabelFolder) -> LabelledPairs:
-    """`read_labels` once, kept in a run's folder with the file's size and time.
+    """`read_labels` once, kept in a run's folder with the file's checksum.
 
     Raises:
         RunError: the file has changed since the run read it.
     """
-    if folder.labels.exists():
-        if read_json(folder.source) != _stamps(Path(path)):
-            raise RunError(f"{path} has changed since this run read it", "choose another `output`")
-        return LabelledPairs.load(folder.labels)
+    if folder.source.exists():
+        _check_same(Path(path), read_json(folder.source))
+        if folder.labels.exists():
+            return LabelledPairs.load(folder.labels)
     stamps = _stamps(Path(path))
     pairs = read_labels(path, pool, target)
     write_json(folder.source, stamps)
@@ -75,10 +77,23 @@ def keep_labels(path: str | Path, pool: Dataset, target: Dataset, folder: LabelF
 
 
 def _stamps(path: Path) -> list[dict[str, Any]]:
-    """Size and modification time of the file and of a matrix's id lists."""
+    """Name, size and checksum of the file and of a matrix's id lists."""
     files = [path, *_id_files(path).values()] if path.suffix == ".npy" else [path]
-    found = [(file.name, file.stat()) for file in files if file.exists()]
-    return [{"file": name, "size": status.st_size, "modified": status.st_mtime_ns} for name, status in found]
+    found = [file for file in files if file.is_file()]
+    return [{"file": file.name, "size": file.stat().st_size, CONTENT: content_hash(file)} for file in found]
+
+
+def _check_same(path: Path, stored: Any) -> None:
+    """Refuse files of another content; the record of an earlier version has their sizes alone."""
+    before = {stamp["file"]: stamp for stamp in stored} if isinstance(stored, list) else {}
+    now = {stamp["file"]: stamp for stamp in _stamps(path)}
+    for name in before | now:
+        old, new = before.get(name, {}), now.get(name, {})
+        if any(old.get(key) != new.get(key) for key in ("size", CONTENT) if key in old or not old):
+            what = "is gone" if not new else "is new" if not old else "has changed"
+            raise RunError(
+                f"{path.with_name(name)} {what} since this run read it", "restore it, or choose another `output`"
+            )
 
 
 def _place(name: str, side: str, places: dict[str, dict[str, int]], file: str, row: int | None = None) -> int:
@@ -130,8 +145,8 @@ def _id_files(path: Path) -> dict[str, Path]:
 
 def _read_matrix(path: Path, places: dict[str, dict[str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        matrix = map_array(path)
+    except (ValueError, OSError) as error:
         raise DataError("this is not an array of numbers", "write it with numpy.save", file=str(path)) from error
     files = _id_files(path)
     ids = {side: _read_ids(file) for side, file in files.items()}
@@ -163,7 +178,7 @@ def _read_ids(path: Path) -> list[str]:
     """A list of distinct ids; numbers become text, as in the data."""
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("the list of ids cannot be read", "write it as a JSON list", file=str(path)) from error
     if not isinstance(ids, list) or not all(isinstance(name, str | int) for name in ids):
         raise DataError("this is not a list of ids", "write it as a JSON list of text", file=str(path))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.models.batching import in_memory
+from nncift.models.batching import in_memory, out_of_memory
 from nncift.models.loading import default_batch_size, first_line
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
@@ -19,24 +20,45 @@ if TYPE_CHECKING:
     Encoder = Any  # sentence_transformers.SentenceTransformer, imported on use
 
 
+_SMALLER = "take a smaller one, or `device` cpu"
+
+
 def sample_texts(samples: Dataset) -> list[str]:
     """The text to embed of each sample: its prompt and its response."""
     return [f"{prompt}\n{response}" for prompt, response in zip(samples["prompt"], samples["response"], strict=True)]
 
 
 def load_encoder(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:
-    """Load a sentence-transformers model from a folder or the hub."""
+    """Load a sentence-transformers model from a folder or the hub; weights come from safetensors alone.
+
+    Raises:
+        ModelError: there is none, it has pickled weights, or it does not fit into memory.
+    """
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source = find_model(name, "encoder")
+    _refuse_pickle(name, Path(source))
+    safe = {"use_safetensors": True}
     try:
-        return SentenceTransformer(source, device=device, trust_remote_code=trust_remote_code)
+        return SentenceTransformer(source, device=device, trust_remote_code=trust_remote_code, model_kwargs=safe)
     except Exception as error:  # the library raises OSError, ValueError, ImportError and its own, for one cause
+        if out_of_memory(error):
+            raise ModelError(f"the encoder {name!r} does not fit into memory", _SMALLER) from error
         raise ModelError(
             f"cannot load the encoder {name!r} ({first_line(error)})", "give a sentence-transformers model"
         ) from error
+
+
+def _refuse_pickle(name: str, folder: Path) -> None:
+    """Refuse a folder with pickled weights that no safetensors replace, before any library opens them."""
+    for pickled in sorted(folder.rglob("pytorch_model*.bin")) if folder.is_dir() else ():
+        if not any(pickled.parent.glob("model*.safetensors")):
+            raise ModelError(
+                f"the encoder {name!r} has no weights in safetensors format, but {pickled.relative_to(folder)}",
+                "pickles can run code when loaded and are not read: convert them, or take another encoder",
+            )
 
 
 def embed_texts(
@@ -56,6 +78,6 @@ def embed_texts(
 
     while (embeddings := in_memory(encode)) is None:
         if size == 1:
-            raise ModelError("the encoder does not fit into memory", "take a smaller one, or `device` cpu")
+            raise ModelError("the encoder does not fit into memory", _SMALLER)
         size //= 2
     return embeddings

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from nncift.errors import DependencyError, ModelError
 from nncift.run.files import cache_folder, package_folder
-from nncift.run.folder import RunFolder
+from nncift.run.folder import NETWORK_FILES, RunFolder
 
 PRETRAINED = "pretrained"  # the network that comes with nncift
 _TIMEOUT = 10.0  # seconds
-_NETWORK_FILES = ("config.json", "model.safetensors")
 
 
 def find_model(name: str, kind: str) -> str:
@@ -80,7 +79,7 @@ def network_folder(network: str) -> Path:
         raise ModelError(f"{network} is a file", "give a finished run's folder, or a saved network's")
     inside = RunFolder(path).network
     folder = inside if inside.is_dir() else path if path.is_dir() else _downloaded(network)
-    if not all((folder / name).exists() for name in _NETWORK_FILES):
+    if not all((folder / name).exists() for name in NETWORK_FILES):
         raise ModelError(
             f"{network} holds no learned network",
             "give a saved network's folder or hub id, or the folder of a run that fitted one (with `labels` 0 or"
@@ -102,7 +101,7 @@ def _downloaded(network: str) -> Path:
     if Path(found).is_dir():  # the hub cannot be reached, and its cache has it
         return Path(found)
     try:
-        return Path(snapshot_download(found, allow_patterns=list(_NETWORK_FILES)))
+        return Path(snapshot_download(found, allow_patterns=list(NETWORK_FILES)))
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(

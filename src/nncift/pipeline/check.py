@@ -28,7 +28,7 @@ def check(run: Run) -> None:
         DataError: a sample that may be measured cannot be, or imported values do not fit the samples.
         ModelError: a model does not exist.
     """
-    if not run.folder.is_selected:
+    if not run.is_chosen:
         _check_objective(run)
         _check_budget(run)
         _check_models(run)

@@ -39,7 +39,7 @@ def estimate(run: Run, network: InfluenceNetwork, probes: Probes | None) -> Infl
 def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     """The subset by estimated influence; the stored one of a run that has chosen."""
     with run.costs.stage("select"):
-        if run.folder.is_selected:
+        if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
         selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
         if run.config.verify is None:

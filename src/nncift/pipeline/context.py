@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config
+from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config, default_fields
 from nncift.data.memory import is_table
 from nncift.data.sources import is_several, open_source
 from nncift.errors import ConfigError
@@ -94,7 +94,7 @@ class Run:
             RunError: the folder cannot be used.
         """
         folder = RunFolder(config.folder)
-        with folder.open(config.identity()):
+        with folder.open(config.identity(), default_fields()):
             yield cls.resolve(config, folder, sources, influence, progress=progress)
 
     @classmethod
@@ -173,6 +173,12 @@ class Run:
     def n_target(self) -> int | None:
         """How many targets there are; None where the pool is its own."""
         return None if self.own_target else len(self.target)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the subset is chosen, and verified if asked for."""
+        verified = self.config.verify is None or self.folder.verification.is_file()
+        return self.folder.is_selected and verified
 
     @property
     def function(self) -> InfluenceFunction:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS
+from nncift.errors import RunError
 from nncift.labels.design import HeldOut, PairPlan, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
@@ -39,7 +40,7 @@ def label(run: Run) -> LabelledPairs | None:
             _write_plan(run)
         if not run.config.in_rounds:
             return measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
-        if not folder.labels.exists():
+        if not (folder.labels.is_file() and folder.history.is_file()):
             active = ActiveLabelling.of(run)
             pairs = active.label(
                 run.pool.features,
@@ -58,6 +59,9 @@ def _write_plan(run: Run) -> None:
     else:
         amount = parse_labels(run.config.labels or DEFAULT_LABELS)
         if amount.kind == "seconds":
+            if run.folder.labels.labels.exists():  # of the pairs that were affordable then
+                problem = f"{run.folder.labels.plan} was removed, and the time for labels gives other pairs now"
+                raise RunError(problem, f"run nncift repair {run.folder.path}, then the same command again")
             facts["rate"] = dataclasses.asdict(run.rate)
         plan = _planned(run, amount)
     write_json(run.folder.labels.plan, plan.to_dict() | facts)

@@ -42,7 +42,7 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             train, held_out = _split(run, labels)
             measured = measure_fidelity(fit(train), run.pool.features, run.target.features, held_out, train)
             replace(measured, influence=described["name"]).save(run.folder.fidelity)
-        if run.folder.network.exists():
+        if run.folder.is_fitted:
             return InfluenceNetwork.from_pretrained(run.folder.network)
         network = fit(labels)
         network.description_ = {

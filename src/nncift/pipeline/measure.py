@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from nncift.errors import ConfigError
 from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs, Probes
-from nncift.run.files import read_json, write_json
+from nncift.run.checksums import checksums_of, text_hash
+from nncift.run.files import json_text, read_json, write_json
 from nncift.run.folder import LabelFolder
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
     function, count = run.function, run.costs.counter(stage, run.function)
     if not folder.labels.exists():
         _begin(run)
+    else:
+        _keep_description(run)
 
     def after_block() -> None:
         count()
@@ -81,8 +84,7 @@ def _begin(run: Run) -> None:
     """
     if run.measuring:
         return
-    described = json.loads(json.dumps(run.function.describe(), default=str))
-    path = run.folder.function
+    described, path = _described(run), run.folder.function
     if path.exists() and (stored := read_json(path)) != described:
         raise ConfigError(
             f"{run.folder.path} holds exact influence by {stored}, now it is {described}",
@@ -91,6 +93,17 @@ def _begin(run: Run) -> None:
     write_json(path, described)
     run.function.warm_up(run.pool.rows, run.folder.labels.warm_up, progress=run.progress)
     run.measuring = True
+
+
+def _described(run: Run) -> Any:
+    return json.loads(json.dumps(run.function.describe(), default=str))
+
+
+def _keep_description(run: Run) -> None:
+    """Write the description of the function again where it was lost and is the same."""
+    path = run.folder.function
+    if not path.exists() and text_hash(json_text(_described(run))) in checksums_of(path):
+        write_json(path, _described(run))
 
 
 def _note_cut(run: Run) -> None:

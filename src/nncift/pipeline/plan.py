@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift.config import Config
+from nncift.config import Config, default_fields
 from nncift.errors import printable
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
@@ -72,7 +72,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     Raises:
         NNCIFTError: the run itself would be refused.
     """
-    RunFolder(config.folder).check(config.identity())
+    RunFolder(config.folder).check(config.identity(), default_fields())
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
         sources = {"pool": config.pool, "target": config.target, "known": config.known}
         run = Run.resolve(config, RunFolder(temporary), sources, progress=progress)

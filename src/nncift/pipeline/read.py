@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from nncift.data.pool import ReadOptions, open_pool, read_pool
-from nncift.errors import ConfigError, NNCIFTError
+from nncift.data.facts import open_pool
+from nncift.data.pool import ReadOptions, read_pool
+from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
-from nncift.run.files import atomic_write
+from nncift.run.checksums import checksums_of, content_hash, forget, verify
+from nncift.run.files import atomic_write, refuse_damaged, remove
 from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,15 +45,24 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         max_row_bytes=config.row_bytes,
         seed=config.seed,
     )
+    folder = run.folder.samples(side)
+    before = checksums_of(folder.samples)
     try:
-        folder = run.folder.samples(side).path
         others = sum(source is not None for source in run.sources.values()) > 1
-        read = read_pool(source, options, named_elsewhere=others, folder=folder, name=side, progress=run.progress)
-        return SampleSet(*read)
+        read = SampleSet(
+            *read_pool(source, options, named_elsewhere=others, folder=folder.path, name=side, progress=run.progress)
+        )
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
+    if run.folder.features.path.exists() and before and content_hash(folder.samples) not in before:
+        forget(folder.samples)  # they were read again, because a file was lost, and do not fit the others
+        remove(folder.path)
+        raise RunError(
+            f"the {side} has changed since {run.folder.path} was written", "restore it, or choose another `output`"
+        )
+    return read
 
 
 def _check_named_fields(run: Run) -> None:
@@ -82,6 +93,8 @@ def _copy_target(run: Run, fitted: RunFolder) -> SampleSet:
     for source in (there.samples, *features, there.facts):
         copy = run.folder.path / source.relative_to(fitted.path)
         if source.exists() and not copy.exists():
+            with refuse_damaged(source, "is damaged"):
+                verify(source)
             with atomic_write(copy) as temporary:
                 shutil.copyfile(source, temporary)
     return SampleSet(*open_pool(here.path))

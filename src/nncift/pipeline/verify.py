@@ -63,7 +63,7 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         selection: the choice by estimates.
         evidence: what led to the estimates.
     """
-    if run.config.verify is None or run.folder.is_selected:
+    if run.config.verify is None or run.is_chosen:
         return selection
     with run.costs.stage("verify"):
         measured, updated = _measure_shortlist(run, matrix, selection, evidence)

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.data.facts import open_samples
 from nncift.errors import RunError
 from nncift.report import plots
 from nncift.report.summary import ending, known_coverage, target_fidelity
+from nncift.run.checksums import verify_folder
 from nncift.run.costs import Costs, duration
 from nncift.run.files import atomic_write, read_array, read_json, read_table
 from nncift.run.folder import RunFolder
@@ -45,8 +47,7 @@ class _Run:
     """The files of a finished run."""
 
     def __init__(self, folder: RunFolder) -> None:
-        from datasets import Dataset
-
+        verify_folder(folder.path, but=folder.report)
         pool, target = folder.samples("pool").samples, folder.samples("target").samples
         features, of_target = folder.features.array("pool"), folder.features.array("target")
         required = (folder.config, folder.costs, folder.summary, pool, features, folder.influence, folder.selection)
@@ -57,8 +58,8 @@ class _Run:
         self.config: dict[str, Any] = read_json(folder.config)
         self.summary = Summary.load(folder.summary)
         self.fidelity = Fidelity.find(folder.fidelity)
-        self.pool = Dataset.from_file(str(pool))
-        self.target = Dataset.from_file(str(target)) if target.is_file() else None
+        self.pool = open_samples(pool)
+        self.target = open_samples(target) if target.is_file() else None
         self.features = read_array(features)  # (n_pool, d)
         self.target_features = read_array(of_target) if of_target.is_file() else None  # (n_target, d)
         self.influence = read_array(folder.influence)  # (n_pool,)

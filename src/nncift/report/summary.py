@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.data.pool import PoolFacts
+from nncift.data.facts import PoolFacts
 from nncift.errors import printable
 from nncift.run.costs import Costs, duration
 from nncift.run.files import read_array, read_json

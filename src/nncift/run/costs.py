@@ -61,8 +61,9 @@ class Costs:
         self.stages: dict[str, StageCost] = {}
         self._running: tuple[str, float] | None = None
         if path is not None and path.exists():
+            stored = read_json(path, sealed=True)
             with refuse_damaged(path, "is not a valid table of costs", KeyError, TypeError, AttributeError):
-                self.stages = {name: StageCost(**cost) for name, cost in read_json(path)["stages"].items()}
+                self.stages = {name: StageCost(**cost) for name, cost in stored["stages"].items()}
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[StageCost]:
@@ -98,7 +99,8 @@ class Costs:
             stage.peak_memory = max(stage.peak_memory, peak_memory())
             self._running = (name, now)
         if self.path is not None:
-            write_json(self.path, {"stages": {name: asdict(cost) for name, cost in self.stages.items()}})
+            stages = {name: asdict(cost) for name, cost in self.stages.items()}
+            write_json(self.path, {"stages": stages}, sealed=True)
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

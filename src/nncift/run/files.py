@@ -1,6 +1,7 @@
-"""Files of a run: written under a temporary name, then renamed, so a finished file is complete.
+"""Files of a run: written under a temporary name, then renamed, so a finished file is complete; and checked when read.
 
-Nothing here is pickled: JSON, Parquet, `.npy` without objects, and safetensors alone.
+Nothing here is pickled: JSON, Parquet, `.npy` without objects, and safetensors alone. JSON holds null in place of NaN
+and infinities. Every file of a run folder has a checksum (`checksums`), which all `read_*` functions compare.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,44 +19,104 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DependencyError, RunError
+from nncift.run.checksums import DIFFERS, Checksums, recorded, text_bytes, text_hash, verify
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 PARTIAL = ".partial-"
+_SEAL = "checksum"  # key of a sealed JSON file
+_AGAIN = "run the same command again"
+_REASONS = {  # why a file cannot be written, and the remedy
+    errno.ENOSPC: ("no space left on the disk while writing {}", f"free some and {_AGAIN}"),
+    errno.EDQUOT: ("no space left in the disk quota while writing {}", f"free some and {_AGAIN}"),
+    errno.EFBIG: ("{} exceeds the largest size of a file", f"raise the limit (ulimit -f) and {_AGAIN}"),
+    errno.EMFILE: ("too many open files while writing {}", f"raise the limit (ulimit -n) and {_AGAIN}"),
+    errno.ENFILE: ("too many open files in the system while writing {}", f"close some and {_AGAIN}"),
+    errno.EIO: ("the disk failed while writing {}", "check the disk, or choose another `output`"),
+}
+_IN_THE_WAY = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
+_IN_THE_WAY |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT}
+
+_working: set[Path] = set()  # run folders that this process works in
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
 
-    The block makes a file there, or a folder where `path` does not exist yet. A killed process leaves at
-    most a `.partial-*` behind, which the next writer of `path` replaces.
+    The block makes a file there, or a folder, which replaces an incomplete one. A killed process leaves at most a
+    `.partial-*` behind, which the next writer of `path` replaces.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full, the folder cannot be written, or the run's folder was removed.
     """
     temporary = path.parent / f"{PARTIAL}{path.name}"
     try:
+        _check_there(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
         yield temporary
-        for file in [temporary] if temporary.is_file() else temporary.iterdir():
+        files = _finished(temporary, path)
+        for file in files.values():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        temporary.replace(path)
+        nested = any(part.startswith(PARTIAL) for part in path.parts)  # recorded when its folder is finished
+        with contextlib.nullcontext() if nested else recorded(path, files):
+            if temporary.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
     except OSError as error:
         remove(temporary)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"no space left on the disk while writing {path}"
-            raise RunError(problem, "free some and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise RunError(f"cannot write {path} ({error.strerror})", "choose another --output") from error
+        _check_there(path)
+        if (refused := _cannot_write(path, error)) is not None:
+            raise refused from error
         raise
     except Exception:
         remove(temporary)
         raise
+
+
+def _finished(temporary: Path, path: Path) -> dict[Path, Path]:
+    """Where each file will lie to where it lies now."""
+    if temporary.is_file():
+        return {path: temporary}
+    return {path / file.relative_to(temporary): file for file in temporary.rglob("*") if file.is_file()}
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Inside the block, nothing makes this folder again once it is removed."""
+    folder = folder.absolute()
+    _working.add(folder)
+    try:
+        yield
+    finally:
+        _working.discard(folder)
+
+
+def _check_there(path: Path) -> None:
+    for folder in _working.intersection(path.absolute().parents):
+        if not folder.is_dir():
+            raise RunError(f"{folder} was removed while the run was working in it", _AGAIN)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError | None:
+    """The error in one line; None where it is no error of a file."""
+    if isinstance(error.filename, str | bytes) and error.errno is not None:
+        file = Path(os.fsdecode(error.filename))
+        if not (file.is_relative_to(path.parent) or path.parent.is_relative_to(file)):  # a source of the data
+            return RunError(f"cannot open {file} ({error.strerror})", f"see to it, and {_AGAIN}")
+    if error.errno in _REASONS:
+        problem, fix = _REASONS[error.errno]
+        return RunError(problem.format(path), fix)
+    if error.errno in _IN_THE_WAY:
+        return RunError(f"cannot write {path} ({error.strerror})", "choose another `output`")
+    if error.errno is None and "requested and" in str(error):  # numpy's, for any reason
+        fix = f"check the space on the disk and the largest size of a file (ulimit -f), and {_AGAIN}"
+        return RunError(f"cannot write all of {path}", fix)
+    return None
 
 
 def remove(path: Path) -> None:
@@ -66,26 +128,59 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn these errors of reading `path` into a RunError: the path, the problem, and to remove the file."""
+    """Turn these errors of reading `path`, and the system's, into a RunError: the path, the problem and its repair."""
     try:
         yield
-    except kinds as error:
-        raise RunError(f"{path} {problem}", "remove the file and run again") from error
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
+    except Exception as error:
+        if not isinstance(error, (OSError, *kinds)):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise RunError(f"cannot read {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
+        if (checksums := Checksums.of(path)) is not None:
+            raise checksums.refusal(checksums.name(path), problem) from error
+        raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, keys in their order."""
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write `value` as indented JSON, keys in their order; a sealed mapping has its checksum inside."""
+    if sealed:
+        value = value | {_SEAL: text_hash(json_text(value))}
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(text_bytes(json_text(value)))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, sealed: bool = False) -> Any:
     """Read one of our JSON files; a missing or damaged one is a RunError, as of every `read_*` here."""
-    with refuse_damaged(path, "is not valid JSON", ValueError):
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
+    with refuse_damaged(path, "is not valid JSON", ValueError, RecursionError):
+        if not sealed:
+            verify(path)
+        data = path.read_bytes()
+        value = json.loads(data.decode("utf-8"))
+    if sealed and isinstance(value, dict) and (_SEAL in value or Checksums.of(path) is not None):
+        with refuse_damaged(path, DIFFERS, ValueError):
+            body = {name: item for name, item in value.items() if name != _SEAL}
+            if data != text_bytes(json_text(body | {_SEAL: text_hash(json_text(body))})):
+                raise ValueError(_SEAL)
+        return body
+    return value
+
+
+def json_text(value: Any) -> str:
+    """`value` as the text of a JSON file; NaN and infinities, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -98,10 +193,25 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def read_array(path: Path) -> np.ndarray:
     """Memory-map a `.npy` file, read-only."""
+    with refuse_damaged(path, "is damaged: no array of numbers", ValueError):
+        verify(path)
+        return map_array(path)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Memory-map any `.npy` file, read-only; a ValueError unless it holds an array without objects."""
     import numpy as np
 
-    with refuse_damaged(path, "is damaged: no array of numbers", ValueError, EOFError):
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    with open(path, "rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:  # an archive, a pickle, or no file of numpy's
+            raise ValueError("no array")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OverflowError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"no array: {error}") from error
+    if min(array.shape, default=0) < 0:
+        raise ValueError("no array")
+    return array
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -118,6 +228,7 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     with refuse_damaged(path, "is damaged", pa.ArrowException):
+        verify(path)
         return pq.read_table(path)
 
 
@@ -135,6 +246,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     with refuse_damaged(path, "is damaged", SafetensorError):
+        verify(path)
         return load_file(path)
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ConfigError, NNCIFTError, RunError
-from nncift.run.files import PARTIAL, read_json, remove, write_json
+from nncift.run.checksums import CHECKSUMS, Checksums, begin, cut_torn_line, text_hash, verify_folder
+from nncift.run.files import PARTIAL, json_text, read_json, refuse_damaged, remove, working_in, write_json
+
+NETWORK_FILES = ("config.json", "model.safetensors")
 
 
 class SampleFolder:
@@ -28,6 +31,16 @@ class SampleFolder:
         self.rejected = path / "rejected.jsonl"  # rows that cannot be used
         self.excluded = path / "excluded.jsonl"  # rows that also stand in a test set
         self.duplicates = path / "duplicates.jsonl"  # exact duplicates of earlier rows
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all files are there."""
+        return all(path.is_file() for path in (self.facts, self.samples, *self.lists))
+
+    @property
+    def lists(self) -> tuple[Path, ...]:
+        """The rows that were left out."""
+        return self.rejected, self.excluded, self.duplicates
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,11 @@ class FeatureFolder:
     def names(self, side: str) -> list[str]:
         """Finished arrays of "pool", "target" or "known": `side` itself, then those named after it."""
         names = (path.stem for path in self.path.glob(f"{side}*.json"))
-        return sorted(name for name in names if name.split(".")[0] == side and self.array(name).is_file())
+        return sorted(name for name in names if name.split(".")[0] == side and self.is_finished(name))
+
+    def is_finished(self, name: str) -> bool:
+        """Whether an array and its facts are there."""
+        return self.facts(name).is_file() and self.array(name).is_file()
 
     def begun(self, name: str) -> Path:
         """What version 0.1 began unfinished shards with."""
@@ -115,25 +132,35 @@ class RunFolder:
     @property
     def is_selected(self) -> bool:
         """Whether the subset is chosen and written."""
-        return self.selection.exists() and self.subset.exists()
+        return self.selection.is_file() and self.subset.is_file()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the network is fitted and written."""
+        return all((self.network / name).is_file() for name in NETWORK_FILES)
 
     @contextlib.contextmanager
-    def open(self, config: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder's lock inside the block, and check that the folder's config matches.
+    def open(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Hold the folder's lock inside the block, and check its files, and that its config matches.
 
         The first call writes the config; a later one compares with it. The operating system drops the lock when the
         process dies, so a killed run never blocks its successor. Of a run that is refused before any work, nothing is
         left.
 
+        Args:
+            config: the fields that determine what the run computes.
+            defaults: values of the fields that a folder of an earlier version lacks.
+
         Raises:
-            RunError: another process works in this folder, or it cannot be made.
+            RunError: another process works in this folder, it cannot be made, a file in it is damaged, or the folder is
+                removed meanwhile.
             ConfigError: the folder belongs to another config; the message shows the fields that differ.
         """
-        with self._locked():
-            self.check(config)
-            begun = not self.config.exists()
-            if begun:
-                write_json(self.config, dict(config))
+        self.check(config, defaults)
+        with self.locked(), working_in(self.path):
+            verify_folder(self.path)
+            self.check(config, defaults)
+            begun = self._begin(config)
             try:
                 with self._logged():
                     yield
@@ -141,54 +168,95 @@ class RunFolder:
                 if begun and not any(costly.path.exists() for costly in (self.features, self.labels)):
                     self._empty()
                 raise
+            except FileNotFoundError as error:
+                if self.path.is_dir():
+                    raise
+                problem = f"{self.path} was removed while the run was working in it"
+                raise RunError(problem, "run the same command again") from error
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse a folder that is not a run's, or another config's; writes nothing.
+    def check(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        """Refuse a folder that is not a run's, or another config's; writes nothing. Arguments as `open`.
 
         Raises:
             RunError: the folder holds something else.
             ConfigError: the folder belongs to another config; the message shows the fields that differ.
         """
         if not self.config.exists():
-            held = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
-            foreign = [name for name in held if not name.startswith((self.lock.name, PARTIAL))]
-            if foreign:
-                raise RunError(
-                    f"{self.path} is not empty and not a run of nncift (it holds {foreign[0]!r})",
-                    "choose another `output`",
-                )
+            if foreign := self._held():
+                self._check_lost_config(config, foreign)
             return
-        stored, given = read_json(self.config), json.loads(json.dumps(dict(config)))
+        stored, given = dict(defaults or {}), json.loads(json_text(dict(config)))
+        stored = json.loads(json_text(stored)) | read_json(self.config)
         names = sorted(name for name in {**stored, **given} if stored.get(name) != given.get(name))
         if names:
             shown = ", ".join(f"{name}: {stored.get(name)!r} there, {given.get(name)!r} now" for name in names)
             raise ConfigError(f"{self.path} holds a run with another config ({shown})", "choose another `output`")
 
+    def _held(self) -> list[str]:
+        """What the folder holds beside what a run makes before its config."""
+        own = (self.lock.name, PARTIAL, CHECKSUMS)
+        held = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in held if not name.startswith(own)]
+
+    def _check_lost_config(self, config: Mapping[str, Any], held: list[str]) -> None:
+        """Refuse a folder without a config, unless it was a run's with this one."""
+        if (checksums := Checksums.of(self.config)) is None or checksums.root != self.path.absolute():
+            problem = f"{self.path} is not empty and not a run of nncift (it holds {held[0]!r})"
+            raise RunError(problem, "choose another `output`")
+        if text_hash(json_text(dict(config))) not in checksums.found.get(self.config.name, ()):
+            problem = f"{self.config} was removed, and these are not the options that the run had"
+            raise ConfigError(problem, "give the same options, or choose another `output`")
+
+    def _begin(self, config: Mapping[str, Any]) -> bool:
+        """Write the config of a new run, or of one that lost it; whether it is new."""
+        cut_torn_line(self.path)
+        if self.config.exists():
+            return False
+        new = not self._held()
+        if new:
+            begin(self.path)
+        write_json(self.config, dict(config))
+        return new
+
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the lock inside the block; a folder made for it is removed where no run was begun.
+
+        Raises:
+            RunError: another process works in this folder, or it cannot be made.
+        """
         from filelock import FileLock, Timeout
 
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        lock = FileLock(self.lock, blocking=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.lock, blocking=False)
             lock.acquire()
+            if not self.lock.exists():  # the process that held it before was refused, and removed it
+                raise Timeout(str(self.lock))
         except Timeout as error:
             raise RunError(
                 f"another process is working in {self.path}", "wait for it, or choose another `output`"
             ) from error
         except OSError as error:
+            _remove_empty(made)
             raise RunError(
                 f"cannot make or lock the run folder {self.path} ({error.strerror})", "choose another `output`"
             ) from error
         try:
             yield
         finally:
+            if not self.config.exists():  # refused before any work
+                self.lock.unlink(missing_ok=True)
             lock.release()
+            _remove_empty(made)
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """Append the messages of the logger "nncift" inside the block to the log: finished stages, halved batches."""
-        logger, handler = logging.getLogger("nncift"), logging.FileHandler(self.log, encoding="utf-8")
+        with refuse_damaged(self.log, "cannot be written"):
+            handler = logging.FileHandler(self.log, encoding="utf-8")
+        logger = logging.getLogger("nncift")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         level = logger.level
         logger.addHandler(handler)
@@ -202,6 +270,13 @@ class RunFolder:
 
     def _empty(self) -> None:
         """Leave nothing of a run that was refused before any work, so that its folder takes another config."""
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != self.lock.name:
                 remove(path)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

@@ -7,6 +7,7 @@ progress and ends with the same bytes, however many processes compute them.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from nncift.errors import RunError
 from nncift.run.executors import Executor, LocalExecutor
 from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
 
@@ -26,6 +28,7 @@ Work = Callable[[range], Arrays]
 
 
 _LOCAL = LocalExecutor()
+_log = logging.getLogger("nncift")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Shards:
         after_shard: Callable[[], None] = lambda: None,
         executor: Executor = _LOCAL,
     ) -> None:
-        """Compute the shards that are not stored.
+        """Compute the shards that are not stored, or are damaged.
 
         Args:
             work: computes the arrays of a range of rows.
@@ -122,7 +125,16 @@ class Shards:
     def _stored(self, shard: Shard, accept: Callable[[range, Arrays], bool] | None) -> bool:
         if shard.path is None:
             return shard.rows.start in self._computed
-        return shard.path.exists() and (accept is None or accept(shard.rows, _read(shard.path)))
+        if not shard.path.exists():
+            return False
+        try:
+            arrays = _read(shard.path)
+        except RunError as error:
+            if isinstance(error.__cause__, OSError):  # not its content
+                raise
+            _log.warning("computed again: %s", error.problem)
+            return False
+        return accept is None or accept(shard.rows, arrays)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.data.facts import open_samples
 from nncift.errors import ConfigError, RunError
 from nncift.run.files import atomic_write, read_table, write_table
 from nncift.run.folder import RunFolder
@@ -129,9 +130,7 @@ class Selection:
         table, samples = read_table(run.selection), run.samples("pool").samples
         influence = table["influence"]
         if pool is None and samples.exists():
-            from datasets import Dataset
-
-            pool = Dataset.from_file(str(samples))
+            pool = open_samples(samples)
         return cls(
             indices=table["pool_index"].to_numpy(),
             gains=table["gain"].to_numpy(),

@@ -104,12 +104,6 @@ class _Hashed(io.RawIOBase):
         return self.hash.hexdigest()
 
 
-def content_hash(path: Path) -> str:
-    """The XXH3 (128 bits) of a file, in hexadecimal."""
-    with open(path, "rb", buffering=0) as file:
-        return _Hashed(file).hexdigest()
-
-
 @contextlib.contextmanager
 def open_stream(path: Path, hashed: Callable[[str], None] | None = None) -> Iterator[Stream]:
     """The decompressed bytes of a file; `hashed` takes the hash of the file, once the block ends without an error."""
