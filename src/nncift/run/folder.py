@@ -29,6 +29,11 @@ class SampleFolder:
         self.excluded = path / "excluded.jsonl"  # rows that also stand in a test set
         self.duplicates = path / "duplicates.jsonl"  # exact duplicates of earlier rows
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether samples were written here, so that its files are no data to choose from."""
+        return self.samples.exists() and (self.facts.exists() or self.rejected.exists())
+
 
 @dataclass(frozen=True)
 class FeatureFolder:
