@@ -1,6 +1,7 @@
 """Sources: folders, saved datasets, data in memory and the hub."""
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from builders import write_text
+from nncift.data.pool import load_pool
 from nncift.data.sources import open_source
-from nncift.errors import DataError
+from nncift.errors import DataError, RunError
 
 
 def rows_of(source, **options):
@@ -46,9 +48,40 @@ def test_saved_datasets(tmp_path):
         rows_of(tmp_path / "two")
     with pytest.raises(DataError, match="no split 'valid': choose one with `split`: train, test"):
         rows_of(tmp_path / "two", split="valid")
-    (tmp_path / "one" / "state.json").write_text("{}")
-    with pytest.raises(DataError, match="cannot load this saved dataset"):
-        rows_of(tmp_path / "one")
+    for broken in ("{}", "[]", '"x"', "[" * 99_999):
+        (tmp_path / "one" / "state.json").write_text(broken)
+        with pytest.raises(DataError, match="cannot load this saved dataset"):
+            rows_of(tmp_path / "one")
+
+
+def test_tables_and_iterables_in_memory(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rows = [{"prompt": "p", "response": "r", "n": 1}, {"prompt": "q", "response": "s", "n": None}]
+    table = datasets.Dataset.from_list(rows).data.table
+    for source in (pandas.DataFrame(rows), table, table.to_batches()[0], iter(rows), (row for row in rows)):
+        assert [row.values | {"n": None} for row in rows_of(source)] == [row | {"n": None} for row in rows]
+    mixed = pandas.DataFrame([{"prompt": "p", "x": {"a": 1}}, {"prompt": None, "x": [1]}])
+    assert [row.values for row in rows_of(mixed)] == [{"prompt": "p", "x": {"a": 1}}, {"prompt": None, "x": [1]}]
+    with pytest.raises(DataError, match="two columns have this name"):
+        rows_of(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
+    for _ in range(2):
+        assert len(load_pool((row for row in rows), folder=tmp_path / "pool")) == 2
+    with pytest.raises(RunError, match="<dataset> has changed"):
+        load_pool((row | {"n": 2} for row in rows), folder=tmp_path / "pool")
+
+
+@pytest.mark.parametrize("source", [5, None, "", 1.5, True, b"x", object(), {"prompt": ["a"]}, {}, datasets])
+def test_what_is_no_source_is_one_line(source):
+    with pytest.raises(DataError, match="give a"):
+        load_pool(source)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"\xff.jsonl")
+    (tmp_path / name).write_text('{"prompt": "p", "response": "r"}')
+    for source in (tmp_path / name, str(tmp_path / name), tmp_path):
+        with pytest.raises(DataError, match="not UTF-8"):
+            load_pool(source)
 
 
 def test_data_in_memory():

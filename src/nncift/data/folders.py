@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from nncift.data.files.formats import is_known, known_formats
 from nncift.errors import DataError
-from nncift.run.folder import RunFolder
+from nncift.run.folder import RunFolder, SampleFolder
 
 _NOT_ROWS = {
     "config.json",
@@ -60,9 +60,7 @@ def find_data(folder: Path) -> Listing:
     listing = Listing([], [])
     for parent, folders, files in os.walk(folder):
         inside = Path(parent)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith((".", "__")) and not RunFolder(inside / name).is_run
-        )
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")) and not _is_own(inside / name))
         for name in sorted(files):
             path = inside / name
             if name.startswith(".") or name in _NOT_ROWS or not path.is_file():
@@ -73,6 +71,11 @@ def find_data(folder: Path) -> Listing:
             elif not _NOT_DATA.fullmatch(name) and (_DATA.fullmatch(name) or path.stat().st_size > _LARGE):
                 listing.unread.append(where)
     return Listing(sorted(listing.data), sorted(listing.unread))
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether nncift wrote the folder: its output may lie within the pool."""
+    return RunFolder(folder).is_run or SampleFolder(folder).is_begun
 
 
 def resolve(folder: Path, name: str, config: str | None, split: str | None, prefer: str | None) -> DataFiles:
@@ -88,14 +91,14 @@ def resolve(folder: Path, name: str, config: str | None, split: str | None, pref
     Raises:
         DataError: there is no data, no such configuration or split, or there are several and none is named.
     """
-    if RunFolder(folder).is_run:
+    if _is_own(folder):
         raise DataError("this is a run of nncift, not data", "give a file of it, such as its subset.jsonl", file=name)
     found = find_data(folder)
     notes = []
     if found.unread:
-        notes.append(f"{name}: {_counted(found.unread)} cannot be read and left out; known are {known_formats()}")
+        notes.append(f"{name}: left out, since it cannot be read: {_named(found.unread)}; known are {known_formats()}")
     if not found.data:
-        held = f" but {_counted(found.unread)}, which cannot be read" if found.unread else ""
+        held = f" that can be read (it holds {_named(found.unread)})" if found.unread else ""
         raise DataError(f"no data in this folder{held}", f"expected {known_formats()}, or a saved dataset", file=name)
     configs, problem = _configs(folder)
     notes.extend([f"{name}: {problem}"] if problem else [])
@@ -103,7 +106,7 @@ def resolve(folder: Path, name: str, config: str | None, split: str | None, pref
     chosen = choose_split(list(splits), name, split, prefer)
     other = [] if configs or split else sorted(set(found.data).difference(*splits.values()))
     if other:
-        problem = f"{_counted(splits[chosen])} of the split {chosen!r} by name, and {_counted(other)} of none"
+        problem = f"by name, the split {chosen!r} has {_named(splits[chosen])}, and no split has {_named(other)}"
         raise DataError(problem, "choose with `split`, or give the files themselves", file=name)
     return DataFiles(splits[chosen], notes)
 
@@ -121,9 +124,8 @@ def choose_split(splits: Sequence[str], name: str, split: str | None, prefer: st
     return chosen
 
 
-def _counted(files: Sequence[str]) -> str:
-    more = f", ... ({len(files)} files)" if len(files) > _NAMED else ""
-    return ", ".join(files[:_NAMED]) + more + (" is" if len(files) == 1 else " are")
+def _named(files: Sequence[str]) -> str:
+    return ", ".join(files[:_NAMED]) + (f", ... ({len(files)} files)" if len(files) > _NAMED else "")
 
 
 def _configs(folder: Path) -> tuple[Mapping[str, Any], str]:
@@ -158,7 +160,7 @@ def _choose_config(configs: Any, name: str, config: str | None) -> Mapping[str, 
     try:
         default = configs.get_default_config_name()
     except ValueError as error:  # several are marked
-        raise DataError(str(error), f"name one, as in {name}:{next(iter(configs))}", file=name) from error
+        raise DataError(str(error).rstrip("."), f"name one, as in {name}:{next(iter(configs))}", file=name) from error
     if default is None:
         problem = f"it has several configurations ({names}), and none is the default"
         raise DataError(problem, f"name one, as in {name}:{next(iter(configs))}", file=name)

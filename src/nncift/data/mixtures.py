@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data.rows import Row, kind
-from nncift.data.sources import MIXTURE, Opening, Source, Stamp, hash_file, open_with
+from nncift.data.sources import MIXTURE, Opening, Source, Stamp, hash_file, is_hub_name, open_with
 from nncift.errors import DataError
 
 _KEYS = ("name", "path", "weight", "cap", "split")
@@ -144,11 +144,10 @@ def _part(entry: dict[str, Any], path: Path, opening: Opening, name: str, number
 
 
 def _open_listed(listed: str, mixture: Path, opening: Opening, name: str, number: int) -> Source:
-    """The source of an entry: a path from the mixture's folder where there is one, else what it is by itself."""
+    """The source of an entry: a path from the mixture's folder, unless it is absolute, or else a hub id."""
     if Path(listed).suffix.lower() in MIXTURE:
         raise DataError("a mixture in a mixture", "list its sources here", file=name, row=number, field="path")
-    beside = Path(name).parent / listed
-    folder = str(beside).rpartition(":")[0]
-    there = beside.expanduser().exists() or (folder and Path(folder).expanduser().is_dir())
-    is_path = there or listed.startswith((".", "/", "~"))
-    return open_with(str(beside) if is_path and not listed.startswith(("/", "~")) else listed, opening)
+    beside = Path(name).parent / Path(listed).expanduser()
+    folder = Path(str(beside).rpartition(":")[0])
+    is_hub_id = is_hub_name(listed) and not beside.exists() and not (folder.name and folder.is_dir())
+    return open_with(listed if is_hub_id else str(beside), opening)

@@ -29,7 +29,7 @@ Stamp: TypeAlias = dict[str, Any]
 
 IN_MEMORY = "<dataset>"
 MIXTURE = (".yaml", ".yml")
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,14 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
         return _open_folder(folder, Path(folder).expanduser(), config, opening)
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or is_known(path) or path.suffix in MIXTURE:
         raise DataError("no such file or folder", "check the path", file=name)
-    if (match := _HUB_ID.fullmatch(name)) is None:
+    if not is_hub_name(name):
         raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=name)
-    return Source(name, partial(_hub_rows, match, opening), lambda: [{"file": name, "split": opening.split}])
+    return Source(name, partial(_hub_rows, name, opening), lambda: [{"file": name, "split": opening.split}])
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a hub id, and not that of a path."""
+    return _HUB_ID.fullmatch(name) is not None and not name.startswith(".") and not is_known(Path(name))
 
 
 def _of_files(name: str, files: Sequence[tuple[Path, str]], opening: Opening, notes: list[str]) -> Source:
@@ -177,12 +182,12 @@ def _open_folder(name: str, path: Path, config: str | None, opening: Opening) ->
     return _of_files(name if config is None else f"{name}:{config}", files, opening, found.notes)
 
 
-def _hub_rows(match: re.Match[str], opening: Opening) -> Iterator[Row]:
+def _hub_rows(name: str, opening: Opening) -> Iterator[Row]:
     import datasets
 
-    name = match[0]
+    identity, _, config = name.partition(":")
     try:
-        loaded = datasets.load_dataset(match["id"], match["config"], split=opening.split)
+        loaded = datasets.load_dataset(identity, config or None, split=opening.split)
     except Exception as error:  # hub, network and file errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load it from the hub ({reason})", _hub_fix(error), file=name) from error

@@ -42,6 +42,11 @@ class SampleFolder:
         """The rows that were left out."""
         return self.rejected, self.excluded, self.duplicates
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether samples were written here, so that its files are no data to choose from."""
+        return self.samples.exists() and (self.facts.exists() or self.rejected.exists())
+
 
 @dataclass(frozen=True)
 class FeatureFolder:

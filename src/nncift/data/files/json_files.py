@@ -40,7 +40,7 @@ def _first_line(stream: Stream) -> tuple[bytes, bytes]:
     while True:
         head = stream.head(size)
         line, _, after = head.lstrip().partition(b"\n")
-        if after.strip() or len(head) < size or size > _LINE or not line.startswith(b"{"):
+        if after.strip() or len(head) < size or size >= _LINE or not line.startswith(b"{"):
             return line, after.strip(b"\r\n")
         size *= 4
 
@@ -61,9 +61,9 @@ def _line_rows(stream: Stream, name: str, limit: int, first: int) -> Iterator[Ro
 
 def _is_json_line(line: bytes, after: bytes) -> bool:
     """Whether a first line that begins an object is a row of JSON Lines, by itself or by the lines after it."""
-    if len(line) > _LINE:
-        return not _begins_with_rows(line)
     if not after:
+        if len(line) > _LINE // 2 and not _is_whole(line):  # there may be more of it
+            return not _begins_container(line)
         return not _may_continue(line) and not _is_whole(line)
     if _is_whole(line) or not _may_continue(line):
         return True
@@ -194,15 +194,17 @@ def _is_columns(values: dict[str, Any]) -> bool:
     if all(isinstance(column, dict) for column in columns):
         return all(column.keys() == columns[0].keys() for column in columns)
     return all(
-        isinstance(column, list)
-        and len(column) == len(columns[0])
-        and not any(isinstance(item, dict) for item in column)
+        isinstance(column, list) and len(column) == len(columns[0]) and not any(map(_is_object, column))
         for column in columns
     )
 
 
+def _is_object(item: Any) -> bool:
+    return isinstance(item, dict)
+
+
 def _may_be_row(item: Any) -> bool:
-    return isinstance(item, dict) and not item.keys() & {"role", "from"}  # a message
+    return _is_object(item) and not item.keys() & {"role", "from"}  # a message
 
 
 _FIELDS = {field for schema in SCHEMAS for field in schema.fields} | {"tools"}
@@ -213,8 +215,8 @@ def _several_lists(name: str, keys: list[str]) -> DataError:
     return DataError(f"one JSON object with several lists ({', '.join(keys[:20])})", f"keep one: {keep}", file=name)
 
 
-def _begins_with_rows(text: bytes) -> bool:
-    """Whether an object, of which this is the beginning, has a list of rows in it."""
+def _begins_container(text: bytes) -> bool:
+    """Whether an object, of which this is the beginning, has a list of rows in it, or begins with a column."""
     scanner = Scanner.of(text.decode("utf-8", "surrogateescape"), len(text))
     try:
         scanner.expect("{")
@@ -224,7 +226,7 @@ def _begins_with_rows(text: bytes) -> bool:
             scanner.expect(":")
             if scanner.symbol() == "[":
                 scanner.expect("[")
-                if scanner.symbol() == "{" and key not in _FIELDS:
+                if scanner.symbol() != "{" or key not in _FIELDS:
                     return True
                 scanner.skip(depth=1)
             else:
