@@ -14,12 +14,17 @@ from nncift.errors import printable
 from nncift.run.costs import Costs, duration
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
-from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
 from nncift.selection.selection import Selection
 
 _TARGET_FIDELITY = 0.5  # of runs that did not record theirs
-_METRICS = {"r2": "R2", "spearman_within_target": "within target", "spearman_row_mean": "row means", "mse": "MSE"}
-_HELD_OUT = {"Q2": "new pool samples", "Q4": "new pool samples and targets", "Q3": "new targets"}
+_METRICS = {
+    "r2": "R2",
+    "r2_over_target_mean": "over target mean",
+    "spearman_within_target": "within target",
+    "spearman_row_mean": "row means",
+}
+_KINDS = {"pool": "new pool sample", "target": "new target"}
 
 
 def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) -> Summary:
@@ -91,8 +96,8 @@ def _warnings(
     warnings = []
     if target is not None and target["rows"] == 1:
         warnings.append("The target is one sample: the subset serves that sample, not a task.")
-    if fidelity is not None and not fidelity.beats_baselines:
-        warnings.append(fidelity.verdict)
+    if fidelity is not None and fidelity.conclusion != BETTER:
+        warnings.append(str(fidelity))
     for part in features:
         if part["truncated"] > part["rows"] / 10:
             longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
@@ -154,29 +159,40 @@ def known_coverage(summary: Summary) -> float | None:
 
 
 def _fidelity_lines(fidelity: Fidelity) -> list[str]:
-    name = next((q for q in _HELD_OUT if q in fidelity.quadrants), None)
-    if name is None:
-        return [fidelity.verdict]
-    lines = [f"{'fidelity on ' + _HELD_OUT[name]:<42}" + "".join(f"{label:>15}" for label in _METRICS.values())]
-    for method, row in fidelity.quadrants[name]["methods"].items():
-        cells = ("" if row[metric] is None else f"{row[metric]:.3f}" for metric in _METRICS)
-        lines.append(f"  {method:<40}" + "".join(f"{cell:>15}" for cell in cells))
-    return [*lines, fidelity.verdict] if fidelity.beats_baselines else lines
+    if fidelity.judged is None:
+        return []  # the warning says why
+    quadrant = fidelity.quadrants[fidelity.judged]
+    where = " and ".join(counted(number, _KINDS[side]) for side, number in fidelity.new_samples.items())
+    lines = [f"fidelity on {where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
+    lines.append(f"{'':<22}" + "".join(f"{label:>21}" for label in _METRICS.values()))
+    for method, row in quadrant["methods"].items():
+        spans = quadrant.get("intervals", {}).get(method, {})
+        cells = (_cell(row[metric], spans.get(metric)) for metric in _METRICS)
+        lines.append(f"  {method:<20}" + "".join(f"{cell:>21}" for cell in cells))
+    return [*lines, str(fidelity)] if fidelity.conclusion == BETTER else lines
+
+
+def _cell(value: float | None, span: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if span is None else f"{value:.2f} [{span[0]:.2f}, {span[1]:.2f}]"
 
 
 def _verification_line(verification: Verification) -> str:
     value = verification.value
     return (
-        f"Verified: exact influence of a shortlist of {verification.samples:,} samples on {verification.targets:,}"
-        f" targets. Best influence in the subset, mean over these targets: {value['exact']:.4g} exact"
+        f"Verified: exact influence of a shortlist of {counted(verification.samples, 'sample')} on"
+        f" {counted(verification.targets, 'target')}. Best influence in the subset, mean over these targets:"
+        f" {value['exact']:.4g} exact"
         f" ({value['estimated']:.4g} estimated before;"
         f" {value['exact_of_the_choice_by_estimates']:.4g} exact for the selection by estimates alone)."
     )
 
 
 def _history_line(history: LabelHistory, target: float) -> str:
-    n, last = len(history.rounds), history.rounds[-1]
+    last = history.rounds[-1]
     return (
-        f"Active labelling stopped after {n} round{'s' if n > 1 else ''}: {ending(history, target)}"
-        f" (rank correlation {last['reached'] or 0:.2f} with {last['pairs']:,} pairs)."
+        f"Active labelling stopped after {counted(len(history.rounds), 'round')}: {ending(history, target)}"
+        f" (rank correlation {last['reached'] or 0:.2f} on {counted(len(history.held_out[0]), 'held-out sample')},"
+        f" {counted(last['pairs'], 'training pair')})."
     )
