@@ -21,7 +21,7 @@ from nncift.run.files import fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SourceLike: TypeAlias = "str | Path | Dataset | Sequence[Mapping[str, Any]]"
+SourceLike: TypeAlias = "str | Path | Dataset | Sequence[Mapping[str, Any]] | Source"
 
 IN_MEMORY = "<dataset>"
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}  # metadata of a folder, not rows
@@ -47,6 +47,8 @@ def open_source(source: SourceLike, *, split: str | None = None, prefer: str | N
     Raises:
         DataError: there is nothing of that name, or no data in a folder.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.is_dir():

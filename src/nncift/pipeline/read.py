@@ -13,6 +13,7 @@ from nncift.run.files import atomic_write
 from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from nncift.config import Config
     from nncift.data.sources import SourceLike
     from nncift.pipeline.context import Run
 
@@ -30,7 +31,7 @@ def read(run: Run) -> None:
 def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     config = run.config
     options = ReadOptions(
-        split={"pool": config.split, "target": config.target_split, "known": config.known_split}[side],
+        split=side_splits(config)[side],
         prompt_field=config.prompt_field,
         response_field=config.response_field,
         exclude=config.exclude if side == "pool" else (),
@@ -44,6 +45,11 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
+
+
+def side_splits(config: Config) -> dict[str, str | None]:
+    """The split to read of each side."""
+    return {"pool": config.split, "target": config.target_split, "known": config.known_split}
 
 
 def _fitted_run(run: Run) -> RunFolder | None:

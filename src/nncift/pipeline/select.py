@@ -15,6 +15,7 @@ from nncift.pipeline.context import Run, make_config
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
+from nncift.pipeline.measure import drop_checkpoints
 from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
@@ -64,7 +65,9 @@ def select(
         matrix = estimate(run, network, probes)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, Evidence(network, labels, probes))
+        drop_checkpoints(run)
         with run.costs.stage("report"):
-            write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape))
+            given = network.description_ if labels is None else None
+            write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection

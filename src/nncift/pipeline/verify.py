@@ -16,6 +16,7 @@ from nncift.evaluation.metrics import measures
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.choose import pick
+from nncift.pipeline.label import later_cost
 from nncift.pipeline.learn import refit
 from nncift.pipeline.measure import measure_block
 from nncift.run.costs import PlannedCost
@@ -217,6 +218,5 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("verify")
     if run.budget.max_tokens is not None:
         return PlannedCost("verify", at_least=True)
-    shortlist = min(run.budget.count(len(run.pool), times), len(run.pool))
-    columns = min(len(run.target), _columns(run))
-    return PlannedCost("verify", run.rate.seconds(shortlist, columns), shortlist * columns)
+    shortlist = min(run.budget.count(run.size("pool"), times), run.size("pool"))
+    return later_cost(run, "verify", shortlist, min(run.size("target"), _columns(run)))

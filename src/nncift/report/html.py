@@ -24,7 +24,7 @@ import numpy as np
 
 from nncift.errors import RunError
 from nncift.report import plots
-from nncift.report.summary import ending, known_coverage, target_fidelity
+from nncift.report.summary import ending, known_coverage, target_fidelity, unmeasured
 from nncift.run.costs import Costs, duration
 from nncift.run.files import atomic_write, read_array, read_json, read_table
 from nncift.run.folder import RunFolder
@@ -79,6 +79,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         RunError: the folder is not a finished run (the message names what is missing), or is damaged.
     """
     run = _Run(RunFolder(folder))
+    facts = {side: found for side in ("pool", "target", "known") if (found := getattr(run.summary, side))}
     page = _template(run.folder).render(
         config=run.config,
         summary=run.summary,
@@ -95,7 +96,11 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         groups=_groups(run),
         best=_samples(run, run.chosen[:_SHOWN]),
         worst=_samples(run, np.argsort(run.influence, kind="stable")[:_SHOWN]),
-        sides={side: facts for side in ("pool", "target", "known") if (facts := getattr(run.summary, side))},
+        sides=facts,
+        schemas=sorted(
+            {name for f in facts.values() for name in f.get("schemas") or {f.get("schema"): 0} if name}
+        ),
+        unmeasured=unmeasured(run.summary, run.config),
         version=importlib.metadata.version("nncift"),
     )
     with atomic_write(run.folder.report) as temporary:
@@ -257,6 +262,7 @@ def _template(folder: RunFolder) -> Template:
     environment.filters |= {
         "count": "{:,.0f}".format,
         "counted": counted,
+        "sentence": lambda text: text[:1].upper() + text[1:],
         "duration": duration,
         "memory": _memory,
         "share": _share,

@@ -62,6 +62,7 @@ class LabelFolder:
         self.plan = path / "plan.json"  # which pairs; written before the first is measured
         self.labels = path / "labels.parquet"  # the finished values
         self.notes = path / "notes.json"  # which samples were cut
+        self.work = path / "work.json"  # what exact influence of all pairs would take
         self.history = path / "rounds.json"  # of active learning
         self.source = path / "source.json"  # size and time of a file of imported values
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
@@ -106,6 +107,12 @@ class RunFolder:
     def samples(self, side: str) -> SampleFolder:
         """The samples of "pool", "target" or "known"."""
         return SampleFolder(self.path / side)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Folders of checkpoints that an influence function trained, whichever stage asked for them."""
+        measured = (self.labels, self.probes, self.shortlist)
+        return sorted({path.parent for part in measured for path in part.path.rglob("epoch-*") if path.is_dir()})
 
     @property
     def is_selected(self) -> bool:

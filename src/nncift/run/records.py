@@ -161,4 +161,5 @@ class Summary(Record):
     encoder: dict[str, Any]  # "name", "width" and "truncated" (texts) of the pool's features
     language_model: dict[str, Any] | None  # "name", and "cut", the number of labelled samples truncated to its context
     warnings: list[str] = field(default_factory=list)  # reasons not to rely on the selection as it is
+    network: dict[str, Any] | None = None  # description of the given network, where nothing was labelled
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
