@@ -78,7 +78,9 @@ def test_the_target_mean_is_that_of_the_training_pairs():
     unseen = result.quadrants["Q4"]["methods"]
     assert unseen["target mean"]["mse"] == unseen["constant"]["mse"]
     assert not result.beats_baselines
-    assert str(result).startswith("Too few samples to tell whether the network is better than the baselines (6 new pool")
+    assert str(result).startswith(
+        "Too few samples to tell whether the network is better than the baselines (6 new pool"
+    )
 
 
 def copies(exact: np.ndarray, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +94,10 @@ def copies(exact: np.ndarray, rows: np.ndarray, targets: np.ndarray) -> tuple[np
 def test_a_resample_is_measured_as_if_its_samples_were_copied(pool, target):
     rng = np.random.default_rng(0)
     exact = np.round(4 * rng.standard_normal((9, 6))) / 4  # with ties
-    methods = {"network": np.round(4 * exact + 4 * rng.standard_normal((9, 6))) / 4, "target mean": np.tile(exact.mean(0), (9, 1))}
+    methods = {
+        "network": np.round(4 * exact + 4 * rng.standard_normal((9, 6))) / 4,
+        "target mean": np.tile(exact.mean(0), (9, 1)),
+    }
     found = resampled(
         labelled(exact), {n: m.ravel() for n, m in methods.items()}, scale=2.0, pool=pool, target=target, seed=3
     )
@@ -116,7 +121,9 @@ def test_the_interval_holds_the_true_value_about_as_often_as_it_should():
     for trial in range(60):
         exact = rng.standard_normal((30, 1)) + 0.3 * rng.standard_normal((30, 8))
         predicted = exact + 0.5 * rng.standard_normal((30, 1))
-        values = resampled(labelled(exact), {"network": predicted.ravel()}, scale=1.0, pool=True, target=False, seed=trial)
+        values = resampled(
+            labelled(exact), {"network": predicted.ravel()}, scale=1.0, pool=True, target=False, seed=trial
+        )
         low, high = interval(values["network"]["r2"])
         inside += low <= 1 - 0.25 / 1.09 <= high
     assert 0.8 < inside / 60 <= 1

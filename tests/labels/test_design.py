@@ -7,13 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
 from nncift.estimator.training_data import MAX_COLUMNS
-from nncift.influence.base import InfluenceFunction, Traits
 from nncift.labels.design import PairPlan, deal, number_of_pairs, plan_pairs
 from nncift.labels.rates import Rate
 from nncift.run.amounts import Amount

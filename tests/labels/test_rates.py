@@ -118,7 +118,9 @@ class Words(InfluenceFunction):
 
     def tokens(self, pool_rows, target_rows, pool=None):
         rows, targets = (
-            [len(f"{p} {r}".split()) for p, r in zip(side["prompt"], side["response"], strict=True)] if len(side) else []
+            [len(f"{p} {r}".split()) for p, r in zip(side["prompt"], side["response"], strict=True)]
+            if len(side)
+            else []
             for side in (pool_rows, target_rows)
         )
         return sum(rows) * bool(targets) + sum(targets) + len(rows) * sum(targets)

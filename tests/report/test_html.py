@@ -328,7 +328,7 @@ def test_every_figure_has_its_interval(tmp_path: Path):
     fidelity = Fidelity.load(folder.fidelity)
     quadrant = fidelity.quadrants["Q2"]
     quadrant["samples"] = {"pool": 17, "target": 1}
-    spans = {method: dict.fromkeys(METRICS, [-0.25, 0.75]) for method in quadrant["methods"]}
+    spans = {method: {name: [-0.25, 0.75] for name in METRICS} for method in quadrant["methods"]}
     quadrant |= {"intervals": spans | {"constant": dict.fromkeys(METRICS)}, "differences": {}}
     dataclasses.replace(fidelity, outcome="too few samples to tell").save(folder.fidelity)
     section = Page(folder).section("fidelity")
@@ -492,7 +492,12 @@ def test_schemas_and_remarks_of_the_data(tmp_path: Path):
     folder = make_run(tmp_path, pool=60, target=0)
     dataclasses.replace(Summary.load(folder.summary), pool=facts | more).save(folder.summary)
     section = Page(folder).section("data")
-    shown = ("read as alpaca 50", "read as messages 20", "marked as undesired, left out 7", "2 ids were made unique <b>")
+    shown = (
+        "read as alpaca 50",
+        "read as messages 20",
+        "marked as undesired, left out 7",
+        "2 ids were made unique <b>",
+    )
     assert all(text in section for text in shown)
     text = summary_text(folder)
     left_out = "70 rows read, without 1 exact duplicate, 2 excluded rows, 7 rows marked as undesired"

@@ -58,4 +58,6 @@ def test_warnings(folder, gains, warning):
     ]
     assert len(summary.warnings) == len(expected)
     assert all(found.startswith(start) for found, start in zip(summary.warnings, expected, strict=True))
-    assert "Objective: facility location conditional gain over 9 known samples; they provide 25%" in summary_text(folder)
+    assert "Objective: facility location conditional gain over 9 known samples; they provide 25%" in summary_text(
+        folder
+    )

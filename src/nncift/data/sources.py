@@ -21,7 +21,7 @@ from nncift.run.files import fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SourceLike: TypeAlias = "str | Path | Dataset | Sequence[Mapping[str, Any]] | Source"
+SourceLike: TypeAlias = "str | Path | Dataset | Sequence[Mapping[str, Any]]"
 
 IN_MEMORY = "<dataset>"
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}  # metadata of a folder, not rows
@@ -37,8 +37,8 @@ class Source:
     rows: Callable[[], Iterator[Row]]  # starts reading
 
 
-def open_source(source: SourceLike, *, split: str | None = None, prefer: str | None = None) -> Source:
-    """Resolve a source without reading it.
+def open_source(source: SourceLike | Source, *, split: str | None = None, prefer: str | None = None) -> Source:
+    """Resolve a source without reading it; one that is resolved is returned.
 
     A string is a path if it exists or has the form of one (it starts with `.`, `/` or `~`, or has a known suffix), else
     a hub id: "org/name", or "org/name:config" for a dataset with several configurations. `split` is of a hub id or a

@@ -77,7 +77,7 @@ def resampled(
 
 
 def _thinned(pairs: LabelledPairs, rng: np.random.Generator, *, pool: bool, target: bool) -> np.ndarray:
-    """Which pairs are resampled, (n,) bool: whole samples are left out, of the side that is not drawn if there is one."""
+    """Which pairs are resampled, (n,) bool: whole samples are left out, of the side that is not drawn if any."""
     kept = np.ones(len(pairs), bool)
     share = _MAX_PAIRS / len(pairs)
     if share >= 1:
@@ -154,7 +154,9 @@ class _Problem:
 
     def _deviations(self, own: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Squared deviations from each target's mean, (b,)."""
-        count, first, second = (self.by_target.sums(own * v[:, None]) for v in (self.exact**0, self.exact, self.exact**2))
+        count, first, second = (
+            self.by_target.sums(own * v[:, None]) for v in (self.exact**0, self.exact, self.exact**2)
+        )
         deviations = np.where(count > 0, second - first**2 / np.where(count > 0, count, 1), 0)
         return np.asarray((deviations * targets).sum(axis=0))
 
@@ -166,7 +168,7 @@ class _Problem:
     def _row_means(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Mean over the targets of each pool sample, (n_rows, b); nan without any."""
         weights = targets[self.target[self.of_row]]
-        return self.by_row.sums(weights * values[self.of_row, None]) / self.by_row.sums(weights)
+        return np.asarray(self.by_row.sums(weights * values[self.of_row, None]) / self.by_row.sums(weights))
 
     def _row_mean(self, exact: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Rank correlation of the row means, (b,)."""
@@ -174,7 +176,7 @@ class _Problem:
             return np.full(rows.shape[1], np.nan)
         weights = rows * np.isfinite(exact)
         x, y = (_ranks_each(np.round(np.nan_to_num(m) / (_ROUNDING * self.scale)), weights) for m in (exact, predicted))
-        return _Groups(np.zeros(self.n_rows, np.int64)).correlations(x, y, weights)[0]
+        return np.asarray(_Groups(np.zeros(self.n_rows, np.int64)).correlations(x, y, weights)[0])
 
 
 class _Groups:
@@ -233,7 +235,7 @@ def _ranks_each(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     middle = (np.take_along_axis(below, first, axis=0) + np.take_along_axis(below, last + 1, axis=0)) / 2
     ranks = np.empty_like(middle)
     np.put_along_axis(ranks, order, middle, axis=0)
-    return ranks
+    return np.asarray(ranks)
 
 
 def _positive(values: np.ndarray, scale: np.ndarray) -> np.ndarray:

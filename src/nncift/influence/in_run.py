@@ -169,7 +169,10 @@ class InRun(LanguageModelFunction):
         """The training with its checkpoints, and the targets' gradients."""
         lora = self.training.lora
         weights, states = adapter_size(self.language_model, lora.modules, lora.rank)
-        memory = self._batch_memory(pool_rows, target_rows, batch_size=min(self.batch_size, PASS), adapted=states) + 6 * 4 * weights
+        memory = (
+            self._batch_memory(pool_rows, target_rows, batch_size=min(self.batch_size, PASS), adapted=states)
+            + 6 * 4 * weights
+        )
         stored = self.training.epochs * 3 * 4 * weights  # with Adam's moments
         return Footprint(memory, stored, stored)
 

@@ -109,9 +109,7 @@ def measure_rates(
 def mean_rate(function: InfluenceFunction, rates: Rates, pool: Dataset, target: Dataset, *, seed: int = 0) -> Rate:
     """Rates in samples and pairs, with the mean tokens of a random part of the samples."""
     rng = np.random.default_rng(seed)
-    rows, targets = (
-        samples.select(np.sort(rng.permutation(len(samples))[:_COUNTED])) for samples in (pool, target)
-    )
+    rows, targets = (samples.select(np.sort(rng.permutation(len(samples))[:_COUNTED])) for samples in (pool, target))
     n, m = len(rows), len(targets)
     if function.traits.pointwise:
         return Rate(rates.unit * grid_work(function, rows, targets).units / n + rates.pair, 0.0, 0.0, rates.warm_up)

@@ -40,14 +40,14 @@ def planned_work(
     if plan.columns.ndim == 1 or function.traits.pointwise:
         tokens = _tokens(function, pool.select(np.unique(rows)), target.select(targets), len(rows), len(plan.targets))
         return Work(samples, len(plan), tokens, warm_up)
-    once = _counted(function, pool.select([]), target.select(targets))
+    once = _counted(function, _none(pool), target.select(targets))
     if once is None:
         return Work(samples, len(plan), None, warm_up)
     some = range(0, len(rows), max(len(rows) // _ROWS, 1))
     read = 0
     for i in some:  # what is read once for a target is not read again for each row
         own = target.select(plan.columns[i] % len(target))
-        alone = _counted(function, pool.select([]), own) or 0
+        alone = _counted(function, _none(pool), own) or 0
         read += (_counted(function, pool.select(rows[[i]]), own) or 0) - alone
     return Work(samples, len(plan), once + round(read * len(rows) / len(some)), warm_up)
 
@@ -87,7 +87,7 @@ def _tokens(function: InfluenceFunction, pool: Dataset, target: Dataset, n_pool:
         return counted
     if targets is rows and not function.traits.per_pair:  # a sample may be read for both sides at once
         return round(counted * larger)
-    of_targets = _counted(function, rows.select([]), targets) or 0
+    of_targets = _counted(function, _none(rows), targets) or 0
     of_rows = (counted - of_targets) * larger * (wider if function.traits.per_pair else 1)
     return round(of_targets * wider + of_rows)
 
@@ -98,13 +98,17 @@ def _part(rows: Dataset) -> Dataset:
     return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST]))
 
 
+def _none(rows: Dataset) -> Dataset:
+    return rows.select([]) if len(rows) else rows  # `select` may refuse no row of none
+
+
 def _counted(function: InfluenceFunction, pool: Dataset, target: Dataset) -> int | None:
     """Tokens of these rows without a warm-up, which a trained function leaves out and another one counts on none."""
-    none = pool.select([])
+    none = _none(pool)
     tokens = function.tokens(pool, target, none)
     return None if tokens is None else tokens - (function.tokens(none, none, none) or 0)
 
 
 def _warm_up(function: InfluenceFunction, pool: Dataset, n_pool: int) -> int:
-    none = pool.select([])
+    none = _none(pool)
     return round((function.tokens(none, none, pool) or 0) * n_pool / max(len(pool), 1))

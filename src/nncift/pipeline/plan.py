@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -98,7 +98,9 @@ class RunPlan:
         checkpoints = f", and {_size(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
         lines.append(f"Memory: about {_size(self.memory)}; disk: about {_size(self.disk)}{checkpoints}")
         if self.estimated:
-            lines.append(f"About: the first {READ:,} rows were read, and the number of all is estimated from their size.")
+            lines.append(
+                f"About: the first {READ:,} rows were read, and the number of all is estimated from their size."
+            )
         return "\n".join(printable(line) for line in [*lines, "Nothing was written."])
 
     def _about(self, side: str) -> str:
@@ -107,7 +109,9 @@ class RunPlan:
 
 def _size(number: float) -> str:
     """Bytes in readable units."""
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{max(number / 2**20, 0.1):.{number < 10 * 2**20:d}f} MiB"
+    return (
+        f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{max(number / 2**20, 0.1):.{number < 10 * 2**20:d}f} MiB"
+    )
 
 
 def plan(config: Config, *, progress: bool = False) -> RunPlan:
@@ -119,13 +123,14 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     RunFolder(config.folder).check(config.identity())
     with (
         tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary,
-        tqdm(total=3 + len(_STAGES), desc="dry run", bar_format="{desc} {n}/{total}: {postfix}", disable=not progress)
-        as bar,
+        tqdm(
+            total=3 + len(_STAGES), desc="dry run", bar_format="{desc} {n}/{total}: {postfix}", disable=not progress
+        ) as bar,
     ):
         bar.set_postfix_str("reading")
         sources = {"pool": config.pool, "target": config.target, "known": config.known}
         first = {side: _first_rows(config, side, source) for side, source in sources.items() if source is not None}
-        limited: dict[str, SourceLike | None] = {side: rows.source for side, rows in first.items()}
+        limited: dict[str, Any] = {side: rows.source for side, rows in first.items()}
         run = Run.resolve(config, RunFolder(temporary), limited, progress=False)
         read(run)
         for side, rows in first.items():

@@ -89,7 +89,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         verification=_verification(run.folder),
         history=_history(run.folder),
         known_coverage=known_coverage(run.summary),
-        warnings=[w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))],
+        warnings=[
+            w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))
+        ],
         influence={"pool": run.influence.mean(), "subset": run.influence[run.chosen].mean()},
         gains=plots.gain_curve(run.gains),
         map=plots.embedding_map(run.features, run.chosen, run.target_features),
@@ -97,9 +99,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         best=_samples(run, run.chosen[:_SHOWN]),
         worst=_samples(run, np.argsort(run.influence, kind="stable")[:_SHOWN]),
         sides=facts,
-        schemas=sorted(
-            {name for f in facts.values() for name in f.get("schemas") or {f.get("schema"): 0} if name}
-        ),
+        schemas=sorted({name for f in facts.values() for name in f.get("schemas") or {f.get("schema"): 0} if name}),
         unmeasured=unmeasured(run.summary, run.config),
         version=importlib.metadata.version("nncift"),
     )

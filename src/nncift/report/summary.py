@@ -219,7 +219,10 @@ def _data_lines(side: str, facts: Mapping[str, Any]) -> list[str]:
             first, _, rest = noun.partition(" marked")
             parts.append(counted(number, first) + (f" marked{rest}" if rest else ""))
     without = f"{parts[0]}, without {', '.join(parts[1:])}" if len(parts) > 1 else parts[0]
-    return [f"{side.capitalize()}: {counted(facts['rows'], 'sample')} ({without}).", *map(str, facts.get("notes") or ())]
+    return [
+        f"{side.capitalize()}: {counted(facts['rows'], 'sample')} ({without}).",
+        *map(str, facts.get("notes") or ()),
+    ]
 
 
 def _fidelity_lines(fidelity: Fidelity) -> list[str]:
