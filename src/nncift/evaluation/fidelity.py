@@ -98,8 +98,9 @@ def _baselines(
     pool_features: FeatureArray, target_features: FeatureArray, train: LabelledPairs, pairs: LabelledPairs
 ) -> dict[str, np.ndarray]:
     """Predictions of the baselines for `pairs`, fitted to `train`: (n,) each."""
-    mean = float(train.influence.mean())
-    sums = np.bincount(train.target_index, train.influence, minlength=len(target_features))
+    exact = train.influence.astype(np.float64)
+    mean = float(exact.mean())
+    sums = np.bincount(train.target_index, exact, minlength=len(target_features))
     counts = np.bincount(train.target_index, minlength=len(target_features))
     target_mean = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
     baselines = {"target mean": target_mean[pairs.target_index], "constant": np.full(len(pairs), mean)}
@@ -114,7 +115,7 @@ def _baselines(
             continue
         seen, new = (_cosine(*sides, some, centered=centered) for some in (train, pairs))
         # Least-squares scaling to the influence, so that errors compare; a positive slope keeps the ranks.
-        slope = np.cov(seen, train.influence)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
+        slope = np.cov(seen, exact)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
         baselines[name] = mean + max(slope, 1e-6) * (new - seen.mean())
     return baselines
 

@@ -92,7 +92,10 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         warnings=[
             w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))
         ],
-        influence={"pool": run.influence.mean(), "subset": run.influence[run.chosen].mean()},
+        influence={
+            side: values.mean(dtype=np.float64)
+            for side, values in (("pool", run.influence), ("subset", run.influence[run.chosen]))
+        },
         gains=plots.gain_curve(run.gains),
         map=plots.embedding_map(run.features, run.chosen, run.target_features),
         groups=_groups(run),
