@@ -124,6 +124,9 @@ class Config:
     """Longest sequence the language model reads, in tokens; the model's own limit by default."""
     trust_remote_code: bool = False
     """Run code that comes with a model."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of an influence function that trains (less, in-run), which are removed when the run is
+    complete."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -267,8 +270,9 @@ class Config:
         return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine what the run computes: all but `output`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
+        """The fields that determine what the run computes: all but `output` and `keep_checkpoints`."""
+        others = ("output", "keep_checkpoints")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
 
 def _joined(stems: list[str]) -> str:

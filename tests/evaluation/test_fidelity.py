@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +14,9 @@ from scipy.stats import spearmanr
 from builders import labelled, random_labels
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
+from nncift.evaluation.intervals import interval, resampled
 from nncift.evaluation.metrics import measures, spearman
+from nncift.labels.pairs import LabelledPairs
 
 
 def features(n: int, seed: int = 0) -> np.ndarray:
@@ -50,12 +55,14 @@ def test_rank_correlation_of_a_constant_is_zero_and_of_two_values_undefined():
     assert spearman(np.arange(2.0), np.arange(2.0)) is None
 
 
-def test_a_network_fitted_to_noise_does_not_beat_the_baselines():
+def test_a_network_fitted_to_noise_is_not_better_than_the_baselines():
     a, b = features(60), features(20, 1)
     train, held_out = random_labels(60, 20).split(0.8)
     result = measure_fidelity(InfluenceNetwork().fit(a, b, train), a, b, held_out, train)
     assert not result.beats_baselines
-    assert "does not beat the baselines" in str(result)
+    assert result.outcome == "not better than"
+    assert str(result).startswith("The network is not better than the baselines on 12 new pool samples: R2 ")
+    assert result.quadrants["Q4"]["samples"] == {"pool": 12, "target": 4}
     assert set(result.quadrants) == {"Q1", "Q2", "Q3", "Q4"}
     assert set(result.quadrants["Q2"]["methods"]) == {"network", "cosine", "target mean", "constant"}
     assert result.held_out == {"pool": 12, "target": 4}
@@ -71,3 +78,103 @@ def test_the_target_mean_is_that_of_the_training_pairs():
     unseen = result.quadrants["Q4"]["methods"]
     assert unseen["target mean"]["mse"] == unseen["constant"]["mse"]
     assert not result.beats_baselines
+    assert str(result).startswith(
+        "Too few samples to tell whether the network is better than the baselines (6 new pool"
+    )
+
+
+def copies(exact: np.ndarray, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool rows, targets and values of a resample that is written out: each sample as often as it is counted."""
+    i, j = (np.repeat(np.arange(len(count)), count.astype(int)) for count in (rows, targets))
+    grid = exact[np.ix_(i, j)]
+    return *np.nonzero(np.ones_like(grid, bool)), grid.ravel()
+
+
+@pytest.mark.parametrize(("pool", "target"), [(True, False), (False, True), (True, True)])
+def test_a_resample_is_measured_as_if_its_samples_were_copied(pool, target):
+    rng = np.random.default_rng(0)
+    exact = np.round(4 * rng.standard_normal((9, 6))) / 4  # with ties
+    methods = {
+        "network": np.round(4 * exact + 4 * rng.standard_normal((9, 6))) / 4,
+        "target mean": np.tile(exact.mean(0), (9, 1)),
+    }
+    found = resampled(
+        labelled(exact), {n: m.ravel() for n, m in methods.items()}, scale=2.0, pool=pool, target=target, seed=3
+    )
+    again = np.random.default_rng(3)
+    counts = [
+        again.multinomial(n, np.full(n, 1 / n), size=1000) if drawn else np.ones((1000, n))
+        for n, drawn in ((9, pool), (6, target))
+    ]
+    for number in (0, 1, 500):
+        rows, targets = (count[number] for count in counts)
+        i, j, values = copies(exact, rows, targets)
+        pairs = LabelledPairs(i.astype(np.int32), j.astype(np.int32), values)
+        for name, method in methods.items():
+            for metric, value in measures(pairs, copies(method, rows, targets)[2], scale=2.0).items():
+                assert found[name][metric][number] == pytest.approx(value, abs=1e-9), (name, metric)
+
+
+def test_the_interval_holds_the_true_value_about_as_often_as_it_should():
+    """R2 over new rows whose errors share a part: an interval over pairs would be far too narrow."""
+    rng, inside = np.random.default_rng(1), 0
+    for trial in range(60):
+        exact = rng.standard_normal((30, 1)) + 0.3 * rng.standard_normal((30, 8))
+        predicted = exact + 0.5 * rng.standard_normal((30, 1))
+        values = resampled(
+            labelled(exact), {"network": predicted.ravel()}, scale=1.0, pool=True, target=False, seed=trial
+        )
+        low, high = interval(values["network"]["r2"])
+        inside += low <= 1 - 0.25 / 1.09 <= high
+    assert 0.8 < inside / 60 <= 1
+
+
+def test_thinned_pairs_have_the_interval_of_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((40, 60))
+    predictions = {"network": (exact + rng.standard_normal((40, 60))).ravel()}
+    options = {"scale": 1.0, "pool": True, "target": False}
+    whole = resampled(labelled(exact), predictions, **options)["network"]
+    monkeypatch.setattr("nncift.evaluation.intervals._MAX_PAIRS", 800)
+    thinned = resampled(labelled(exact), predictions, **options)["network"]
+    for metric, values in whole.items():
+        np.testing.assert_allclose(interval(thinned[metric]), interval(values), atol=0.12, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("rows", "noise", "outcome"), [(80, 0.1, "better than"), (40, 0.1, "too few samples to tell"), (80, 30.0, None)]
+)
+def test_the_outcome_follows_from_the_intervals(rows, noise, outcome):
+    """Of 40 rows, 8 are held out, which are fewer than 10."""
+    a, b = features(rows), features(8, 1)
+    exact = 2 * np.tanh(a[:, :1]) + 0.3 * a @ b.T + noise * np.random.default_rng(7).standard_normal((rows, 8))
+    train, held_out = labelled(exact).split(0.8)
+    network = InfluenceNetwork().fit(a, b, train)
+    result = measure_fidelity(network, a, b, held_out, train)
+    assert result.outcome == outcome if outcome else result.outcome != "better than"
+    assert result.beats_baselines == (result.outcome == "better than")
+    quadrant = result.quadrants["Q2"]
+    for method, row in quadrant["intervals"].items():
+        for metric, (low, high) in row.items():
+            assert low <= quadrant["methods"][method][metric] + 0.05
+            assert quadrant["methods"][method][metric] - 0.05 <= high
+    if result.outcome == "better than":
+        assert all(row["r2"][0] > 0 for row in quadrant["differences"].values())
+        assert "network" not in quadrant["differences"]
+
+
+def test_a_score_for_all_targets_is_not_judged_within_a_target():
+    a, b = features(100), features(5, 1)
+    scores = np.repeat(a[:, :1] + 0.1 * features(100, 2)[:, :1], 5, axis=1)
+    train, held_out = labelled(scores).split(0.8, target_groups=None, held_out=(np.arange(80, 100), np.zeros(0, int)))
+    result = measure_fidelity(InfluenceNetwork(pointwise=True).fit(a, b, train), a, b, held_out, train)
+    assert result.outcome == "better than"
+    assert "within a target" not in str(result)
+
+
+def test_values_of_any_size_give_finite_figures():
+    a, b = features(60), features(8, 1)
+    for size in (1e-30, 1e30):
+        train, held_out = labelled((a @ b.T) * size).split(0.8)
+        result = measure_fidelity(InfluenceNetwork().fit(a, b, train), a, b, held_out, train)
+        json.dumps(dataclasses.asdict(result), allow_nan=False)

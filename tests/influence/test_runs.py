@@ -60,7 +60,7 @@ class TestLess:
 
     def test_all_values_of_a_run_are_by_one_adapter(self, options, tmp_path):
         """Labels, shortlist and values that a resumed run computes again."""
-        options |= {"budget": 4, "verify": 2}
+        options |= {"budget": 4, "verify": 2, "keep_checkpoints": True}
         options["influence_options"] = {"training": {"fraction": 0.3, "epochs": 1, "learning_rate": 1e-2}}
         runs = [tmp_path / "run", tmp_path / "unlabelled"]
         nncift.select(ROWS, output=runs[0], **options)
@@ -74,6 +74,20 @@ class TestLess:
         for run in runs:
             adapters = {path.parent for path in run.rglob("epoch-1") if path.is_dir()}
             assert adapters == {run / "labels/warm-up"}
+
+    def test_checkpoints_are_removed_when_all_is_measured(self, options, tmp_path, monkeypatch):
+        """A finished run that is called again trains nothing, and one that lost its shortlist ends with the same."""
+        options |= {"budget": 4, "verify": 1, "output": tmp_path / "run"}
+        options["influence_options"] = {"training": {"epochs": 1, "lora.rank": 2}}
+        nncift.select(ROWS, **options)
+        assert not list((tmp_path / "run").rglob("epoch-*"))
+        subset = (tmp_path / "run/subset.jsonl").read_bytes()
+        for name in ("subset.jsonl", "selection.parquet", "verify/choice/labels.parquet"):
+            (tmp_path / "run" / name).unlink()
+        nncift.select(ROWS, **options)
+        assert (tmp_path / "run/subset.jsonl").read_bytes() == subset
+        monkeypatch.setattr(Less, "warm_up", lambda *_, **__: pytest.fail("trained again"))
+        nncift.select(ROWS, **options, keep_checkpoints=True)  # which is no other run
 
     def test_a_plan_counts_the_warm_up_on_the_whole_pool(self, options, pool, tmp_path):
         options |= {"labels": "20", "budget": "5", "influence_options": {"training": {"epochs": 2, "lora.rank": 2}}}
@@ -96,8 +110,9 @@ class TestLess:
         assert len(np.unique(labels.target_index)) == 6
         summary = json.loads((tmp_path / "run/summary.json").read_text())
         assert summary["labelled_pairs"] == 20
-        tokens = stage_costs(tmp_path / "run")["forward_tokens"]
-        assert summary["exact_all_pairs"]["forward_tokens"] == round(tokens * 50 / 20)
+        nncift.select(ROWS, target=target, output=tmp_path / "all", **options | {"labels": "100%"})
+        tokens = stage_costs(tmp_path / "all")["forward_tokens"]  # those of the targets once
+        assert summary["exact_all_pairs"]["forward_tokens"] == tokens
 
 
 class TestOptions:

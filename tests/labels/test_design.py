@@ -7,14 +7,13 @@ import math
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
 from nncift.estimator.training_data import MAX_COLUMNS
-from nncift.influence.base import InfluenceFunction, Traits
-from nncift.labels.design import PairPlan, Rate, deal, measure_rate, number_of_pairs, plan_pairs
+from nncift.labels.design import PairPlan, deal, number_of_pairs, plan_pairs
+from nncift.labels.rates import Rate
 from nncift.run.amounts import Amount
 
 seeds = st.integers(0, 5)
@@ -121,56 +120,3 @@ def test_the_pairs_of_a_time_take_that_time(row, target, pair, seconds, own_targ
         each = math.sqrt(pairs / rows)
         assert rate.seconds(rows * each, targets * each, rows * each**2) <= seconds * (1 + 1e-6)
         assert rate.seconds(rows * (each + 1), targets * (each + 1), rows * (each + 1) ** 2) > seconds
-
-
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr("nncift.labels.design.time.perf_counter", lambda: now[0])
-    return now
-
-
-class Slow(InfluenceFunction):
-    name = "slow"
-    loaded = False
-
-    def __init__(self, clock: list[float]) -> None:
-        self.clock = clock
-
-    def load(self, seconds: float) -> float:
-        first, self.loaded = not self.loaded, True
-        return seconds * first
-
-    def __call__(self, pool_rows, target_rows):
-        self.clock[0] += 2 * len(pool_rows) * (1 if self.traits.pointwise else len(target_rows))
-        return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-
-
-@pytest.mark.parametrize(("pointwise", "fixed"), [(False, 0), (True, 0), (True, 60)])
-def test_the_rate_separates_samples_pairs_and_fixed_cost(clock, pointwise, fixed):
-    """Five seconds to load; in `prepare` three per sample, and a fixed cost; two per pair or pointwise score."""
-
-    class Prepared(Slow):
-        traits = Traits(pointwise=pointwise)
-
-        def prepare(self, pool, target, folder=None):
-            clock[0] += self.load(5) + fixed + 3 * (len(pool) + (0 if pointwise else len(target)))
-
-    rows = Dataset.from_list([{"id": str(i)} for i in range(20)])
-    assert measure_rate(Prepared(clock), rows, rows) == (Rate(5, 0, 0, fixed) if pointwise else Rate(3, 3, 2))
-
-
-def test_the_rate_includes_the_warm_up_on_the_whole_pool(clock):
-    """Ten seconds to load; in `warm_up` five, and seven per sample."""
-
-    class WarmedUp(Slow):
-        def warm_up(self, pool, folder=None, *, progress=False):
-            clock[0] += self.load(10) + 5 + 7 * len(pool)
-
-        def tokens(self, pool_rows, target_rows, pool=None):
-            return 100 * len(pool)
-
-    rows = Dataset.from_list([{"id": str(i)} for i in range(20)])
-    rate = measure_rate(WarmedUp(clock), rows, rows)
-    assert (rate.row, rate.pair, rate.warm_up) == (0, 2, pytest.approx(5 + 7 * 20))
-    assert rate.seconds(3, 2) == pytest.approx(145 + 12)

@@ -298,15 +298,45 @@ def test_fidelity_table(run: RunFolder, page: Page):
 @pytest.mark.parametrize("good", [True, False])
 def test_verdict_first(tmp_path: Path, good: bool):
     folder = make_run(tmp_path, good=good)
-    verdict = Fidelity.load(folder.fidelity).verdict
-    dataclasses.replace(Summary.load(folder.summary), warnings=[verdict, "another"]).save(folder.summary)
+    fidelity = Fidelity.load(folder.fidelity)  # as an earlier version stored it
+    warnings = [fidelity.verdict, str(fidelity), "another"]
+    dataclasses.replace(Summary.load(folder.summary), warnings=warnings).save(folder.summary)
     page = Page(folder)
     style = next(attributes["class"] for _, attributes in page.elements if attributes.get("id") == "verdict")
     assert style == ("verdict good" if good else "verdict bad")
     assert page.source.index('id="verdict"') < page.source.index('id="configuration"')
-    assert verdict.split(": ")[0] in page.section("verdict")
+    outcome = "better than" if good else "not better than"
+    assert f"The network is {outcome} the baselines on 42 new pool samples" in page.section("verdict")
     assert "R2 0.46 (best baseline: target mean 0.21)" in page.section("verdict")
     assert page.section("warnings").endswith("1 warning another")  # the verdict is not repeated
+
+
+@pytest.mark.parametrize(("held_out", "mark"), [(4, "?"), (42, "✓")])
+def test_a_tick_needs_enough_samples(tmp_path: Path, held_out: int, mark: str):
+    """Of a record of an earlier version too, which has no intervals."""
+    folder = make_run(tmp_path)
+    dataclasses.replace(Fidelity.load(folder.fidelity), held_out={"pool": held_out, "target": 9}).save(folder.fidelity)
+    page = Page(folder)
+    assert page.section("verdict").startswith(mark)
+    assert ("Too few samples to tell" in page.section("verdict")) == (mark == "?")
+    assert ("✓" in page.text) == (mark == "✓")
+    assert f"fidelity on {held_out} new pool samples, 300 pairs" in summary_text(folder)
+
+
+def test_every_figure_has_its_interval(tmp_path: Path):
+    folder = make_run(tmp_path)
+    fidelity = Fidelity.load(folder.fidelity)
+    quadrant = fidelity.quadrants["Q2"]
+    quadrant["samples"] = {"pool": 17, "target": 1}
+    spans = {method: {name: [-0.25, 0.75] for name in METRICS} for method in quadrant["methods"]}
+    quadrant |= {"intervals": spans | {"constant": dict.fromkeys(METRICS)}, "differences": {}}
+    dataclasses.replace(fidelity, outcome="too few samples to tell").save(folder.fidelity)
+    section = Page(folder).section("fidelity")
+    assert "300 pairs of 17 pool samples and 1 target" in section
+    value = quadrant["methods"]["network"]["r2"]
+    assert f"{value:.3f} [\u22120.25, 0.75]" in section
+    assert f"{value:.2f} [-0.25, 0.75]" in summary_text(folder)
+    assert "(17 new pool samples)" in Page(folder).section("verdict")
 
 
 def test_no_savings_where_all_pairs_cost_less_than_the_run(tmp_path: Path):
@@ -389,7 +419,8 @@ def test_without_target_lists_or_held_out_pairs(tmp_path: Path):
     }
     write_json(folder.fidelity, stored)
     page = Page(folder)
-    assert page.section("verdict") == "! Fidelity is unknown Too few samples were labelled to hold any out."
+    headline = "Too few samples to tell whether the network is better than the baselines: none was held out"
+    assert page.section("verdict") == f"? {headline}"
     assert "Target none: the pool itself" in page.section("configuration")
     assert [name for name, _ in page.elements].count("svg") == 2  # no scatter plot
     assert "Q2" not in page.section("fidelity")
@@ -428,7 +459,7 @@ def test_an_unfinished_or_damaged_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("ended", "target", "shown"),
     [
-        ("no improvement in two rounds", 0.6, "1 round: no improvement in two rounds (target fidelity 0.60"),
+        ("no improvement in two rounds", 0.6, "1 round : no improvement in two rounds (target fidelity 0.60"),
         ("in words of an earlier version", None, "target fidelity reached (target fidelity 0.30"),
     ],
 )
@@ -441,7 +472,36 @@ def test_active_learning(tmp_path: Path, ended: str, target: float | None, shown
     page = Page(folder)
     assert shown in page.section("rounds")
     assert "1 96 0.310 12.0 s" in page.section("rounds")
-    assert "(rank correlation 0.31 with 96 pairs)" in summary_text(folder)
+    assert "(rank correlation 0.31 on 2 held-out samples, 96 training pairs)" in summary_text(folder)
+
+
+def test_the_network_of_a_run_without_labels_is_named(tmp_path: Path):
+    described = {"influence": {"name": "less", "model": "embedded"}, "features": {"language_model": "org/small"}}
+    nothing = {"labelled_pairs": 0, "exact_all_pairs": None, "network": described, "warnings": []}
+    folder = make_run(tmp_path, **nothing)
+    folder.fidelity.unlink()
+    write_json(folder.config, CONFIG | {"network": "pretrained"})
+    named = "the network that comes with nncift, fitted to less of org/small, without exact values on this data"
+    assert f"Fidelity was not measured: the influence was estimated by {named}." in summary_text(folder)
+    assert named in Page(folder).section("verdict")
+
+
+def test_schemas_and_remarks_of_the_data(tmp_path: Path):
+    facts = {"source": "a.jsonl", "rows": 60, "read": 70, "duplicates": 1, "excluded": 2, "rejected": 0}
+    more = {"undesired": 7, "schemas": {"alpaca": 50, "messages": 20}, "notes": ["2 ids were made unique <b>"]}
+    folder = make_run(tmp_path, pool=60, target=0)
+    dataclasses.replace(Summary.load(folder.summary), pool=facts | more).save(folder.summary)
+    section = Page(folder).section("data")
+    shown = (
+        "read as alpaca 50",
+        "read as messages 20",
+        "marked as undesired, left out 7",
+        "2 ids were made unique <b>",
+    )
+    assert all(text in section for text in shown)
+    text = summary_text(folder)
+    left_out = "70 rows read, without 1 exact duplicate, 2 excluded rows, 7 rows marked as undesired"
+    assert f"Pool: 60 samples ({left_out}).\n2 ids were made unique <b>\n" in text
 
 
 def test_verification(tmp_path: Path):
@@ -466,7 +526,8 @@ def test_known_samples(tmp_path: Path, value: float | None, share: str | None):
     page, text = Page(folder), summary_text(folder)
     assert f"1,200 samples from {HOSTILE[1]}" in page.section("known")
     assert "exact duplicates, removed 17 17 1 pool/duplicates.jsonl" in page.section("data")
-    assert "Known: 1,200 samples, facility location conditional gain" in text
+    assert "Known: 1,200 samples (1,201 rows read, without 1 exact duplicate)." in text
+    assert "Objective: facility location conditional gain over 1,200 known samples" in text
     assert ("coverage of the targets" in page.section("known")) == (share is not None)
     if share is not None:
         assert "They provide 75.0 % of the coverage of the targets, the subset the other 25.0" in page.section("known")

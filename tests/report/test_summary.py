@@ -38,7 +38,7 @@ def folder(tmp_path) -> RunFolder:
     ("gains", "warning"),
     [
         ([2.0, 1.0], None),
-        ([2.0, 0.0], "1 of the 2 selected samples have no gain: the objective is saturated"),
+        ([2.0, 0.0], "1 of the 2 selected samples has no gain: the objective is saturated"),
         ([0.0, -1.0], "All estimated gains are at most 0"),
     ],
 )
@@ -58,4 +58,6 @@ def test_warnings(folder, gains, warning):
     ]
     assert len(summary.warnings) == len(expected)
     assert all(found.startswith(start) for found, start in zip(summary.warnings, expected, strict=True))
-    assert "Known: 9 samples, facility location conditional gain; they provide 25%" in summary_text(folder)
+    assert "Objective: facility location conditional gain over 9 known samples; they provide 25%" in summary_text(
+        folder
+    )

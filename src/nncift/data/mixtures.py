@@ -101,7 +101,9 @@ def _joined(name: str, parts: Sequence[Part], seed: int) -> Source:
     def stamps() -> list[Stamp]:
         return [stamp for part in parts for stamp in part.source.stamps]
 
-    return Source(name, rows, stamps, [note for part in parts for note in part.source.notes])
+    whole = all(part.weight is None and part.cap is None and part.source.paths for part in parts)
+    paths = tuple(path for part in parts for path in part.source.paths) if whole else ()
+    return Source(name, rows, stamps, [note for part in parts for note in part.source.notes], paths)
 
 
 _EXAMPLE = "a list of sources, such as: - {name: math, path: math.jsonl, weight: 0.5}"

@@ -41,12 +41,16 @@ class Source:
         rows: starts reading.
         hash_files: the stamps; reads again what was not read as a whole.
         notes: remarks for the user, each a line, such as files that are left out.
+        paths: its files, each read from start to end; empty for other sources.
+        count: number of its rows, where it is there without reading.
     """
 
     name: str
     rows: Callable[[], Iterator[Row]]
     hash_files: Callable[[], list[Stamp]]
     notes: list[str] = field(default_factory=list)
+    paths: tuple[Path, ...] = ()
+    count: int | None = None
 
     @property
     def stamps(self) -> list[Stamp]:
@@ -65,7 +69,7 @@ class Opening:
 
 
 def open_source(
-    source: SourceLike,
+    source: SourceLike | Source,
     *,
     split: str | None = None,
     prefer: str | None = None,
@@ -79,7 +83,7 @@ def open_source(
     folder. A list of paths or hub ids is read as one source, and a YAML file is a mixture.
 
     Args:
-        source: what to read.
+        source: what to read; one that is resolved is returned.
         split: the split to read of a source with several.
         prefer: the split to read where none is named, if it is there.
         limit: bytes of the longest row, 64 MiB unless given; a longer one is a bad row.
@@ -88,6 +92,8 @@ def open_source(
     Raises:
         DataError: there is nothing of that name, no data in a folder, or no such split.
     """
+    if isinstance(source, Source):
+        return source
     return open_with(source, Opening(split, prefer, limit or ROW_BYTES, seed or 0))
 
 
@@ -149,7 +155,7 @@ def _of_files(name: str, files: Sequence[tuple[Path, str]], opening: Opening, no
     def stamps() -> list[Stamp]:
         return [{"file": shown, "xxh3_128": hashes.get(shown) or hash_file(path, shown)} for path, shown in files]
 
-    return Source(name, rows, stamps, notes)
+    return Source(name, rows, stamps, notes, tuple(path for path, _ in files))
 
 
 def hash_file(path: Path, name: str) -> str:
@@ -242,7 +248,7 @@ def _in_memory(source: Any, opening: Opening) -> Source:
                 pass
         return [{"file": IN_MEMORY, "rows": int(read["rows"]), "xxh3_128": read["xxh3_128"]}]
 
-    return Source(IN_MEMORY, rows, stamps)
+    return Source(IN_MEMORY, rows, stamps, count=len(chosen) if hasattr(chosen, "__len__") else None)
 
 
 def _is_dict_of_datasets(source: object) -> bool:

@@ -2,25 +2,40 @@
 
 The paper reports the mean squared error after min-max scaling, which hides failure: exact values are close together, so
 a constant scores as well. Every metric here is compared with baselines that need no extra computation (a constant, each
-target's mean, cosines of the features), and the verdict states whether the network beats them.
+target's mean, cosines of the features).
+
+A few held-out samples prove nothing, so every metric has a 95 % interval over resamples of them (`intervals`), and the
+verdict follows from the intervals of the differences to each baseline: "better than" where all are above 0, "not better
+than" where one leaves at most a negligible improvement, else, or with fewer than ten held-out samples, "too few samples
+to tell".
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nncift.estimator.network import FeatureArray, InfluenceNetwork
+from nncift.evaluation.intervals import interval, resampled
 from nncift.evaluation.metrics import measures
 from nncift.features.features import Features
 from nncift.features.language_model import LANGUAGE_BLOCKS
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.records import Fidelity
+from nncift.run.records import BETTER, MIN_SAMPLES, NOT_BETTER, TOO_FEW, Fidelity
 
 _SCATTER = 2000
 _CHUNK = 1 << 14  # pairs at a time
 _MEAN_SAMPLES = 4096  # of either side, for the mean of a language model's states
+_NEGLIGIBLE = 0.02  # improvement of R2 or of a rank correlation
+_HELD_OUT = {"Q2": (True, False), "Q3": (False, True), "Q4": (True, True)}  # whether pool samples and targets are new
+_JUDGED = {
+    "r2": "R2",
+    "r2_over_target_mean": "R2 over target mean",
+    "spearman_within_target": "rank correlation within a target",
+}
+_JUDGED_POINTWISE = {"r2": "R2", "spearman": "rank correlation"}  # a score that is the same for all targets
 
 
 def measure_fidelity(
@@ -48,19 +63,21 @@ def measure_fidelity(
         for part, pairs in (("train", train), ("held_out", held_out))
         if len(pairs)
     }
-    scale = float(np.ptp(np.concatenate([train.influence, held_out.influence]))) or 1.0
-    quadrants = {"Q1": _compare(train, predictions["train"], np.ones(len(train), bool), scale)}
+    scale = float(np.ptp(np.concatenate([train.influence, held_out.influence]).astype(np.float64))) or 1.0
+    quadrants = {"Q1": _compare(train, predictions["train"], scale)}
     where = held_out.quadrants(train)
-    for name in ("Q2", "Q3", "Q4"):
-        if (where == name).any():
-            quadrants[name] = _compare(held_out, predictions["held_out"], where == name, scale)
-    beats, verdict = _judge(quadrants)
+    for name, (pool, target) in _HELD_OUT.items():
+        if (mask := where == name).any():
+            part = {method: values[mask] for method, values in predictions["held_out"].items()}
+            quadrants[name] = _compare(held_out.take(mask), part, scale)
+            quadrants[name] |= _intervals(held_out.take(mask), part, scale, pool=pool, target=target)
+    judged = _JUDGED_POINTWISE if network.options.get("pointwise") else _JUDGED
     shown = np.linspace(0, len(held_out) - 1, min(len(held_out), _SCATTER)).astype(int)
     predicted = predictions["held_out"]["network"] if len(held_out) else np.zeros(0)
-    return Fidelity(
+    record = Fidelity(
         quadrants=quadrants,
-        beats_baselines=beats,
-        verdict=verdict,
+        beats_baselines=False,
+        verdict="",
         pairs={"train": len(train), "held_out": len(held_out)},
         held_out={
             "pool": len(np.setdiff1d(held_out.pool_index, train.pool_index)),
@@ -72,14 +89,18 @@ def measure_fidelity(
             "quadrant": where[shown].tolist(),
         },
     )
+    outcome, facts = _judge(record, judged)
+    record = replace(record, outcome=outcome, beats_baselines=outcome == BETTER)
+    return replace(record, verdict=f"{record.headline}: {facts}." if facts else f"{record.headline}.")
 
 
 def _baselines(
     pool_features: FeatureArray, target_features: FeatureArray, train: LabelledPairs, pairs: LabelledPairs
 ) -> dict[str, np.ndarray]:
     """Predictions of the baselines for `pairs`, fitted to `train`: (n,) each."""
-    mean = float(train.influence.mean())
-    sums = np.bincount(train.target_index, train.influence, minlength=len(target_features))
+    exact = train.influence.astype(np.float64)
+    mean = float(exact.mean())
+    sums = np.bincount(train.target_index, exact, minlength=len(target_features))
     counts = np.bincount(train.target_index, minlength=len(target_features))
     target_mean = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
     baselines = {"target mean": target_mean[pairs.target_index], "constant": np.full(len(pairs), mean)}
@@ -94,7 +115,7 @@ def _baselines(
             continue
         seen, new = (_cosine(*sides, some, centered=centered) for some in (train, pairs))
         # Least-squares scaling to the influence, so that errors compare; a positive slope keeps the ranks.
-        slope = np.cov(seen, train.influence)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
+        slope = np.cov(seen, exact)[0, 1] / max(float(seen.var(ddof=1)), 1e-12) if len(train) > 1 else 0.0
         baselines[name] = mean + max(slope, 1e-6) * (new - seen.mean())
     return baselines
 
@@ -114,36 +135,57 @@ def _cosine(
     return cosines
 
 
-def _compare(
-    pairs: LabelledPairs, predictions: dict[str, np.ndarray], mask: np.ndarray, scale: float
-) -> dict[str, Any]:
-    part = pairs.take(mask)
+def _compare(pairs: LabelledPairs, predictions: dict[str, np.ndarray], scale: float) -> dict[str, Any]:
     return {
-        "pairs": len(part),
-        "methods": {name: measures(part, values[mask], scale=scale) for name, values in predictions.items()},
+        "pairs": len(pairs),
+        "samples": {"pool": len(np.unique(pairs.pool_index)), "target": len(np.unique(pairs.target_index))},
+        "methods": {name: measures(pairs, values, scale=scale) for name, values in predictions.items()},
     }
 
 
-def _judge(quadrants: dict[str, dict[str, Any]]) -> tuple[bool, str]:
-    """Whether the network beats every baseline on new pool samples, which a selection consists of, and the verdict."""
-    name = next((q for q in ("Q2", "Q4", "Q3") if q in quadrants), None)
+def _intervals(
+    pairs: LabelledPairs, predictions: dict[str, np.ndarray], scale: float, *, pool: bool, target: bool
+) -> dict[str, Any]:
+    """95 % intervals of every metric, and of the network's difference to every baseline."""
+    values = resampled(pairs, predictions, scale=scale, pool=pool, target=target)
+    own = values["network"]
+    return {
+        "intervals": {name: {m: interval(v) for m, v in found.items()} for name, found in values.items()},
+        "differences": {
+            name: {metric: interval(own[metric] - found[metric]) for metric in found}
+            for name, found in values.items()
+            if name != "network"
+        },
+    }
+
+
+def _judge(record: Fidelity, judged: dict[str, str]) -> tuple[str, str]:
+    """The outcome on new pool samples, which a selection consists of, and the figures that it follows from."""
+    name = record.judged
     if name is None:
-        return False, "Fidelity is unknown: too few samples were labelled to hold any out."
-    methods = quadrants[name]["methods"]
-    samples = {"Q2": "new pool samples", "Q4": "new pool samples and targets", "Q3": "new targets"}[name]
-    lost, found = [], []
-    for metric, label in (("r2", "R2"), ("spearman_within_target", "rank correlation within a target")):
-        values = {method: row[metric] for method, row in methods.items() if row[metric] is not None}
-        if "network" not in values:
+        return TOO_FEW, ""
+    quadrant, facts = record.quadrants[name], []
+    gains: list[list[float]] = []  # intervals of the improvements
+    for metric, label in judged.items():
+        own, span = (quadrant[kind]["network"][metric] for kind in ("methods", "intervals"))
+        if own is None or span is None:
             continue
-        own = values.pop("network")
-        best = max(values, key=lambda method: values[method], default=None)
-        found.append(f"{label} {own:.2f}" + (f" (best baseline: {best} {values[best]:.2f})" if best else ""))
-        if own <= 0 or (best is not None and own <= values[best]):
-            lost.append(label)
-    facts = " and ".join(found)
-    if not found:
-        return False, f"Fidelity is unknown: too few {samples} were held out."
-    if lost:
-        return False, f"The network does not beat the baselines on {samples}: {facts}. Do not trust its ranking yet."
-    return True, f"The network beats the baselines on {samples}: {facts}."
+        fact = f"{label} {own:.2f} [{span[0]:.2f}, {span[1]:.2f}]"
+        if metric == "r2_over_target_mean":  # 0 is as good as the exact mean of each target
+            gains.append(span)
+        else:
+            differences = {name: row[metric] for name, row in quadrant["differences"].items() if row[metric]}
+            gains += differences.values()
+            if differences:
+                values = {name: quadrant["methods"][name][metric] for name in differences}
+                best = max(values, key=lambda name: values[name])
+                low, high = differences[best]
+                fact += f" (best baseline: {best} {values[best]:.2f}; difference {low:.2f} to {high:.2f})"
+        facts.append(fact)
+    if record.samples < MIN_SAMPLES or not gains:
+        outcome = TOO_FEW
+    elif all(low > 0 for low, _ in gains):
+        outcome = BETTER
+    else:
+        outcome = NOT_BETTER if any(high <= _NEGLIGIBLE for _, high in gains) else TOO_FEW
+    return outcome, ", ".join(facts)

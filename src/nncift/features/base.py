@@ -57,6 +57,10 @@ class FeatureSource:
     def check(self, samples: Dataset) -> None:
         """Called with all samples before the first is read: refuse some."""
 
+    def memory(self, samples: Dataset) -> int:
+        """Bytes that it takes at its peak on samples like these, beyond its model's weights; for a dry run."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """JSON values that have to be the same when a half-finished computation is resumed."""
         return {}

@@ -25,6 +25,7 @@ from nncift.features.features import split
 from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
+from nncift.models.memory import batch_memory
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.folder import FeatureFolder
 
@@ -64,6 +65,12 @@ class LanguageModelFeatures(FeatureSource):
     def settings(self) -> dict[str, Any]:
         """Precision and context length of the model; loads it."""
         return {"dtype": self.model.loaded.precision, "max_length": self.model.loaded.context_length}
+
+    def memory(self, samples: Dataset) -> int:
+        """Those of the largest batch."""
+        model = self.model.loaded
+        examples = encode_examples(model, samples, cut_responses=True)
+        return batch_memory(model, examples, batch_size=self.model.sequences())
 
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
         """The blocks, and which samples were truncated to the context."""

@@ -9,11 +9,15 @@ import numpy as np
 
 from nncift.features.base import TRUNCATED, FeatureSource, read_source
 from nncift.models.encoder import embed_texts, sample_texts
+from nncift.models.memory import states_of
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.folder import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+_BATCH = 32  # texts, on the CPU
 
 
 class SentenceFeatures(FeatureSource):
@@ -28,6 +32,15 @@ class SentenceFeatures(FeatureSource):
     def build(cls, encoder: EncoderSpec, model: ModelSpec) -> Self:
         """With the run's encoder."""
         return cls(encoder)
+
+    def memory(self, samples: Dataset) -> int:
+        """Those of a batch of the longest texts."""
+        config = getattr(getattr(self.encoder.loaded[0], "auto_model", None), "config", None)
+        if config is None:
+            return 0
+        longest = min(int(self.encoder.loaded.max_seq_length or 512), max(map(len, sample_texts(samples))) // 3)
+        states = states_of(int(config.hidden_size), getattr(config, "intermediate_size", None))
+        return (self.encoder.batch_size or _BATCH) * longest * states * 4
 
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
         """The block, and which texts exceed the encoder's maximum length."""

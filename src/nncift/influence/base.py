@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -41,6 +41,14 @@ class Traits:
     relative: bool = False
     per_pair: bool = False
     asks_language_model: bool = False
+
+
+class Footprint(NamedTuple):
+    """What measuring takes besides time, in bytes, for a dry run."""
+
+    memory: int = 0  # at the peak, beyond the models' weights
+    disk: int = 0  # of files
+    checkpoints: int = 0  # of these, checkpoints of a training
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,20 @@ class InfluenceFunction:
             pool: the samples that `warm_up` trains on before.
         """
         return None
+
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+        """Memory and disk that measuring takes.
+
+        Args:
+            pool_rows: some of the pool samples that are measured.
+            target_rows: some of the targets.
+            samples: how many samples are measured in all.
+        """
+        return Footprint()
+
+    def shortened(self) -> Self:
+        """This function, or a copy on the same model that trains for one epoch, to measure its rate with."""
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Everything but the samples that the values depend on, ready for JSON; loads no model."""
@@ -240,6 +262,19 @@ class LanguageModelFunction(InfluenceFunction):
     def cut_ids(self) -> frozenset[str]:  # type: ignore[override]
         """Ids of the samples truncated so far to fit the model's context."""
         return frozenset(self._cut)
+
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+        """The largest batch of a forward pass."""
+        return Footprint(self._batch_memory(pool_rows, target_rows))
+
+    def _batch_memory(self, *rows: Dataset, batch_size: int | None = None, adapted: int | None = None) -> int:
+        """Bytes of the largest batch of these samples; `adapted` where a backward pass through an adapter follows."""
+        from nncift.models.examples import encode_examples
+        from nncift.models.memory import batch_memory
+
+        size, model = batch_size or self.batch_size, self.language_model
+        batches = (encode_examples(model, some, cut_responses=True) for some in rows)
+        return max(batch_memory(model, examples, batch_size=size, adapted=adapted) for examples in batches)
 
     def describe(self) -> dict[str, Any]:
         """The function's own settings and the model's."""

@@ -25,9 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.influence.base import LanguageModelFunction, look_up
+from nncift.influence.base import Footprint, LanguageModelFunction, look_up
 from nncift.models.examples import Example, encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.memory import adapter_size
 from nncift.models.prompts import chunks
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_json, write_json
@@ -113,6 +114,24 @@ class GradientInfluence(LanguageModelFunction):
         examples = [*_distinct(self._examples(pool_rows)), *_distinct(self._examples(target_rows))]
         return self._passes() * sum(len(example.ids) - 1 for example in examples)
 
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+        """A batch's forward and backward pass, the gradients' features of all samples, and the random projection."""
+        weights, states = self._adapter_size()
+        features = self._passes() * samples * min(self.dimension, weights) * 4
+        moments = 0 if self.preconditioned == "no" else 2 * 4 * weights
+        memory = self._batch_memory(pool_rows, target_rows, adapted=states) + 2 * 4 * weights + moments + features
+        return Footprint(memory, disk=features)
+
+    def _adapter_size(self) -> tuple[int, int]:
+        """Weights of the adapter, and the numbers that it adds to a token's states."""
+        lora = self._lora
+        return adapter_size(self.language_model, lora.modules, lora.rank)
+
+    @property
+    def _lora(self) -> Lora:
+        """The shape of the adapter."""
+        return Lora()
+
     def _passes(self) -> int:
         """Number of adapters, and so of passes over each sample."""
         return len(self._adapters())
@@ -190,6 +209,10 @@ class GradientSimilarity(GradientInfluence):
         """With the adapter."""
         adapter = str(self.adapter) if isinstance(self.adapter, Path) else dataclasses.asdict(self.adapter)
         return super().describe() | {"adapter": json.loads(json.dumps(adapter))}
+
+    @property
+    def _lora(self) -> Lora:
+        return self.adapter if isinstance(self.adapter, Lora) else Lora()
 
     def _adapters(self) -> Sequence[Point]:
         return [Point(self.adapter, 1.0)]

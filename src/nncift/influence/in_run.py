@@ -15,19 +15,21 @@ sample is compared with more targets at the same cost.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import LanguageModelFunction, Traits
+from nncift.influence.base import Footprint, LanguageModelFunction, Traits
 from nncift.models.examples import Example, tasks_of
 from nncift.models.language_model import LanguageModel
+from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
 from nncift.run.files import read_array
 from nncift.training.gradient_products import SCORES, InnerProducts
@@ -162,6 +164,24 @@ class InRun(LanguageModelFunction):
         columns = [self._columns[target.example.key, target.task] for target in targets]
         rows = [self._scores[example.key][columns] for example in samples]
         return np.reshape(rows, (len(samples), len(targets))).astype(np.float32)
+
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+        """The training with its checkpoints, and the targets' gradients."""
+        lora = self.training.lora
+        weights, states = adapter_size(self.language_model, lora.modules, lora.rank)
+        memory = (
+            self._batch_memory(pool_rows, target_rows, batch_size=min(self.batch_size, PASS), adapted=states)
+            + 6 * 4 * weights
+        )
+        stored = self.training.epochs * 3 * 4 * weights  # with Adam's moments
+        return Footprint(memory, stored, stored)
+
+    def shortened(self) -> Self:
+        """A copy that trains for one epoch."""
+        short = copy.copy(self)
+        short.training = dataclasses.replace(self.training, epochs=1, min_steps_per_epoch=1)
+        short._scores, short._columns = {}, {}
+        return short
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Tokens of all forward, and of all backward, passes of `prepare` on these rows."""

@@ -8,25 +8,27 @@ essential: gradients of short responses are longer.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import Traits, broadcast
+from nncift.influence.base import Footprint, Traits, broadcast
 from nncift.influence.gradient_similarity import GradientInfluence, Point, Preconditioned
 from nncift.models.examples import Example, tasks_of
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.training.checkpoints import Checkpoint, read_checkpoint
 from nncift.training.lora import Lora
-from nncift.training.trainer import Training, choose_samples, fine_tune
+from nncift.training.trainer import PASS, Training, choose_samples, fine_tune
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,6 +131,27 @@ class Less(GradientInfluence):
         targets, tasks = self._targets
         scores = by_task(self._products(self._examples(pool_rows), targets), tasks)
         return broadcast(scores, len(target_rows))
+
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+        """With the training of the warm-up and its checkpoints."""
+        features = super().footprint(pool_rows, target_rows, samples)
+        if self._given:
+            return features
+        weights, states = self._adapter_size()
+        training = self._batch_memory(pool_rows, batch_size=PASS, adapted=states) + 4 * 4 * weights
+        stored = self.training.epochs * 3 * 4 * weights  # with Adam's moments
+        return Footprint(max(features.memory, training), features.disk + stored, stored)
+
+    @property
+    def _lora(self) -> Lora:
+        return self.training.lora
+
+    def shortened(self) -> Self:
+        """A copy that trains for one epoch on all that it is given, in as few steps as its batch size allows."""
+        short = copy.copy(self)
+        short.training = dataclasses.replace(self.training, epochs=1, fraction=1.0, min_steps_per_epoch=1)
+        short._warm, short._trained, short._cache, short._discard = [], [], {}, None
+        return short
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """As of `GradientInfluence`, and of the warm-up unless it is done: on `pool`, or else on the pool rows."""

@@ -40,6 +40,7 @@ def collect(
     *,
     folder: Path | None = None,
     progress: bool = False,
+    after_prepare: Callable[[], None] = lambda: None,
     after_block: Callable[[], None] = lambda: None,
 ) -> LabelledPairs:
     """Exact influence of pool rows on targets, block by block.
@@ -52,6 +53,7 @@ def collect(
         columns: indices into `target`: (c,) for all rows, or (r, k), each row's own.
         folder: keep blocks here while running, then the pairs; what is stored is not computed again.
         progress: show a progress bar.
+        after_prepare: called once the function is prepared.
         after_block: called after each computed block, for example to save the costs.
 
     Returns:
@@ -72,6 +74,7 @@ def collect(
     if files is None or not files.labels.exists():
         function.progress = progress
         function.prepare(pool.select(rows), target.select(np.unique(columns)), folder)
+        after_prepare()
         work = _Labelling(function, pool, target, rows, columns)
         bar = {"unit": " pairs", "unit_scale": width, "disable": not progress}
         with tqdm(total=len(rows), desc="exact influence", **bar) as shown:

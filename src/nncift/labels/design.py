@@ -9,7 +9,6 @@ target, rows and targets are disjoint.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,16 +19,14 @@ from nncift.influence.base import InfluenceFunction
 from nncift.run.amounts import Amount
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from nncift.labels.rates import Rate
 
 ROWS_PER_TARGET = 4  # rows per target of a row, if each has its own
-_TARGETS_PER_ROW = 2  # targets in all per row, likewise
+TARGETS_PER_ROW = 2  # targets in all per row, likewise
 _MAX_TARGETS = 1024  # likewise; the network uses no more
 _HELD_OUT = 0.2  # of the rows, and of the targets that these share
 _MIN_ROWS = 10  # for targets of their own: fewer leave too few held out
 _ROWS_PER_TARGET_POINTWISE = 16  # so that a target has held-out rows to evaluate its ranking
-_TRIAL_ROWS, _TRIAL_TARGETS = 2, 8
-_MAX_PAIRS = 10**9
 
 HeldOut = tuple[np.ndarray, np.ndarray]
 """Pool rows and targets that are held out to evaluate the network."""
@@ -107,7 +104,7 @@ def plan_pairs(
     rng = np.random.default_rng(seed)
     own_targets = own_targets and not pointwise
     if own_targets:
-        most_rows = n_pool if n_target is not None else n_pool // (1 + _TARGETS_PER_ROW)
+        most_rows = n_pool if n_target is not None else n_pool // (1 + TARGETS_PER_ROW)
         rows, each = _grid_size(pairs, ROWS_PER_TARGET, most_rows, n_pool, n_target)
         own_targets = rows >= _MIN_ROWS
     if pointwise:
@@ -120,7 +117,7 @@ def plan_pairs(
     columns = each
     if own_targets:
         free = n_pool - rows if n_target is None else n_target
-        columns = max(min(_TARGETS_PER_ROW * rows, _MAX_TARGETS, free), each)
+        columns = max(min(TARGETS_PER_ROW * rows, _MAX_TARGETS, free), each)
     if n_target is None:
         both = rng.permutation(n_pool)[: rows + columns]
         some_rows, some_columns = np.sort(both[:rows]), np.sort(both[rows:])
@@ -188,79 +185,3 @@ def number_of_pairs(
             raise ValueError("a time budget needs a measured rate")
         return rate.rows(amount.value) if pointwise else rate.pairs(amount.value, own_targets=own_targets)
     return int(amount.value)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Cost of labelling with an influence function.
-
-    Attributes:
-        row, target, pair: seconds per pool row, per target, and in addition per pair.
-        warm_up: fixed cost, independent of the labels, in seconds.
-    """
-
-    row: float
-    target: float
-    pair: float
-    warm_up: float = 0.0
-
-    def seconds(self, rows: int, targets: int, pairs: int | None = None) -> float:
-        """Expected time of so many pairs; of the full grid unless given."""
-        pairs = rows * targets if pairs is None else pairs
-        return self.warm_up + self.row * rows + self.target * targets + self.pair * pairs
-
-    def pairs(self, seconds: float, *, own_targets: bool = False) -> int:
-        """Pairs within a time budget, in the design of `plan_pairs`; at least one."""
-        seconds = max(seconds - self.warm_up, 0.0)
-        rows = ROWS_PER_TARGET if own_targets else 1  # per target of a row
-        targets = rows * _TARGETS_PER_ROW if own_targets else 1
-        square = self.pair * rows
-        line = max(self.row * rows + self.target * targets, 1e-9)  # resolution of the clock
-        # The root of square * c^2 + line * c = seconds, in a form that is stable for square = 0.
-        columns = 2 * seconds / (line + math.sqrt(line**2 + 4 * square * seconds))
-        return min(max(int(rows * columns**2 + 1e-6), 1), _MAX_PAIRS)
-
-    def rows(self, seconds: float) -> int:
-        """Pool rows, each scored once, within a time budget; at least one."""
-        return min(max(int((seconds - self.warm_up) / max(self.row, 1e-9)), 1), _MAX_PAIRS)
-
-
-def measure_rate(function: InfluenceFunction, pool: Dataset, target: Dataset, *, seed: int = 0) -> Rate:
-    """The rate of an influence function, measured on a few random samples after a first call."""
-    rng = np.random.default_rng(seed)
-    rows = pool.select(np.sort(rng.permutation(len(pool))[: _TRIAL_ROWS + 1]))
-    targets = target.select(np.sort(rng.permutation(len(target))[:_TRIAL_TARGETS]))
-    trains = type(function).warm_up is not InfluenceFunction.warm_up
-    warm_up = _warm_up_seconds(function, rows, pool) if trains else 0.0
-
-    def timed(some_rows: Dataset, some_targets: Dataset) -> tuple[float, float]:
-        since = time.perf_counter()
-        function.prepare(some_rows, some_targets, None)
-        prepared = time.perf_counter()
-        function(some_rows, some_targets)
-        return prepared - since, time.perf_counter() - prepared
-
-    timed(rows.select([0]), targets.select([0]))  # loads the model
-    rows = rows.select(range(min(1, len(rows) - 1), len(rows)))
-    once, block = timed(rows, targets)
-    if function.traits.pointwise:
-        single = sum(timed(rows.select([0]), targets))
-        more = max(once + block - single, 0.0) / max(len(rows) - 1, 1)  # for each further row
-        fixed = max(single - more, 0.0) if len(rows) > 1 else 0.0
-        return Rate((once + block - fixed) / len(rows), 0.0, 0.0, warm_up + fixed)
-    each = once / (len(rows) + len(targets))
-    return Rate(each, each, block / (len(rows) * len(targets)), warm_up)
-
-
-def _warm_up_seconds(function: InfluenceFunction, rows: Dataset, pool: Dataset) -> float:
-    """Time of the warm-up on the pool, extrapolated from one row and a few by their tokens."""
-    taken: list[float] = []
-    tokens: list[int] = []
-    for some in (rows.select([0]), rows.select([0]), rows):  # the first loads the model
-        since = time.perf_counter()
-        function.warm_up(some)
-        taken.append(time.perf_counter() - since)
-        tokens.append(function.tokens(some.select([]), some.select([]), some) or 0)
-    each = max(taken[2] - taken[1], 0.0) / max(tokens[2] - tokens[1], 1)
-    total = function.tokens(pool.select([]), pool.select([]), pool) or 0
-    return taken[1] + each * max(total - tokens[1], 0)

@@ -49,9 +49,10 @@ def _check_objective(run: Run) -> None:
 
 
 def _check_budget(run: Run) -> None:
-    run.budget.check(len(run.pool), run.tokens)
-    if run.own_target and run.config.verify is not None and run.tokens is None:
-        check_shortlist(run.budget.count(len(run.pool), run.config.verify), len(run.pool))
+    number = run.size("pool")
+    run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # of a part, tokens say nothing
+    if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
+        check_shortlist(run.budget.count(number, run.config.verify), number)
 
 
 def _check_models(run: Run) -> None:

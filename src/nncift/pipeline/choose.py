@@ -99,6 +99,6 @@ def cost(run: Run) -> PlannedCost:
     matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
     matrix.row_means()  # compiles
     each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
-    rows = len(run.pool) + (0 if run.known is None else len(run.known))
-    memory = (rows + len(run.target)) * (_TOWER_BYTES + 24)
-    return PlannedCost("select", seconds=rows * len(run.target) * each, memory=memory)
+    rows, targets = run.size("pool") + run.size("known"), run.size("target")
+    memory = (rows + targets) * (_TOWER_BYTES + 24)
+    return PlannedCost("select", seconds=rows * targets * each, memory=memory)

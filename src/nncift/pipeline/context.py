@@ -25,12 +25,12 @@ from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
-from nncift.labels.design import Rate, measure_rate
+from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.options import as_stored
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.run.amounts import parse_budget
-from nncift.run.costs import Costs
+from nncift.run.costs import Costs, Rates
 from nncift.run.files import fingerprint, read_array, write_array
 from nncift.run.folder import RunFolder
 from nncift.run.registry import resolve
@@ -60,6 +60,7 @@ class Run:
         progress: show progress bars.
         samples: of each side that there is, "pool", "target" and "known", once they are read.
         measuring: this process has begun to measure.
+        sizes: estimated number of samples of a side of which a dry run reads a part.
     """
 
     config: Config
@@ -75,6 +76,7 @@ class Run:
     progress: bool = False
     samples: dict[str, SampleSet] = field(default_factory=dict)
     measuring: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     @contextlib.contextmanager
@@ -172,7 +174,14 @@ class Run:
     @property
     def n_target(self) -> int | None:
         """How many targets there are; None where the pool is its own."""
-        return None if self.own_target else len(self.target)
+        return None if self.own_target else self.size("target")
+
+    def size(self, side: str) -> int:
+        """How many samples a side has, "pool", "target" or "known"; estimated where a part of it was read."""
+        if side == "target" and self.own_target:
+            side = "pool"
+        found = self.sizes.get(side)
+        return len(self.samples.get(side, ())) if found is None else found
 
     @property
     def is_chosen(self) -> bool:
@@ -187,9 +196,15 @@ class Run:
         return self.influence
 
     @cached_property
+    def rates(self) -> Rates:
+        """How fast the influence function measures, found by measuring a little now."""
+        pool, target = self.pool.rows, self.target.rows
+        return measure_rates(self.function, pool, target, n_pool=self.size("pool"), seed=self.config.seed)
+
+    @cached_property
     def rate(self) -> Rate:
-        """How fast the influence function labels, measured now."""
-        return measure_rate(self.function, self.pool.rows, self.target.rows, seed=self.config.seed)
+        """The same for the mean sample."""
+        return mean_rate(self.function, self.rates, self.pool.rows, self.target.rows, seed=self.config.seed)
 
     @property
     def tokens(self) -> np.ndarray | None:

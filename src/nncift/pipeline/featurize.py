@@ -11,9 +11,12 @@ from nncift.features.sources import FeatureReader
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from nncift.pipeline.context import Run
 
-_TRIALS = {"sentence": 64, "lm": 16}  # samples on which the rate is measured
+_TRIALS = {"sentence": 16, "lm": 4}  # samples on which the rate is measured
+_MEASURED = 512  # samples of which a dry run finds the longest
 
 
 def featurize(run: Run) -> None:
@@ -37,12 +40,24 @@ def _reader(run: Run) -> FeatureReader:
     return FeatureReader(run.features, run.encoder, run.model, run.config.target_features)
 
 
+def _some(rows: Dataset) -> Dataset:
+    return rows.select(np.linspace(0, len(rows) - 1, min(_MEASURED, len(rows))).astype(int))
+
+
 def cost(run: Run) -> PlannedCost:
     """Planned cost of the features, from a rate measured on a few samples; nothing for the user's own."""
-    rows, seconds, width = run.pool.rows, 0.0, 0
+    rows, seconds, width, memory = run.pool.rows, 0.0, 0, 0
+    some = _some(rows)
+    lengths = np.array([len(p) + len(r) for p, r in zip(some["prompt"], some["response"], strict=True)]) + 1
+    samples = sum(run.size(side) for side in run.samples)
     for kind, source in _reader(run).models.items():
-        some = rows.select(np.linspace(0, len(rows) - 1, min(_TRIALS[kind], len(rows))).astype(int))
-        width += sum(block.shape[1] for block in source(some.select([0])).values() if block.ndim == 2)  # warms up
-        seconds += seconds_of(lambda: source(some)) / len(some)  # noqa: B023
-    samples = sum(map(len, run.samples.values()))
-    return PlannedCost("features", seconds=seconds * samples, disk=4 * width * samples)
+        order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
+        trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
+        source(some.select([order[-1]]))  # loads the model
+        blocks: dict[str, np.ndarray] = {}
+        taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
+        width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
+        characters = lengths[order[: _TRIALS[kind]]].sum()
+        seconds += taken / characters * lengths.mean() * samples
+        memory = max(memory, *(source.memory(_some(one.rows)) for one in run.samples.values()))
+    return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

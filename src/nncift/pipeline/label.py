@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS
-from nncift.errors import RunError
+from nncift.errors import DataError, RunError
 from nncift.labels.design import HeldOut, PairPlan, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
+from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
 from nncift.pipeline.measure import measure
 from nncift.run.amounts import Amount, parse_labels
-from nncift.run.costs import PlannedCost
+from nncift.run.costs import PlannedCost, Work
 from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from nncift.estimator.network import InfluenceNetwork
     from nncift.pipeline.context import Run
 
-_TRIAL_ROWS = 128
+_MEASURED = 512  # samples of which a dry run finds the longest
+_PAIR_BYTES = 6  # of a pair on disk
 
 
 def label(run: Run) -> LabelledPairs | None:
@@ -39,8 +41,8 @@ def label(run: Run) -> LabelledPairs | None:
         if not folder.plan.exists():
             _write_plan(run)
         if not run.config.in_rounds:
-            return measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
-        if not (folder.labels.is_file() and folder.history.is_file()):
+            measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
+        elif not (folder.labels.is_file() and folder.history.is_file()):
             active = ActiveLabelling.of(run)
             pairs = active.label(
                 run.pool.features,
@@ -49,7 +51,21 @@ def label(run: Run) -> LabelledPairs | None:
                 lambda plan, name: measure(run, plan, folder.part(name), "labels"),
             )
             pairs.save(folder.labels)
-        return LabelledPairs.load(folder.labels)
+        labels = LabelledPairs.load(folder.labels)
+        if not run.folder.is_selected and not folder.work.exists():
+            _work_of_all(run, labels).save(folder.work)
+        return labels
+
+
+def _work_of_all(run: Run, labels: LabelledPairs) -> Work:
+    """What exact influence of all pairs would take."""
+    pool, target = run.pool.rows, run.target.rows
+    try:
+        return grid_work(run.function, pool, target)
+    except DataError:  # of a sample that was not labelled
+        rows = pool.select(np.unique(labels.pool_index))
+        targets = target.select(np.unique(labels.target_index))
+        return grid_work(run.function, rows, targets, len(pool), len(target))
 
 
 def _write_plan(run: Run) -> None:
@@ -69,7 +85,7 @@ def _write_plan(run: Run) -> None:
 
 def _planned(run: Run, amount: Amount) -> PairPlan:
     rate = run.rate if amount.kind == "seconds" else None
-    return plan_labels(run.function, amount, len(run.pool), run.n_target, rate=rate, seed=run.config.seed)
+    return plan_labels(run.function, amount, run.size("pool"), run.n_target, rate=rate, seed=run.config.seed)
 
 
 def check_labels(run: Run) -> None:
@@ -100,31 +116,26 @@ def cost(run: Run) -> PlannedCost:
     if not run.config.learns:
         return PlannedCost("labels")
     amount = parse_labels(run.config.labels or DEFAULT_LABELS) if not run.config.in_rounds else _first_round(run)
-    plan = _planned(run, amount)
-    seconds = run.rate.seconds(len(plan.rows), len(plan.targets), len(plan))
-    return PlannedCost("labels", seconds, len(plan), _tokens(run, plan), at_least=run.config.in_rounds)
+    plan, pool, target = _planned(run, amount), run.pool.rows, run.target.rows
+    work = planned_work(run.function, pool, target, plan, n_pool=run.size("pool"))
+    some = pool.select(np.unique(plan.rows % len(pool))[:_MEASURED])
+    targets = target.select(np.unique(plan.targets % len(target))[:_MEASURED])
+    taken = run.function.footprint(some, targets, len(plan.rows) + len(plan.targets))
+    return PlannedCost(
+        "labels",
+        run.rates.seconds(work),
+        len(plan),
+        work.all_tokens,
+        at_least=run.config.in_rounds,
+        memory=taken.memory,
+        disk=taken.disk + _PAIR_BYTES * len(plan),
+        checkpoints=taken.checkpoints,
+    )
 
 
 def _first_round(run: Run) -> Amount:
     columns = 1 if run.function.traits.pointwise else min(TARGETS_PER_ROW, len(run.target))
     return Amount("count", (HELD_OUT + FIRST) * columns)
-
-
-def _tokens(run: Run, plan: PairPlan) -> int | None:
-    """Tokens that labelling reads; of many rows with targets of their own, extrapolated from some of them."""
-    function, pool, targets = run.function, run.pool.rows, run.target.rows
-    if plan.columns.ndim == 1 or function.traits.pointwise:
-        return function.tokens(pool.select(plan.rows), targets.select(plan.targets), pool)
-    none = pool.select([])
-    once = function.tokens(none, targets.select(plan.targets), pool)
-    if once is None:
-        return None
-    some = range(0, len(plan.rows), max(len(plan.rows) // _TRIAL_ROWS, 1))
-    read = 0
-    for i in some:  # what is read once for a target is not read again for each row
-        own = targets.select(plan.columns[i])
-        read += (function.tokens(pool.select(plan.rows[[i]]), own, pool) or 0) - (function.tokens(none, own, pool) or 0)
-    return once + round(read * len(plan.rows) / len(some))
 
 
 def probe(run: Run, network: InfluenceNetwork) -> Probes | None:
@@ -149,5 +160,14 @@ def probe_cost(run: Run) -> PlannedCost:
     """Planned cost of the probes."""
     if run.config.probes is None:
         return PlannedCost("probes")
-    rows, columns = len(run.pool), min(run.config.probes, len(run.target))
-    return PlannedCost("probes", run.rate.seconds(rows, columns), rows * columns)
+    columns = min(run.config.probes, run.size("target"))
+    return later_cost(run, "probes", run.size("pool"), columns)
+
+
+def later_cost(run: Run, stage: str, rows: int, columns: int) -> PlannedCost:
+    """Planned cost of a grid of rows x columns that is measured after the labels, with whose warm-up it is."""
+    targets = run.target.rows.select(range(min(columns, len(run.target))))
+    work = grid_work(run.function, run.pool.rows, targets, rows, columns)
+    seconds = run.rates.seconds(work) - (run.rates.warm_up if run.config.learns else 0.0)
+    tokens = work.tokens if run.config.learns else work.all_tokens
+    return PlannedCost(stage, seconds, work.pairs, tokens, disk=_PAIR_BYTES * work.pairs)

@@ -17,7 +17,7 @@ from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.run.checksums import checksums_of, text_hash
-from nncift.run.files import json_text, read_json, write_json
+from nncift.run.files import json_text, read_json, remove, write_json
 from nncift.run.folder import LabelFolder
 
 if TYPE_CHECKING:
@@ -29,15 +29,26 @@ _log = logging.getLogger("nncift")
 def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> LabelledPairs:
     """Exact influence of the planned pairs, kept in `folder`; tokens and seconds count as the stage's."""
     function, count = run.function, run.costs.counter(stage, run.function)
+    lap = run.costs.clock(stage)
     if not folder.labels.exists():
         _begin(run)
+        lap("warm_up")
     else:
         _keep_description(run)
+    tokens = function.forward_tokens
 
     def after_block() -> None:
+        nonlocal tokens
+        lap("sample" if function.forward_tokens > tokens else "pair")
+        tokens = function.forward_tokens
         count()
         if stage == "labels":
             _note_cut(run)
+
+    def after_prepare() -> None:
+        nonlocal tokens
+        lap("sample")
+        tokens = function.forward_tokens
 
     pairs = collect(
         function,
@@ -47,6 +58,7 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         plan.columns,
         folder=folder.path,
         progress=run.progress,
+        after_prepare=after_prepare,
         after_block=after_block,
     )
     if function.oom_splits:
@@ -76,6 +88,13 @@ def measure_block(
     return stored.rows, Probes(stored.columns, pairs.influence.reshape(len(stored.rows), len(stored.columns)))
 
 
+def drop_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of a run that has measured everything, unless they are to be kept."""
+    if not run.config.keep_checkpoints:
+        for folder in run.folder.checkpoints:
+            remove(folder)
+
+
 def _begin(run: Run) -> None:
     """Done before the first pair that this process measures.
 
@@ -91,6 +110,8 @@ def _begin(run: Run) -> None:
             "give the same `dtype` and `device`, or choose another `output`",
         )
     write_json(path, described)
+    if len(run.function.models) == 1:  # of several, one is in memory at a time
+        _ = run.function.models[0].loaded
     run.function.warm_up(run.pool.rows, run.folder.labels.warm_up, progress=run.progress)
     run.measuring = True
 

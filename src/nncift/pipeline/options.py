@@ -44,7 +44,7 @@ GROUPS = {
         "max_length",
         "trust_remote_code",
     ),
-    "Output": ("output",),
+    "Output": ("output", "keep_checkpoints"),
 }
 """Heading to the fields of `Config` under it, both in the order of the help page."""
 
@@ -87,6 +87,7 @@ class SelectOptions(TypedDict, total=False):
     max_length: int | None
     trust_remote_code: bool
     output: PathLike | None
+    keep_checkpoints: bool
 
 
 def as_stored(name: str, value: Any) -> Any:

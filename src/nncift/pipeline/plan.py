@@ -1,22 +1,46 @@
-"""`--dry-run`: what a run would do and cost: the stages' planned costs, added up. Writes nothing."""
+"""`--dry-run`: what a run would do and cost: the stages' planned costs, added up. Writes nothing.
+
+It takes seconds for any pool: of a large one the first rows are read, and its size is estimated from them; rates are
+measured on a handful of short samples.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from nncift.config import Config, default_fields
+from nncift.data.sampling import FirstRows
+from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
+from nncift.labels.work import grid_work
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.context import Run
-from nncift.pipeline.read import read
-from nncift.run.costs import PlannedCost
+from nncift.pipeline.read import read, side_splits
+from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder
+from nncift.run.records import counted
 
-_STAGES = (featurize.cost, label.cost, label.probe_cost, verify.cost, choose.cost)
+if TYPE_CHECKING:
+    from nncift.data.sources import SourceLike
+
+READ = 5000  # rows of a side, at most
+_COUNTED = 300  # samples of a side whose tokens give those of all pairs
+_FILES = 800_000  # bytes of the network, the report and other files of a run that hardly grow with it
+_STAGES: dict[str, Callable[[Run], PlannedCost]] = {
+    "features": featurize.cost,
+    "labels": label.cost,
+    "probes": label.probe_cost,
+    "shortlist": verify.cost,
+    "selection": choose.cost,
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +56,13 @@ class RunPlan:
         all_pairs: pairs to estimate.
         tokens: LLM tokens of that; None when the influence function does not count them.
         seconds: stage to expected seconds, from the measured rates.
-        memory: bytes that the arrays of the run take, models not counted.
-        disk: bytes the run folder will take.
+        memory: bytes of the process at its peak, with the models.
+        disk: bytes that the run folder will take.
+        checkpoints: bytes in addition while the run lasts.
+        exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
+        estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
     samples: int
@@ -48,59 +75,139 @@ class RunPlan:
     seconds: dict[str, float]
     memory: int
     disk: int
+    checkpoints: int = 0
+    exact_seconds: float | None = None
     at_least: str = ""
+    estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
-        stages = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())
+        stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
         tokens = "" if self.tokens is None else f", {self.tokens:,} LLM tokens"
-        known = f"; known: {self.known:,}" if self.known else ""
-        chosen = "by tokens" if self.selected is None else f"{self.selected:,}"
-        lines = (
-            f"Pool: {self.samples:,} samples; targets: {self.targets:,}{known}; to choose: {chosen}",
-            f"Measure exactly: {self.at_least}{self.pairs:,} of {self.all_pairs:,} pairs"
+        known = f"; known: {self._about('known')}{self.known:,}" if self.known else ""
+        chosen = "by tokens" if self.selected is None else f"{self._about('pool')}{self.selected:,}"
+        targets = self._about("target" if "target" in self.estimated or self.targets != self.samples else "pool")
+        lines = [
+            f"Pool: {self._about('pool')}{counted(self.samples, 'sample')}; targets: {targets}{self.targets:,}{known};"
+            f" to choose: {chosen}",
+            f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
-            f"Time: about {sum(self.seconds.values()):,.0f} s ({stages}), at the rate measured just now",
-            f"Memory: about {self.memory / 1e6:,.0f} MB beside the models; disk: about {self.disk / 1e6:,.0f} MB",
-            "Nothing was written.",
-        )
-        return "\n".join(printable(line) for line in lines)
+            f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
+        ]
+        if self.exact_seconds is not None:
+            lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
+        checkpoints = f", and {_size(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
+        lines.append(f"Memory: about {_size(self.memory)}; disk: about {_size(self.disk)}{checkpoints}")
+        if self.estimated:
+            lines.append(
+                f"About: the first {READ:,} rows were read, and the number of all is estimated from their size."
+            )
+        return "\n".join(printable(line) for line in [*lines, "Nothing was written."])
+
+    def _about(self, side: str) -> str:
+        return "about " if side in self.estimated else ""
+
+
+def _size(number: float) -> str:
+    """Bytes in readable units."""
+    return (
+        f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{max(number / 2**20, 0.1):.{number < 10 * 2**20:d}f} MiB"
+    )
 
 
 def plan(config: Config, *, progress: bool = False) -> RunPlan:
-    """Read the data, measure short rates of the features and the influence function, and add up the stages' costs.
+    """Read the data, or the first rows of it, measure short rates, and add up the stages' costs.
 
     Raises:
         NNCIFTError: the run itself would be refused.
     """
     RunFolder(config.folder).check(config.identity(), default_fields())
-    with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary,
+        tqdm(
+            total=3 + len(_STAGES), desc="dry run", bar_format="{desc} {n}/{total}: {postfix}", disable=not progress
+        ) as bar,
+    ):
+        bar.set_postfix_str("reading")
         sources = {"pool": config.pool, "target": config.target, "known": config.known}
-        run = Run.resolve(config, RunFolder(temporary), sources, progress=progress)
+        first = {side: _first_rows(config, side, source) for side, source in sources.items() if source is not None}
+        limited: dict[str, Any] = {side: rows.source for side, rows in first.items()}
+        run = Run.resolve(config, RunFolder(temporary), limited, progress=False)
         read(run)
+        for side, rows in first.items():
+            if not rows.ended:
+                run.sizes[side] = round(len(run.samples[side]) * rows.rows / max(rows.read, 1))
+        _step(bar, "checking")
         check(run)
-        costs = [cost(run) for cost in _STAGES]
-        on_disk = sum(path.stat().st_size for path in run.folder.samples("pool").path.iterdir())
-        result = RunPlan(
-            samples=len(run.pool),
-            targets=len(run.target),
-            known=0 if run.known is None else len(run.known),
-            selected=None if run.budget.max_tokens is not None else run.budget.count(len(run.pool)),
-            pairs=sum(cost.pairs for cost in costs),
-            all_pairs=len(run.pool) * len(run.target),
-            tokens=_tokens(costs),
-            seconds={cost.stage: cost.seconds for cost in costs if cost.seconds},
-            memory=sum(cost.memory for cost in costs),
-            disk=2 * on_disk + sum(cost.disk for cost in costs),
-            at_least="at least " if any(cost.at_least for cost in costs) else "",
-        )
+        costs = {}
+        for name, cost in _STAGES.items():
+            _step(bar, f"planning the {name}")
+            costs[name] = cost(run)
+        _step(bar, "adding up")
+        result = _summed(run, list(costs.values()))
+        bar.set_postfix_str("done")
+        bar.update(bar.total - bar.n)
         del run  # its samples are memory-mapped from the temporary folder
         shutil.rmtree(Path(temporary), ignore_errors=True)
     return result
 
 
+def _first_rows(config: Config, side: str, source: SourceLike) -> FirstRows:
+    split = side_splits(config)[side]
+    return FirstRows(open_source(source, split=split, limit=config.row_bytes, seed=config.seed), READ)
+
+
+def _step(bar: tqdm, name: str) -> None:
+    bar.set_postfix_str(name)
+    bar.update()
+
+
+def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
+    sizes = {side: run.size(side) for side in ("pool", "target", "known")}
+    selected = None if run.budget.max_tokens is not None else run.budget.count(sizes["pool"])
+    checkpoints = sum(cost.checkpoints for cost in costs)
+    kept = 0 if run.config.keep_checkpoints else checkpoints
+    return RunPlan(
+        samples=sizes["pool"],
+        targets=sizes["target"],
+        known=sizes["known"],
+        selected=selected,
+        pairs=sum(cost.pairs for cost in costs),
+        all_pairs=sizes["pool"] * sizes["target"],
+        tokens=_tokens(costs),
+        seconds={cost.stage: cost.seconds for cost in costs if cost.seconds},
+        memory=peak_memory() + max(cost.memory for cost in costs),
+        disk=_data_on_disk(run, selected) + sum(cost.disk for cost in costs) - kept,
+        checkpoints=kept,
+        exact_seconds=_exact_seconds(run),
+        at_least="at least " if any(cost.at_least for cost in costs) else "",
+        estimated=frozenset(run.sizes),
+    )
+
+
+def _data_on_disk(run: Run, selected: int | None) -> int:
+    """Bytes of the samples, the subset and the files that hardly grow with them."""
+    total = 0.0
+    for side, samples in run.samples.items():
+        stored = sum(path.stat().st_size for path in run.folder.samples(side).path.iterdir())
+        each = stored / max(len(samples), 1)
+        total += each * run.size(side)
+        if side == "pool":
+            total += each / 2 * (run.size(side) / 10 if selected is None else selected)  # the original rows of a subset
+    return round(total) + _FILES
+
+
+def _exact_seconds(run: Run) -> float | None:
+    """Expected time of all pairs, by the cost model of the labels."""
+    if run.influence is None or not run.config.learns:
+        return None
+    own, pool = run.own_target, run.pool.rows
+    rows = pool.select(range(min(_COUNTED, len(pool))))
+    targets = rows if own else run.target.rows.select(range(min(_COUNTED, len(run.target))))
+    return run.rates.seconds(grid_work(run.function, rows, targets, run.size("pool"), run.size("target")))
+
+
 def _tokens(costs: list[PlannedCost]) -> int | None:
-    """Tokens of all that is measured; a pair of the later stages is taken to read as many as one of the labels."""
-    labels = next(cost for cost in costs if cost.stage == "labels")
-    if labels.tokens is None or not labels.pairs:
-        return labels.tokens
-    return labels.tokens + round(labels.tokens / labels.pairs * sum(c.pairs for c in costs if c is not labels))
+    """Tokens of all that is measured; None where nothing is, or they are not counted."""
+    measured = [cost.tokens for cost in costs if cost.pairs]
+    counted_ones = [tokens for tokens in measured if tokens is not None]
+    return sum(counted_ones) if measured and len(counted_ones) == len(measured) else None

@@ -15,6 +15,7 @@ from nncift.run.files import atomic_write, refuse_damaged, remove
 from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from nncift.config import Config
     from nncift.data.sources import SourceLike
     from nncift.pipeline.context import Run
 
@@ -33,7 +34,7 @@ def read(run: Run) -> None:
 def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     config = run.config
     options = ReadOptions(
-        split={"pool": config.split, "target": config.target_split, "known": config.known_split}[side],
+        split=side_splits(config)[side],
         prompt_field=config.prompt_field,
         response_field=config.response_field,
         messages_field=config.messages_field,
@@ -75,6 +76,11 @@ def _check_named_fields(run: Run) -> None:
     found = "; ".join(f"of the {side}: {', '.join(each.fields)}" for side, each in facts.items())
     columns = f"columns {names[0]!r} and {names[1]!r}" if len(names) == 2 else f"column {names[0]!r}"
     raise ConfigError(f"none of the data has the {columns}", f"columns that were read instead, {found}")
+
+
+def side_splits(config: Config) -> dict[str, str | None]:
+    """The split to read of each side."""
+    return {"pool": config.split, "target": config.target_split, "known": config.known_split}
 
 
 def _fitted_run(run: Run) -> RunFolder | None:

@@ -17,6 +17,7 @@ from nncift.pipeline.context import Run, make_config
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
+from nncift.pipeline.measure import drop_checkpoints
 from nncift.pipeline.options import SelectOptions
 from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
@@ -93,6 +94,7 @@ def select(
 
             Output
             output: the run folder; runs/NAME-OF-THE-POOL unless given.
+            keep_checkpoints: keep the checkpoints of warm-up training.
 
     Returns:
         The chosen samples in the order chosen; `.dataset` holds their rows. The run folder holds
@@ -116,7 +118,9 @@ def select(
         matrix = estimate(run, network, probes)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, Evidence(network, labels, probes))
+        drop_checkpoints(run)
         with run.costs.stage("report"):
-            write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape))
+            given = network.description_ if labels is None else None
+            write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection

@@ -16,6 +16,7 @@ from nncift.evaluation.metrics import measures
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.choose import pick
+from nncift.pipeline.label import later_cost
 from nncift.pipeline.learn import refit
 from nncift.pipeline.measure import measure_block
 from nncift.run.costs import PlannedCost
@@ -187,11 +188,11 @@ def choose_from(
             "exact_of_the_choice_by_estimates": best_influence(matrix, other),
         },
         mean_influence={
-            "exact": float(exact.influence[own].mean()),
-            "estimated": float(before.rows(own).mean()),
-            "exact_of_the_choice_by_estimates": float(exact.influence[other].mean()),
+            "exact": float(exact.influence[own].mean(dtype=np.float64)),
+            "estimated": float(before.rows(own).mean(dtype=np.float64)),
+            "exact_of_the_choice_by_estimates": float(exact.influence[other].mean(dtype=np.float64)),
         },
-        measures=measures(pairs, guess, scale=float(np.ptp(exact.influence)) or 1.0),
+        measures=measures(pairs, guess, scale=float(np.ptp(exact.influence.astype(np.float64))) or 1.0),
         scatter={
             "exact": [float(v) for v in pairs.influence[shown]],
             "predicted": [float(v) for v in guess[shown]],
@@ -202,7 +203,7 @@ def choose_from(
 
 def best_influence(matrix: InfluenceMatrix, chosen: np.ndarray) -> float:
     """Facility location's value per target: the mean of the best chosen sample's influence, at least 0."""
-    return float(np.maximum(matrix.rows(chosen).max(axis=0), 0).mean())
+    return float(np.maximum(matrix.rows(chosen).max(axis=0), 0).mean(dtype=np.float64))
 
 
 def _pairs(rows: np.ndarray, exact: Probes) -> LabelledPairs:
@@ -217,6 +218,5 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("verify")
     if run.budget.max_tokens is not None:
         return PlannedCost("verify", at_least=True)
-    shortlist = min(run.budget.count(len(run.pool), times), len(run.pool))
-    columns = min(len(run.target), _columns(run))
-    return PlannedCost("verify", run.rate.seconds(shortlist, columns), shortlist * columns)
+    shortlist = min(run.budget.count(run.size("pool"), times), run.size("pool"))
+    return later_cost(run, "verify", shortlist, min(run.size("target"), _columns(run)))

@@ -25,12 +25,12 @@ import numpy as np
 from nncift.data.facts import open_samples
 from nncift.errors import RunError
 from nncift.report import plots
-from nncift.report.summary import ending, known_coverage, target_fidelity
+from nncift.report.summary import ending, known_coverage, target_fidelity, unmeasured
 from nncift.run.checksums import verify_folder
 from nncift.run.costs import Costs, duration
 from nncift.run.files import atomic_write, read_array, read_json, read_table
 from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.run.records import BETTER, NOT_BETTER, TOO_FEW, Fidelity, LabelHistory, Summary, Verification, counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +40,7 @@ _SHOWN = 20  # samples at either end
 _SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at first, and characters on demand
 _QUADRANTS = ("Q2", "Q4", "Q3", "Q1")  # most relevant to selection first
 _GROUP_KEYS, _MOST_GROUPS = ("family", "task", "category", "source"), 100
+_MARKS = {BETTER: ("good", "✓"), NOT_BETTER: ("bad", "!"), TOO_FEW: ("", "?")}  # class and sign of the verdict
 _COLUMNS = {"forward_tokens": "LLM tokens forward", "backward_tokens": "LLM tokens backward", "texts": "Texts encoded"}
 
 
@@ -79,6 +80,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         RunError: the folder is not a finished run (the message names what is missing), or is damaged.
     """
     run = _Run(RunFolder(folder))
+    facts = {side: found for side in ("pool", "target", "known") if (found := getattr(run.summary, side))}
     page = _template(run.folder).render(
         config=run.config,
         summary=run.summary,
@@ -88,14 +90,21 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         verification=_verification(run.folder),
         history=_history(run.folder),
         known_coverage=known_coverage(run.summary),
-        warnings=[w for w in run.summary.warnings if not run.fidelity or w != run.fidelity.verdict],
-        influence={"pool": run.influence.mean(), "subset": run.influence[run.chosen].mean()},
+        warnings=[
+            w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))
+        ],
+        influence={
+            side: values.mean(dtype=np.float64)
+            for side, values in (("pool", run.influence), ("subset", run.influence[run.chosen]))
+        },
         gains=plots.gain_curve(run.gains),
         map=plots.embedding_map(run.features, run.chosen, run.target_features),
         groups=_groups(run),
         best=_samples(run, run.chosen[:_SHOWN]),
         worst=_samples(run, np.argsort(run.influence, kind="stable")[:_SHOWN]),
-        sides={side: facts for side in ("pool", "target", "known") if (facts := getattr(run.summary, side))},
+        sides=facts,
+        schemas=sorted({name for f in facts.values() for name in f.get("schemas") or {f.get("schema"): 0} if name}),
+        unmeasured=unmeasured(run.summary, run.config),
         version=importlib.metadata.version("nncift"),
     )
     with atomic_write(run.folder.report) as temporary:
@@ -139,13 +148,14 @@ def _fidelity(fidelity: Fidelity | None) -> dict[str, Any] | None:
     """The record, new samples first and the training pairs last, with a scatter plot of the finite pairs."""
     if fidelity is None:
         return None
-    headline, _, facts = fidelity.verdict.partition(": ")
+    facts = fidelity.facts
     both = _scatter(fidelity)
     finite, quadrant = np.isfinite(both).all(axis=0), np.array(fidelity.scatter["quadrant"], dtype=str)
     clouds = {name: both[:, finite & (quadrant == name)] for name in plots.QUADRANTS}
     clouds = {name: cloud for name, cloud in clouds.items() if cloud.size}
     return vars(fidelity) | {
-        "headline": headline,
+        "headline": fidelity.headline,
+        "mark": _MARKS[fidelity.conclusion],
         "facts": facts[:1].upper() + facts[1:],
         "quadrants": {name: fidelity.quadrants[name] for name in _QUADRANTS if name in fidelity.quadrants},
         "points": sum(cloud.shape[1] for cloud in clouds.values()),
@@ -255,6 +265,8 @@ def _template(folder: RunFolder) -> Template:
     )
     environment.filters |= {
         "count": "{:,.0f}".format,
+        "counted": counted,
+        "sentence": lambda text: text[:1].upper() + text[1:],
         "duration": duration,
         "memory": _memory,
         "share": _share,

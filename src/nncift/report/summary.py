@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,19 +11,35 @@ import numpy as np
 
 from nncift.data.facts import PoolFacts
 from nncift.errors import printable
-from nncift.run.costs import Costs, duration
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.spec import DEFAULT_MODEL
+from nncift.run.costs import Costs, Rates, Work, duration
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
-from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
 from nncift.selection.selection import Selection
 
 _TARGET_FIDELITY = 0.5  # of runs that did not record theirs
-_METRICS = {"r2": "R2", "spearman_within_target": "within target", "spearman_row_mean": "row means", "mse": "MSE"}
-_HELD_OUT = {"Q2": "new pool samples", "Q4": "new pool samples and targets", "Q3": "new targets"}
+_METRICS = {
+    "r2": "R2",
+    "r2_over_target_mean": "over target mean",
+    "spearman_within_target": "within target",
+    "spearman_row_mean": "row means",
+}
+_KINDS = {"pool": "new pool sample", "target": "new target"}
 
 
-def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) -> Summary:
-    """Write the summary of a run whose other files are there; `all_pairs` are the entries of the influence matrix."""
+def write_summary(
+    folder: RunFolder, selection: Selection, *, all_pairs: int, given: dict[str, Any] | None = None
+) -> Summary:
+    """Write the summary of a run whose other files are there.
+
+    Args:
+        folder: of the run.
+        selection: the subset.
+        all_pairs: entries of the influence matrix.
+        given: description of the network that estimated, where nothing was labelled.
+    """
     config, features = read_json(folder.config), _features(folder)
     pool, target, known = (_facts(folder.samples(side)) for side in ("pool", "target", "known"))
     assert pool is not None
@@ -36,7 +52,7 @@ def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) ->
         known=known if known is None else known | {"value": _known_value(folder, selection)},
         labelled_pairs=labelled,
         all_pairs=all_pairs,
-        exact_all_pairs=None if config.get("labels_from") else _exact_cost(folder, labelled, all_pairs, pool["rows"]),
+        exact_all_pairs=_exact_cost(folder),
         selected=len(selection),
         tokens_selected=int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
         objective=selection.objective,
@@ -49,6 +65,7 @@ def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) ->
         },
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
         warnings=_warnings(target, fidelity, features, cut, selection.gains),
+        network=given,
     )
     summary.save(folder.summary)
     return summary
@@ -57,7 +74,7 @@ def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) ->
 def _facts(samples: SampleFolder) -> dict[str, Any] | None:
     """`PoolFacts` of one side, without the options it was read with."""
     stored = read_json(samples.facts) if samples.facts.exists() else None
-    return stored and {f.name: stored[f.name] for f in fields(PoolFacts)}
+    return stored and {f.name: stored[f.name] for f in fields(PoolFacts) if f.name in stored}
 
 
 def _known_value(folder: RunFolder, selection: Selection) -> float | None:
@@ -72,13 +89,18 @@ def _features(folder: RunFolder) -> list[dict[str, Any]]:
     return sorted(facts, key=lambda part: "blocks" in part)
 
 
-def _exact_cost(folder: RunFolder, labelled: int, all_pairs: int, n_pool: int) -> dict[str, float] | None:
-    """Cost of labelling every pair, extrapolated from the labelled ones; a pointwise score is one pair per sample."""
-    if not labelled:
+def _exact_cost(folder: RunFolder) -> dict[str, float] | None:
+    """Cost of labelling every pair, at the rates of the labels; None where the run did not record their parts."""
+    all_pairs, cost = Work.find(folder.labels.work), Costs(folder.costs).stages.get("labels")
+    if all_pairs is None or cost is None or not cost.sample_seconds + cost.pair_seconds:
         return None
-    cost, pointwise = Costs(folder.costs).stages["labels"], read_json(folder.labels.plan).get("pointwise", False)
-    share = (n_pool if pointwise else all_pairs) / labelled
-    return {"seconds": cost.seconds * share, "forward_tokens": round(cost.forward_tokens * share)}
+    labels = LabelledPairs.load(folder.labels.labels)
+    samples = len(np.unique(labels.pool_index))
+    if not read_json(folder.labels.plan).get("pointwise"):
+        samples += len(np.unique(labels.target_index))
+    tokens = None if all_pairs.tokens is None else cost.forward_tokens - all_pairs.warm_up
+    labelled = Work(samples, len(labels), tokens, all_pairs.warm_up)
+    return {"seconds": Rates.of(cost, labelled).seconds(all_pairs), "forward_tokens": all_pairs.all_tokens or 0}
 
 
 def _warnings(
@@ -91,19 +113,26 @@ def _warnings(
     warnings = []
     if target is not None and target["rows"] == 1:
         warnings.append("The target is one sample: the subset serves that sample, not a task.")
-    if fidelity is not None and not fidelity.beats_baselines:
-        warnings.append(fidelity.verdict)
+    if fidelity is not None and fidelity.conclusion != BETTER:
+        warnings.append(str(fidelity))
     for part in features:
         if part["truncated"] > part["rows"] / 10:
             longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
-            warnings.append(f"{part['truncated']:,} of {part['rows']:,} texts exceed the {longest} and were truncated.")
+            exceed = "exceeds" if part["truncated"] == 1 else "exceed"
+            were = "was" if part["truncated"] == 1 else "were"
+            warnings.append(
+                f"{part['truncated']:,} of {counted(part['rows'], 'text')} {exceed} the {longest} and {were} truncated."
+            )
     if cut:
-        warnings.append(f"{cut:,} labelled samples exceed the language model's context and were truncated.")
+        verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
+        warnings.append(
+            f"{counted(cut, 'labelled sample')} {verbs[0]} the language model's context and {verbs[1]} truncated."
+        )
     idle = int(np.sum(gains <= 0))
     if idle == len(gains):
         warnings.append("All estimated gains are at most 0: the selection is arbitrary.")
     elif idle:
-        without = f"{idle:,} of the {len(gains):,} selected samples have no gain"
+        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
         warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
     return warnings
 
@@ -116,20 +145,27 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     for name, cost in Costs(run.costs).stages.items():
         lines.append(f"{name:<10} {cost.seconds:>9.1f} {cost.forward_tokens + cost.backward_tokens:>12,}")
     if (exact := summary.exact_all_pairs) is not None:
+        tokens = f" and {exact['forward_tokens']:,} LLM tokens" if exact["forward_tokens"] else ""
         lines.append(
-            f"{summary.labelled_pairs:,} of {summary.all_pairs:,} pairs labelled; all of them would take"
-            f" about {duration(exact['seconds'])} and {exact['forward_tokens']:,} LLM tokens (extrapolated)."
+            f"{summary.labelled_pairs:,} of {counted(summary.all_pairs, 'pair')} labelled; all of them would take"
+            f" about {duration(exact['seconds'])}{tokens} (extrapolated)."
         )
     if (history := LabelHistory.find(run.labels.history)) is not None:
         lines.append(_history_line(history, target_fidelity(run, history)))
     if (fidelity := Fidelity.find(run.fidelity)) is not None:
         lines += ["", *_fidelity_lines(fidelity)]
+    elif (caveat := unmeasured(summary, read_json(run.config))) is not None:
+        lines += ["", caveat]
+    lines.append("")
+    for side in ("pool", "target", "known"):
+        if (facts := getattr(summary, side)) is not None:
+            lines += _data_lines(side, facts)
     rows = summary.pool["rows"]
-    lines += ["", f"Selected: {summary.selected:,} of {rows:,} samples ({summary.selected / rows:.1%})."]
+    lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
     if summary.known is not None:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
         covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
-        lines.append(f"Known: {summary.known['rows']:,} samples, {objective}{covered}.")
+        lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
     if (verification := Verification.find(run.verification)) is not None:
         lines.append(_verification_line(verification))
     lines += [f"Warning: {warning}" for warning in summary.warnings]
@@ -153,30 +189,77 @@ def known_coverage(summary: Summary) -> float | None:
     return value / (value + summary.value) if value else value
 
 
+def unmeasured(summary: Summary, config: Mapping[str, Any]) -> str | None:
+    """Why the fidelity of a run without held-out labels is unknown; None where it labelled some."""
+    if summary.network is None:
+        return None
+    influence, features = (summary.network.get(part) or {} for part in ("influence", "features"))
+    name = "comes with nncift" if config.get("network") == "pretrained" else f"is in {config.get('network')}"
+    model = influence.get("model") or features.get("language_model")
+    if model == "embedded":
+        model = features.get("language_model") or DEFAULT_MODEL
+    fitted = f", fitted to {influence.get('name', 'influence')}" + (f" of {model}" if model else "")
+    return (
+        f"Fidelity was not measured: the influence was estimated by the network that {name}{fitted}, without exact"
+        " values on this data."
+    )
+
+
+def _data_lines(side: str, facts: Mapping[str, Any]) -> list[str]:
+    """What was read of a side and what was left out, then remarks on it."""
+    left_out = {
+        "exact duplicate": facts.get("duplicates"),
+        "excluded row": facts.get("excluded"),
+        "rejected row": facts.get("rejected"),
+        "row marked as undesired": facts.get("undesired"),
+    }
+    parts = [counted(facts["read"], "row") + " read"]
+    for noun, number in left_out.items():
+        if number:
+            first, _, rest = noun.partition(" marked")
+            parts.append(counted(number, first) + (f" marked{rest}" if rest else ""))
+    without = f"{parts[0]}, without {', '.join(parts[1:])}" if len(parts) > 1 else parts[0]
+    return [
+        f"{side.capitalize()}: {counted(facts['rows'], 'sample')} ({without}).",
+        *map(str, facts.get("notes") or ()),
+    ]
+
+
 def _fidelity_lines(fidelity: Fidelity) -> list[str]:
-    name = next((q for q in _HELD_OUT if q in fidelity.quadrants), None)
-    if name is None:
-        return [fidelity.verdict]
-    lines = [f"{'fidelity on ' + _HELD_OUT[name]:<42}" + "".join(f"{label:>15}" for label in _METRICS.values())]
-    for method, row in fidelity.quadrants[name]["methods"].items():
-        cells = ("" if row[metric] is None else f"{row[metric]:.3f}" for metric in _METRICS)
-        lines.append(f"  {method:<40}" + "".join(f"{cell:>15}" for cell in cells))
-    return [*lines, fidelity.verdict] if fidelity.beats_baselines else lines
+    if fidelity.judged is None:
+        return []  # the warning says why
+    quadrant = fidelity.quadrants[fidelity.judged]
+    where = " and ".join(counted(number, _KINDS[side]) for side, number in fidelity.new_samples.items())
+    lines = [f"fidelity on {where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
+    lines.append(f"{'':<22}" + "".join(f"{label:>21}" for label in _METRICS.values()))
+    for method, row in quadrant["methods"].items():
+        spans = quadrant.get("intervals", {}).get(method, {})
+        cells = (_cell(row[metric], spans.get(metric)) for metric in _METRICS)
+        lines.append(f"  {method:<20}" + "".join(f"{cell:>21}" for cell in cells))
+    return [*lines, str(fidelity)] if fidelity.conclusion == BETTER else lines
+
+
+def _cell(value: float | None, span: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if span is None else f"{value:.2f} [{span[0]:.2f}, {span[1]:.2f}]"
 
 
 def _verification_line(verification: Verification) -> str:
     value = verification.value
     return (
-        f"Verified: exact influence of a shortlist of {verification.samples:,} samples on {verification.targets:,}"
-        f" targets. Best influence in the subset, mean over these targets: {value['exact']:.4g} exact"
+        f"Verified: exact influence of a shortlist of {counted(verification.samples, 'sample')} on"
+        f" {counted(verification.targets, 'target')}. Best influence in the subset, mean over these targets:"
+        f" {value['exact']:.4g} exact"
         f" ({value['estimated']:.4g} estimated before;"
         f" {value['exact_of_the_choice_by_estimates']:.4g} exact for the selection by estimates alone)."
     )
 
 
 def _history_line(history: LabelHistory, target: float) -> str:
-    n, last = len(history.rounds), history.rounds[-1]
+    last = history.rounds[-1]
     return (
-        f"Active labelling stopped after {n} round{'s' if n > 1 else ''}: {ending(history, target)}"
-        f" (rank correlation {last['reached'] or 0:.2f} with {last['pairs']:,} pairs)."
+        f"Active labelling stopped after {counted(len(history.rounds), 'round')}: {ending(history, target)}"
+        f" (rank correlation {last['reached'] or 0:.2f} on {counted(len(history.held_out[0]), 'held-out sample')},"
+        f" {counted(last['pairs'], 'training pair')})."
     )

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from nncift.run.files import read_json, refuse_damaged, write_json
+from nncift.run.records import Record
 
 _log = logging.getLogger("nncift")
 
@@ -26,6 +27,9 @@ class StageCost:
     backward_tokens: int = 0
     peak_memory: int = 0  # largest resident memory of the process up to the stage's end, in bytes
     texts: int = 0  # that the encoder read
+    warm_up_seconds: float = 0.0  # of exact influence: before the first pair, however many there are
+    sample_seconds: float = 0.0  # of exact influence: in `prepare`, and in blocks of pairs that ran a language model
+    pair_seconds: float = 0.0  # of exact influence: in blocks of pairs that ran none
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,55 @@ class PlannedCost:
     pairs: int = 0  # exact influence values
     tokens: int | None = None  # of the language model; None where they are not known
     at_least: bool = False  # it may be more than that
-    memory: int = 0  # bytes, models not counted
+    memory: int = 0  # bytes at the stage's peak, beyond what this process takes with its models loaded
     disk: int = 0  # bytes
+    checkpoints: int = 0  # bytes of these that are removed at the end
+
+
+@dataclass(frozen=True)
+class Work(Record):
+    """What exact influence of some pairs takes, in units that its time grows with."""
+
+    samples: int  # pool samples and targets; of a pointwise function, pool samples
+    pairs: int  # of a pointwise function, pool samples
+    tokens: int | None = None  # of forward passes, without the warm-up's; None where the function counts none
+    warm_up: int = 0  # tokens of the warm-up's forward passes
+
+    @property
+    def all_tokens(self) -> int | None:
+        """Of the warm-up too."""
+        return None if self.tokens is None else self.tokens + self.warm_up
+
+    @property
+    def units(self) -> int:
+        """Tokens, or samples where the function counts no tokens."""
+        return self.samples if self.tokens is None else self.tokens
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Time of exact influence: the cost model of the dry run, of the terminal and of the report.
+
+    Attributes:
+        warm_up: seconds, whatever is measured.
+        unit: seconds per unit of `Work.units`.
+        pair: seconds per pair in addition.
+    """
+
+    warm_up: float
+    unit: float
+    pair: float
+
+    @classmethod
+    def of(cls, cost: StageCost, work: Work) -> Self:
+        """From what some work cost."""
+        return cls(
+            cost.warm_up_seconds, cost.sample_seconds / max(work.units, 1), cost.pair_seconds / max(work.pairs, 1)
+        )
+
+    def seconds(self, work: Work) -> float:
+        """Expected time."""
+        return self.warm_up + self.unit * work.units + self.pair * work.pairs
 
 
 class TokenCounter(Protocol):
@@ -89,6 +140,18 @@ class Costs:
             self.save()
 
         return count
+
+    def clock(self, stage: str) -> Callable[[Literal["warm_up", "sample", "pair"]], None]:
+        """What to call after a part of a stage: adds the time since its last call to that part's seconds."""
+        cost, since = self.stages[stage], time.perf_counter()
+
+        def lap(part: Literal["warm_up", "sample", "pair"]) -> None:
+            nonlocal since
+            now = time.perf_counter()
+            setattr(cost, f"{part}_seconds", getattr(cost, f"{part}_seconds") + now - since)
+            since = now
+
+        return lap
 
     def save(self) -> None:
         """Bring the running stage up to date and write the file."""

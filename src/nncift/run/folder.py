@@ -84,6 +84,7 @@ class LabelFolder:
         self.plan = path / "plan.json"  # which pairs; written before the first is measured
         self.labels = path / "labels.parquet"  # the finished values
         self.notes = path / "notes.json"  # which samples were cut
+        self.work = path / "work.json"  # what exact influence of all pairs would take
         self.history = path / "rounds.json"  # of active learning
         self.source = path / "source.json"  # size and time of a file of imported values
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
@@ -133,6 +134,12 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether the folder is that of a run, so that its files are no data to choose from."""
         return self.config.is_file() and (self.lock.exists() or self.samples("pool").path.is_dir())
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Folders of checkpoints that an influence function trained, whichever stage asked for them."""
+        measured = (self.labels, self.probes, self.shortlist)
+        return sorted({path.parent for part in measured for path in part.path.rglob("epoch-*") if path.is_dir()})
 
     @property
     def is_selected(self) -> bool:

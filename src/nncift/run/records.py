@@ -30,24 +30,84 @@ class Record:
         return cls.load(path) if path.is_file() else None
 
 
+BETTER, NOT_BETTER, TOO_FEW = "better than", "not better than", "too few samples to tell"
+"""The outcomes of comparing a network with the baselines."""
+MIN_SAMPLES = 10  # held out, fewer tell nothing
+_NEW = {"Q2": ("pool",), "Q4": ("pool", "target"), "Q3": ("target",)}
+"""The sides of a quadrant whose samples are new, the quadrant that is most relevant to a selection first."""
+
+
 @dataclass(frozen=True)
 class Fidelity(Record):
     """Fidelity of an InfluenceNetwork on held-out samples.
 
     `quadrants` maps a quadrant ("Q1" both samples seen, "Q2" new pool sample, "Q3" new target, "Q4" both new) to
-    {"pairs": int, "methods": {method: {metric: value or None}}}; Q1 is the fit to the training pairs.
+    {"pairs": int, "samples": {"pool": int, "target": int}, "methods": {method: {metric: value or None}}}; Q1 is the fit
+    to the training pairs. The others also have 95 % intervals over resamples of the held-out samples, [low, high] or
+    None: "intervals" of each method, and "differences" of the network to each baseline. Records of earlier versions
+    have neither intervals nor "samples".
     """
 
     quadrants: dict[str, dict[str, Any]]
-    beats_baselines: bool  # the network is better than every baseline on new pool samples
-    verdict: str  # the same as a sentence
+    beats_baselines: bool  # the outcome is "better than"
+    verdict: str  # the outcome as a sentence, and the figures that it follows from
     pairs: dict[str, int]  # number of pairs for training ("train") and "held_out"
     held_out: dict[str, int]  # number of "pool" samples and "target"s without training pairs
     scatter: dict[str, list[Any]]  # "exact" and "predicted" influence and "quadrant" of at most 2,000 held-out pairs
     influence: str = ""  # name of the influence function
+    outcome: str = ""  # "better than", "not better than" or "too few samples to tell"; "" in earlier versions
 
     def __str__(self) -> str:
-        return self.verdict
+        facts = self.facts
+        return f"{self.headline}: {facts}" if facts else f"{self.headline}."
+
+    @property
+    def judged(self) -> str | None:
+        """The quadrant that the outcome is about; None where no sample was held out."""
+        return next((name for name in _NEW if name in self.quadrants), None)
+
+    @property
+    def new_samples(self) -> dict[str, int]:
+        """Held-out samples that the outcome is about, by side ("pool", "target")."""
+        if self.judged is None:
+            return {}
+        found = self.quadrants[self.judged].get("samples", self.held_out)
+        return {side: int(found[side]) for side in _NEW[self.judged]}
+
+    @property
+    def samples(self) -> int:
+        """Held-out samples that the outcome is about; of two sides, of the smaller one."""
+        return min(self.new_samples.values(), default=0)
+
+    @property
+    def conclusion(self) -> str:
+        """The outcome; of a record of an earlier version by the number of samples and its comparison of the values."""
+        if self.outcome:
+            return self.outcome
+        if self.samples < MIN_SAMPLES:
+            return TOO_FEW
+        return BETTER if self.beats_baselines else NOT_BETTER
+
+    @property
+    def headline(self) -> str:
+        """The conclusion as a sentence, without the figures and a full stop."""
+        if self.judged is None:
+            return "Too few samples to tell whether the network is better than the baselines: none was held out"
+        kinds = {"pool": "new pool sample", "target": "new target"}
+        where = " and ".join(counted(number, kinds[side]) for side, number in self.new_samples.items())
+        if self.conclusion == TOO_FEW:
+            return f"Too few samples to tell whether the network is better than the baselines ({where})"
+        return f"The network is {self.conclusion} the baselines on {where}"
+
+    @property
+    def facts(self) -> str:
+        """The figures that the conclusion follows from."""
+        return self.verdict.partition(": ")[2] if self.judged is not None else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 sample", "1,200 samples"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -101,4 +161,5 @@ class Summary(Record):
     encoder: dict[str, Any]  # "name", "width" and "truncated" (texts) of the pool's features
     language_model: dict[str, Any] | None  # "name", and "cut", the number of labelled samples truncated to its context
     warnings: list[str] = field(default_factory=list)  # reasons not to rely on the selection as it is
+    network: dict[str, Any] | None = None  # description of the given network, where nothing was labelled
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
