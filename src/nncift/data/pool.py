@@ -15,14 +15,14 @@ The facts are written last: a folder that has them is finished (`run.folder.Samp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.data.decontamination import Contamination
 from nncift.data.reader import Sample, Samples, short_hash
-from nncift.data.schemas import SCHEMAS, Schema, schemas_for
+from nncift.data.schemas import SCHEMAS, Schema, Text, schemas_for
 from nncift.data.sources import Source, SourceLike, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
@@ -114,11 +114,12 @@ def read_pool(
     source: SourceLike,
     options: ReadOptions | None = None,
     *,
+    screen: Callable[[Text], str | None] | None = None,
     folder: Path | None = None,
     name: str = "pool",
     progress: bool = False,
 ) -> tuple[Dataset, PoolFacts]:
-    """As `load_pool`, with the data summary."""
+    """As `load_pool`, with the data summary; `screen` gives the reason why a row cannot be used, if there is one."""
     from tqdm import tqdm
 
     options = options or ReadOptions()
@@ -136,7 +137,7 @@ def read_pool(
         return open_pool(files.path)
     contamination = _index(tests, (*named, *SCHEMAS), options.skip_bad_rows) if tests else None
     with PoolWriter(files) as writer:
-        samples = Samples(origin, named or SCHEMAS, skip=options.skip_bad_rows, rejected=writer.rejected)
+        samples = Samples(origin, named or SCHEMAS, skip=options.skip_bad_rows, rejected=writer.rejected, screen=screen)
         rows = tqdm(samples, desc=f"reading {name}", unit=" rows", disable=not progress)
         duplicates, excluded = _fill(writer, rows, samples, contamination, keep_duplicates=options.keep_duplicates)
         if not writer.rows:

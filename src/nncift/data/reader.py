@@ -5,7 +5,7 @@ Pools, targets and test sets share this reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import IO, NamedTuple
 
@@ -37,6 +37,7 @@ class Samples:
         source, schemas: the rows, and the candidates.
         skip: skip bad rows, instead of raising at the end.
         rejected: a file to list them in.
+        screen: gives the reason why a row cannot be used, if there is one.
 
     Raises:
         DataError: at the end of the iteration: there is no row, no known schema fits, no row is good, or, without
@@ -50,11 +51,13 @@ class Samples:
         *,
         skip: bool = False,
         rejected: IO[str] | None = None,
+        screen: Callable[[Text], str | None] | None = None,
     ) -> None:
         self.source = source
         self.schemas = schemas
         self.skip = skip
         self.rejected = rejected
+        self.screen = screen
 
     def __iter__(self) -> Iterator[Sample]:
         self.read = self.bad = 0
@@ -91,6 +94,8 @@ class Samples:
             if not is_unicode(value):
                 raise BadRow(field, "has half of a surrogate pair, which is not valid Unicode")
         self.schema = schema
+        if self.screen is not None and (reason := self.screen(text)) is not None:
+            raise BadRow("", reason)
         content = short_hash(f"{len(text.prompt)} {text.prompt}{text.response}{text.messages or ''}")
         return Sample(own or f"{content:015x}", own is not None, content, text, row, self.read - 1)
 

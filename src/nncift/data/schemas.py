@@ -205,6 +205,18 @@ def _joined(parts: list[Any], where: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
+def transcript(messages: list[dict[str, Any]]) -> str:
+    """Messages, as of `chat_messages`, as plain text: the prompt of the assistant's turn that follows them."""
+    return _transcript(messages, [message_text(message) for message in messages])
+
+
+def message_text(message: Values) -> str:
+    """A message, as of `chat_messages`, as plain text: its content, then its tool calls as JSON; "" without either."""
+    content, calls = (message.get(key) for key in ("content", "tool_calls"))
+    calls = calls or message.get("function_call")
+    return "" if content is None and not calls else _content(message, "message")
+
+
 def chat_messages(messages: str) -> list[dict[str, Any]]:
     """One row's `messages` column in the form that chat templates expect.
 

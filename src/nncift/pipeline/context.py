@@ -113,7 +113,8 @@ class Run:
             "trust_remote_code": config.trust_remote_code,
         }
         models = tuple(
-            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, **shared) for name in config.models
+            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, wording=config.wording, **shared)
+            for name in config.models
         )
         encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
         function = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nncift.data.pool import ReadOptions, open_pool, read_pool
 from nncift.errors import NNCIFTError
 from nncift.features.features import SampleSet
+from nncift.models.screening import ExampleScreen, RowScreen, Screen
 from nncift.models.locate import PRETRAINED
 from nncift.run.files import atomic_write
 from nncift.run.folder import RunFolder
@@ -39,11 +40,25 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     )
     try:
         folder = run.folder.samples(side).path
-        return SampleSet(*read_pool(source, options, folder=folder, name=side, progress=run.progress))
+        screen = _screen(run, side)
+        return SampleSet(*read_pool(source, options, screen=screen, folder=folder, name=side, progress=run.progress))
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
+
+
+def _screen(run: Run, side: str) -> RowScreen | None:
+    """What refuses rows of a side that its models cannot take: the influence function's, and that of the features."""
+    screens: list[Screen | None] = []
+    if run.influence is not None and (side == "pool" or side == "target"):
+        screens.append(run.influence.screen(side))
+        if side == "pool" and run.sources["target"] is None:
+            screens.append(run.influence.screen("target"))
+    if run.features.language_model is not None:
+        screens.append(ExampleScreen(run.model, cut_responses=True))
+    asked = [screen for screen in screens if screen is not None]
+    return RowScreen(asked) if asked else None
 
 
 def _fitted_run(run: Run) -> RunFolder | None:
