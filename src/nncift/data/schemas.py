@@ -205,16 +205,16 @@ def _joined(parts: list[Any], where: str) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def transcript(messages: list[dict[str, Any]]) -> str:
-    """Messages, as of `chat_messages`, as plain text: the prompt of the assistant's turn that follows them."""
-    return _transcript(messages, [message_text(message) for message in messages])
-
-
-def message_text(message: Values) -> str:
-    """A message, as of `chat_messages`, as plain text: its content, then its tool calls as JSON; "" without either."""
-    content, calls = (message.get(key) for key in ("content", "tool_calls"))
-    calls = calls or message.get("function_call")
-    return "" if content is None and not calls else _content(message, "message")
+def transcript(messages: list[dict[str, Any]], texts: list[str], tools: str | None) -> str:
+    """The turns before a response as one text: the user's alone if nothing else precedes the response."""
+    heard = [i for i, text in enumerate(texts) if messages[i]["role"] not in ("system", "developer") or text.strip()]
+    if len(heard) == 1 and tools is None and messages[heard[0]]["role"] == "user":
+        return texts[heard[0]]
+    lines = [f"{message['role'].capitalize()}: {text}" for message, text in zip(messages, texts, strict=True)]
+    if tools is not None:
+        start = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(lines))
+        lines.insert(start, f"Tools: {tools}")
+    return "\n".join(lines)
 
 
 def chat_messages(messages: str) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ With L(y | c) the mean negative log-likelihood of the response's tokens, end-of-
     perplexity  exp(L(y | prompt))
 
 Larger is harder. Cherry LLM selects hard samples and drops those above 1, where the prompt does not help
-(`zero_above_one`). Where several turns of a chat are trained on, a sample's score is the mean of the turns'. IFD costs two passes per sample, one without the prompt; perplexity costs one.
+(`zero_above_one`). Where several turns of a chat are trained on, a sample's score is the mean of the turns'. IFD costs
+two passes per sample, one without the prompt; perplexity costs one.
 """
 
 from __future__ import annotations

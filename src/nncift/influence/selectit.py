@@ -29,7 +29,7 @@ from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.base import InfluenceFunction, LanguageModelFunction, Setup, Side, Traits, broadcast, look_up
-from nncift.models.chats import Conversation, conversations
+from nncift.models.chats import Conversation
 from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import check_response, name_sample
 from nncift.models.screening import Screen, reason
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PARTS = re.compile(r"\{prompt\}|\{response\}")
-_BESIDE = " beside the rating prompt"
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,8 @@ class SelectIT(LanguageModelFunction):
 
     def _keys(self, number: int, rows: Dataset) -> list[str]:
         setting = fingerprint(self.describe() | {"models": self.models[number].describe()})
-        return [fingerprint(setting, sample.plain_prompt, sample.response) for sample in conversations(rows)]
+        texts = zip(rows["prompt"], rows["response"], strict=True)
+        return [fingerprint(setting, prompt, response) for prompt, response in texts]
 
     def _rate(self, number: int, rows: Dataset, which: Sequence[int]) -> np.ndarray:
         """Sentence-level scores by one model, with its number of parameters, (n, 2) float32."""
@@ -210,11 +210,10 @@ class SelectIT(LanguageModelFunction):
         before, between, after = model.encode(_PARTS.split(rating_prompt))
         room = self._room(model, before, between, after)
         queries = []
-        prompts = [sample.plain_prompt for sample in conversations(rows)]
-        encoded = zip(rows["id"], model.encode(prompts), model.encode(rows["response"]), strict=True)
+        encoded = zip(rows["id"], model.encode(rows["prompt"]), model.encode(rows["response"]), strict=True)
         for name, prompt, response in encoded:
             try:
-                check_response(response, room, model, _BESIDE)
+                check_response(response, room, model)
             except DataError as error:
                 raise name_sample(error, name) from error
             over = max(len(prompt) + len(response) - room, 0)
@@ -241,7 +240,7 @@ class SelectIT(LanguageModelFunction):
             try:
                 for model, room in rooms:
                     if not surely_fits(sample.response, room):
-                        check_response(model.encode([sample.response])[0], room, model, _BESIDE)
+                        check_response(model.encode([sample.response])[0], room, model)
             except DataError as error:
                 return reason(error)
             return None

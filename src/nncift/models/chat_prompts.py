@@ -54,7 +54,7 @@ class ChatPrompts(Prompts):
                 if fitting is None:
                     raise DataError(
                         f"it does not fit into {self._room} tokens, however much of it is truncated",
-                        self._model.longer_context,
+                        self._model.longer_context(self._model.context_length + 1),
                     )
                 example, after_example, alone = self._model.encode(self._texts(fitting))
                 queries.append(Query(after_example, alone, response))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nncift.data.rows import json_text
-from nncift.data.schemas import chat_messages, message_text, transcript
+from nncift.data.schemas import chat_messages, transcript
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ class Conversation:
 
     Attributes:
         id: of its row.
-        prompt, response: plain text.
+        prompt, response: plain text; the prompt is all that precedes the response, tools and system prompt too.
         turns: of a chat, up to and including the response; None for a sample that is no chat.
         tools: their JSON schemas, as chat templates take them.
         trained: indices into `turns` of the assistant turns that are trained on, ascending, the response's last.
@@ -43,12 +43,12 @@ class Conversation:
     @classmethod
     def read(
         cls,
+        id: str,
         prompt: str,
         response: str,
         messages: str | None = None,
         tools: str | None = None,
         turns: Sequence[int] | None = None,
-        id: str = "",
     ) -> Conversation:
         """From the columns of a pool (`load_pool`)."""
         if not messages:
@@ -63,28 +63,15 @@ class Conversation:
         """A sample for each turn that is trained on: the conversation up to it, with the turn as the response."""
         if self.turns is None or len(self.trained) < 2:
             return [self]
-        earlier = (self.turns[: end + 1] for end in self.trained[:-1])
-        return [*(replace(self, response=message_text(turns[-1]), turns=turns, trained=()) for turns in earlier), self]
+        earlier = [self.turns[: end + 1] for end in self.trained[:-1]]
+        texts = [(plain_text(turns[:-1], self.tools), message_text(turns[-1])) for turns in earlier]
+        parts = zip(texts, earlier, strict=True)
+        return [*(replace(self, prompt=p, response=r, turns=turns, trained=()) for (p, r), turns in parts), self]
 
     @property
     def as_chat(self) -> list[Turn]:
         """Its turns; of a sample that is no chat, a user's and an assistant's."""
         return exchange(self.prompt, self.response) if self.turns is None else self.turns
-
-    @property
-    def plain_prompt(self) -> str:
-        """All that precedes the response, as plain text: tools and system prompt too."""
-        return self.prompt if self.turns is None else plain_text(with_tools(self.turns[:-1], self.tools))
-
-
-    @property
-    def setting(self) -> list[str]:
-        """The texts of a chat that its `prompt` lacks: the system prompt's, and the tools."""
-        if self.turns is None:
-            return []
-        texts = [message_text(turn) for turn in self.turns if turn["role"] in _SYSTEM]
-        missing = [text for text in texts if text and text not in self.prompt]
-        return [*missing, json_text(self.tools)] if self.tools else missing
 
 
 def exchange(prompt: str, answer: str) -> list[Turn]:
@@ -92,12 +79,15 @@ def exchange(prompt: str, answer: str) -> list[Turn]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def plain_text(turns: Sequence[Turn]) -> str:
-    """Turns as a transcript; a system prompt and a single request of the user as two paragraphs."""
-    first = next((k for k, turn in enumerate(turns) if turn["role"] not in _SYSTEM), len(turns))
-    if len(turns) - first == 1 and turns[first]["role"] == "user":
-        return "\n\n".join(filter(None, map(message_text, turns)))
-    return transcript(list(turns))
+def plain_text(turns: Sequence[Turn], tools: list[Any] | None = None) -> str:
+    """Turns as a transcript; a single request of the user as it is."""
+    return transcript(list(turns), [message_text(turn) for turn in turns], json_text(tools) if tools else None)
+
+
+def message_text(turn: Turn) -> str:
+    """A turn as plain text: its content, then its tool calls as JSON."""
+    calls = next((turn[key] for key in _CALLS if turn.get(key)), None)
+    return "\n".join(filter(None, [turn.get("content"), json_text(calls) if calls else None]))
 
 
 def with_tools(turns: Sequence[Turn], tools: list[Any] | None) -> list[Turn]:
@@ -141,7 +131,7 @@ def conversations(rows: Dataset) -> list[Conversation]:
     """The samples of a dataset; it need not have the columns of chats."""
     optional = (rows[name] if name in rows.column_names else [None] * len(rows) for name in _COLUMNS[3:])
     columns = zip(*(rows[name] for name in _COLUMNS[:3]), *optional, strict=True)
-    return [Conversation.read(*values, id=name) for name, *values in columns]
+    return [Conversation.read(*values) for values in columns]
 
 
 _COLUMNS = ("id", "prompt", "response", "messages", "tools", "turns")
@@ -152,6 +142,15 @@ def any_chat(*datasets: Dataset) -> bool:
     chats = (rows.select_columns("messages") for rows in datasets if "messages" in rows.column_names)
     columns = (rows.with_format("arrow")[:]["messages"] for rows in chats)
     return any(column.null_count < len(column) for column in columns)
+
+
+def any_turns(*datasets: Dataset) -> bool:
+    """Whether any sample has turns besides its response that are trained on."""
+    import pyarrow.compute as pc
+
+    chats = (rows.select_columns("turns") for rows in datasets if "turns" in rows.column_names)
+    columns = (rows.with_format("arrow")[:]["turns"] for rows in chats)
+    return any((pc.max(pc.list_value_length(c)).as_py() or 0) > 1 for c in columns if c.null_count < len(c))
 
 
 def chunks(rows: Dataset) -> Iterator[Dataset]:

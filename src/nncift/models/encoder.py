@@ -9,7 +9,6 @@ import numpy as np
 
 from nncift.errors import ModelError
 from nncift.models.batching import in_memory
-from nncift.models.chats import conversations
 from nncift.models.loading import default_batch_size, first_line
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
 
 
 def sample_texts(samples: Dataset) -> list[str]:
-    """The text to embed of each sample: prompt and response; then, as encoders read beginnings, system prompt, tools."""
-    found = conversations(samples)
-    return ["\n".join([sample.prompt, sample.response, *sample.setting]) for sample in found]
+    """The text to embed of each sample: its prompt and its response."""
+    return [f"{prompt}\n{response}" for prompt, response in zip(samples["prompt"], samples["response"], strict=True)]
 
 
 def load_encoder(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:

@@ -136,7 +136,7 @@ def segments(model: Tokenization, sample: Conversation, wording: Style | None) -
     found, done = list[_Segment](), 0
     for part in sample.parts:
         end = 0 if part.turns is None else len(part.turns) - 1
-        prompt = part.plain_prompt if not found else plain_text((part.turns or [])[done:end])
+        prompt = part.prompt if not found else plain_text((part.turns or [])[done:end])
         found.append(_Segment(("\n\n" if found else "") + PLAIN.replace("{prompt}", prompt), part.response))
         done = end + 1
     return found
@@ -209,5 +209,6 @@ def response_losses(model: LanguageModel, batch: Sequence[Example]) -> torch.Ten
     rows, columns, wanted = response_positions([example.ids for example in batch], spans)
     logits = model.logits_at([example.ids[:-1] for example in batch], rows, columns).float()
     losses = torch.nn.functional.cross_entropy(logits, wanted.to(model.device), reduction="none")
-    turns = iter(losses.split([end - start for one in spans for start, end in one]))
+    lengths = [end - start for one in spans for start, end in one]
+    turns = iter(torch.split(losses, lengths))
     return torch.stack([torch.stack([next(turns).mean() for _ in one]).mean() for one in spans])

@@ -191,7 +191,10 @@ def _reason(name: str, error: Exception) -> tuple[str, str]:
     if isinstance(cause, LocalEntryNotFoundError | ConnectionError):
         return f"the download of {name!r} was interrupted", "check the network, and run the same command again"
     if out_of_memory(error):
-        return f"{name!r} does not fit into memory", "use `dtype` bfloat16, `device` cpu, or take a smaller model"
+        return (
+            f"{name!r} does not fit into memory",
+            "free some, raise its limit, use `dtype` bfloat16, or take a smaller model",
+        )
     if isinstance(error, SafetensorError):
         return f"the weights of {name!r} are damaged ({first_line(error)})", _AGAIN
     text = "gated repo" if isinstance(cause, GatedRepoError) else str(error)

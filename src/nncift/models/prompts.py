@@ -133,26 +133,29 @@ class Prompts:
         if self._room < 2:
             raise ModelError(
                 f"the context of {self._model.name!r} is {context} tokens, and the template alone takes {template}",
-                self._model.longer_context,
+                self._model.longer_context(4 + template),
             )
 
     def _response(self, answer: list[int]) -> list[int]:
         """The response tokens whose probabilities count."""
-        response, model = [*answer, *self._model.end_ids], self._model
-        beside = "" if self._single else " beside another sample"
-        check_response(response, self._room, model, beside)
+        response = [*answer, *self._model.end_ids]
+        check_response(response, self._room, self._model, samples=1 if self._single else 2)
         return response
 
 
-def check_response(response: Sequence[int], room: int, model: Tokenization, beside: str = "") -> None:
-    """Raise a `DataError`, which does not name the sample, if a response has no tokens or more than `room`."""
+def check_response(response: Sequence[int], room: int, model: Tokenization, *, samples: int = 1) -> None:
+    """Raise a `DataError`, which does not name the sample, if a response has no tokens or more than `room`.
+
+    `samples` of them, each of at most `room` tokens, share the context.
+    """
     if not response:
         raise DataError(f"its response has no tokens under {model.name!r}")
     if len(response) > room:
+        beside = " beside another sample" if samples > 1 else ""
         raise DataError(
             f"its response takes {len(response)} tokens of {model.name!r}, and at most {max(room, 0)} fit{beside} in"
             f" its context of {model.context_length}",
-            model.longer_context,
+            model.longer_context(model.context_length + samples * (len(response) - room)),
         )
 
 
@@ -176,7 +179,7 @@ class PlainPrompts(Prompts):
     def render_samples(self, samples: Sequence[Conversation]) -> Iterator[PromptedSample]:
         """The samples in token ids."""
         parts = [(sample, part) for sample in samples for part in sample.parts]
-        prompts = self._model.encode([part.plain_prompt for _, part in parts])
+        prompts = self._model.encode([part.prompt for _, part in parts])
         answers = self._model.encode([part.response for _, part in parts])
         queries, cut = list[Query](), False
         for (sample, part), prompt, answer in zip(parts, prompts, answers, strict=True):

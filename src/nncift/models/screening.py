@@ -1,7 +1,7 @@
 """Which samples a language model cannot take, found from its tokenizer alone, before anything costly is done.
 
-A short text fits by its bytes, since no token stands for less than one; only longer ones are tokenized. The tokenizer is
-loaded for the first sample.
+A short text fits by its bytes, since no token stands for less than one; only longer ones are tokenized. The tokenizer
+is loaded for the first sample.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Protocol
 
 from nncift.data.schemas import Text
-from nncift.errors import ConfigError, DataError, ModelError
+from nncift.errors import DataError, ModelError
 from nncift.models.chat_prompts import ChatPrompts
 from nncift.models.chats import Conversation, Style
 from nncift.models.prompts import PlainPrompts, Prompts, PromptTemplate
@@ -45,7 +45,7 @@ class RowScreen:
         key = fingerprint(*chat) if text.messages else None
         if key in self._known:
             return self._known[key]
-        sample = Conversation.read(text.prompt, text.response, *chat)
+        sample = Conversation.read("", text.prompt, text.response, *chat)
         found = next((why for screen in self.screens if (why := screen(sample)) is not None), None)
         if key is not None:
             self._known[key] = found

@@ -37,7 +37,7 @@ class Tokenization:
         self.tokenizer = tokenizer
         limit = _context_limit(config, tokenizer)
         self.context_length = min(limit or max(max_length or 0, _DEFAULT_CONTEXT), max_length or 10**18)
-        self._can_be_raised = limit is None or self.context_length < limit
+        self._limit = limit
         self.leading_ids = _leading_ids(tokenizer)
         self.end_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
@@ -56,10 +56,10 @@ class Tokenization:
         """Whether `chat` can be used."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    @property
-    def longer_context(self) -> str:
-        """What to do about a text that exceeds the context."""
-        return "raise `max_length`" if self._can_be_raised else "take a model with a longer context"
+    def longer_context(self, least: int) -> str:
+        """What to do where at least this many tokens would have to fit."""
+        can_be_raised = self._limit is None or least <= self._limit
+        return "raise `max_length`" if can_be_raised else "take a model with a longer context"
 
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
         """A conversation in the model's own chat template, with the generation prompt.
@@ -72,7 +72,7 @@ class Tokenization:
         """
         if not self.has_chat_template:
             raise ModelError(f"{self.name!r} has no chat template", PLAIN_INSTEAD)
-        source = str(self.tokenizer.get_chat_template(tools=tools))
+        source = self._template(tools)
         prepare = with_arguments_read if "tool_calls" in source else with_calls_as_text
         turns = [prepare({"content": None, **message}) for message in messages]
         if tools and not re.search(r"\btools\b", source):
@@ -86,14 +86,24 @@ class Tokenization:
             return self._apply(filled, tools)
         return other if text.count("None") > other.count("None") else text
 
+    def _template(self, tools: list[Any] | None) -> str:
+        """The program of the chat template; tokenizers may have another one for tools."""
+        try:
+            return str(self.tokenizer.get_chat_template(tools=tools))
+        except Exception as error:  # of several templates none may be the default
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"the chat template of {self.name!r} refuses the messages ({first_line(error)})", PLAIN_INSTEAD
+        )
+
     def _apply(self, turns: list[Turn], tools: list[Any] | None) -> str:
         options = {"tokenize": False, "add_generation_prompt": True} | ({"tools": tools} if tools else {})
         try:
             return str(self.tokenizer.apply_chat_template(turns, **options))
         except Exception as error:  # a template is a program of the model's authors
-            raise ModelError(
-                f"the chat template of {self.name!r} refuses the messages ({first_line(error)})", PLAIN_INSTEAD
-            ) from error
+            raise self._refused(error) from error
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""

@@ -24,6 +24,7 @@ from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
 from nncift.labels.design import Rate, measure_rate
+from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.run.amounts import parse_budget
@@ -177,6 +178,11 @@ class Run:
         """The influence function of a run that measures."""
         assert self.influence is not None
         return self.influence
+
+    def describe_influence(self) -> dict[str, Any]:
+        """What the exact values depend on besides the samples, ready for JSON."""
+        turns = {"turns": "all"} if any_turns(self.pool.rows, self.target.rows) else {}
+        return dict(json.loads(json.dumps(self.function.describe() | turns, default=str)))
 
     @cached_property
     def rate(self) -> Rate:

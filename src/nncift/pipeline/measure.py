@@ -5,7 +5,6 @@ A plan is kept before its first pair is measured, so a resumed run measures the 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -81,7 +80,7 @@ def _begin(run: Run) -> None:
     """
     if run.measuring:
         return
-    described = json.loads(json.dumps(run.function.describe(), default=str))
+    described = run.describe_influence()
     path = run.folder.function
     if path.exists() and (stored := read_json(path)) != described:
         raise ConfigError(

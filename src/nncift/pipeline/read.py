@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nncift.data.pool import ReadOptions, open_pool, read_pool
 from nncift.errors import NNCIFTError
 from nncift.features.features import SampleSet
-from nncift.models.screening import ExampleScreen, RowScreen, Screen
 from nncift.models.locate import PRETRAINED
+from nncift.models.screening import ExampleScreen, RowScreen, Screen
 from nncift.run.files import atomic_write
 from nncift.run.folder import RunFolder
 
@@ -51,10 +51,8 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
 def _screen(run: Run, side: str) -> RowScreen | None:
     """What refuses rows of a side that its models cannot take: the influence function's, and that of the features."""
     screens: list[Screen | None] = []
-    if run.influence is not None and (side == "pool" or side == "target"):
-        screens.append(run.influence.screen(side))
-        if side == "pool" and run.sources["target"] is None:
-            screens.append(run.influence.screen("target"))
+    if run.influence is not None and side != "known":
+        screens.append(run.influence.screen("target" if side == "target" else "pool"))
     if run.features.language_model is not None:
         screens.append(ExampleScreen(run.model, cut_responses=True))
     asked = [screen for screen in screens if screen is not None]
