@@ -91,6 +91,22 @@ def chat(name: str, *contents: str, system: str | None = None) -> dict:
     return {"id": name, "prompt": contents[0], "response": contents[-1], "messages": json.dumps(messages)}
 
 
+def chat_rows(rows: list[dict]) -> Dataset:
+    """Rows of `messages`, and `tools` where there are some, as `load_pool` gives them."""
+    return Dataset.from_list(
+        [
+            {
+                "id": str(k),
+                "prompt": row["messages"][0]["content"],
+                "response": row["messages"][-1]["content"],
+                "messages": json.dumps(row["messages"]),
+                "tools": json.dumps(row["tools"]) if "tools" in row else None,
+            }
+            for k, row in enumerate(rows)
+        ]
+    )
+
+
 WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
 
 

@@ -65,7 +65,7 @@ def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) 
 
     model = LanguageModel.load(tiny_model, device="cpu")
     words = model.encode(["one two three four five six seven eight nine ten"])[0]
-    examples = [Example(str(k), [*words[k:], *words[:k]], 1 + k % 5, False) for k in range(8)]
+    examples = [Example.single(str(k), [*words[k:], *words[:k]], 1 + k % 5) for k in range(8)]
     training = Training(lora=Lora(rank=4, alpha=16), epochs=2, learning_rate=1e-2)
     return [point.folder for point in fine_tune(model, examples, training, tmp_path_factory.mktemp("checkpoints"))]
 

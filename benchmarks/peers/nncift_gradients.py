@@ -18,7 +18,7 @@ def main(job: Job) -> None:
     """Measure and print."""
     model = LanguageModel.load(job.model, device="cpu")
     examples = [
-        Example(str(k), row["input_ids"], sum(label == -100 for label in row["labels"]), False)
+        Example.single(str(k), row["input_ids"], sum(label == -100 for label in row["labels"]))
         for k, row in enumerate(job.rows)
     ]
     with adapted(model, job.adapter):

@@ -122,6 +122,9 @@ class Config:
     """Sequences per forward pass, at most; halved when memory runs out. By default 32, on CUDA as many as fit."""
     max_length: int | None = None
     """Longest sequence the language model reads, in tokens; the model's own limit by default."""
+    wording: Literal["auto", "chat", "plain"] | None = None
+    """How the language model reads samples: chat, all in its chat template; plain, all as plain text; auto, the
+    default: as chats where samples are chats and the model has a template."""
     trust_remote_code: bool = False
     """Run code that comes with a model."""
     keep_checkpoints: bool = False

@@ -53,7 +53,7 @@ def test_equals_one_plain_pass_for_each_sample(name, batch_size, request):
 def test_a_response_longer_than_the_context_is_cut_and_counted(tiny_model):
     model = LanguageModel.load(tiny_model, device="cpu", max_length=24)
     rows = named([("Count", "one two three " * 40), ("Add", "two")], "x")
-    with pytest.raises(DataError, match="the response of 'x0' takes"):
+    with pytest.raises(DataError, match="sample 'x0': its response takes"):
         encode_examples(model, rows)
     long, short = encode_examples(model, rows, cut_responses=True)
     assert (len(long.ids), long.cut, short.cut) == (24, True, False)

@@ -73,7 +73,8 @@ class TestDelift:
 
     def test_the_distance_is_0_for_certain_and_1_for_impossible_responses(self, tiny):
         function = Delift(tiny)
-        target = PlainPrompts(tiny, PromptTemplate()).render(named([("a", "b c")], "x"))
+        (target,) = PlainPrompts(tiny, PromptTemplate()).render(named([("a", "b c")], "x"))
+        queries = list(target.queries)
         for certainty, distance in ((1.0, 0.0), (0.0, 1.0)):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(
@@ -83,7 +84,7 @@ class TestDelift:
                         np.full(len(response), p, np.float32) for response in responses
                     ],
                 )
-                assert function._distances(None, [target[0].query], target) == [distance]
+                assert function._distances(None, [queries[0].alone], queries) == [distance]
 
 
 class TestPrepare:
@@ -180,7 +181,7 @@ class TestPrompts:
         pool = named([("fine", "fine"), ("why", "so " * 200)], "x")
         for blocks in ((pool, pool.select([0])), (pool.select([0]), pool)):
             function = Delift(short, wording=wording)
-            for call in (function.prepare, function.check_lengths, function):
-                with pytest.raises(DataError, match=r"response of 'x1' takes 20\d tokens .* at most \d+ fit"):
+            for call in (function.prepare, function):
+                with pytest.raises(DataError, match=r"sample 'x1': its response takes 20\d tokens .* at most \d+ fit"):
                     call(*blocks)
             assert function.forward_tokens == 0

@@ -166,7 +166,9 @@ class TestIFD:
         model = LanguageModel.load(tiny_model, device="cpu", max_length=128)
         function = IFD(model)
         assert np.isfinite(function(named([("why", "so " * 95)], "x"), one_target)).all()
-        with pytest.raises(DataError, match=r"'x0' takes 20\d tokens .* at most \d+ fit in its context of 128"):
+        with pytest.raises(
+            DataError, match=r"'x0': its response takes 20\d tokens .* at most \d+ fit in its context of 128"
+        ):
             function.prepare(named([("why", "so " * 200)], "x"), one_target)
 
     def test_the_beginning_of_a_text(self, tiny_model):

@@ -39,7 +39,7 @@ def test_a_long_prompt_loses_its_start(tiny_model):
     assert example.cut
     assert len(example.ids) == 64
     assert "late\n\nResponse:\n" in short.tokenizer.decode(example.ids[: example.start])
-    with pytest.raises(DataError, match=r"the response of 'long' takes 20\d tokens"):
+    with pytest.raises(DataError, match=r"sample 'long': its response takes 20\d tokens"):
         encode_examples(short, Dataset.from_list([{**row, "response": "so " * 200}]))
 
 

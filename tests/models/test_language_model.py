@@ -138,5 +138,5 @@ def test_a_chat_is_rendered_with_the_generation_prompt_or_refused_by_the_templat
     text = fresh.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     fresh.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ModelError, match=r"refuses the messages \(roles must alternate\): use the plain wording"):
+    with pytest.raises(ModelError, match=r'refuses the messages \(roles must alternate\): set `wording` to "plain"'):
         fresh.chat([{"role": "user", "content": "Hi"}])

@@ -64,7 +64,7 @@ class TestLoading:
         assert not model.has_chat_template
         probabilities = model.response_probabilities(model.prefix([7]), token_ids(4, 9), token_ids(3, 2))
         assert [len(p) for p in probabilities] == [3, 2]
-        with pytest.raises(ModelError, match="no chat template: use the plain wording"):
+        with pytest.raises(ModelError, match='no chat template: set `wording` to "plain"'):
             model.chat([{"role": "user", "content": "hello"}])
 
     def test_leading_special_tokens_are_found(self, folder):

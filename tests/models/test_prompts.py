@@ -11,8 +11,9 @@ from tokenizers.processors import TemplateProcessing
 
 from builders import chat, named, samples
 from nncift.errors import ConfigError, DataError, ModelError
+from nncift.models.chat_prompts import ChatPrompts, choose_prompts
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import ChatPrompts, PlainPrompts, PromptTemplate, choose_prompts
+from nncift.models.prompts import PlainPrompts, PromptTemplate
 
 ROWS = named([("one two", "three"), ("four", "five six")], "x")
 
@@ -28,12 +29,12 @@ class TestTruncation:
         (rendered,) = PlainPrompts(short, PromptTemplate()).render(named([("early " * 300 + "late words", "yes")], "x"))
         assert rendered.cut
         kept = short.encode(["early " * 300 + "late words"])[0][-10:]
-        for ids in (rendered.example, rendered.query):
+        for ids in (rendered.example, rendered.queries[0].after_example):
             assert any(ids[k : k + 10] == kept for k in range(len(ids)))
         texts = (PromptTemplate().with_example, PromptTemplate().query)
         before, asks = map(len, short.encode([text.partition("{prompt}")[0] for text in texts]))
         shown = rendered.example[before : rendered.example.index(kept[-1], before) + 1]
-        assert shown == rendered.query[asks:][: len(shown)]
+        assert shown == rendered.queries[0].after_example[asks:][: len(shown)]
 
     @settings(max_examples=40, deadline=None)
     @given(
@@ -44,11 +45,11 @@ class TestTruncation:
         rows = named([("ab " * prompt, "no " * response) for prompt, response in sizes], "x")
         prompts = choose_prompts(short, style)
         rendered = prompts.render(rows)
-        assert [sample.response[-1] for sample in rendered] == short.end_ids * len(rendered)
-        for query in rendered:
+        assert [sample.queries[0].response[-1] for sample in rendered] == short.end_ids * len(rendered)
+        for (query,) in (sample.queries for sample in rendered):
             assert len(prompts.no_example) + len(query.alone) + len(query.response) <= short.context_length
             for example in rendered:
-                assert len(example.example) + len(query.query) + len(query.response) <= short.context_length
+                assert len(example.example) + len(query.after_example) + len(query.response) <= short.context_length
         for sample, row in zip(rendered, rows, strict=True):  # no unnecessary truncation
             tokens = sum(len(ids) for ids in short.encode([row["prompt"], row["response"]])) + 1
             if sample.cut or style == "plain":
@@ -61,15 +62,15 @@ class TestTruncation:
         assert [sample.cut for sample in rendered] == [False, True, True]
         text = short.tokenizer.decode
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "three"}]
-        assert text(rendered[1].alone) == short.chat(turns)
-        for last in (text(rendered[2].alone), text(rendered[2].example)):
+        assert text(rendered[1].queries[0].alone) == short.chat(turns)
+        for last in (text(rendered[2].queries[0].alone), text(rendered[2].example)):
             assert "Be brief." in last
             assert "early late<|im_end|>" in last
             assert "old" not in last
         assert last.endswith("four")
 
     def test_a_chat_that_cannot_be_truncated_enough_is_an_error(self, short):
-        with pytest.raises(DataError, match="the chat 'x' does not fit"):
+        with pytest.raises(DataError, match="sample 'x': it does not fit into"):
             ChatPrompts(short).render(samples([chat("x", "one", "two", system="rule " * 200)]))
 
     @pytest.mark.parametrize("style", ["plain", "chat"])
@@ -85,13 +86,13 @@ class TestPlainPrompts:
         first, second = PlainPrompts(tiny, PromptTemplate()).render(rows)
         assert "Example request:\n{response} {0} {prompt}\n" in tiny.tokenizer.decode(first.example)
         assert "Example response:\n{prompt}\n" in tiny.tokenizer.decode(first.example)
-        assert tiny.tokenizer.decode(second.query).startswith("Request:\n%s {\n")
+        assert tiny.tokenizer.decode(second.queries[0].after_example).startswith("Request:\n%s {\n")
 
     def test_a_custom_template(self, tiny):
         template = PromptTemplate("", "A: {response}\nQ: {prompt}\n", "Q: {prompt}\nA:")
         rendered = PlainPrompts(tiny, template).render(ROWS)[0]
         assert tiny.tokenizer.decode(rendered.example) == "A: three\nQ: one two\n"
-        assert tiny.tokenizer.decode(rendered.query) == "Q: one two\nA:"
+        assert tiny.tokenizer.decode(rendered.queries[0].after_example) == "Q: one two\nA:"
 
     @pytest.mark.parametrize(
         ("field", "text"),
@@ -121,13 +122,13 @@ class TestPlainPrompts:
         assert adding.no_example == [0, *plain.no_example]
         for sample, expected in zip(adding.render(ROWS), plain.render(ROWS), strict=True):
             assert sample.example == [0, *expected.example]
-            assert (sample.query, sample.response) == (expected.query, expected.response)
+            assert sample.queries == expected.queries
 
     def test_without_an_end_token_the_response_is_its_text(self, fresh):
         fresh.end_ids = []
         prompts = PlainPrompts(fresh, PromptTemplate())
-        assert [sample.response for sample in prompts.render(ROWS)] == fresh.encode(ROWS["response"])
-        with pytest.raises(DataError, match="'x0' has no tokens"):
+        assert [sample.queries[0].response for sample in prompts.render(ROWS)] == fresh.encode(ROWS["response"])
+        with pytest.raises(DataError, match="sample 'x0': its response has no tokens"):
             prompts.render(named([("a", "")], "x"))
 
 
@@ -144,8 +145,8 @@ class TestChatPrompts:
         for example, before in zip(rendered, conversations, strict=True):
             for query, turns in zip(rendered, conversations, strict=True):
                 (whole,) = tiny.encode([tiny.chat([*before, *turns[:-1]])])
-                assert example.example + query.query == whole
-                assert query.alone == tiny.encode([tiny.chat(turns[:-1])])[0]
+                assert example.example + query.queries[0].after_example == whole
+                assert query.queries[0].alone == tiny.encode([tiny.chat(turns[:-1])])[0]
 
     def test_a_template_that_renders_the_last_exchange_differently(self, fresh):
         """As reasoning models' templates do: an empty thought in the last turn, none in earlier ones."""
@@ -155,7 +156,7 @@ class TestChatPrompts:
             "{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
         )
         (rendered,) = ChatPrompts(fresh).render(samples([chat("a", "one", "two")]))
-        joined = fresh.tokenizer.decode(rendered.example + rendered.query)
+        joined = fresh.tokenizer.decode(rendered.example + rendered.queries[0].after_example)
         assert joined == "<user>one;<assistant>two;<user>one;<assistant>"
 
     @pytest.mark.parametrize("where", ["front", "end"])

@@ -27,7 +27,7 @@ SMALL = Training(lora=Lora(rank=2, alpha=8), epochs=3, learning_rate=5e-3, batch
 def examples() -> list[Example]:
     """Forty samples of random tokens: a lower loss means that they were memorized."""
     rng = np.random.default_rng(0)
-    return [Example(str(k), rng.integers(100, 200, 6 + k % 7).tolist(), 2 + k % 3, False) for k in range(40)]
+    return [Example.single(str(k), rng.integers(100, 200, 6 + k % 7).tolist(), 2 + k % 3) for k in range(40)]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ states. The pass that scores a sample's response gives, without a second one:
     the same over the response's tokens, the end-of-text token left out    (hidden,)
     scalars: SCALARS                                                       (len(SCALARS),)
 
-in this order. Samples are formatted as for fine-tuning (`examples`); longer ones are truncated to the context.
+in this order. Samples are formatted as for fine-tuning (`examples`); longer ones are truncated to the context. Where
+several turns of a chat are trained on, each figure of the response is the mean over the turns, but for the length.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class LanguageModelFeatures(FeatureSource):
 
     def settings(self) -> dict[str, Any]:
         """Precision and context length of the model; loads it."""
-        return {"dtype": self.model.loaded.precision, "max_length": self.model.loaded.context_length}
+        wording = {} if self.model.wording in (None, "auto") else {"wording": self.model.wording}
+        return {"dtype": self.model.loaded.precision, "max_length": self.model.loaded.context_length} | wording
 
     def memory(self, samples: Dataset) -> int:
         """Those of the largest batch."""
@@ -75,7 +77,7 @@ class LanguageModelFeatures(FeatureSource):
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
         """The blocks, and which samples were truncated to the context."""
         model = self.model.loaded
-        examples = encode_examples(model, samples, cut_responses=True)
+        examples = encode_examples(model, samples, wording=self.model.wording, cut_responses=True)
         features = read_language_features(model, examples, batch_size=self.model.sequences())
         truncated = np.array([example.cut for example in examples], bool)
         return {**split(features, feature_blocks(model)), TRUNCATED: truncated}
@@ -120,16 +122,33 @@ def read_language_features(model: LanguageModel, examples: Sequence[Example], *,
 
 def _read(model: LanguageModel, module: torch.nn.Module, batch: Sequence[Example]) -> list[np.ndarray]:
     sequences = [example.ids for example in batch]
-    rows, columns, wanted = response_positions(sequences, [example.start for example in batch])
+    rows, columns, wanted = response_positions(sequences, [example.spans for example in batch])
     logits, states = model.logits_and_states(module, sequences, rows, columns)
     log_probabilities = token_log_probabilities(logits, wanted.to(model.device)).double().cpu().numpy()
     found = []
     for number, example in enumerate(batch):
-        end = len(example.ids) - len(model.end_ids)
-        parts = (slice(example.start), slice(example.start, end if end > example.start else len(example.ids)))
-        means = [states[number, part].float().mean(dim=0).cpu().numpy() for part in parts]
         values = log_probabilities[rows.numpy() == number]
-        distance = np.sqrt(np.mean(np.square(1 - np.exp(values))))
-        scalars = [-values.mean(), distance, values[0], values[-1], np.log(example.start), np.log(len(values))]
-        found.append(np.concatenate([*means, scalars]).astype(np.float32))
+        turns = np.split(values, np.cumsum([end - start for start, end in example.spans])[:-1])
+        prompt = len(example.ids) - example.scored
+        lengths = [np.log(prompt), np.log(example.scored)]
+        scalars = [*np.mean([_scalars(turn) for turn in turns], axis=0), *lengths]
+        found.append(np.concatenate([*_means(model, states[number], example), scalars]).astype(np.float32))
     return found
+
+
+def _means(model: LanguageModel, states: torch.Tensor, example: Example) -> list[np.ndarray]:
+    """Mean states (hidden,) of the prompt, and of the responses: the mean of the turns' means."""
+    prompt, turns = torch.ones(len(example.ids), dtype=torch.bool, device=states.device), []
+    for start, end in example.spans:
+        prompt[start:end] = False
+        last = end == len(example.ids)
+        text = end - (len(model.end_ids) if last else int(model.ends_turn(example.ids[end - 1 :])))
+        turns.append(states[start : text if text > start else end].float().mean(dim=0))
+    means = states[: len(prompt)][prompt].float().mean(dim=0), torch.stack(turns).mean(dim=0)
+    return [mean.cpu().numpy() for mean in means]
+
+
+def _scalars(values: np.ndarray) -> list[float]:
+    """Loss, distance, first and last log-probability of one response's log-probabilities, (tokens,) float64."""
+    distance = np.sqrt(np.mean(np.square(1 - np.exp(values))))
+    return [-values.mean(), distance, values[0], values[-1]]

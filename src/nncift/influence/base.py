@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.models.prompts import Prompts, PromptTemplate, Style, any_chat, choose_prompts, chunks
+from nncift.models.chat_prompts import check_wording, choose_prompts
+from nncift.models.chats import Style, any_chat
+from nncift.models.prompts import Prompts, PromptTemplate
+from nncift.models.screening import ExampleScreen, PromptScreen, Screen
 from nncift.models.spec import EncoderSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from nncift.models.examples import Example
     from nncift.models.language_model import LanguageModel
     from nncift.models.prompts import PromptedSample
+
+
+Side = Literal["pool", "target"]
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,12 @@ class InfluenceFunction:
     def check(self, pool: Dataset, target: Dataset) -> None:
         """Called with all samples before anything expensive, to validate them or to record facts; loads no model."""
 
-    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
-        """Raise if a sample does not fit into the model; called by runs that may measure any sample."""
+    def screen(self, side: Side) -> Screen | None:
+        """What refuses the samples of a side that its models cannot take, from their tokenizers alone, if anything.
+
+        Called while the samples are read: rows that it refuses are rows that cannot be used.
+        """
+        return None
 
     def warm_up(self, pool: Dataset, folder: Path | None = None, *, progress: bool = False) -> Any:
         """Train on the pool; called with all samples, before `prepare`, whichever are labelled; `folder` caches."""
@@ -206,7 +216,7 @@ class LanguageModelFunction(InfluenceFunction):
 
     Args:
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`.
-        **options: dtype, device, batch_size, max_length, trust_remote_code of `ModelSpec`.
+        **options: dtype, device, batch_size, max_length, trust_remote_code, wording of `ModelSpec`.
 
     Raises:
         ConfigError: an option has an invalid value.
@@ -280,11 +290,15 @@ class LanguageModelFunction(InfluenceFunction):
         """The function's own settings and the model's."""
         return super().describe() | self.spec.describe()
 
+    def screen(self, side: Side) -> Screen | None:
+        """Of training examples."""
+        return ExampleScreen(self.spec)
+
     def _examples(self, rows: Dataset) -> list[Example]:
         """The samples as training examples."""
         from nncift.models.examples import encode_examples
 
-        examples = encode_examples(self.language_model, rows)
+        examples = encode_examples(self.language_model, rows, wording=self.spec.wording)
         self._cut.update(example.id for example in examples if example.cut)
         return examples
 
@@ -295,16 +309,23 @@ class PromptedFunction(LanguageModelFunction):
     Args:
         model: as of `LanguageModelFunction`.
         wording: "plain" or a `PromptTemplate`; "chat", the model's chat template; "auto", chat where the model has a
-            template and any sample comes from a chat, else plain.
+            template and any sample comes from a chat, else plain. The model's own unless given.
         **options: of `LanguageModelFunction`.
+
+    Raises:
+        ConfigError: both the model and the function were given a wording.
     """
 
     single = True
     """No sample stands beside another as its in-context example."""
 
-    def __init__(self, model: Any, *, wording: Style | PromptTemplate = "auto", **options: Any) -> None:
+    def __init__(self, model: Any, *, wording: Style | PromptTemplate | None = None, **options: Any) -> None:
         super().__init__(model, **options)
-        self.wording = wording
+        if wording is not None and self.spec.wording is not None:
+            raise ConfigError(f"`wording` was given for the run and for {self.name}", "give only one of them")
+        self.wording: Style | PromptTemplate = wording or self.spec.wording or "auto"
+        if not isinstance(self.wording, PromptTemplate):
+            check_wording(self.wording)
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
 
     def describe(self) -> dict[str, Any]:
@@ -315,12 +336,11 @@ class PromptedFunction(LanguageModelFunction):
             del template["with_example"]
         return {**super().describe(), "wording": "own" if own else self.wording, "plain_wording": template}
 
-    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
-        """Render every prompt, in chunks."""
-        prompts = self._choose(pool, target)
-        for rows in {id(rows): rows for rows in (pool, target)}.values():
-            for chunk in chunks(rows):
-                prompts.render(chunk)
+    def screen(self, side: Side) -> Screen | None:
+        """Of prompts; pointwise functions do not read the targets."""
+        if side == "target" and self.traits.pointwise:
+            return None
+        return PromptScreen(self.spec, self.wording, single=self.single)
 
     def _choose(self, *datasets: Dataset) -> Prompts:
         """The prompts for these samples, whatever was prepared."""

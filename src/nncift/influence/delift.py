@@ -3,7 +3,9 @@
 With d = ||p - 1||_2 / sqrt(T) over the probabilities p of the T tokens of target j's response (end-of-text
 included, teacher forcing),
 
-    influence[i, j] = d(no example, j) - d(example i, j),    in [-1, 1].
+    influence[i, j] = d(no example, j) - d(example i, j),    in [-1, 1],
+
+and where several turns of target j are trained on, the mean of that over the turns.
 
 Both terms are forward passes of the language model. The second takes one for every pair, which makes exact influence
 expensive: an example is therefore encoded once for all targets, and only response positions go through the output
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.influence.base import PromptedFunction, Traits, look_up
+from nncift.models.chats import chunks
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import PromptedSample, Prompts, chunks
+from nncift.models.prompts import Prompts, Query, mean_over_turns
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_array, write_array
 
@@ -35,7 +38,7 @@ class Delift(PromptedFunction):
 
     Args:
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`; loaded on first use.
-        wording: "plain" or a `PromptTemplate` of your own; "chat", the model's chat template with the example as an
+        wording: "plain", or a `PromptTemplate` of your own; "chat", the model's chat template with the example as an
             earlier exchange; "auto", chat when any sample comes from a chat and the model has a template, else plain.
         exponential: give exp(influence), DELIFT's variant.
         **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`.
@@ -58,9 +61,9 @@ class Delift(PromptedFunction):
         prompts = self._choose(pool, target)
         for chunk in chunks(pool):
             self._render(prompts, chunk)
-        targets = self._render(prompts, target)
+        targets = [query for sample in self._render(prompts, target) for query in sample.queries]
         path = None if folder is None else folder / "delift-baseline.npy"
-        keys = [self._key(prompts, sample) for sample in targets]
+        keys = [self._key(prompts, query) for query in targets]
         known = {} if path is None or not path.exists() else _read_baseline(path)
         if not known.keys() >= set(keys):
             self._cache = {}  # all are computed together, whatever was prepared before: the same bytes
@@ -73,32 +76,32 @@ class Delift(PromptedFunction):
         """Differences of distances, in [-1, 1], or their exponential."""
         prompts = self._prompts_for(pool_rows, target_rows)
         examples, targets = self._render(prompts, pool_rows), self._render(prompts, target_rows)
-        zero_shot = self._zero_shot(prompts, targets)
-        influence = np.empty((len(examples), len(targets)), np.float32)
-        queries = [target.query for target in targets]
+        queries = [query for target in targets for query in target.queries]
+        zero_shot, asked = self._zero_shot(prompts, queries), [query.after_example for query in queries]
+        influence = np.empty((len(queries), len(examples)), np.float32)
         for i, example in enumerate(examples):
-            influence[i] = zero_shot - self._distances(self.language_model.prefix(example.example), queries, targets)
-        return np.exp(influence) if self.exponential else influence
+            influence[:, i] = zero_shot - self._distances(self.language_model.prefix(example.example), asked, queries)
+        return mean_over_turns(targets, np.exp(influence) if self.exponential else influence).T.copy()
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each target once without an example, then each row's example once and each target once per row."""
         prompts = self._prompts_for(pool_rows, target_rows)
         examples = [len(sample.example) for sample in self._render(prompts, pool_rows)]
-        targets = self._render(prompts, target_rows)
+        targets = [query for sample in self._render(prompts, target_rows) for query in sample.queries]
         if not targets:
             return 0
-        queries = sum(len(sample.query) + len(sample.response) - 1 for sample in targets)
-        alone = sum(len(sample.alone) + len(sample.response) - 1 for sample in targets)
+        queries = sum(len(query.after_example) + len(query.response) - 1 for query in targets)
+        alone = sum(len(query.alone) + len(query.response) - 1 for query in targets)
         prefixes = 1 if self.language_model.shares_prefix else len(targets)  # passes over each prefix
         return alone + prefixes * (len(prompts.no_example) + sum(examples)) + len(examples) * queries
 
-    def _key(self, prompts: Prompts, sample: PromptedSample) -> str:
+    def _key(self, prompts: Prompts, query: Query) -> str:
         """Identifies a zero-shot distance: the model, its precision and the tokens."""
         description = {name: self.describe()[name] for name in ("model", "dtype")}
-        return fingerprint(description, prompts.no_example, sample.alone, sample.response)
+        return fingerprint(description, prompts.no_example, query.alone, query.response)
 
-    def _zero_shot(self, prompts: Prompts, targets: Sequence[PromptedSample]) -> np.ndarray:
-        """Each target's distance without an example, (n_target,) float64, cached by `prepare`."""
+    def _zero_shot(self, prompts: Prompts, targets: Sequence[Query]) -> np.ndarray:
+        """Each query's distance without an example, (queries,) float64, cached by `prepare`."""
         keys = [self._key(prompts, target) for target in targets]
 
         def compute(which: list[int]) -> np.ndarray:
@@ -108,8 +111,8 @@ class Delift(PromptedFunction):
 
         return look_up(self._cache, keys, compute)
 
-    def _distances(self, prefix: Prefix, queries: Sequence[list[int]], targets: Sequence[PromptedSample]) -> np.ndarray:
-        """Distance d of each target's response, (n_target,) float64."""
+    def _distances(self, prefix: Prefix, queries: Sequence[list[int]], targets: Sequence[Query]) -> np.ndarray:
+        """Distance d of each query's response, (queries,) float64."""
         responses = [target.response for target in targets]
         probabilities = self.language_model.response_probabilities(
             prefix, queries, responses, batch_size=self.batch_size

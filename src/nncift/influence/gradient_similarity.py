@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.base import Footprint, LanguageModelFunction, look_up
-from nncift.models.examples import Example, encode_examples
+from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
-from nncift.models.prompts import chunks
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_json, write_json
 from nncift.run.shards import Arrays, Shards
@@ -102,12 +101,6 @@ class GradientInfluence(LanguageModelFunction):
                 features = (feature for shard in shards for feature in shard["values"])
                 known[k, side] = dict(zip((example.key for example in examples[side]), features, strict=True))
         self._cache = known
-
-    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
-        """Encode every sample, in chunks."""
-        for rows in (pool,) if target is pool else (pool, target):
-            for chunk in chunks(rows):
-                encode_examples(self.language_model, chunk)
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Tokens of all forward, and of all backward, passes of `prepare` on these rows."""

@@ -6,7 +6,8 @@ With L(y | c) the mean negative log-likelihood of the response's tokens, end-of-
     perplexity  exp(L(y | prompt))
 
 Larger is harder. Cherry LLM selects hard samples and drops those above 1, where the prompt does not help
-(`zero_above_one`). IFD costs two passes per sample, one without the prompt; perplexity costs one.
+(`zero_above_one`). Where several turns of a chat are trained on, a sample's score is the mean of the turns'. IFD costs
+two passes per sample, one without the prompt; perplexity costs one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from nncift.errors import ModelError
 from nncift.influence.base import PromptedFunction, Traits, broadcast
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import PromptedSample, Prompts
+from nncift.models.prompts import Prompts, Query, mean_over_turns
 from nncift.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -51,35 +52,33 @@ class Perplexity(PromptedFunction):
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
         prompts = self._prompts_for(pool_rows)
-        return broadcast(self._scores(prompts, self._render(prompts, pool_rows)), len(target_rows))
+        samples = self._render(prompts, pool_rows)
+        scores = self._scores(prompts, [query for sample in samples for query in sample.queries])
+        return broadcast(mean_over_turns(samples, scores), len(target_rows))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each pool sample once, with its prompt."""
         prompts = self._prompts_for(pool_rows)
-        samples = self._render(prompts, pool_rows)
-        if not samples or not len(target_rows):
+        queries = [query for sample in self._render(prompts, pool_rows) for query in sample.queries]
+        if not queries or not len(target_rows):
             return 0
-        prefixes = 1 if self.language_model.shares_prefix else len(samples)
-        passes = sum(len(sample.alone) + len(sample.response) - 1 for sample in samples)
+        prefixes = 1 if self.language_model.shares_prefix else len(queries)
+        passes = sum(len(query.alone) + len(query.response) - 1 for query in queries)
         return prefixes * len(prompts.no_example) + passes
 
-    def check_lengths(self, pool: Dataset, target: Dataset) -> None:
-        """Targets are not used."""
-        super().check_lengths(pool, pool)
+    def _scores(self, prompts: Prompts, queries: list[Query]) -> np.ndarray:
+        return np.asarray(np.exp(self._losses(prompts, queries)))
 
-    def _scores(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
-        return np.asarray(np.exp(self._losses(prompts, samples)))
-
-    def _losses(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
+    def _losses(self, prompts: Prompts, queries: list[Query]) -> np.ndarray:
         """Mean loss of each response after its prompt, (n,) float64."""
         if self._prefix is None or self._prefix.ids != prompts.no_example:
             self._prefix = self.language_model.prefix(prompts.no_example)
-        return self._losses_after(self._prefix, [sample.alone for sample in samples], samples)
+        return self._losses_after(self._prefix, [query.alone for query in queries], queries)
 
-    def _losses_after(self, prefix: Prefix, queries: list[list[int]], samples: list[PromptedSample]) -> np.ndarray:
-        """Mean loss of each response after the prefix and its query, (n,) float64."""
-        responses = [sample.response for sample in samples]
-        found = self.language_model.response_log_probabilities(prefix, queries, responses, batch_size=self.batch_size)
+    def _losses_after(self, prefix: Prefix, asked: list[list[int]], queries: list[Query]) -> np.ndarray:
+        """Mean loss of each response after the prefix and what asks for it, (n,) float64."""
+        responses = [query.response for query in queries]
+        found = self.language_model.response_log_probabilities(prefix, asked, responses, batch_size=self.batch_size)
         return np.array([-values.astype(np.float64).mean() for values in found])
 
 
@@ -109,13 +108,13 @@ class IFD(Perplexity):
             return 0
         start = len(beginning(self.language_model))
         samples = self._render(self._prompts_for(pool_rows), pool_rows)
-        alone = sum(start + len(sample.response) - 1 for sample in samples)
+        alone = sum(start + len(query.response) - 1 for sample in samples for query in sample.queries)
         return super().tokens(pool_rows, target_rows) + alone
 
-    def _scores(self, prompts: Prompts, samples: list[PromptedSample]) -> np.ndarray:
-        with_prompt = self._losses(prompts, samples)
-        starts = [beginning(self.language_model)] * len(samples)
-        without = self._losses_after(Prefix([], None), starts, samples)
+    def _scores(self, prompts: Prompts, queries: list[Query]) -> np.ndarray:
+        with_prompt = self._losses(prompts, queries)
+        starts = [beginning(self.language_model)] * len(queries)
+        without = self._losses_after(Prefix([], None), starts, queries)
         ratio = with_prompt / np.maximum(without, 1e-6)  # a response that is certain without any context
         return np.where(ratio < 1, ratio, 0) if self.zero_above_one else ratio
 

@@ -28,6 +28,7 @@ from nncift.run.registry import suggest
 
 _NONE = inspect.Parameter.empty
 _SETUP = {field.name for kind in (Setup, ModelSpec, EncoderSpec) for field in dataclasses.fields(kind)}
+_OWN = {"wording"}  # in the run's setup too, but a function may have its own
 _SEQUENCES = (collections.abc.Sequence, tuple, list)
 _NARROWEST_FIRST = (types.NoneType, int, float, bool, Literal, *_SEQUENCES, str, Path, Any)
 _YAML_BOOLEANS = {"true": ("true", "yes", "on"), "false": ("false", "no", "off")}
@@ -162,7 +163,7 @@ def _parameters(kind: Any) -> Iterator[tuple[str, Option]]:
         makers = [vars(c)["__init__"] for c in kind.__mro__[:-1] if "__init__" in vars(c)]
     seen: set[str] = set()
     if _is_built(kind):
-        makers, seen = [kind.build, *makers], set(_SETUP)
+        makers, seen = [kind.build, *makers], _SETUP - _OWN
     for maker in makers:
         parameters = [*inspect.signature(maker).parameters.values()]
         hints = _hints(maker)

@@ -2,11 +2,13 @@
 
 A sample (prompt and response, T tokens) is the mean of its last hidden states, after the final normalization, with
 position weights t / (1 + ... + T): later tokens attend to more of the sample. Means are computed once per sample in
-`prepare`; a pair costs a dot product.
+`prepare`; a pair costs a dot product. Where several turns of a chat are trained on, a sample is the mean of what the
+conversation up to each of them is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import numpy as np
 from nncift.influence.base import PromptedFunction, look_up
 from nncift.models.hidden_states import mean_states
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import Prompts
+from nncift.models.prompts import PromptedSample, Prompts, mean_over_turns
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
@@ -46,7 +48,8 @@ class RepresentationSimilarity(PromptedFunction):
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Encode each distinct sample once; `folder` caches the means in shards `<name>-*.safetensors`."""
         prompts = self._choose(pool, target)
-        samples = [*self._sequences(prompts, pool), *self._sequences(prompts, target)]
+        both = [*self._render(prompts, pool), *self._render(prompts, target)]
+        samples = self._sequences(prompts, both)
         keys, work = self._keys(samples), partial(self._means, samples)
         self._cache = once_per_sample(keys, work, name=self.name, folder=folder, progress=self.progress)
         self._prompts = prompts
@@ -62,19 +65,22 @@ class RepresentationSimilarity(PromptedFunction):
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each distinct sample once."""
         prompts = self._prompts_for(pool_rows, target_rows)
-        samples = [*self._sequences(prompts, pool_rows), *self._sequences(prompts, target_rows)]
+        both = [*self._render(prompts, pool_rows), *self._render(prompts, target_rows)]
+        samples = self._sequences(prompts, both)
         return sum(len(ids) for ids, _ in dict(zip(self._keys(samples), samples, strict=True)).values())
 
-    def _sequences(self, prompts: Prompts, rows: Dataset) -> list[tuple[list[int], int]]:
-        """Token ids of each sample, and how many precede its response."""
-        contexts = [(prompts.no_example + sample.alone, sample.response) for sample in self._render(prompts, rows)]
+    def _sequences(self, prompts: Prompts, samples: Sequence[PromptedSample]) -> list[tuple[list[int], int]]:
+        """Token ids of each sample up to each turn that is trained on, and how many precede that."""
+        queries = (query for sample in samples for query in sample.queries)
+        contexts = [(prompts.no_example + query.alone, query.response) for query in queries]
         return [(context + response, len(context)) for context, response in contexts]
 
     def _vectors(self, prompts: Prompts, rows: Dataset) -> np.ndarray:
         """Unit vectors, (n, hidden) float64, from the means that `prepare` cached or from new ones."""
-        samples = self._sequences(prompts, rows)
+        rendered = self._render(prompts, rows)
+        samples = self._sequences(prompts, rendered)
         means = look_up(self._cache, self._keys(samples), partial(self._means, samples))
-        vectors = self._standardized(means.astype(np.float64))
+        vectors = self._standardized(mean_over_turns(rendered, means.astype(np.float64)))
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
     def _means(self, samples: list[tuple[list[int], int]], which: list[int]) -> np.ndarray:

@@ -28,9 +28,13 @@ import numpy as np
 from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.influence.base import InfluenceFunction, LanguageModelFunction, Setup, Traits, broadcast, look_up
+from nncift.influence.base import InfluenceFunction, LanguageModelFunction, Setup, Side, Traits, broadcast, look_up
+from nncift.models.chats import Conversation
 from nncift.models.language_model import LanguageModel
+from nncift.models.prompts import check_response, name_sample
+from nncift.models.screening import Screen, reason
 from nncift.models.spec import ModelSpec
+from nncift.models.tokenization import Tokenization, surely_fits
 from nncift.run.files import fingerprint
 from nncift.run.shards import SHARD, once_per_sample
 
@@ -204,20 +208,44 @@ class SelectIT(LanguageModelFunction):
     def _render(self, model: LanguageModel, rating_prompt: str, rows: Dataset) -> tuple[list[int], list[list[int]]]:
         """A rating prompt in token ids: the prefix shared by all samples, and the rest for each."""
         before, between, after = model.encode(_PARTS.split(rating_prompt))
-        room = model.context_length - len(model.leading_ids) - len(before) - len(between) - len(after)
+        room = self._room(model, before, between, after)
         queries = []
         encoded = zip(rows["id"], model.encode(rows["prompt"]), model.encode(rows["response"]), strict=True)
         for name, prompt, response in encoded:
-            if len(response) > room:
-                raise DataError(
-                    f"the response of {name!r} takes {len(response)} tokens of {model.name!r}",
-                    f"at most {max(room, 0)} fit beside the rating prompt: drop the sample, or raise `max_length`",
-                )
+            try:
+                check_response(response, room, model)
+            except DataError as error:
+                raise name_sample(error, name) from error
             over = max(len(prompt) + len(response) - room, 0)
             if over:
                 self._cut.add(name)
             queries.append([*prompt[over:], *between, *response, *after])
         return [*model.leading_ids, *before], queries
+
+    def _room(self, model: Tokenization, *pieces: list[int]) -> int:
+        """Tokens that a sample may fill beside a rating prompt of these pieces."""
+        return model.context_length - len(model.leading_ids) - sum(map(len, pieces))
+
+    def screen(self, side: Side) -> Screen | None:
+        """Of responses beside the longest rating prompt of each model; targets are not read."""
+        if side == "target":
+            return None
+        rooms: list[tuple[Tokenization, int]] = []
+
+        def refuse(sample: Conversation) -> str | None:
+            if not rooms:
+                for model in (spec.tokenization for spec in self.models):
+                    pieces = (model.encode(_PARTS.split(prompt)) for prompt in self.rating_prompts.prompts)
+                    rooms.append((model, min(self._room(model, *some) for some in pieces)))
+            try:
+                for model, room in rooms:
+                    if not surely_fits(sample.response, room):
+                        check_response(model.encode([sample.response])[0], room, model)
+            except DataError as error:
+                return reason(error)
+            return None
+
+        return refuse
 
 
 def answer_tokens(model: LanguageModel, cue: str, levels: int) -> list[int]:

@@ -19,18 +19,31 @@ T = TypeVar("T")
 
 LESS_MEMORY = "lower `max_length`, use `dtype` bfloat16, or take a smaller model"
 
+_MEMORY_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",  # ENOMEM: of a memory limit, or of a file that is mapped
+    "not enough memory",
+    "unable to mmap",
+    "failed to map segment",  # a library's code does not fit
+    "bad_alloc",
+    "alloc_failed",
+)
 _LOGITS = 2**28  # positions x vocabulary of a batch at the output layer, at most: 1 GiB in float32
 _OVERHEAD = {"cpu": 32}  # cost of one more batch, in tokens
 _OVERHEAD_ACCELERATOR = 4096
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a library's error means that memory ran out, on any device."""
+    """Whether a library's error means that memory ran out, on any device, or that a limit on it was reached."""
     import torch
 
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
-    return known or any(sign in str(error).lower() for sign in signs)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    if any(sign in str(error).lower() for sign in _MEMORY_SIGNS):
+        return True
+    cause = error.__cause__ or error.__context__  # libraries wrap it
+    return cause is not None and out_of_memory(cause)
 
 
 def in_memory(work: Callable[[], T]) -> T | None:

@@ -8,25 +8,23 @@ predict a response token go through the output layer (`causal_model`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from nncift.errors import ModelError
 from nncift.models.causal_model import CausalModel
-from nncift.models.loading import first_line, load_causal_lm, quiet
+from nncift.models.loading import load_causal_lm, quiet
 from nncift.models.prefix_cache import Prefix, continues_prefix, encode_prefix
+from nncift.models.tokenization import Tokenization
 
 __all__ = ["LanguageModel", "Prefix"]
 
 _CHUNK = 2**25  # positions x vocabulary that are copied to float32 at a time for the softmax
-_NO_LIMIT = 10**9  # tokenizers write about 1e30 for no limit
-_DEFAULT_CONTEXT = 2048  # for models without a limit
 
 
-class LanguageModel(CausalModel):
+class LanguageModel(CausalModel, Tokenization):
     """A causal language model with its tokenizer.
 
     Args:
@@ -36,11 +34,7 @@ class LanguageModel(CausalModel):
         max_length: longest sequence, in tokens; the model's own limit unless given.
 
     Attributes:
-        tokenizer: as given; the rest of the model's are those of `CausalModel`.
-        context_length: longest sequence in tokens, the smaller of the model's limit and `max_length`.
-        leading_ids: the tokenizer's special tokens before a text: mostly none, or the beginning-of-text token.
-        end_ids: the end-of-text token; empty for a tokenizer without one.
-        shares_prefix: whether prefixes are encoded once.
+        shares_prefix: whether prefixes are encoded once; the others are those of `CausalModel` and `Tokenization`.
 
     Raises:
         ModelError: the model cannot be run, is not causal, or gives logits that are not finite.
@@ -49,11 +43,8 @@ class LanguageModel(CausalModel):
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str = "language model", max_length: int | None = None
     ) -> None:
-        super().__init__(model, name)
-        self.tokenizer = tokenizer
-        self.context_length = _context_length(model.config, tokenizer, max_length)
-        self.leading_ids = _leading_ids(tokenizer)
-        self.end_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        CausalModel.__init__(self, model, name)
+        Tokenization.__init__(self, tokenizer, model.config, name=name, max_length=max_length)
         with quiet():
             self.shares_prefix = continues_prefix(self)
         self.forward_tokens = 0
@@ -85,34 +76,6 @@ class LanguageModel(CausalModel):
         """
         model, tokenizer = load_causal_lm(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, name=name, max_length=max_length)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `chat` can be used."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
-
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation in the model's own chat template, with the generation prompt.
-
-        Raises:
-            ModelError: there is no template, or it refuses these messages.
-        """
-        if not self.has_chat_template:
-            raise ModelError(f"{self.name!r} has no chat template", "use the plain wording")
-        try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template is a program of the model's authors
-            raise ModelError(
-                f"the chat template of {self.name!r} refuses the messages ({first_line(error)})",
-                "use the plain wording",
-            ) from error
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        if not texts:
-            return []
-        ids = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [list(text) for text in ids["input_ids"]]
 
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """Encode a shared prefix, which may be empty; costs `len(ids)` tokens."""
@@ -148,7 +111,8 @@ class LanguageModel(CausalModel):
 
         def work(batch: list[int]) -> list[np.ndarray]:
             sequences = [[*before, *queries[j], *responses[j]] for j in batch]
-            rows, columns, tokens = response_positions(sequences, [len(before) + len(queries[j]) for j in batch])
+            spans = [[(len(before) + len(queries[j]), len(ids))] for j, ids in zip(batch, sequences, strict=True)]
+            rows, columns, tokens = response_positions(sequences, spans)
             logits = self.logits([sequence[:-1] for sequence in sequences], rows, columns, prefix.cache)
             values = token_log_probabilities(logits, tokens.to(self.device)).cpu().numpy()
             return np.split(values, np.cumsum([len(responses[j]) for j in batch])[:-1])
@@ -175,13 +139,14 @@ class LanguageModel(CausalModel):
 
 
 def response_positions(
-    sequences: Sequence[list[int]], starts: Sequence[int]
+    sequences: Sequence[list[int]], spans: Sequence[Sequence[tuple[int, int]]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, column and label of every prediction of a token from each sequence's start on, each (positions,) int64."""
-    lengths = torch.tensor([len(ids) - start for ids, start in zip(sequences, starts, strict=True)])
-    rows = torch.repeat_interleave(torch.arange(len(starts)), lengths)
-    columns = torch.cat([torch.arange(start - 1, len(ids) - 1) for ids, start in zip(sequences, starts, strict=True)])
-    return rows, columns, torch.tensor([t for ids, start in zip(sequences, starts, strict=True) for t in ids[start:]])
+    """Row, column and label of every prediction of a token in each sequence's spans, each (positions,) int64."""
+    places = [(row, start, end) for row, some in enumerate(spans) for start, end in some]
+    lengths = torch.tensor([end - start for _, start, end in places])
+    rows = torch.repeat_interleave(torch.tensor([row for row, _, _ in places]), lengths)
+    columns = torch.cat([torch.arange(start - 1, end - 1) for _, start, end in places])
+    return rows, columns, torch.tensor([t for row, start, end in places for t in sequences[row][start:end]])
 
 
 def token_log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -192,20 +157,3 @@ def token_log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch
         chunk = logits[start : start + size].float()
         parts.append(chunk.gather(1, tokens[start : start + size, None])[:, 0] - chunk.logsumexp(dim=1))
     return torch.cat(parts)
-
-
-def _context_length(config: Any, tokenizer: Any, max_length: int | None) -> int:
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    if limit is None:
-        limited = tokenizer.model_max_length < _NO_LIMIT
-        limit = tokenizer.model_max_length if limited else max(max_length or 0, _DEFAULT_CONTEXT)
-    return int(min(limit, max_length or limit))
-
-
-def _leading_ids(tokenizer: Any) -> list[int]:
-    plain, full = (list(tokenizer("a", add_special_tokens=add)["input_ids"]) for add in (False, True))
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return full[:start]
-    return []

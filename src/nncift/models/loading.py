@@ -33,9 +33,7 @@ def load_causal_lm(
     device = device or best_device()
     check_device(device)
     weights = _quantization(dtype, device) if dtype in QUANTISED else {"dtype": dtype}
-    source = find_model(name, "language model")
-    if Path(source).is_dir() and not (Path(source) / "config.json").exists():
-        raise ModelError(f"the folder {name!r} has no config.json", "give the folder that holds the model")
+    source = _source(name)
     try:
         with quiet():
             allow = {"trust_remote_code": trust_remote_code}
@@ -53,6 +51,31 @@ def load_causal_lm(
             "give a causal language model, or download it again",
         )
     return model, tokenizer
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A language model's tokenizer and configuration, without its weights.
+
+    Raises:
+        ModelError: the model cannot be found, or these cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = _source(name)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            return tokenizer, AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as of a model's weights
+        raise ModelError(*_reason(name, error)) from error
+
+
+def _source(name: str) -> str:
+    """The folder or hub id of a language model."""
+    source = find_model(name, "language model")
+    if Path(source).is_dir() and not (Path(source) / "config.json").exists():
+        raise ModelError(f"the folder {name!r} has no config.json", "give the folder that holds the model")
+    return source
 
 
 def check_device(device: str) -> None:
@@ -168,7 +191,10 @@ def _reason(name: str, error: Exception) -> tuple[str, str]:
     if isinstance(cause, LocalEntryNotFoundError | ConnectionError):
         return f"the download of {name!r} was interrupted", "check the network, and run the same command again"
     if out_of_memory(error):
-        return f"{name!r} does not fit into memory", "use `dtype` bfloat16, `device` cpu, or take a smaller model"
+        return (
+            f"{name!r} does not fit into memory",
+            "free some, raise its limit, use `dtype` bfloat16, or take a smaller model",
+        )
     if isinstance(error, SafetensorError):
         return f"the weights of {name!r} are damaged ({first_line(error)})", _AGAIN
     text = "gated repo" if isinstance(cause, GatedRepoError) else str(error)

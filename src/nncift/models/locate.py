@@ -59,9 +59,10 @@ def find_model(name: str, kind: str) -> str:
         try:
             return str(snapshot_download(name, local_files_only=True))
         except errors.LocalEntryNotFoundError:
+            packaged = ', or "embedded", which needs no hub' if kind in _EMBEDDED else ""
             raise ModelError(
                 f"cannot reach the Hugging Face hub for the {kind} {name!r}, and it is not in the local cache",
-                "check the network, or give a local folder",
+                f"check the network, or give a local folder{packaged}",
             ) from error
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 from nncift.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nncift.models.chats import Style
     from nncift.models.language_model import LanguageModel
+    from nncift.models.tokenization import Tokenization
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,7 +28,7 @@ class _Spec:
             raise ConfigError(f"`batch_size` {size} is too small", "give at least 1")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "loaded"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("loaded", "tokenization")}
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Self:
@@ -49,6 +51,8 @@ class ModelSpec(_Spec):
             many as fit.
         max_length: longest sequence, in tokens; the model's own limit unless given.
         trust_remote_code: run code that comes with the model.
+        wording: how samples are rendered: "chat", all in the model's chat template; "plain", all as plain text; "auto",
+            by default, chats alone in the template, where the model has one.
     """
 
     model: str | LanguageModel = DEFAULT_MODEL
@@ -57,6 +61,12 @@ class ModelSpec(_Spec):
     batch_size: int | None = None
     max_length: int | None = None
     trust_remote_code: bool = False
+    wording: Style | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wording not in (None, "auto", "chat", "plain"):
+            raise ConfigError(f"`wording` {self.wording!r} is unknown", 'give "auto", "chat" or "plain"')
 
     @property
     def name(self) -> str:
@@ -81,6 +91,15 @@ class ModelSpec(_Spec):
             max_length=self.max_length,
             trust_remote_code=self.trust_remote_code,
         )
+
+    @cached_property
+    def tokenization(self) -> Tokenization:
+        """The model's tokenizer, chat template and context length; loads no weights."""
+        from nncift.models.tokenization import Tokenization
+
+        if self.is_loaded or not isinstance(self.model, str):
+            return self.loaded
+        return Tokenization.read(self.model, max_length=self.max_length, trust_remote_code=self.trust_remote_code)
 
     @property
     def is_loaded(self) -> bool:
@@ -112,9 +131,11 @@ class ModelSpec(_Spec):
 
     def describe(self) -> dict[str, Any]:
         """The facts that values computed with the model depend on, ready for JSON; loads nothing."""
+        wording = {} if self.wording in (None, "auto") else {"wording": self.wording}
         if not isinstance(self.model, str):
-            return {"model": self.name, "dtype": self.model.precision, "max_length": self.model.context_length}
-        return {"model": self.model, "dtype": self.precision, "max_length": self.max_length}
+            loaded = self.model
+            return {"model": self.name, "dtype": loaded.precision, "max_length": loaded.context_length} | wording
+        return {"model": self.model, "dtype": self.precision, "max_length": self.max_length} | wording
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def check(run: Run) -> None:
 
     Raises:
         ConfigError: options do not go together, or not with the data.
-        DataError: a sample that may be measured cannot be, or imported values do not fit the samples.
+        DataError: a sample lacks what the function needs, or imported values do not fit the samples.
         ModelError: a model does not exist.
     """
     if not run.is_chosen:
@@ -83,5 +83,3 @@ def _check_function(run: Run, function: InfluenceFunction) -> None:
             f"{function.name} gives a sample one score for all targets, so `probes` would measure every sample",
             "give `labels` 100% instead",
         )
-    if later:
-        function.check_lengths(pool, target)

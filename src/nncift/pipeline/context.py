@@ -26,6 +26,7 @@ from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
 from nncift.labels.rates import Rate, mean_rate, measure_rates
+from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.options import as_stored
 from nncift.pipeline.prior import check_same_influence, load_prior
@@ -118,7 +119,8 @@ class Run:
             "trust_remote_code": config.trust_remote_code,
         }
         models = tuple(
-            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, **shared) for name in config.models
+            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, wording=config.wording, **shared)
+            for name in config.models
         )
         encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
         function = None
@@ -194,6 +196,11 @@ class Run:
         """The influence function of a run that measures."""
         assert self.influence is not None
         return self.influence
+
+    def describe_influence(self) -> dict[str, Any]:
+        """What the exact values depend on besides the samples, ready for JSON."""
+        turns = {"turns": "all"} if any_turns(self.pool.rows, self.target.rows) else {}
+        return dict(json.loads(json.dumps(self.function.describe() | turns, default=str)))
 
     @cached_property
     def rates(self) -> Rates:

@@ -36,7 +36,7 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
         pointwise = labels.pointwise if run.influence is None else run.influence.traits.pointwise
         fit = functools.partial(_fit, run, pointwise=pointwise, prior=run.prior)
         described = (
-            {"name": Path(str(run.config.labels_from)).name} if run.influence is None else run.influence.describe()
+            {"name": Path(str(run.config.labels_from)).name} if run.influence is None else run.describe_influence()
         )
         if not run.folder.fidelity.exists():
             train, held_out = _split(run, labels)

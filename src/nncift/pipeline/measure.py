@@ -5,10 +5,9 @@ A plan is kept before its first pair is measured, so a resumed run measures the 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -103,7 +102,7 @@ def _begin(run: Run) -> None:
     """
     if run.measuring:
         return
-    described, path = _described(run), run.folder.function
+    described, path = run.describe_influence(), run.folder.function
     if path.exists() and (stored := read_json(path)) != described:
         raise ConfigError(
             f"{run.folder.path} holds exact influence by {stored}, now it is {described}",
@@ -116,15 +115,11 @@ def _begin(run: Run) -> None:
     run.measuring = True
 
 
-def _described(run: Run) -> Any:
-    return json.loads(json.dumps(run.function.describe(), default=str))
-
-
 def _keep_description(run: Run) -> None:
     """Write the description of the function again where it was lost and is the same."""
     path = run.folder.function
-    if not path.exists() and text_hash(json_text(_described(run))) in checksums_of(path):
-        write_json(path, _described(run))
+    if not path.exists() and text_hash(json_text(run.describe_influence())) in checksums_of(path):
+        write_json(path, run.describe_influence())
 
 
 def _note_cut(run: Run) -> None:

@@ -42,6 +42,7 @@ GROUPS = {
         "device",
         "batch_size",
         "max_length",
+        "wording",
         "trust_remote_code",
     ),
     "Output": ("output", "keep_checkpoints"),
@@ -85,6 +86,7 @@ class SelectOptions(TypedDict, total=False):
     device: str | None
     batch_size: int | None
     max_length: int | None
+    wording: Literal["auto", "chat", "plain"] | None
     trust_remote_code: bool
     output: PathLike | None
     keep_checkpoints: bool

@@ -10,6 +10,7 @@ from nncift.data.pool import ReadOptions, read_pool
 from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
+from nncift.models.screening import ExampleScreen, RowScreen, Screen
 from nncift.run.checksums import checksums_of, content_hash, forget, verify
 from nncift.run.files import atomic_write, refuse_damaged, remove
 from nncift.run.folder import RunFolder
@@ -51,7 +52,15 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     try:
         others = sum(source is not None for source in run.sources.values()) > 1
         read = SampleSet(
-            *read_pool(source, options, named_elsewhere=others, folder=folder.path, name=side, progress=run.progress)
+            *read_pool(
+                source,
+                options,
+                screen=_screen(run, side),
+                named_elsewhere=others,
+                folder=folder.path,
+                name=side,
+                progress=run.progress,
+            )
         )
     except NNCIFTError as error:
         if side != "pool" and error.fix:
@@ -81,6 +90,17 @@ def _check_named_fields(run: Run) -> None:
 def side_splits(config: Config) -> dict[str, str | None]:
     """The split to read of each side."""
     return {"pool": config.split, "target": config.target_split, "known": config.known_split}
+
+
+def _screen(run: Run, side: str) -> RowScreen | None:
+    """What refuses rows of a side that its models cannot take: the influence function's, and that of the features."""
+    screens: list[Screen | None] = []
+    if run.influence is not None and side != "known":
+        screens.append(run.influence.screen("target" if side == "target" else "pool"))
+    if run.features.language_model is not None:
+        screens.append(ExampleScreen(run.model, cut_responses=True))
+    asked = [screen for screen in screens if screen is not None]
+    return RowScreen(asked) if asked else None
 
 
 def _fitted_run(run: Run) -> RunFolder | None:

@@ -90,6 +90,7 @@ def select(
             device: "cuda", "mps" or "cpu"; the best there is unless given.
             batch_size: sequences per forward pass, at most.
             max_length: longest sequence that the language model reads, in tokens.
+            wording: how the model reads samples: "auto", the default, "chat" or "plain".
             trust_remote_code: run code that comes with a model.
 
             Output
