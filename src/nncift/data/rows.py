@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """A row of a source."""
 
     file: str  # or hub id, as the user names it
-    number: int  # from 1; the line in JSON Lines, the record in CSV
+    number: int  # from 1; the line in JSON Lines, the record in CSV, else the item
     values: Mapping[str, Any] | None  # its fields; None if it cannot be parsed
     text: str  # the row as one JSON object on one line; the raw text if it cannot be parsed
     reason: str = ""  # of the failure
