@@ -19,6 +19,7 @@ from nncift.run.validation import check_types
 DEFAULT_INFLUENCE = "delift"
 BUILT_IN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
+_NOT_IDENTITY = ("output", "keep_checkpoints")  # fields that do not determine what a run computes
 _NAMED_POOLS = 3  # in the name of a run folder
 
 
@@ -273,9 +274,8 @@ class Config:
         return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine what the run computes: all but `output` and `keep_checkpoints`."""
-        others = ("output", "keep_checkpoints")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        """The fields that determine what the run computes."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IDENTITY}
 
 
 def _joined(stems: list[str]) -> str:
@@ -287,7 +287,7 @@ def _joined(stems: list[str]) -> str:
 
 def default_fields() -> dict[str, Any]:
     """What `Config.identity` has for the fields that a config of an earlier version lacks."""
-    return {f.name: f.default for f in fields(Config) if f.default is not MISSING and f.name != "output"}
+    return {f.name: f.default for f in fields(Config) if f.default is not MISSING and f.name not in _NOT_IDENTITY}
 
 
 def _stem(pool: str) -> str:

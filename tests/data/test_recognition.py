@@ -180,6 +180,16 @@ def test_what_else_a_file_is(tmp_path, data, message):
     assert "skip" not in str(caught.value)
 
 
+def test_what_a_download_brings_in_place_of_a_file(tmp_path):
+    for name in ("a.parquet", "a.csv", "a.json", "a.jsonl"):
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n")
+        with pytest.raises(DataError, match="pointer of Git LFS"):
+            read(tmp_path / name)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(table(",").encode()))
+    with pytest.raises(DataError, match=r"rename it: mv \S+/a.json.gz \S+/a.csv.gz"):
+        read(tmp_path / "a.json.gz")
+
+
 def test_tables_by_content(tmp_path):
     rows = pa.Table.from_pylist(ROWS)
     pq.write_table(rows, tmp_path / "a.jsonl")

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """A row of a source."""
 
     file: str  # or hub id, as the user names it
-    number: int  # from 1; the line in JSON Lines, the record in CSV
+    number: int  # from 1; the line in JSON Lines, the record in CSV, else the item
     values: Mapping[str, Any] | None  # its fields; None if it cannot be parsed
     text: str  # the row as one JSON object on one line; the raw text if it cannot be parsed
     reason: str = ""  # of the failure
@@ -61,7 +61,7 @@ def mapping_rows(rows: Iterable[Any], file: str, limit: int = ROW_BYTES) -> Iter
         except (TypeError, ValueError, RecursionError) as error:
             yield Row(file, number, None, repr(row), f"cannot be written as JSON ({error})")
         else:
-            yield _checked(Row(file, number, row, text), limit)
+            yield Row(file, number, row, text) if len(text) <= limit else _long_row(file, number, text, limit)
 
 
 def arrow_rows(batches: Iterable[Any], file: str, limit: int = ROW_BYTES) -> Iterator[Row]:
@@ -76,15 +76,12 @@ def arrow_rows(batches: Iterable[Any], file: str, limit: int = ROW_BYTES) -> Ite
                 continue
             if decode:
                 values = decode(values)
-            yield _checked(Row(file, number, values, json_text(values)), limit)
+            text = json_text(values)
+            yield Row(file, number, values, text) if len(text) <= limit else _long_row(file, number, text, limit)
 
 
-def _checked(row: Row, limit: int) -> Row:
-    """The row, or a bad one where its text is too long."""
-    size = len(row.text)
-    if size <= limit:
-        return row
-    return Row(row.file, row.number, None, row.text[:SHOWN], too_long(size, limit))
+def _long_row(file: str, number: int, text: str, limit: int) -> Row:
+    return Row(file, number, None, text[:SHOWN], too_long(len(text), limit))
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:

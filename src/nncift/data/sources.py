@@ -174,7 +174,7 @@ def _open_folder(name: str, path: Path, config: str | None, opening: Opening) ->
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         if config is not None:
             raise DataError(f"a saved dataset has no configuration {config!r}", "leave it out", file=name)
-        held = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        held = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith("cache-")]  # of `map`
         return Source(
             name,
             partial(_saved_rows, path, name, opening),

@@ -40,7 +40,7 @@ class _Lines(Iterator[str]):
     def __next__(self) -> str:
         line = self._text.readline(self._limit + 1)
         self.size += len(line)
-        if self.size > self._limit:
+        if self.size > self._limit:  # in characters: close enough, and at no cost
             if not self.record:
                 self.record.append(line[:SHOWN])
             while line and not line.endswith(("\n", "\r")):
@@ -94,6 +94,8 @@ def csv_rows(stream: Stream, name: str, limit: int) -> Iterator[Row]:
 
 def _values(header: list[str], cells: list[str]) -> dict[str, str] | None:
     """The fields of a record; None where it does not match the header."""
+    if len(cells) == len(header) and "" not in header:  # nearly always
+        return dict(zip(header, cells, strict=True))
     if len(cells) < len(header):
         if any(header[len(cells) :]):
             return None

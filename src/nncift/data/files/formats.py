@@ -68,6 +68,7 @@ def file_rows(
 
 def _rows(stream: Stream, path: Path, name: str, limit: int) -> Iterator[Row]:
     head = stream.head()
+    _refuse_page(head, name)
     if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")) or suffix(path) in _TABLES:
         yield from _tables(stream, path, name, limit)
         return
@@ -80,7 +81,7 @@ def _rows(stream: Stream, path: Path, name: str, limit: int) -> Iterator[Row]:
         yield from csv_rows(text, name, limit)
     else:
         if not is_json:
-            _refuse_text(head, path, name)
+            _refuse_csv(head, path, name)
         yield from json_rows(text, name, limit, skipped + 1)
 
 
@@ -111,20 +112,25 @@ def _is_json(head: bytes) -> bool:
     return re.match(rb'\{\s*(?:"|\}|$)', start) is not None
 
 
-def _refuse_text(head: bytes, path: Path, name: str) -> None:
-    """Say what a text is that has no JSON in its first lines, where that can be recognised."""
+def _refuse_page(head: bytes, name: str) -> None:
+    """Refuse what a download may bring in place of any file."""
     start = head.lstrip()
     if start.startswith(b"version https://git-lfs"):
         raise DataError("this is a pointer of Git LFS, not the data", "fetch it: git lfs pull", file=name)
     if _PAGES.match(start):
         raise DataError("this is a web page, not data", "download the file itself", file=name)
-    lines = [line for line in start.split(b"\n")[:20] if line.strip()]
+
+
+def _refuse_csv(head: bytes, path: Path, name: str) -> None:
+    """Refuse CSV in a file of another name, where its first lines show it."""
+    lines = [line for line in head.lstrip().split(b"\n")[:20] if line.strip()]
     if any(line.lstrip().startswith((b"{", b"[")) for line in lines) or len(lines) < 2:
         return
     separator = separator_of(head)
     if all(separator.encode() in line for line in lines[:2]):
-        new = shlex.quote(str(path.with_suffix(".csv")))
-        raise DataError("this is CSV, not JSON", f"rename it: mv {shlex.quote(str(path))} {new}", file=name)
+        new = path.with_name(re.sub(rf"(?i){re.escape(suffix(path))}(?=\.\w+$|$)", ".csv", path.name))
+        command = f"mv {shlex.quote(str(path))} {shlex.quote(str(new))}"
+        raise DataError("this is CSV, not JSON", f"rename it: {command}", file=name)
 
 
 # --- Parquet and Arrow ---------------------------------------------------------------------------------
