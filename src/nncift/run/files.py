@@ -137,7 +137,7 @@ def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterato
         if not isinstance(error, (OSError, *kinds)):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunError(f"cannot read {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
+            raise RunError(f"cannot open {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
         if (checksums := Checksums.of(path)) is not None:
             raise checksums.refusal(checksums.name(path), problem) from error
         raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error

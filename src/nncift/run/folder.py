@@ -153,9 +153,10 @@ class RunFolder:
         """
         self.check(config, defaults)
         with self.locked(), working_in(self.path):
-            verify_folder(self.path)
-            self.check(config, defaults)
-            begun = self._begin(config)
+            with refuse_damaged(self.path, "cannot be checked"):
+                verify_folder(self.path)
+                self.check(config, defaults)
+                begun = self._begin(config)
             try:
                 with self._logged():
                     yield
