@@ -12,6 +12,8 @@ import pytest
 
 from nncift.cli import _as_typed, main
 from nncift.pipeline.options import GROUPS
+from nncift.run.files import write_json
+from nncift.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["select", "demo", "report", "influences", "env"])
+@pytest.mark.parametrize("command", ["select", "demo", "report", "repair", "influences", "env"])
 def test_every_command_has_help_with_examples(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -112,6 +114,21 @@ def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys,
     assert "Selected: 3 of 40 samples" in out
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["budget"], config["labels"]) == ("3", "60")
+
+
+def test_repair_names_what_it_removed(capsys, pool, tmp_path):
+    folder = tmp_path / "my run"
+    with RunFolder(folder).open({}):
+        write_json(folder / "summary.json", {"selected": 3})
+    code, out, _ = run(capsys, "repair", folder)
+    assert (code, out.startswith("Nothing is damaged: 2 files")) == (0, True)
+    (folder / "summary.json").write_text("{}")
+    code, _, err = run(capsys, "report", folder)
+    assert code == 2
+    assert f"run nncift repair '{folder}', then the same command again" in err
+    code, out, _ = run(capsys, "repair", folder)
+    assert (code, out) == (0, "summary.json was damaged and is removed: the same command writes it again.\n")
+    assert run(capsys, "repair", tmp_path)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,19 @@ def test_a_run_with_probes_and_a_shortlist_is_repaired(finished, tmp_path: Path,
     assert results(tmp_path / "run") == before
 
 
+class SlowWords(SharedWords):
+    """As many pairs as fit into a time are few."""
+
+    name = "slow-words"
+
+    def __call__(self, pool_rows, target_rows):
+        time.sleep(0.002 * len(pool_rows) * len(target_rows))
+        return super().__call__(pool_rows, target_rows)
+
+
 def test_labels_by_time_are_measured_anew_without_their_plan(finished, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(finished)
-    options = {"influence": SharedWords(), "labels": "0.02s"}
+    options = {"influence": SlowWords(), "labels": "0.2s"}
     choose(tmp_path / "run", **options)
     (tmp_path / "run/labels/plan.json").unlink()
     with pytest.raises(RunError, match=r"plan\.json was removed.*run nncift repair"):

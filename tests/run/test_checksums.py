@@ -66,6 +66,7 @@ def test_a_folder_is_recorded_file_by_file_and_shards_are_left_to_their_readers(
     with atomic_write(run / "network") as temporary:
         temporary.mkdir()
         write_json(temporary / "config.json", {})
+        assert read_json(temporary / "config.json") == {}
         (temporary / "README.md").write_text("a card")
     write_array(run / "features" / "pool-000000.npy", np.zeros(3))
     flip(run / "features" / "pool-000000.npy", 5)

@@ -27,7 +27,7 @@ from nncift.errors import RunError
 CHECKSUMS = "checksums.jsonl"
 SEALED = "costs.json"  # rewritten often, so it has its checksum inside
 DIFFERS = "is damaged (its checksum differs)"
-_UNLISTED = (CHECKSUMS, SEALED)
+PARTIAL = ".partial-"  # begins the names of files and folders that are being written
 SHARD_FILE = re.compile(r"-\d{6}\.(npy|parquet|safetensors)")  # at the end of the name: unfinished work, computed again
 _CHUNK = 1 << 22
 
@@ -103,14 +103,14 @@ class Checksums:
     def forget(self, name: str, digest: str) -> None:
         """Take a checksum off the list; only while the folder is locked."""
         lines = self.path.read_bytes().splitlines(keepends=True)
-        temporary = self.path.with_name(f".partial-{CHECKSUMS}")
+        temporary = self.path.with_name(f"{PARTIAL}{CHECKSUMS}")
         temporary.write_bytes(b"".join(line for line in lines if parse_line(line.rstrip(b"\n")) != (name, digest)))
         temporary.replace(self.path)
 
     def verify(self, path: Path) -> None:
         """Raise a RunError unless the file has one of its checksums, or is exempt."""
         name = self.name(path)
-        if name == SEALED:
+        if _is_unlisted(name):
             return
         known = self.found.get(name, ())
         if not known:
@@ -175,7 +175,7 @@ def recorded(path: Path, files: Mapping[Path, Path]) -> Iterator[None]:
         path: that the rename finishes, a file or a folder.
         files: where each file will lie to where it lies now.
     """
-    if (checksums := Checksums.of(path)) is None or checksums.name(path) in _UNLISTED:
+    if (checksums := Checksums.of(path)) is None or _is_unlisted(checksums.name(path)):
         yield
         return
     digests = {final: content_hash(now) for final, now in files.items()}
@@ -236,6 +236,11 @@ def parse_line(line: bytes) -> tuple[str, str] | None:
         return (name, digest) if checksum_line(name, digest).encode() == line else None
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _is_unlisted(name: str) -> bool:
+    """Whether the file is checked in another way, or is part of a folder that is being written."""
+    return name in (CHECKSUMS, SEALED) or any(part.startswith(PARTIAL) for part in name.split("/"))
 
 
 def _stamp(status: os.stat_result) -> Stamp:

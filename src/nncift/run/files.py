@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DependencyError, RunError
-from nncift.run.checksums import DIFFERS, Checksums, recorded, text_bytes, text_hash, verify
+from nncift.run.checksums import DIFFERS, PARTIAL, Checksums, recorded, text_bytes, text_hash, verify
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-PARTIAL = ".partial-"
 _SEAL = "checksum"  # key of a sealed JSON file
 _AGAIN = "run the same command again"
 _REASONS = {  # why a file cannot be written, and the remedy
@@ -62,8 +61,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         for file in files.values():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        nested = any(part.startswith(PARTIAL) for part in path.parts)  # recorded when its folder is finished
-        with contextlib.nullcontext() if nested else recorded(path, files):
+        with recorded(path, files):
             if temporary.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             temporary.replace(path)
@@ -137,7 +135,7 @@ def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterato
         if not isinstance(error, (OSError, *kinds)):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunError(f"cannot read {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
+            raise RunError(f"cannot open {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
         if (checksums := Checksums.of(path)) is not None:
             raise checksums.refusal(checksums.name(path), problem) from error
         raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error

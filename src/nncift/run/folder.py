@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ConfigError, NNCIFTError, RunError
-from nncift.run.checksums import CHECKSUMS, Checksums, begin, cut_torn_line, text_hash, verify_folder
-from nncift.run.files import PARTIAL, json_text, read_json, refuse_damaged, remove, working_in, write_json
+from nncift.run.checksums import CHECKSUMS, PARTIAL, Checksums, begin, cut_torn_line, text_hash, verify_folder
+from nncift.run.files import json_text, read_json, refuse_damaged, remove, working_in, write_json
 
 NETWORK_FILES = ("config.json", "model.safetensors")
 
@@ -170,9 +170,10 @@ class RunFolder:
         """
         self.check(config, defaults)
         with self.locked(), working_in(self.path):
-            verify_folder(self.path)
-            self.check(config, defaults)
-            begun = self._begin(config)
+            with refuse_damaged(self.path, "cannot be checked"):
+                verify_folder(self.path)
+                self.check(config, defaults)
+                begun = self._begin(config)
             try:
                 with self._logged():
                     yield

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from nncift.errors import ConfigError, RunError
 from nncift.run.amounts import parse_labels
-from nncift.run.checksums import CHECKSUMS, SEALED, Checksums, checksum_line, content_hash, parse_line
+from nncift.run.checksums import CHECKSUMS, PARTIAL, SEALED, Checksums, checksum_line, content_hash, parse_line
 from nncift.run.files import (
-    PARTIAL,
     atomic_write,
     read_array,
     read_json,
