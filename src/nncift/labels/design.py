@@ -17,6 +17,7 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.influence.base import InfluenceFunction
 from nncift.run.amounts import Amount
+from nncift.run.records import counted
 
 if TYPE_CHECKING:
     from nncift.labels.rates import Rate
@@ -112,8 +113,12 @@ def plan_pairs(
     elif not own_targets:
         rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
-        what = f"{pairs} labels" if pairs < min(n_pool, _MIN_ROWS) else f"{n_pool} samples"
-        raise ConfigError(f"{what} are too few to fit a network", "raise `labels`, or give more data")
+        few_labels = pairs < min(n_pool, _MIN_ROWS)
+        number, noun = (pairs, "label") if few_labels else (n_pool, "sample")
+        raise ConfigError(
+            f"{counted(number, noun)} {'is' if number == 1 else 'are'} too few to fit a network",
+            "raise `labels`" if few_labels else "give more data, or rank it without labels: `labels` 0",
+        )
     columns = each
     if own_targets:
         free = n_pool - rows if n_target is None else n_target

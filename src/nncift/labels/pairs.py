@@ -12,6 +12,7 @@ import pyarrow as pa
 from nncift.run.files import read_table, write_table
 
 _COLUMNS = ("pool_index", "target_index", "influence")
+_HELD_OUT = 10  # pool samples
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class LabelledPairs:
         """Hold out whole samples on both sides.
 
         Args:
-            fraction: share of the samples of each side to train on. Of two or more, at least one is held out.
+            fraction: share of the samples of each side to train on. Of two or more, at least one is held out, and ten
+                pool samples where that is at most a third: fewer tell nothing.
             seed: of the random split.
             held_out: the pool samples and the targets to hold out instead of random ones.
             pool_groups: group number of every pool sample; a group (exact duplicates) is held out as a whole. Each
@@ -63,7 +65,7 @@ class LabelledPairs:
         """
         rng = np.random.default_rng(seed)
         rows, targets = held_out or (None, None)
-        stays = _keep(self.pool_index, pool_groups, fraction, rng, rows)
+        stays = _keep(self.pool_index, pool_groups, fraction, rng, rows, least=_HELD_OUT)
         stays &= _keep(self.target_index, target_groups, fraction, rng, targets)
         return self.take(stays), self.take(~stays)
 
@@ -130,12 +132,19 @@ class Probes:
 
 
 def _keep(
-    index: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator, chosen: np.ndarray | None
+    index: np.ndarray,
+    groups: np.ndarray | None,
+    fraction: float,
+    rng: np.random.Generator,
+    chosen: np.ndarray | None,
+    *,
+    least: int = 1,
 ) -> np.ndarray:
     """Which pairs have a sample of this side that is not held out; `chosen` ones are, with all of their groups."""
     own = index if groups is None else groups[index]
     if chosen is not None:
         return ~np.isin(own, chosen if groups is None else groups[chosen])
     distinct = np.unique(own)
-    held_out = max(round((1 - fraction) * len(distinct)), 1) if len(distinct) > 1 else 0
+    fewest = max(min(least, len(distinct) // 3), 1)
+    held_out = max(round((1 - fraction) * len(distinct)), fewest) if len(distinct) > 1 else 0
     return ~np.isin(own, rng.permutation(distinct)[:held_out])

@@ -92,7 +92,7 @@ def measure_rates(
     short = function.shortened()
     trains = type(function).warm_up is not InfluenceFunction.warm_up
     warm_up = _warm_up_seconds(function, short, rows, pool, n_pool or len(pool)) if trains else 0.0
-    if not trains:
+    if not trains and not function.forward_tokens:
         _tried(short, rows.select([0]), targets.select([0]))  # what is done on first use alone
     trials: list[_Trial] = []
     for height, width in zip(_ROWS, _TARGETS, strict=True):

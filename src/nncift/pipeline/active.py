@@ -22,7 +22,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.metrics import measures
 from nncift.labels.design import PairPlan, deal
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.records import LabelHistory
+from nncift.run.records import LabelHistory, counted
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
@@ -117,7 +117,10 @@ class ActiveLabelling:
         held_out = min(HELD_OUT, max(len(order) // 3, 1))
         first = order[held_out : held_out + FIRST * (TARGETS_PER_ROW // OWN if self.own_targets else 1)]
         if not len(first) or not len(columns):
-            raise ConfigError(f"{self.n_pool} samples are too few to label in rounds", "give `labels` a number")
+            verb = "is" if self.n_pool == 1 else "are"
+            raise ConfigError(
+                f"{counted(self.n_pool, 'sample')} {verb} too few to label in rounds", "give more data, or `labels` 0"
+            )
         new = columns[: 0 if self.pointwise else round(_HELD_OUT_TARGETS * len(columns))]
         return LabelHistory(
             targets=np.sort(targets).tolist(),

@@ -7,6 +7,7 @@ measured on a handful of short samples.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs
-_FILES = 800_000  # bytes of the network, the report and other files of a run that hardly grow with it
+_FILES = 650_000  # bytes of the network, the report and other files of a run that hardly grow with it
 _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "features": featurize.cost,
     "labels": label.cost,
@@ -152,8 +153,9 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
 
 
 def _first_rows(config: Config, side: str, source: SourceLike) -> FirstRows:
+    limit = READ if config.labels_from is None else sys.maxsize  # exact values may be of any rows
     split = side_splits(config)[side]
-    return FirstRows(open_source(source, split=split, limit=config.row_bytes, seed=config.seed), READ)
+    return FirstRows(open_source(source, split=split, limit=config.row_bytes, seed=config.seed), limit)
 
 
 def _step(bar: tqdm, name: str) -> None:

@@ -231,11 +231,11 @@ def _fidelity_lines(fidelity: Fidelity) -> list[str]:
     quadrant = fidelity.quadrants[fidelity.judged]
     where = " and ".join(counted(number, _KINDS[side]) for side, number in fidelity.new_samples.items())
     lines = [f"fidelity on {where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
-    lines.append(f"{'':<22}" + "".join(f"{label:>21}" for label in _METRICS.values()))
+    lines.append(f"{'':<22}" + "".join(f"{label:>24}" for label in _METRICS.values()))
     for method, row in quadrant["methods"].items():
         spans = quadrant.get("intervals", {}).get(method, {})
         cells = (_cell(row[metric], spans.get(metric)) for metric in _METRICS)
-        lines.append(f"  {method:<20}" + "".join(f"{cell:>21}" for cell in cells))
+        lines.append(f"  {method:<20}" + "".join(f"{cell:>24}" for cell in cells))
     return [*lines, str(fidelity)] if fidelity.conclusion == BETTER else lines
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.run.amounts import Amount
+from nncift.run.records import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,11 +43,11 @@ class Budget:
 
     def check(self, n_pool: int, tokens: np.ndarray | None = None) -> None:
         """Refuse a budget that the pool cannot fill, or that no sample fits; `tokens` are (n_pool,) int64."""
-        held = f"{n_pool} samples" if self.amount.kind == "count" and self.amount.value > n_pool else None
+        held = counted(n_pool, "sample") if self.amount.kind == "count" and self.amount.value > n_pool else None
         if self.max_tokens is not None and tokens is not None:
             if tokens.min() > self.max_tokens:
                 raise ConfigError(f"`budget` {self.amount} is less than the shortest sample has", "give a larger one")
-            held = f"{tokens.sum():,} tokens" if tokens.sum() < self.max_tokens else None
+            held = counted(int(tokens.sum()), "token") if tokens.sum() < self.max_tokens else None
         if held is not None:
             raise ConfigError(f"`budget` {self.amount} is more than the pool's {held}", "give a smaller one")
 
