@@ -109,6 +109,8 @@ class Config:
     """Longest sequence the language model reads, in tokens; the model's own limit by default."""
     trust_remote_code: bool = False
     """Run code that comes with a model."""
+    no_cache: bool = False
+    """Neither use nor keep features in the cache for other runs ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE, 10GB)."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -223,8 +225,8 @@ class Config:
         return (self.model,) if Path(self.model).is_dir() else tuple(self.model.split(","))
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine what the run computes: all but `output`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
+        """The fields that determine what the run computes: all but `output` and `no_cache`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("output", "no_cache")}
 
 
 def _stem(pool: str) -> str:

@@ -28,6 +28,7 @@ from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import SampleFolder
+from nncift.run.progress import drawn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,7 +138,7 @@ def read_pool(
     contamination = _index(tests, (*named, *SCHEMAS), options.skip_bad_rows) if tests else None
     with PoolWriter(files) as writer:
         samples = Samples(origin, named or SCHEMAS, skip=options.skip_bad_rows, rejected=writer.rejected)
-        rows = tqdm(samples, desc=f"reading {name}", unit=" rows", disable=not progress)
+        rows = tqdm(samples, desc=f"reading {name}", unit=" rows", **drawn(progress))
         duplicates, excluded = _fill(writer, rows, samples, contamination, keep_duplicates=options.keep_duplicates)
         if not writer.rows:
             problem = f"no row of the {name} remains: {excluded} of {samples.read} also occur in a test set"

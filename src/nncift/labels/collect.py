@@ -21,6 +21,7 @@ from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.batching import LESS_MEMORY, in_memory
 from nncift.run.folder import LabelFolder
+from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 
 if TYPE_CHECKING:
@@ -73,9 +74,10 @@ def collect(
         function.progress = progress
         function.prepare(pool.select(rows), target.select(np.unique(columns)), folder)
         work = _Labelling(function, pool, target, rows, columns)
-        bar = {"unit": " pairs", "unit_scale": width, "disable": not progress}
-        with tqdm(total=len(rows), desc="exact influence", **bar) as shown:
-            blocks.compute(work, bar=shown, after_shard=after_block)
+        each = 1 if function.traits.pointwise else width
+        shown = {"unit": " pairs", "unit_scale": width, **drawn(progress)}
+        with tqdm(total=len(rows), desc="exact influence", **shown) as bar:
+            blocks.compute(work, bar=bar, after_shard=after_block, rows_per_step=each)
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:
             return pairs

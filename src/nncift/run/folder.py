@@ -49,6 +49,14 @@ class FeatureFolder:
         names = (path.stem for path in self.path.glob(f"{side}*.json"))
         return sorted(name for name in names if name.split(".")[0] == side and self.array(name).is_file())
 
+    def found(self, name: str) -> Path:
+        """The rows of an unfinished array that were found in the cache; `found_facts` is written after it."""
+        return self.path / f"{name}-found.npy"
+
+    def found_facts(self, name: str) -> Path:
+        """Which rows these are."""
+        return self.path / f"{name}-found.facts"
+
     def begun(self, name: str) -> Path:
         """What version 0.1 began unfinished shards with."""
         return self.path / f"{name}-begun.json"

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from nncift.run.executors import Executor, LocalExecutor
 from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
+from nncift.run.progress import drawn, moving
 
-SHARD = 256  # of values that are computed once per distinct sample
+SHARD = 64  # of values that are computed once per distinct sample: what a kill loses at most
 
 Arrays = dict[str, np.ndarray]
 Work = Callable[[range], Arrays]
@@ -89,25 +90,32 @@ class Shards:
         bar: tqdm,
         accept: Callable[[range, Arrays], bool] | None = None,
         after_shard: Callable[[], None] = lambda: None,
+        count: Callable[[int], None] = lambda rows: None,
+        rows_per_step: float = 1.0,
         executor: Executor = _LOCAL,
     ) -> None:
         """Compute the shards that are not stored.
 
         Args:
             work: computes the arrays of a range of rows.
-            bar: progress bar, advanced by rows.
+            bar: progress bar, advanced by rows, within a shard by the batches that the work reports.
             accept: whether a stored shard is that of these rows; one that is not is computed again.
             after_shard: called after each computed shard, for example to save the costs.
+            count: called before that with the number of its rows.
+            rows_per_step: how many rows of the batches belong to one row of the shard, for the bar alone.
             executor: where to compute.
         """
         missing = [shard for shard in self._shards if not self._stored(shard, accept)]
         bar.update(self.n - sum(len(shard.rows) for shard in missing))
         job = functools.partial(_compute, work)
-        for shard, arrays in executor.map(job, missing):
+        computed = iter(executor.map(job, missing))
+        for expected in missing:
+            with moving(bar, len(expected.rows), rows_per_step=rows_per_step):
+                shard, arrays = next(computed)
             if arrays is not None:
                 self._computed[shard.rows.start] = arrays
+            count(len(shard.rows))
             after_shard()
-            bar.update(len(shard.rows))
 
     def __iter__(self) -> Iterator[Arrays]:
         for shard in self._shards:
@@ -170,6 +178,6 @@ def once_per_sample(
         first.setdefault(key, number)
     work = _Keyed(compute, list(first), list(first.values()))
     shards = Shards(len(first), SHARD, folder, name)
-    with tqdm(total=len(first), desc=name, unit=" samples", disable=not progress) as bar:
+    with tqdm(total=len(first), desc=name, unit=" samples", **drawn(progress)) as bar:
         shards.compute(work, accept=work.accept, bar=bar)
     return dict(zip(first, (value for shard in shards for value in shard["values"]), strict=True))
