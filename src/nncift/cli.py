@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -32,6 +32,13 @@ class _Options(Config):
     """The options of a run, with those of the influence function as NAME=VALUE texts."""
 
     influence_options: Annotated[tuple[str, ...], Parameter(name="--influence-option")] = ()
+    from_run: Annotated[str | None, Parameter(name="--from")] = None
+
+    def __new__(cls, **given: Any) -> Self:
+        """Note which options are given, since those of an earlier run stand in for the others alone."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "given", tuple(given))
+        return made
 
 
 def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -47,6 +54,7 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
     "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
     "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
     "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
+    "nncift select alpaca.jsonl --from runs/alpaca --budget 0.2",
     "nncift select --config run.yaml --seed 1",
 )
 def select(
@@ -62,18 +70,22 @@ def select(
         dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
         quiet: No progress bars.
     """
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    from nncift.pipeline.context import make_config
+    from nncift.run.progress import in_terminal
+
+    options = {name: getattr(config, name) for name in config.given}  # type: ignore[attr-defined]
+    pool = options.pop("pool")
+    made = make_config(pool, **options)
     if dry_run:
-        from nncift.pipeline.context import make_config
         from nncift.pipeline.plan import plan
 
-        print(_as_typed(plan(make_config(options.pop("pool"), **options), progress=not quiet)))
+        print(_as_typed(plan(made, progress=in_terminal() and not quiet)))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text
 
-    run(options.pop("pool"), **options, progress=not quiet)
-    print(_as_typed(summary_text(config.folder)))
+    run(pool, **options, progress=False if quiet else None)
+    print(_as_typed(summary_text(made.folder)))
 
 
 @_command(
@@ -103,7 +115,12 @@ def demo(
 
     print(
         run_demo(
-            output=Path(output), model=model, encoder=encoder, labels=labels, features=features, progress=not quiet
+            output=Path(output),
+            model=model,
+            encoder=encoder,
+            labels=labels,
+            features=features,
+            progress=False if quiet else None,
         )
     )
 
@@ -151,7 +168,7 @@ def pretrain(
         labels=labels,
         output=output,
         device=device,
-        progress=not quiet,
+        progress=False if quiet else None,
     )
     print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
@@ -262,7 +279,7 @@ def _sub_command(arguments: list[str]) -> str:
 
 
 _OPTIONS = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
-_OPTIONS["influence_options"] = "--influence-option"
+_OPTIONS |= {"influence_options": "--influence-option", "from_run": "--from"}
 
 
 def _as_typed(text: object) -> str:

@@ -31,6 +31,9 @@ class Config:
     tokens (500ktok, 2Mtok)."""
     output: str | None = None
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
+    from_run: str | None = None
+    """An earlier run whose options hold unless others are given; what it computed is taken where it still holds
+    (features, labels, network), and its test sets stay excluded."""
     target: str | None = None
     """Samples of the task to get better at; without it the subset represents the whole pool."""
     known: str | None = None

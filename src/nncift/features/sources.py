@@ -103,6 +103,7 @@ class FeatureReader:
     model: ModelSpec  # how their language model is run, likewise
     target_features: str | None = None  # the user's own features of the targets; those of `sources` unless given
     cache: FeatureCache | None = None  # of what earlier runs computed
+    take: Callable[[str, str, FeatureSource], bool] | None = None  # puts an earlier run's into the folder, if it can
 
     def read(
         self,
@@ -132,6 +133,8 @@ class FeatureReader:
                 drop_shards(folder, name)  # of a run that was killed right then
             else:
                 source = self._own(samples, side, source_rows) if kind == "own" else self.models[kind]
+                if self.take is not None and not folder.array(name).exists() and self.take(side, name, source):
+                    continue
                 read_source(
                     samples,
                     source,

@@ -25,7 +25,9 @@ from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function, nested, read_options
 from nncift.labels.design import Rate, measure_rate
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.pipeline.inherit import IN_MEMORY, excluded_by, inherited
 from nncift.pipeline.prior import check_same_influence, load_prior
+from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_array, write_array
@@ -178,6 +180,11 @@ class Run:
         return self.influence
 
     @cached_property
+    def earlier(self) -> EarlierRun | None:
+        """The run to take over from."""
+        return None if self.config.from_run is None else EarlierRun(RunFolder(self.config.from_run), self)
+
+    @cached_property
     def rate(self) -> Rate:
         """How fast the influence function labels, measured now."""
         return measure_rate(self.function, self.pool.rows, self.target.rows, seed=self.config.seed)
@@ -212,7 +219,7 @@ def make_config(
     for name in options:
         if name not in fields:
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
-    for name in ("budget", "labels", "output", "labels_from", "features", "target_features", "network"):
+    for name in ("budget", "labels", "output", "labels_from", "features", "target_features", "network", "from_run"):
         if options.get(name) is not None:
             options[name] = str(options[name])
     if isinstance(exclude := options.get("exclude", ()), (str, Path)):
@@ -225,8 +232,22 @@ def make_config(
         name: None if source is None else _source_name(source)
         for name, source in (("target", target), ("known", known))
     }
-    config = Config(_source_name(pool), influence=given, **sides, **options)
+    named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
+    if options.get("from_run") is not None:
+        named = inherited(str(options["from_run"]), named)
+    named["exclude"] = tuple(dict.fromkeys((*named["exclude"], *excluded_by(named.get("network")))))
+    config = Config(_source_name(pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
+
+
+def sources_of(config: Config, given: Sources) -> Sources:
+    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory."""
+    named: dict[str, str | None] = {side: getattr(config, side) for side in ("pool", "target", "known")}
+    in_memory = {side for side, name in named.items() if name is not None and name.startswith(IN_MEMORY)}
+    return {
+        side: given[side] if given.get(side) is not None else None if side in in_memory else name
+        for side, name in named.items()
+    }
 
 
 def _plain_options(config: Config) -> dict[str, Any] | None:
@@ -241,7 +262,7 @@ def _plain_options(config: Config) -> dict[str, Any] | None:
 def _source_name(source: SourceLike) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
-    return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
+    return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
 def make_influence(

@@ -40,7 +40,8 @@ def featurize(run: Run) -> None:
 
 def _reader(run: Run) -> FeatureReader:
     cache = None if run.config.no_cache else FeatureCache.default()
-    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache)
+    take = None if run.earlier is None else run.earlier.take_features
+    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take)
 
 
 def cost(run: Run) -> PlannedCost:

@@ -11,7 +11,7 @@ from nncift.config import Config
 from nncift.errors import printable
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
-from nncift.pipeline.context import Run
+from nncift.pipeline.context import Run, sources_of
 from nncift.pipeline.read import read
 from nncift.run.costs import PlannedCost
 from nncift.run.folder import RunFolder
@@ -74,7 +74,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     """
     RunFolder(config.folder).check(config.identity())
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
-        sources = {"pool": config.pool, "target": config.target, "known": config.known}
+        sources = sources_of(config, {})
         run = Run.resolve(config, RunFolder(temporary), sources, progress=progress)
         read(run)
         check(run)

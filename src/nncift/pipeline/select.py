@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
-from nncift.pipeline.context import Run, make_config
+from nncift.pipeline.context import Run, make_config, sources_of
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
@@ -19,6 +19,7 @@ from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
 from nncift.report.summary import write_summary
+from nncift.run.progress import in_terminal
 
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
@@ -32,7 +33,7 @@ def select(
     target: SourceLike | None = None,
     known: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> Selection:
     """Choose the subset of a pool worth fine-tuning on.
@@ -42,7 +43,7 @@ def select(
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before: only what the subset adds to them counts.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
-        progress: show progress bars.
+        progress: show progress bars; in a terminal unless given.
         **options: the other fields of `Config`: budget, output, labels, model, encoder, ...
 
     Returns:
@@ -53,8 +54,9 @@ def select(
         NNCIFTError: what went wrong; nothing half-written is left behind.
     """
     config = make_config(pool, target=target, known=known, influence=influence, **options)
-    sources = {"pool": pool, "target": target, "known": known}
-    with Run.open(config, sources, influence, progress=progress) as run:
+    sources = sources_of(config, {"pool": pool, "target": target, "known": known})
+    shown = in_terminal() if progress is None else progress
+    with Run.open(config, sources, influence, progress=shown) as run:
         read(run)
         check(run)
         featurize(run)

@@ -132,6 +132,9 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines.append(f"Known: {summary.known['rows']:,} samples, {objective}{covered}.")
     if (verification := Verification.find(run.verification)) is not None:
         lines.append(_verification_line(verification))
+    if run.taken.exists():
+        taken = read_json(run.taken)
+        lines.append(f"From {taken['run']}: {'; '.join(taken['notes'].values())}.")
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
     return "\n".join(printable(line) for line in lines)

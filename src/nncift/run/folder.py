@@ -90,6 +90,9 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.function = self.path / "function.json"  # what all exact influence of the run was measured with
+        self.models = self.path / "models.json"  # fingerprints of the models it was measured with
+        self.taken = self.path / "taken.json"  # what was taken from an earlier run, line by line
+        self.measured = self.path / "measured.parquet"  # exact values of an earlier run that hold
         self.costs = self.path / "costs.json"
         self.log = self.path / "run.log"
         self.lock = self.path / ".lock"
@@ -114,6 +117,11 @@ class RunFolder:
     def samples(self, side: str) -> SampleFolder:
         """The samples of "pool", "target" or "known"."""
         return SampleFolder(self.path / side)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's: a saved network has a config.json too, but no samples."""
+        return self.config.is_file() and self.samples("pool").path.is_dir()
 
     @property
     def is_selected(self) -> bool:
