@@ -80,6 +80,8 @@ def select(
         from nncift.pipeline.plan import plan
 
         print(_as_typed(plan(made, progress=in_terminal() and not quiet)))
+        if made.from_run is not None:
+            print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text

@@ -74,7 +74,7 @@ def _features(folder: RunFolder) -> list[dict[str, Any]]:
 
 def _exact_cost(folder: RunFolder, labelled: int, all_pairs: int, n_pool: int) -> dict[str, float] | None:
     """Cost of labelling every pair, extrapolated from the labelled ones; a pointwise score is one pair per sample."""
-    if not labelled:
+    if not labelled or folder.taken.exists():  # some were measured in an earlier run
         return None
     cost, pointwise = Costs(folder.costs).stages["labels"], read_json(folder.labels.plan).get("pointwise", False)
     share = (n_pool if pointwise else all_pairs) / labelled
