@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,10 +196,11 @@ def test_exclusions_of_the_earlier_run_apply(files, tmp_path: Path):
     test = write_rows(tmp_path / "test.jsonl", word_rows(10))
     other = write_rows(tmp_path / "other.jsonl", word_rows(5, offset=20))
     run = tmp_path / "run"
-    select(files["pool"], influence="bm25", encoder="embedded", labels=60, budget=5, exclude=test, output=run)
+    own = {"features": files["features"]}
+    select(files["pool"], influence="bm25", labels=60, budget=5, exclude=test, output=run, **own)
     for name, options in (
         ("from", {"from_run": run}),
-        ("network", {"network": run, "budget": 20}),
+        ("network", {"network": run, "budget": 20, **own}),
     ):
         folder = tmp_path / name
         select(files["pool"], exclude=other, output=folder, **options)

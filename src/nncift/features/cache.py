@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ from nncift.run.files import PARTIAL, cache_folder, fingerprint, link_or_copy, r
 
 DEFAULT_SIZE = "10GB"
 _VERSION = 1  # raised when the same settings give other features
+_LIBRARIES = ("sentence-transformers", "transformers")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _KEY = 16  # bytes
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is a killed run's
@@ -232,8 +234,8 @@ class FeatureCache:
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """A hash of what features depend on beside the samples."""
-    return fingerprint(_VERSION, dict(settings))
+    """A hash of what features depend on beside the samples: also the libraries' versions, which render and pool."""
+    return fingerprint(_VERSION, [version(library) for library in _LIBRARIES], dict(settings))
 
 
 def parse_size(text: str) -> int:

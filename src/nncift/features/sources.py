@@ -133,7 +133,7 @@ class FeatureReader:
                 drop_shards(folder, name)  # of a run that was killed right then
             else:
                 source = self._own(samples, side, source_rows) if kind == "own" else self.models[kind]
-                if self.take is not None and not folder.array(name).exists() and self.take(side, name, source):
+                if self.take is not None and self.take(side, name, source):
                     continue
                 read_source(
                     samples,

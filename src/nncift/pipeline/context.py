@@ -240,16 +240,6 @@ def make_config(
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
 
-def sources_of(config: Config, given: Sources) -> Sources:
-    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory."""
-    named: dict[str, str | None] = {side: getattr(config, side) for side in ("pool", "target", "known")}
-    in_memory = {side for side, name in named.items() if name is not None and name.startswith(IN_MEMORY)}
-    return {
-        side: given[side] if given.get(side) is not None else None if side in in_memory else name
-        for side, name in named.items()
-    }
-
-
 def _plain_options(config: Config) -> dict[str, Any] | None:
     """The influence function's own options in one form, however they were given, ready for JSON."""
     if not config.influence_options:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import Config
-from nncift.data.sources import open_source
+from nncift.data.sources import SourceLike, open_source
 from nncift.errors import ConfigError, DataError
 from nncift.models.locate import PRETRAINED
 from nncift.run.files import fingerprint, read_json
@@ -81,6 +81,16 @@ def excluded_by(network: str | None) -> tuple[str, ...]:
     tests = tuple(read_json(run.config).get("exclude") or ())
     _refuse_missing(run.path, tests, "the samples of its network")
     return tests
+
+
+def sources_of(config: Config, given: Mapping[str, SourceLike | None]) -> dict[str, SourceLike | None]:
+    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory."""
+    sources: dict[str, SourceLike | None] = {}
+    for side in ("pool", "target", "known"):
+        name: str | None = getattr(config, side)
+        in_memory = name is not None and name.startswith(IN_MEMORY) and not Path(name).exists()
+        sources[side] = given[side] if given.get(side) is not None else None if in_memory else name
+    return sources
 
 
 def _refuse_missing(run: str | Path, tests: Iterable[str], what: str) -> None:

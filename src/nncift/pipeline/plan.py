@@ -11,7 +11,8 @@ from nncift.config import Config
 from nncift.errors import printable
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
-from nncift.pipeline.context import Run, sources_of
+from nncift.pipeline.context import Run
+from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.read import read
 from nncift.run.costs import PlannedCost
 from nncift.run.folder import RunFolder

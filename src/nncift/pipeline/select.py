@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
-from nncift.pipeline.context import Run, make_config, sources_of
+from nncift.pipeline.context import Run, make_config
 from nncift.pipeline.featurize import featurize
+from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.read import read

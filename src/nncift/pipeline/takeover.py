@@ -70,16 +70,19 @@ class EarlierRun:
     def take_features(self, side: str, name: str, source: FeatureSource) -> bool:
         """Take the features of a side from a source; whether it was possible."""
         settings, files = source.cache_settings(), self.folder.features
-        if settings is None or not self._same(side):
+        if settings is None:
             return False
-        key = settings_key(settings)
-        for other in files.names(side):
-            if feature_facts(files, other).get("settings") == key:
-                _take(files.array(other), self.run.folder.features.array(name), link=True)
-                _take(files.facts(other), self.run.folder.features.facts(name))
-                self.note(f"features {name}", f"features {name}: taken")
-                return True
-        return False
+        reason = "" if self._same(side) else f"other {side} samples"
+        names = files.names(side) if not reason else []
+        alike = [other for other in names if feature_facts(files, other).get("settings") == settings_key(settings)]
+        if not alike:
+            reason = reason or "it has none of this model and these settings"
+            self.note(f"features {name}", f"features {name}: from the cache or computed anew ({reason})")
+            return False
+        self.note(f"features {name}", f"features {name}: taken")
+        _take(files.array(alike[0]), self.run.folder.features.array(name), link=True)
+        _take(files.facts(alike[0]), self.run.folder.features.facts(name))
+        return True
 
     def take_labels(self) -> bool:
         """Take finished labels that were planned and measured alike; whether it was possible."""
