@@ -41,12 +41,12 @@ def test_a_bar_moves_by_batches_within_a_shard(monkeypatch):
 def test_batches_of_another_unit_never_overshoot(monkeypatch):
     seen = moves(monkeypatch)
     with tqdm(total=5, disable=True) as bar:
-        with moving(bar, 2, rows_per_step=4):
-            for _ in range(3):
-                advance(4)
+        with moving(bar, 10, steps_per_row=4):
+            for _ in range(4):
+                advance(1)
         with moving(bar, 3):
             advance(1)
-    assert seen == [1, 1, 1, 2]
+    assert seen == [4, 4, 2, 1, 2]
     advance(1)  # without a bar
 
 

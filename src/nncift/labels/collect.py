@@ -80,10 +80,9 @@ def collect(
         if len(new_rows):
             function.prepare(pool.select(new_rows), target.select(new_columns), folder)
         work = _Labelling(function, pool, target, rows, columns, values)
-        each = 1 if function.traits.pointwise else width
-        shown = {"unit": " pairs", "unit_scale": width, **drawn(progress)}
-        with tqdm(total=len(rows), desc="exact influence", **shown) as bar:
-            blocks.compute(work, bar=bar, after_shard=after_block, rows_per_step=each)
+        each = width if function.traits.pointwise else 1
+        with tqdm(total=len(rows) * width, desc="exact influence", unit=" pairs", **drawn(progress)) as bar:
+            blocks.compute(work, bar=bar, after_shard=after_block, steps=width, steps_per_row=each)
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:
             return pairs

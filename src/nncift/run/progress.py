@@ -36,19 +36,19 @@ def advance(rows: int) -> None:
 
 
 @contextlib.contextmanager
-def moving(bar: tqdm, steps: float, *, rows_per_step: float = 1.0) -> Iterator[None]:
+def moving(bar: tqdm, steps: int, *, steps_per_row: int = 1) -> Iterator[None]:
     """Move a bar by the batches inside the block, and to `steps` further on when it ends.
 
     Args:
         bar: the bar.
         steps: how far the whole block moves it.
-        rows_per_step: rows of batches that make one step; more rows than expected do not move it beyond `steps`.
+        steps_per_row: how far each row of a batch moves it; more rows than expected do not move it beyond `steps`.
     """
-    moved = 0.0
+    moved = 0
 
     def listener(rows: int) -> None:
         nonlocal moved
-        step = min(rows / rows_per_step, steps - moved)
+        step = min(rows * steps_per_row, steps - moved)
         moved += step
         bar.update(step)
 

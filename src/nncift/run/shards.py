@@ -91,26 +91,28 @@ class Shards:
         accept: Callable[[range, Arrays], bool] | None = None,
         after_shard: Callable[[], None] = lambda: None,
         count: Callable[[int], None] = lambda rows: None,
-        rows_per_step: float = 1.0,
+        steps: int = 1,
+        steps_per_row: int = 1,
         executor: Executor = _LOCAL,
     ) -> None:
         """Compute the shards that are not stored.
 
         Args:
             work: computes the arrays of a range of rows.
-            bar: progress bar, advanced by rows, within a shard by the batches that the work reports.
+            bar: progress bar, advanced by shards, within a shard by the batches that the work reports.
             accept: whether a stored shard is that of these rows; one that is not is computed again.
             after_shard: called after each computed shard, for example to save the costs.
             count: called before that with the number of its rows.
-            rows_per_step: how many rows of the batches belong to one row of the shard, for the bar alone.
+            steps: of the bar for each row.
+            steps_per_row: of the bar for each row of a batch.
             executor: where to compute.
         """
         missing = [shard for shard in self._shards if not self._stored(shard, accept)]
-        bar.update(self.n - sum(len(shard.rows) for shard in missing))
+        bar.update(steps * (self.n - sum(len(shard.rows) for shard in missing)))
         job = functools.partial(_compute, work)
         computed = iter(executor.map(job, missing))
         for expected in missing:
-            with moving(bar, len(expected.rows), rows_per_step=rows_per_step):
+            with moving(bar, steps * len(expected.rows), steps_per_row=steps_per_row):
                 shard, arrays = next(computed)
             if arrays is not None:
                 self._computed[shard.rows.start] = arrays
