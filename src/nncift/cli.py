@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -41,6 +40,7 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
     "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
     "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
     "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
+    "nncift select alpaca.jsonl --from runs/alpaca --budget 0.2",
     "nncift select --config run.yaml --seed 1",
 )
 def select(
@@ -60,19 +60,25 @@ def select(
     """
     from nncift.pipeline.paths import check_paths
 
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     check_paths(options)
+
+    from nncift.pipeline.context import make_config
+    from nncift.run.progress import in_terminal
+
+    given = {name: getattr(options, name) for name in options.given}  # type: ignore[attr-defined]
+    made = make_config(given.pop("pool"), **given)
     if dry_run:
-        from nncift.pipeline.context import make_config
         from nncift.pipeline.plan import plan
 
-        print(_as_typed(plan(make_config(given.pop("pool"), **given), progress=not quiet)))
+        print(_as_typed(plan(made, progress=in_terminal() and not quiet)))
+        if made.from_run is not None:
+            print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.summary import summary_text
 
-    run(given.pop("pool"), **given, progress=not quiet)
-    print(_as_typed(summary_text(options.folder)))
+    run(made.pool, **given, progress=False if quiet else None)
+    print(_as_typed(summary_text(made.folder)))
 
 
 @_command(
@@ -100,7 +106,16 @@ def demo(
     """
     from nncift.demo import run_demo
 
-    print(run_demo(output=output, model=model, encoder=encoder, labels=labels, features=features, progress=not quiet))
+    print(
+        run_demo(
+            output=output,
+            model=model,
+            encoder=encoder,
+            labels=labels,
+            features=features,
+            progress=False if quiet else None,
+        )
+    )
 
 
 @_command(
@@ -150,7 +165,7 @@ def pretrain(
         labels=labels,
         output=output,
         device=device,
-        progress=not quiet,
+        progress=False if quiet else None,
     )
     print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
@@ -16,6 +16,7 @@ from nncift.pipeline.options import GROUPS
 
 NAMES = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
 NAMES["influence_options"] = "--influence-option"
+NAMES["from_run"] = "--from"
 """How each field of `Config` is typed."""
 _HEADINGS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(GROUPS)}
 OUTPUT = Parameter(group=_HEADINGS["Output"], show_default=False)
@@ -27,6 +28,18 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
         return int(tokens[0].value)
     except ValueError as error:
         raise ValueError(f"{tokens[0].value!r} is not a whole number.") from error
+
+
+class _Given:
+    """Notes which options are given, since those of an earlier run (`from_run`) stand in for the others alone."""
+
+    given: tuple[str, ...]
+
+    def __new__(cls, **given: Any) -> Self:
+        """With the names of what the command line or a file has."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "given", tuple(given))
+        return made
 
 
 def _options_class() -> type[Config]:
@@ -46,7 +59,7 @@ def _options_class() -> type[Config]:
             field = dataclasses.field(default=default, kw_only=given[name].kw_only)
             fields.append((name, Annotated[hints[name], parameter], field))
     return dataclasses.make_dataclass(
-        "Options", fields, bases=(Config,), frozen=True, namespace={"__module__": __name__}
+        "Options", fields, bases=(_Given, Config), frozen=True, namespace={"__module__": __name__}
     )
 
 

@@ -19,7 +19,7 @@ from nncift.run.validation import check_types
 DEFAULT_INFLUENCE = "delift"
 BUILT_IN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
-_NOT_IDENTITY = ("output", "keep_checkpoints")  # fields that do not determine what a run computes
+_NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache")  # fields that do not determine what a run computes
 _NAMED_POOLS = 3  # in the name of a run folder
 
 
@@ -37,6 +37,9 @@ class Config:
     tokens (500ktok, 2Mtok)."""
     output: str | None = None
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
+    from_run: str | None = None
+    """An earlier run whose options hold unless others are given; what it computed is taken where it still holds
+    (features, labels, network), and its test sets stay excluded."""
     target: str | None = None
     """Samples of the task to get better at; without it the subset represents the whole pool."""
     known: str | None = None
@@ -131,6 +134,8 @@ class Config:
     keep_checkpoints: bool = False
     """Keep the checkpoints of an influence function that trains (less, in-run), which are removed when the run is
     complete."""
+    no_cache: bool = False
+    """Neither use nor keep features in the cache for other runs ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE, 10GB)."""
     seed: int = 0
     """Seed of everything random."""
 

@@ -33,7 +33,7 @@ def run_demo(
     encoder: str = "embedded",
     labels: str | None = None,
     features: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> str:
     """Make the pool, run `select`, and return what the terminal shows.
 
@@ -43,7 +43,7 @@ def run_demo(
         encoder: sentence encoder, or "embedded" for MiniLM.
         labels: pairs to label; 800 unless given.
         features: the network's features of each sample, as `select` takes them.
-        progress: show progress bars.
+        progress: show progress bars; in a terminal unless given.
 
     Raises:
         DependencyError: a package with embedded parts is missing.

@@ -12,7 +12,8 @@ import torch
 from builders import named
 from nncift.errors import DataError, ModelError
 from nncift.influence.base import InfluenceFunction, Traits
-from nncift.labels.collect import _Labelling, collect
+from nncift.labels.collect import _Known, _Labelling, collect
+from nncift.labels.pairs import LabelledPairs
 
 
 @pytest.fixture
@@ -128,6 +129,42 @@ def test_killed_and_resumed_with_the_same_bytes(pool, function, columns, tmp_pat
 
 @pytest.mark.parametrize("columns", [np.arange(4), np.resize(np.arange(5), (9, 2))])
 def test_a_block_is_the_same_after_pickling(pool, columns):
-    work = _Labelling(Pointwise(), pool, pool, np.arange(9), columns)
+    work = _Labelling(Pointwise(), pool, pool, np.arange(9), columns, _Known.of(None, pointwise=True))
     here, elsewhere = work(range(3, 7)), pickle.loads(pickle.dumps(work))(range(3, 7))
     assert {name: array.tobytes() for name, array in here.items()} == {k: a.tobytes() for k, a in elsewhere.items()}
+
+
+class OneScore(Pointwise):
+    """The number of the row, for every target."""
+
+    def __call__(self, pool_rows, target_rows):
+        return np.repeat([[int(name[1:])] for name in pool_rows["id"]], len(target_rows), axis=1)
+
+
+@pytest.mark.parametrize("columns", [np.arange(20, 24), np.array([[20, 21], [22, 23], [20, 23], [21, 22], [20, 22]])])
+@pytest.mark.parametrize("kind", [Product, OneScore])
+def test_pairs_that_are_known_are_not_computed(pool, kind, columns):
+    rows, prepared = np.arange(5, 10), []
+    known = LabelledPairs(
+        np.array([5, 5, 6, 7, 7, 7, 7], np.int32),
+        np.array([20, 21, 22, 20, 21, 22, 23], np.int32),
+        np.arange(7, dtype=np.float32) + 0.5,
+    )
+    function = kind()
+    function.prepare = lambda some, targets, folder=None: prepared.append((some["id"], targets["id"]))
+    found = collect(function, pool, pool, rows, columns, known=known)
+    plain = collect(kind(), pool, pool, rows, columns)
+    np.testing.assert_array_equal(found.pool_index, plain.pool_index)
+    pairs = zip(known.pool_index.tolist(), known.target_index.tolist(), strict=True)
+    values = dict(zip(pairs, known.influence, strict=True))
+    if kind is OneScore:
+        first = {5: 0.5, 6: 2.5, 7: 3.5}
+        expected = [first.get(int(i), v) for i, v in zip(plain.pool_index, plain.influence, strict=True)]
+    else:
+        pairs = zip(plain.pool_index.tolist(), plain.target_index.tolist(), plain.influence.tolist(), strict=True)
+        expected = [values.get((i, j), v) for i, j, v in pairs]
+    np.testing.assert_array_equal(found.influence, np.array(expected, np.float32))
+    assert "x7" not in prepared[0][0]  # all of its pairs are known
+    everything = collect(function, pool, pool, rows, columns, known=plain)
+    np.testing.assert_array_equal(everything.influence, plain.influence)
+    assert len(prepared) == 1

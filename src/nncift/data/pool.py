@@ -31,6 +31,7 @@ from nncift.errors import ConfigError, DataError, RunError
 from nncift.run.amounts import parse_bytes
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import SampleFolder
+from nncift.run.progress import drawn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,7 +170,7 @@ def read_pool(
             skip=options.skip_bad_rows,
             rejected=writer.rejected,
         )
-        rows = tqdm(samples, desc=f"reading {name}", unit=" rows", disable=not progress)
+        rows = tqdm(samples, desc=f"reading {name}", unit=" rows", **drawn(progress))
         kept = Deduplication(writer, contamination, screen, options.keep_duplicates)
         kept.take(rows, samples)
         has_named = not named or samples.has_named or test_sets.has_named

@@ -1,10 +1,16 @@
-"""Feature sources: features of each sample from one pass over it, computed in shards that resume."""
+"""Feature sources: features of each sample from one pass over it, computed in shards that resume.
+
+What an earlier run computed is taken from the cache (`cache.py`). It is looked up once and kept beside the shards until
+the array is finished, so that a killed run ends with the same bytes whatever has become of the cache.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,10 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError
+from nncift.features.assembly import Kept, drop_found, keep_found, write_features
+from nncift.features.cache import FeatureCache, Found, content_keys, settings_key
 from nncift.features.features import Features, split, stored_features
+from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.files import atomic_write, read_json, write_json
+from nncift.run.files import read_json, write_json
 from nncift.run.folder import FeatureFolder
+from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 
 if TYPE_CHECKING:
@@ -24,6 +34,9 @@ if TYPE_CHECKING:
 SHARD = 1024
 TRUNCATED = "truncated"
 CONTENT = "content"  # checksum of the file that the features come from
+_CHUNK = 1024  # samples whose contents are in memory at a time
+
+_log = logging.getLogger("nncift")
 
 
 class FeatureSource:
@@ -65,6 +78,18 @@ class FeatureSource:
         """JSON values that have to be the same when a half-finished computation is resumed."""
         return {}
 
+    def cache_settings(self) -> dict[str, Any] | None:
+        """JSON values that determine, with `contents`, the features of a sample; None: they are not cached."""
+        return None
+
+    def contents(self, samples: Dataset) -> Sequence[str]:
+        """Everything that it reads of each sample, as a text."""
+        raise NotImplementedError
+
+    def shard_size(self) -> int:
+        """Samples that are stored together, and that a kill loses at most."""
+        return SHARD
+
 
 @dataclass(frozen=True)
 class _Reading:
@@ -72,12 +97,16 @@ class _Reading:
 
     source: FeatureSource
     samples: Dataset
+    missing: np.ndarray
+    """The samples to compute, (m,)."""
+    size: int
+    """Samples in a shard."""
     settings: dict[str, Any]
     begun: dict[str, Any]
     """The settings of shards without facts, of earlier versions."""
 
     def __call__(self, rows: range) -> Arrays:
-        part = self.samples.select(rows)
+        part = self.samples.select(self.missing[rows.start : rows.stop])
         blocks = {name: np.asarray(block) for name, block in self.source(part).items()}
         truncated = blocks.pop(TRUNCATED, np.zeros(len(part), bool))
         if not blocks or any(block.ndim != 2 or len(block) != len(part) for block in blocks.values()):
@@ -93,13 +122,15 @@ class _Reading:
                 f"{self.source.name!r} gives features that are not finite for {sample.get('id', sample['prompt'])!r}",
                 "check this sample; with `dtype` float16, use bfloat16 or float32",
             )
-        facts = {"blocks": {name: block.shape[1] for name, block in blocks.items()}, "settings": self.settings}
+        widths = {name: block.shape[1] for name, block in blocks.items()}
+        facts = {"blocks": widths, "settings": self.settings, "first": rows.start}
         stored = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         return {"features": features, TRUNCATED: truncated, "facts": stored}
 
-    def accept(self, _: range, arrays: Arrays) -> bool:
-        """Refuse a stored shard that was computed with other settings; of a file that has changed it is no use."""
-        stored = _facts(arrays)["settings"] if "facts" in arrays else self.begun
+    def accept(self, rows: range, arrays: Arrays) -> bool:
+        """Refuse a stored shard of other settings; compute one of another size, or of another file, again."""
+        facts = _facts(arrays) if "facts" in arrays else {}
+        stored = facts.get("settings", self.begun)
         if CONTENT in self.settings and stored.get(CONTENT) != self.settings[CONTENT]:
             return False
         if stored != self.settings:
@@ -107,7 +138,8 @@ class _Reading:
                 f"the features of {self.source.name!r} were begun with {stored}, now it is {self.settings}",
                 "give the same `dtype` and `device`, or choose another `output`",
             )
-        return True
+        first = facts.get("first", rows.start // self.size * SHARD)  # shards of earlier versions had this size
+        return bool(first == rows.start and len(arrays["features"]) == len(rows))
 
     def widths(self, shards: Shards) -> dict[str, int]:
         """Widths of the blocks, as the first shard has them; where none has facts, as the first sample has them."""
@@ -123,6 +155,42 @@ class _Reading:
             yield arrays
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The samples of a source in the cache."""
+
+    cache: FeatureCache
+    source: FeatureSource
+    samples: Dataset
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, cache: FeatureCache, source: FeatureSource, samples: Dataset) -> Self | None:
+        """None where the features of the source are not cached."""
+        settings = source.cache_settings()
+        return None if settings is None else cls(cache, source, samples, settings)
+
+    @property
+    def key(self) -> str:
+        """Of the settings."""
+        return settings_key(self.settings)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Of the samples, (n,)."""
+        starts = range(0, len(self.samples), _CHUNK)
+        parts = (self.samples.select(range(k, min(k + _CHUNK, len(self.samples)))) for k in starts)
+        return content_keys(text for part in parts for text in self.source.contents(part))
+
+    def find(self) -> Found:
+        """What the cache has."""
+        return self.cache.find(self.settings, self.keys)
+
+    def keep(self, array: Path, truncated: np.ndarray, widths: dict[str, int]) -> None:
+        """Keep the finished array."""
+        self.cache.keep(self.settings, self.keys, array, truncated, widths)
+
+
 def read_source(
     samples: Dataset,
     source: FeatureSource,
@@ -131,6 +199,8 @@ def read_source(
     name: str = "pool",
     progress: bool = False,
     after_shard: Callable[[], None] = lambda: None,
+    cache: FeatureCache | None = None,
+    count: Callable[[int], None] = lambda samples: None,
 ) -> Features:
     """Features of every sample from one source.
 
@@ -142,48 +212,72 @@ def read_source(
         name: file name in `folder`.
         progress: show a progress bar.
         after_shard: called after each computed shard, for example to save the costs.
+        cache: of features of earlier runs, used with a folder alone; what is computed is kept there.
+        count: called before that with the number of samples that were computed.
 
     Raises:
         ConfigError: the folder holds shards that were computed with other settings.
         DataError: the source refuses the samples, or a feature is not finite.
         ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
     """
-    shards = Shards(len(samples), SHARD, None if folder is None else folder.path, name)
-    if folder is None or not folder.is_finished(name):
-        source.check(samples)
-        settings = source.settings()
-        begun = folder is not None and folder.begun(name).exists() and read_json(folder.begun(name))
-        work = _Reading(source, samples, settings, begun or settings)
-        with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", disable=not progress) as bar:
-            shards.compute(work, accept=work.accept, bar=bar, after_shard=after_shard)
-        widths = work.widths(shards)
-        parts = work.checked(shards, widths)
-        if folder is None:
-            return Features(split(np.concatenate([arrays["features"] for arrays in parts]), widths))
-        truncated = _join(parts, (len(samples), sum(widths.values())), folder.array(name))
-        facts: dict[str, Any] = {"encoder": source.name, TRUNCATED: truncated}
-        facts |= {CONTENT: settings[CONTENT]} if CONTENT in settings else {}
-        facts |= {} if list(widths) == [source.kind] else {"blocks": widths}
-        write_json(folder.facts(name), facts | {"width": sum(widths.values()), "rows": len(samples)})
+    if folder is not None and folder.is_finished(name):
+        drop_shards(folder, name)  # of a run that was killed right then
+        return stored_features(folder, {source.kind: name})
+    source.check(samples)
+    known = None if folder is None or cache is None else _Known.of(cache, source, samples)
+    kept = Kept.nothing(len(samples)) if folder is None else _look_up(folder, name, known, len(samples))
+    shards = Shards(len(kept.missing), source.shard_size(), None if folder is None else folder.path, name)
+    widths, computed, settings = kept.widths, iter(list[Arrays]()), dict[str, Any]()
+    if len(kept.missing):
+        work = _reading(source, samples, kept.missing, folder, name)
+        with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", **drawn(progress)) as bar:
+            bar.update(len(samples) - len(kept.missing))
+            shards.compute(work, accept=work.accept, bar=bar, after_shard=after_shard, count=count)
+        widths, settings = kept.widths or work.widths(shards), work.settings
+        computed = work.checked(shards, widths)
+    if folder is None:
+        return Features(split(np.concatenate([arrays["features"] for arrays in computed]), widths))
+    truncated = write_features(folder, name, kept, computed, sum(widths.values()))
+    if known is not None and len(kept.missing):
+        known.keep(folder.array(name), truncated, widths)
+    facts: dict[str, Any] = {"encoder": source.name, TRUNCATED: int(truncated.sum())}
+    facts |= {} if list(widths) == [source.kind] else {"blocks": widths}
+    facts |= {} if known is None else {"settings": known.key}
+    facts |= {CONTENT: settings[CONTENT]} if CONTENT in settings else {}
+    write_json(folder.facts(name), facts | {"width": sum(widths.values()), "rows": len(samples)})
     drop_shards(folder, name)
     return stored_features(folder, {source.kind: name})
 
 
+def shard_size(device: str | None, slow: int) -> int:
+    """Samples in a shard of a model on this device: `slow` where it is not CUDA, as a kill loses at most a shard."""
+    return SHARD if (device or best_device()).partition(":")[0] == "cuda" else min(slow, SHARD)
+
+
 def drop_shards(folder: FeatureFolder, name: str) -> None:
-    """Remove the shards that a finished array holds, and what an earlier version began them with."""
+    """Remove what a finished array was made of, and what an earlier version began it with."""
     Shards(0, SHARD, folder.path, name).drop()
+    drop_found(folder, name)
     folder.begun(name).unlink(missing_ok=True)
 
 
-def _join(parts: Iterator[Arrays], shape: tuple[int, int], path: Path) -> int:
-    """Write one memory-mappable array, with one shard in memory at a time; returns how many samples were truncated."""
-    truncated = 0
-    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-        np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for arrays in parts:
-            handle.write(arrays["features"].tobytes())
-            truncated += int(arrays[TRUNCATED].sum())
-    return truncated
+def _look_up(folder: FeatureFolder, name: str, known: _Known | None, n: int) -> Kept:
+    """What the cache has of n samples, decided once: what was begun without the cache goes on without it."""
+    if folder.found_facts(name).exists():
+        return Kept.load(folder, name)
+    if known is None or any(folder.path.glob(Shards(0, SHARD, folder.path, name).files)):
+        return Kept.nothing(n)
+    kept = keep_found(folder, name, known.find())
+    _log.info("features %s: %d of %d samples from the cache", name, n - len(kept.missing), n)
+    return kept
+
+
+def _reading(
+    source: FeatureSource, samples: Dataset, missing: np.ndarray, folder: FeatureFolder | None, name: str
+) -> _Reading:
+    settings = source.settings()
+    begun = folder is not None and folder.begun(name).exists() and read_json(folder.begun(name))
+    return _Reading(source, samples, missing, source.shard_size(), settings, begun or settings)
 
 
 def _facts(arrays: Arrays) -> dict[str, Any]:

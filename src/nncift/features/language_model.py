@@ -13,6 +13,7 @@ several turns of a chat are trained on, each figure of the response is the mean 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from nncift.features.base import TRUNCATED, FeatureSource, read_source
+from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
 from nncift.features.features import split
 from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
+from nncift.models.loading import best_device
+from nncift.models.locate import model_identity
 from nncift.models.memory import batch_memory
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.folder import FeatureFolder
@@ -41,6 +44,7 @@ SCALARS = (
     "prompt length",  # logarithm of the number of tokens
     "response length",
 )
+_READ = ("prompt", "response", "messages", "tools", "turns")  # columns that a prompt is made of
 LANGUAGE_BLOCKS = ("prompt states", "response states", "scalars")
 
 
@@ -73,6 +77,24 @@ class LanguageModelFeatures(FeatureSource):
         model = self.model.loaded
         examples = encode_examples(model, samples, cut_responses=True)
         return batch_memory(model, examples, batch_size=self.model.sequences())
+
+    def cache_settings(self) -> dict[str, Any] | None:
+        """The model's files, precision, longest sequence and device; None for one that is given as an object."""
+        if not isinstance(self.model.model, str):
+            return None
+        files = model_identity(self.model.model, "language model")
+        run = self.model.describe() | {"model": files, "device": self.model.device or best_device()}
+        return None if files is None else {"kind": self.kind, **run}
+
+    def contents(self, samples: Dataset) -> list[str]:
+        """What the model can be prompted with."""
+        columns = [name for name in _READ if name in samples.column_names]
+        values = zip(*(samples[name] for name in columns), strict=True)
+        return [json.dumps({name: v for name, v in zip(columns, row, strict=True) if v is not None}) for row in values]
+
+    def shard_size(self) -> int:
+        """Few on the CPU."""
+        return shard_size(self.model.device, 64)
 
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
         """The blocks, and which samples were truncated to the context."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.features.base import TRUNCATED, FeatureSource, read_source
+from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
 from nncift.models.encoder import embed_texts, sample_texts
+from nncift.models.loading import best_device
+from nncift.models.locate import model_identity
 from nncift.models.memory import states_of
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.folder import FeatureFolder
@@ -41,6 +43,22 @@ class SentenceFeatures(FeatureSource):
         longest = min(int(self.encoder.loaded.max_seq_length or 512), max(map(len, sample_texts(samples))) // 3)
         states = states_of(int(config.hidden_size), getattr(config, "intermediate_size", None))
         return (self.encoder.batch_size or _BATCH) * longest * states * 4
+
+    def cache_settings(self) -> dict[str, Any] | None:
+        """The encoder's files and its device; None for one that is given as an object."""
+        if not isinstance(self.encoder.encoder, str):
+            return None
+        files = model_identity(self.encoder.encoder, "encoder")
+        run = {"kind": self.kind, "files": files, "device": self.encoder.device or best_device()}
+        return None if files is None else run
+
+    def contents(self, samples: Dataset) -> list[str]:
+        """The texts that are embedded."""
+        return sample_texts(samples)
+
+    def shard_size(self) -> int:
+        """Fewer on the CPU."""
+        return shard_size(self.encoder.device, 256)
 
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
         """The block, and which texts exceed the encoder's maximum length."""

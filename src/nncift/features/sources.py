@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nncift.errors import ConfigError, ModelError
 from nncift.features.base import FeatureSource, drop_shards, read_source
+from nncift.features.cache import FeatureCache
 from nncift.features.custom import OwnFeatures
 from nncift.features.features import Features, stored_features
 from nncift.models.locate import PRETRAINED
@@ -101,6 +102,8 @@ class FeatureReader:
     encoder: EncoderSpec  # how the encoder of the sources is run; theirs replaces another one
     model: ModelSpec  # how their language model is run, likewise
     target_features: str | None = None  # the user's own features of the targets; those of `sources` unless given
+    cache: FeatureCache | None = None  # of what earlier runs computed
+    take: Callable[[str, str, FeatureSource], bool] | None = None  # puts an earlier run's into the folder, if it can
 
     def read(
         self,
@@ -111,6 +114,7 @@ class FeatureReader:
         source_rows: int | None = None,
         progress: bool = False,
         after_shard: Callable[[], None] = lambda: None,
+        count: Callable[[int], None] = lambda samples: None,
     ) -> Features:
         """Features of all samples of a side, "pool" or "target", from every source; as `read_source` for each.
 
@@ -121,6 +125,7 @@ class FeatureReader:
             source_rows: number of rows of the samples' source, where that is known.
             progress: show a progress bar.
             after_shard: called after each computed shard.
+            count: called before that with the number of samples that the encoder has read.
         """
         names = self.sources.names(side)
         for kind, name in names.items():
@@ -131,7 +136,18 @@ class FeatureReader:
                     source.check_same(folder, name)
             else:
                 source = source or self.models[kind]
-                read_source(samples, source, folder=folder, name=name, progress=progress, after_shard=after_shard)
+                if self.take is not None and self.take(side, name, source):
+                    continue
+                read_source(
+                    samples,
+                    source,
+                    folder=folder,
+                    name=name,
+                    progress=progress,
+                    after_shard=after_shard,
+                    cache=self.cache,
+                    count=count if kind == "sentence" else lambda samples: None,
+                )
         return stored_features(folder, names)
 
     @cached_property

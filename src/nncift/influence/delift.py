@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.influence.base import PromptedFunction, Traits, look_up
 from nncift.models.chats import chunks
@@ -26,6 +27,7 @@ from nncift.models.language_model import LanguageModel, Prefix
 from nncift.models.prompts import Prompts, Query, mean_over_turns
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_array, write_array
+from nncift.run.progress import drawn, moving
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +69,9 @@ class Delift(PromptedFunction):
         known = {} if path is None or not path.exists() else _read_baseline(path)
         if not known.keys() >= set(keys):
             self._cache = {}  # all are computed together, whatever was prepared before: the same bytes
-            known = dict(zip(keys, self._zero_shot(prompts, targets), strict=True))
+            shown = {"unit": " samples", **drawn(self.progress)}
+            with tqdm(total=len(targets), desc="delift baseline", **shown) as bar, moving(bar, len(targets)):
+                known = dict(zip(keys, self._zero_shot(prompts, targets), strict=True))
             if path is not None:
                 write_array(path, np.array([*known.items()], _BASELINE))
         self._prompts, self._cache = prompts, known

@@ -31,6 +31,7 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_json, write_json
+from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 from nncift.training.checkpoints import read_moments
 from nncift.training.gradients import Adam, batched_features
@@ -40,7 +41,7 @@ from nncift.training.random_projection import SignSketch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SHARD = 128
+SHARD = 64  # samples that a kill loses at most
 Preconditioned = Literal["no", "pool", "both"]
 Side = Literal["pool", "target"]
 _SIDES: tuple[Side, Side] = ("pool", "target")
@@ -94,9 +95,9 @@ class GradientInfluence(LanguageModelFunction):
         self._cache, known = {}, dict[tuple[int, Side], dict[str, np.ndarray]]()
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
-        with tqdm(total=total, desc=self.name, unit=" samples", disable=not self.progress) as bar:
+        with tqdm(total=total, desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
             for (k, point), side in product(enumerate(points), _SIDES):
-                shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}", ".npy")
+                shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
                 shards.compute(partial(self._shard, point, side, examples[side]), bar=bar)
                 features = (feature for shard in shards for feature in shard["values"])
                 known[k, side] = dict(zip((example.key for example in examples[side]), features, strict=True))

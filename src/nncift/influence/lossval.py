@@ -41,6 +41,7 @@ from nncift.models.encoder import embed_texts
 from nncift.models.loading import best_device
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
 from nncift.run.files import fingerprint
+from nncift.run.progress import drawn
 from nncift.run.shards import once_per_sample
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ class LossVal(InfluenceFunction):
         head_steps = torch.optim.AdamW([head], lr=self.head_learning_rate, weight_decay=self.decay)
         transport = _sinkhorn(max(float(torch.cdist(part, helped).max()) for part in torch.split(points, 1024)))
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in tqdm(range(self.epochs), desc=f"{self.name} training", unit=" epochs", disable=not self.progress):
+        bar = tqdm(range(self.epochs), desc=f"{self.name} training", unit=" epochs", **drawn(self.progress))
+        for _ in bar:
             weight_steps.zero_grad()
             for batch in torch.randperm(n, generator=generator).tensor_split(-(-n // self.rows)):
                 some = helped if m <= self.rows else helped[torch.randperm(m, generator=generator)[: self.rows]]

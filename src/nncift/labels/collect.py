@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.batching import LESS_MEMORY, in_memory
 from nncift.run.folder import LabelFolder
+from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def collect(
     progress: bool = False,
     after_prepare: Callable[[], None] = lambda: None,
     after_block: Callable[[], None] = lambda: None,
+    known: LabelledPairs | None = None,
 ) -> LabelledPairs:
     """Exact influence of pool rows on targets, block by block.
 
@@ -55,6 +57,8 @@ def collect(
         progress: show a progress bar.
         after_prepare: called once the function is prepared.
         after_block: called after each computed block, for example to save the costs.
+        known: exact values of pairs of these samples by this function, which are not computed again; of a function
+            that is not relative.
 
     Returns:
         r * c or r * k pairs, row by row.
@@ -73,18 +77,61 @@ def collect(
     blocks = Shards(len(rows), height, folder, "block", ".parquet")
     if files is None or not files.labels.exists():
         function.progress = progress
-        function.prepare(pool.select(rows), target.select(np.unique(columns)), folder)
+        values = _Known.of(known, pointwise=function.traits.pointwise)
+        new_rows, new_columns = values.missing(rows, columns)
+        if len(new_rows):
+            function.prepare(pool.select(new_rows), target.select(new_columns), folder)
         after_prepare()
-        work = _Labelling(function, pool, target, rows, columns)
-        bar = {"unit": " pairs", "unit_scale": width, "disable": not progress}
-        with tqdm(total=len(rows), desc="exact influence", **bar) as shown:
-            blocks.compute(work, bar=shown, after_shard=after_block)
+        work = _Labelling(function, pool, target, rows, columns, values)
+        each = width if function.traits.pointwise else 1
+        with tqdm(total=len(rows) * width, desc="exact influence", unit=" pairs", **drawn(progress)) as bar:
+            blocks.compute(work, bar=bar, after_shard=after_block, steps=width, steps_per_row=each)
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:
             return pairs
         pairs.save(files.labels)
     blocks.drop()
     return LabelledPairs.load(files.labels)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Exact values by pair, of a pointwise function by row.
+
+    Attributes:
+        codes: (m,) int64, ascending.
+        influence: (m,) float32.
+        pointwise: a code is that of a row.
+    """
+
+    codes: np.ndarray
+    influence: np.ndarray
+    pointwise: bool
+
+    @classmethod
+    def of(cls, pairs: LabelledPairs | None, *, pointwise: bool) -> Self:
+        """Of some pairs, or of none."""
+        if pairs is None:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.float32), pointwise)
+        codes, first = np.unique(_codes(pairs.pool_index, pairs.target_index, pointwise), return_index=True)
+        return cls(codes, pairs.influence[first], pointwise)
+
+    def values(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The values of pairs, in the shape that rows and columns give together, float32; nan where not known."""
+        codes = np.broadcast_to(_codes(rows, columns, self.pointwise), np.broadcast_shapes(rows.shape, columns.shape))
+        if not len(self.codes):
+            return np.full(codes.shape, np.nan, np.float32)
+        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return np.where(self.codes[place] == codes, self.influence[place], np.float32(np.nan))
+
+    def missing(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the targets of planned pairs that are not known, the targets ascending."""
+        new = np.isnan(self.values(rows[:, None], columns))
+        return rows[new.any(axis=1)], np.unique(np.broadcast_to(columns, new.shape)[new])
+
+
+def _codes(rows: np.ndarray, columns: np.ndarray, pointwise: bool) -> np.ndarray:
+    return rows.astype(np.int64) if pointwise else rows.astype(np.int64) << 32 | columns.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -96,6 +143,7 @@ class _Labelling:
     target: Dataset
     rows: np.ndarray
     columns: np.ndarray
+    known: _Known
 
     def __call__(self, part: range) -> Arrays:
         rows, shared = self.rows[part.start : part.stop], self.columns.ndim == 1
@@ -114,7 +162,17 @@ class _Labelling:
         }
 
     def _grid(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Influence of rows x columns, (r, c) float32, checked."""
+        """Influence of rows x columns, (r, c) float32: known, or computed in the smallest grid that has the others."""
+        values = self.known.values(rows[:, None], columns[None])
+        new = np.isnan(values)
+        some_rows, some_columns = new.any(axis=1), new.any(axis=0)
+        if some_rows.any():
+            place = np.ix_(some_rows, some_columns)
+            values[place] = np.where(new[place], self._computed(rows[some_rows], columns[some_columns]), values[place])
+        return values
+
+    def _computed(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Influence of rows x columns, (r, c) float32, computed and checked."""
         pool_rows, target_rows = self.pool.select(rows), self.target.select(columns)
         values = _influence(self.function, pool_rows, target_rows)
         if values.shape != (len(rows), len(columns)):

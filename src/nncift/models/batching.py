@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TypeVar
 
 from nncift.errors import ModelError
+from nncift.run.progress import advance
 
 T = TypeVar("T")
 
@@ -113,6 +114,7 @@ class Batcher:
             found = in_memory(partial(work, batch))
             if found is not None:
                 results.update(zip(batch, found, strict=True))
+                advance(len(batch))
                 continue
             if len(batch) == 1:
                 raise sequence_too_long(self.name, before + lengths[batch[0]])

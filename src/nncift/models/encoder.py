@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from nncift.models.batching import in_memory, out_of_memory
 from nncift.models.loading import default_batch_size, first_line
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
+from nncift.run.progress import advance
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +75,8 @@ def embed_texts(
     size = batch_size or spec.batch_size or default_batch_size(str(getattr(loaded, "device", "cpu")))
 
     def encode() -> np.ndarray:
-        found = loaded.encode(list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=False)
+        with _reported(loaded):
+            found = loaded.encode(list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=False)
         return np.ascontiguousarray(found, dtype=np.float32)
 
     while (embeddings := in_memory(encode)) is None:
@@ -81,3 +84,25 @@ def embed_texts(
             raise ModelError("the encoder does not fit into memory", _SMALLER)
         size //= 2
     return embeddings
+
+
+@contextlib.contextmanager
+def _reported(encoder: Encoder) -> Iterator[None]:
+    """Report each batch of the encoder inside the block: the library makes its batches itself, and has no callback."""
+    import torch
+
+    first = next(iter(encoder.children()), None) if isinstance(encoder, torch.nn.Module) else None
+    if first is None:
+        yield
+        return
+
+    def report(_: Any, inputs: tuple[Any, ...], __: Any) -> None:
+        batch = inputs[0].get("input_ids") if inputs and isinstance(inputs[0], Mapping) else None
+        if batch is not None:
+            advance(len(batch))
+
+    hook = first.register_forward_hook(report)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 
 from nncift.errors import DependencyError, ModelError
-from nncift.run.files import cache_folder, package_folder
+from nncift.run.files import cache_folder, fingerprint, package_folder
 from nncift.run.folder import NETWORK_FILES, RunFolder
 
 PRETRAINED = "pretrained"  # the network that comes with nncift
 _TIMEOUT = 10.0  # seconds
+_SMALL = 2**24  # bytes
 
 
 def find_model(name: str, kind: str) -> str:
@@ -64,6 +65,35 @@ def find_model(name: str, kind: str) -> str:
                 f"cannot reach the Hugging Face hub for the {kind} {name!r}, and it is not in the local cache",
                 f"check the network, or give a local folder{packaged}",
             ) from error
+
+
+def model_identity(name: str, kind: str) -> str | None:
+    """A fingerprint that changes with the model's files: of a hub's model its commit; None where it is not known.
+
+    Weights count by size and times, as reading them would take as long as loading the model; smaller files by content.
+    """
+    found = find_model(name, kind)
+    folder = Path(found)
+    if folder.is_dir():
+        if folder.parent.name == "snapshots":  # of the hub's cache: its name is the commit
+            return folder.name
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return fingerprint(*(_stamp(path, str(path.relative_to(folder))) for path in files))
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().model_info(found, timeout=_TIMEOUT).sha
+    except Exception:  # as in `find_model`; the hub has just gone
+        return None
+    return str(commit) if commit else None
+
+
+def _stamp(path: Path, name: str) -> list[object]:
+    """Name and content of a small file; of a large one its size and the times of its last changes."""
+    status = path.stat()
+    if status.st_size <= _SMALL:
+        return [name, fingerprint(path.read_bytes())]
+    return [name, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def network_folder(network: str) -> Path:

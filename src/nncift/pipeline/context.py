@@ -28,8 +28,10 @@ from nncift.influence.options import make_function, nested, read_options
 from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.pipeline.inherit import IN_MEMORY, excluded_by, inherited
 from nncift.pipeline.options import as_stored
 from nncift.pipeline.prior import check_same_influence, load_prior
+from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs, Rates
 from nncift.run.files import fingerprint, read_array, write_array
@@ -209,6 +211,11 @@ class Run:
         return measure_rates(self.function, pool, target, n_pool=self.size("pool"), seed=self.config.seed)
 
     @cached_property
+    def earlier(self) -> EarlierRun | None:
+        """The run to take over from."""
+        return None if self.config.from_run is None else EarlierRun(RunFolder(self.config.from_run), self)
+
+    @cached_property
     def rate(self) -> Rate:
         """The same for the mean sample."""
         return mean_rate(self.function, self.rates, self.pool.rows, self.target.rows, seed=self.config.seed)
@@ -251,7 +258,12 @@ def make_config(
         name: None if source is None else _source_name(name, source)
         for name, source in (("target", target), ("known", known))
     }
-    config = Config(_source_name("pool", pool), influence=given, **sides, **options)
+    named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
+    if options.get("from_run") is not None:
+        named = inherited(str(options["from_run"]), named)
+    network = named.get("network")
+    named["exclude"] = tuple(dict.fromkeys((*(named.get("exclude") or ()), *excluded_by(network))))
+    config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
 
@@ -270,10 +282,10 @@ def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
     if is_several(source):
         return tuple(map(str, source))
     if is_table(source) and not hasattr(source, "_fingerprint"):
-        return f"dataset {open_source(source).stamps[0]['xxh3_128']}"
+        return f"{IN_MEMORY}{open_source(source).stamps[0]['xxh3_128']}"
     if isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ConfigError(f"`{side}` is {source!r}", "give a path, a hub id, a dataset or a list of dicts")
-    return f"dataset {getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
+    return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
 def make_influence(

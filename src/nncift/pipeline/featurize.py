@@ -1,4 +1,4 @@
-"""Features of every sample, one pass each."""
+"""Features of every sample, one pass each, unless an earlier run computed them (`features.cache`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.run.costs import PlannedCost, seconds_of
 
@@ -22,7 +23,11 @@ _MEASURED = 512  # samples of which a dry run finds the longest
 def featurize(run: Run) -> None:
     """Compute the features of every side; what is in the folder already is only opened."""
     with run.costs.stage("features") as cost:
-        reader, count = _reader(run), run.costs.counter("features", run.model)
+        reader, after_shard = _reader(run), run.costs.counter("features", run.model)
+
+        def count(samples: int) -> None:
+            cost.texts += samples
+
         for side, samples in run.samples.items():
             features = reader.read(
                 samples.rows,
@@ -30,14 +35,16 @@ def featurize(run: Run) -> None:
                 run.folder.features,
                 source_rows=samples.facts.read if samples.facts else None,
                 progress=run.progress,
-                after_shard=count,
+                after_shard=after_shard,
+                count=count,
             )
             run.samples[side] = replace(samples, features=features)
-        cost.texts = sum(map(len, run.samples.values()))
 
 
 def _reader(run: Run) -> FeatureReader:
-    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features)
+    cache = None if run.config.no_cache else FeatureCache.default()
+    take = None if run.earlier is None else run.earlier.take_features
+    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take)
 
 
 def _some(rows: Dataset) -> Dataset:

@@ -38,7 +38,7 @@ def label(run: Run) -> LabelledPairs | None:
     if not run.config.learns:
         return None
     with run.costs.stage("labels"):
-        if not folder.plan.exists():
+        if not folder.plan.exists() and not (run.earlier and run.earlier.take_labels()):
             _write_plan(run)
         if not run.config.in_rounds:
             measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
@@ -145,6 +145,8 @@ def probe(run: Run, network: InfluenceNetwork) -> Probes | None:
         return None
     with run.costs.stage("probes"):
         folder = run.folder.probes
+        if run.earlier is not None and not folder.plan.exists():
+            run.earlier.take_probes()
         if not folder.plan.exists():
             chosen = network.choose_probes(run.target.features, count)
             write_json(folder.plan, {"columns": np.sort(chosen).tolist()})

@@ -38,6 +38,8 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
         described = (
             {"name": Path(str(run.config.labels_from)).name} if run.influence is None else run.describe_influence()
         )
+        if run.earlier is not None and not run.folder.fidelity.exists():
+            run.earlier.take_network()
         if not run.folder.fidelity.exists():
             train, held_out = _split(run, labels)
             measured = measure_fidelity(fit(train), run.pool.features, run.target.features, held_out, train)

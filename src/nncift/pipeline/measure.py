@@ -15,6 +15,7 @@ from nncift.errors import ConfigError
 from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs, Probes
+from nncift.pipeline.takeover import identities
 from nncift.run.checksums import checksums_of, text_hash
 from nncift.run.files import json_text, read_json, remove, write_json
 from nncift.run.folder import LabelFolder
@@ -28,8 +29,9 @@ _log = logging.getLogger("nncift")
 def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> LabelledPairs:
     """Exact influence of the planned pairs, kept in `folder`; tokens and seconds count as the stage's."""
     function, count = run.function, run.costs.counter(stage, run.function)
-    lap = run.costs.clock(stage)
+    lap, known = run.costs.clock(stage), None
     if not folder.labels.exists():
+        known = None if run.earlier is None else run.earlier.measured()
         _begin(run)
         lap("warm_up")
     else:
@@ -59,6 +61,7 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         progress=run.progress,
         after_prepare=after_prepare,
         after_block=after_block,
+        known=known,
     )
     if function.oom_splits:
         _log.info("%s: memory ran out on batches of %s, which were halved", stage, function.oom_splits)
@@ -109,6 +112,8 @@ def _begin(run: Run) -> None:
             "give the same `dtype` and `device`, or choose another `output`",
         )
     write_json(path, described)
+    if not run.folder.models.exists():
+        write_json(run.folder.models, identities(run.function))
     if len(run.function.models) == 1:  # of several, one is in memory at a time
         _ = run.function.models[0].loaded
     run.function.warm_up(run.pool.rows, run.folder.labels.warm_up, progress=run.progress)

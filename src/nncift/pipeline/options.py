@@ -45,7 +45,7 @@ GROUPS = {
         "wording",
         "trust_remote_code",
     ),
-    "Output": ("output", "keep_checkpoints"),
+    "Output": ("output", "from_run", "no_cache", "keep_checkpoints"),
 }
 """Heading to the fields of `Config` under it, both in the order of the help page."""
 
@@ -89,6 +89,8 @@ class SelectOptions(TypedDict, total=False):
     wording: Literal["auto", "chat", "plain"] | None
     trust_remote_code: bool
     output: PathLike | None
+    from_run: PathLike | None
+    no_cache: bool
     keep_checkpoints: bool
 
 

@@ -24,6 +24,7 @@ from nncift.labels.work import grid_work
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.context import Run
+from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.read import read, side_splits
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder
@@ -129,7 +130,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         ) as bar,
     ):
         bar.set_postfix_str("reading")
-        sources = {"pool": config.pool, "target": config.target, "known": config.known}
+        sources = sources_of(config, {})
         first = {side: _first_rows(config, side, source) for side, source in sources.items() if source is not None}
         limited: dict[str, Any] = {side: rows.source for side, rows in first.items()}
         run = Run.resolve(config, RunFolder(temporary), limited, progress=False)

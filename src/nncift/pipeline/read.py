@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nncift.config import Config
     from nncift.data.sources import SourceLike
     from nncift.pipeline.context import Run
+    from nncift.pipeline.takeover import EarlierRun
 
 
 def read(run: Run) -> None:
@@ -30,6 +31,19 @@ def read(run: Run) -> None:
         _check_named_fields(run)
         if (fitted := _fitted_run(run)) is not None:
             run.samples["target"] = _copy_target(run, fitted)
+        if run.earlier is not None:
+            _compare(run, run.earlier)
+
+
+def _compare(run: Run, earlier: EarlierRun) -> None:
+    """Take what came from memory from the earlier run, and note which other samples are the same."""
+    for side in ("pool", "target", "known"):
+        if getattr(run.config, side) is not None and side not in run.samples:
+            earlier.copy_samples(side)
+            run.samples[side] = SampleSet(*open_pool(run.folder.samples(side).path))
+    for side, same in earlier.same_samples.items():
+        if side in run.samples:
+            earlier.note(side, f"{side}: the same samples" if same else f"{side}: other samples")
 
 
 def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:

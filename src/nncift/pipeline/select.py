@@ -7,7 +7,6 @@ the same call resumes a killed run and ends with the same bytes.
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Unpack
 
 from nncift.data.memory import repeatable
@@ -15,6 +14,7 @@ from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.context import Run, make_config
 from nncift.pipeline.featurize import featurize
+from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.measure import drop_checkpoints
@@ -23,6 +23,7 @@ from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
 from nncift.report.summary import write_summary
+from nncift.run.progress import in_terminal
 
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
@@ -95,6 +96,8 @@ def select(
 
             Output
             output: the run folder; runs/NAME-OF-THE-POOL unless given.
+            from_run: an earlier run: its options hold unless others are given, and what it computed is reused.
+            no_cache: neither use nor keep features in the cache for other runs.
             keep_checkpoints: keep the checkpoints of warm-up training.
 
     Returns:
@@ -104,12 +107,11 @@ def select(
     Raises:
         NNCIFTError: what went wrong; nothing half-written is left behind.
     """
-    if progress is None:
-        progress = sys.stderr.isatty()
     pool, target, known = (repeatable(source) for source in (pool, target, known))
     config = make_config(pool, target=target, known=known, influence=influence, **options)
-    sources = {"pool": pool, "target": target, "known": known}
-    with Run.open(config, sources, influence, progress=progress) as run:
+    sources = sources_of(config, {"pool": pool, "target": target, "known": known})
+    shown = in_terminal() if progress is None else progress
+    with Run.open(config, sources, influence, progress=shown) as run:
         read(run)
         check(run)
         featurize(run)

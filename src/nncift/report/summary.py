@@ -92,7 +92,8 @@ def _features(folder: RunFolder) -> list[dict[str, Any]]:
 def _exact_cost(folder: RunFolder) -> dict[str, float] | None:
     """Cost of labelling every pair, at the rates of the labels; None where the run did not record their parts."""
     all_pairs, cost = Work.find(folder.labels.work), Costs(folder.costs).stages.get("labels")
-    if all_pairs is None or cost is None or not cost.sample_seconds + cost.pair_seconds:
+    taken = folder.taken.exists()  # some were measured in an earlier run
+    if taken or all_pairs is None or cost is None or not cost.sample_seconds + cost.pair_seconds:
         return None
     labels = LabelledPairs.load(folder.labels.labels)
     samples = len(np.unique(labels.pool_index))
@@ -168,6 +169,9 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
     if (verification := Verification.find(run.verification)) is not None:
         lines.append(_verification_line(verification))
+    if run.taken.exists():
+        taken = read_json(run.taken)
+        lines.append(f"From {taken['run']}: {'; '.join(taken['notes'].values())}.")
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
     return "\n".join(printable(line) for line in lines)

@@ -117,6 +117,14 @@ def _cannot_write(path: Path, error: OSError) -> RunError | None:
     return None
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """A second name of a file that never changes, where the file system can, else a copy."""
+    try:
+        destination.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, as far as that is possible."""
     with contextlib.suppress(OSError):  # an error that led here is the one to report

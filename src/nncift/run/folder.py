@@ -71,6 +71,14 @@ class FeatureFolder:
         """Whether an array and its facts are there."""
         return self.facts(name).is_file() and self.array(name).is_file()
 
+    def found(self, name: str) -> Path:
+        """The rows of an unfinished array that were found in the cache; `found_facts` is written after it."""
+        return self.path / f"{name}-found.npy"
+
+    def found_facts(self, name: str) -> Path:
+        """Which rows these are."""
+        return self.path / f"{name}-found.facts"
+
     def begun(self, name: str) -> Path:
         """What version 0.1 began unfinished shards with."""
         return self.path / f"{name}-begun.json"
@@ -105,6 +113,9 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.function = self.path / "function.json"  # what all exact influence of the run was measured with
+        self.models = self.path / "models.json"  # fingerprints of the models it was measured with
+        self.taken = self.path / "taken.json"  # what was taken from an earlier run, line by line
+        self.measured = self.path / "measured.parquet"  # exact values of an earlier run that hold
         self.costs = self.path / "costs.json"
         self.log = self.path / "run.log"
         self.lock = self.path / ".lock"

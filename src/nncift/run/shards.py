@@ -19,8 +19,9 @@ from tqdm import tqdm
 from nncift.errors import RunError
 from nncift.run.executors import Executor, LocalExecutor
 from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
+from nncift.run.progress import drawn, moving
 
-SHARD = 256  # of values that are computed once per distinct sample
+SHARD = 64  # of values that are computed once per distinct sample: what a kill loses at most
 
 Arrays = dict[str, np.ndarray]
 Work = Callable[[range], Arrays]
@@ -92,25 +93,34 @@ class Shards:
         bar: tqdm,
         accept: Callable[[range, Arrays], bool] | None = None,
         after_shard: Callable[[], None] = lambda: None,
+        count: Callable[[int], None] = lambda rows: None,
+        steps: int = 1,
+        steps_per_row: int = 1,
         executor: Executor = _LOCAL,
     ) -> None:
         """Compute the shards that are not stored, or are damaged.
 
         Args:
             work: computes the arrays of a range of rows.
-            bar: progress bar, advanced by rows.
+            bar: progress bar, advanced by shards, within a shard by the batches that the work reports.
             accept: whether a stored shard is that of these rows; one that is not is computed again.
             after_shard: called after each computed shard, for example to save the costs.
+            count: called before that with the number of its rows.
+            steps: of the bar for each row.
+            steps_per_row: of the bar for each row of a batch.
             executor: where to compute.
         """
         missing = [shard for shard in self._shards if not self._stored(shard, accept)]
-        bar.update(self.n - sum(len(shard.rows) for shard in missing))
+        bar.update(steps * (self.n - sum(len(shard.rows) for shard in missing)))
         job = functools.partial(_compute, work)
-        for shard, arrays in executor.map(job, missing):
+        computed = iter(executor.map(job, missing))
+        for expected in missing:
+            with moving(bar, steps * len(expected.rows), steps_per_row=steps_per_row):
+                shard, arrays = next(computed)
             if arrays is not None:
                 self._computed[shard.rows.start] = arrays
+            count(len(shard.rows))
             after_shard()
-            bar.update(len(shard.rows))
 
     def __iter__(self) -> Iterator[Arrays]:
         for shard in self._shards:
@@ -182,6 +192,6 @@ def once_per_sample(
         first.setdefault(key, number)
     work = _Keyed(compute, list(first), list(first.values()))
     shards = Shards(len(first), SHARD, folder, name)
-    with tqdm(total=len(first), desc=name, unit=" samples", disable=not progress) as bar:
+    with tqdm(total=len(first), desc=name, unit=" samples", **drawn(progress)) as bar:
         shards.compute(work, accept=work.accept, bar=bar)
     return dict(zip(first, (value for shard in shards for value in shard["values"]), strict=True))

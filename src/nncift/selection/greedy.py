@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError
+from nncift.run.progress import drawn
 from nncift.selection.objectives import Objective
 from nncift.selection.selection import Selection
 
@@ -62,7 +63,7 @@ def lazy_greedy(
     each = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
     room = float("inf") if max_cost is None else float(max_cost)
     first_gains = np.zeros(n)
-    for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", disable=not progress, leave=False):
+    for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", leave=False, **drawn(progress)):
         part = everyone[first : first + _FIRST_PASS]
         first_gains[part] = objective.gains(part)
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
@@ -95,7 +96,7 @@ def _choose(
     zero_stays = objective.monotone and objective.submodular
     indices: list[int] = []
     batch = first_batch
-    with tqdm(total=limit if room == float("inf") else int(room), desc="select", disable=not progress) as bar:
+    with tqdm(total=limit if room == float("inf") else int(room), desc="select", **drawn(progress)) as bar:
         while heap and len(indices) < limit:
             stale: list[int] = []
             while heap and len(stale) < batch:

@@ -28,6 +28,7 @@ from nncift.models.examples import Example, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
 from nncift.run.files import fingerprint
+from nncift.run.progress import advance, drawn, moving
 from nncift.training.checkpoints import Checkpoint, read_checkpoint, read_moments, save_checkpoint
 from nncift.training.gradients import BETAS, EPSILON
 from nncift.training.lora import Lora, adapted, adapter_weights, forked_random
@@ -214,9 +215,11 @@ class _Loop:
         """One pass over the examples in steps of these numbers; the mean loss."""
         order = np.random.default_rng([self.training.seed, 1, epoch]).permutation(len(self.examples))
         total, parts = 0.0, np.array_split(order, self.steps)
-        bar = tqdm(parts, desc=f"training, epoch {epoch + 1}", disable=not self.progress)
-        for number, part in zip(numbers, bar, strict=True):
-            total += self._step(number, sorted(part.tolist(), key=lambda k: len(self.examples[k].ids)))
+        description = f"training, epoch {epoch + 1} of {self.training.epochs}"
+        with tqdm(total=len(order), desc=description, unit=" samples", **drawn(self.progress)) as bar:
+            for number, part in zip(numbers, parts, strict=True):
+                with moving(bar, len(part)):
+                    total += self._step(number, sorted(part.tolist(), key=lambda k: len(self.examples[k].ids)))
         return total / len(self.examples)
 
     def _step(self, number: int, batch: Sequence[int]) -> float:
@@ -241,6 +244,7 @@ class _Loop:
             loss = response_losses(self.model, examples).sum()
             (loss / batch_size).backward()  # type: ignore[no-untyped-call]
         self.model.backward_tokens += sum(len(example.ids) - 1 for example in examples)
+        advance(len(examples))
         return float(loss.detach())
 
     def _moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

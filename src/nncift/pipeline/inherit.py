@@ -1,0 +1,121 @@
+"""What a config takes from earlier runs: options that are not given, and the test sets that stay excluded.
+
+`from_run` names a run whose options hold unless others are given. `network` names one whose network is applied. Test
+sets that either excluded are excluded from the new subset too: a network or an option must not bring a test row in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nncift.config import Config
+from nncift.data.sources import SourceLike, open_source
+from nncift.errors import ConfigError, DataError
+from nncift.models.locate import PRETRAINED
+from nncift.run.files import fingerprint, read_json
+from nncift.run.folder import RunFolder
+
+IN_MEMORY = "dataset "  # begins the name of a source that is no file
+_OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints")  # never inherited
+_REPLACES = {  # option to those of the earlier run that it takes the place of
+    "influence": ("influence_options", "labels_from"),
+    "labels": ("labels_from", "fidelity"),
+    "labels_from": ("labels", "fidelity", "influence", "influence_options", "network", "probes", "verify"),
+    "network": ("labels", "labels_from", "fidelity", "influence", "influence_options"),
+    "features": ("target_features",),
+    "target": ("target_split", "target_features"),
+    "known": ("known_split",),
+}
+_LONGEST_NAME = 60
+
+
+def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an earlier run with those that are given in their place.
+
+    Args:
+        run: the folder of the earlier run.
+        given: the options that are given, of which `exclude` is added to the earlier run's.
+
+    Raises:
+        ConfigError: an option of the earlier run cannot be used again.
+        RunError: the folder is not a run's.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    stored = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in read_json(RunFolder(run).config).items()
+        if name in names and name not in _OWN
+    }
+    replaced = {other for name in given for other in _REPLACES.get(name, ())}
+    if str(given.get("labels")).strip() == "0":
+        replaced |= {"influence", "influence_options"}
+    elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
+        replaced.add("network")
+    options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
+    options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
+    options.setdefault("output", _folder_name(run, given))
+    if Path(str(options["output"])).resolve() == Path(run).resolve():
+        raise ConfigError(f"`output` {options['output']} is the run that `from_run` names", "choose another `output`")
+    if "influence" not in given and str(options.get("influence") or "").startswith("{"):
+        raise ConfigError(f"the influence function of {run} was an object", "give it again: `influence`")
+    _refuse_missing(run, stored.get("exclude") or (), "its subset")
+    return options
+
+
+def excluded_by(network: str | None) -> tuple[str, ...]:
+    """The test sets that the run of a network excluded; none of a network that is not in a run's folder.
+
+    Raises:
+        ConfigError: one of them is gone.
+    """
+    if network in (None, PRETRAINED):
+        return ()
+    path = Path(network).expanduser()
+    run, outer = RunFolder(path), RunFolder(path.parent)
+    if not run.is_run:
+        if path != outer.network or not outer.is_run:
+            return ()
+        run = outer
+    tests = tuple(read_json(run.config).get("exclude") or ())
+    _refuse_missing(run.path, tests, "the samples of its network")
+    return tests
+
+
+def sources_of(config: Config, given: Mapping[str, SourceLike | None]) -> dict[str, SourceLike | None]:
+    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory."""
+    sources: dict[str, SourceLike | None] = {}
+    for side in ("pool", "target", "known"):
+        name: str | tuple[str, ...] | None = getattr(config, side)
+        in_memory = isinstance(name, str) and name.startswith(IN_MEMORY) and not Path(name).exists()
+        sources[side] = given[side] if given.get(side) is not None else None if in_memory else name
+    return sources
+
+
+def _refuse_missing(run: str | Path, tests: Iterable[str], what: str) -> None:
+    for test in tests:
+        try:
+            open_source(test, prefer="test")
+        except DataError as error:
+            raise ConfigError(
+                f"{run} excluded {test} from {what}, and that cannot be read now ({error.problem})",
+                "restore it, so that its rows stay out of the new subset too",
+            ) from error
+
+
+def _joined(*lists: Sequence[str]) -> tuple[str, ...]:
+    """All of them, each once."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _folder_name(run: str, given: Mapping[str, Any]) -> str:
+    """A folder beside the earlier run, named after the options that differ; the same for the same options."""
+    changed = {name: value for name, value in given.items() if name not in _OWN and value not in (None, ())}
+    words = "-".join(f"{name}-{value}" for name, value in sorted(changed.items()))
+    slug = re.sub(r"[^\w.]+", "-", words).strip("-.")
+    if len(slug) > _LONGEST_NAME:
+        slug = f"{slug[:_LONGEST_NAME]}-{fingerprint(changed)[:6]}"
+    return f"{str(run).rstrip('/')}-{slug or 'again'}"

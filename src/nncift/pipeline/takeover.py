@@ -1,0 +1,261 @@
+"""Taking over from an earlier run (`from_run`) what still holds for a new one: features, labels, network, probes.
+
+Each is taken as a whole and copied, so that the earlier run may go afterwards; a stage then finds it done. Where the
+labels are others, exact values of pairs that the earlier run measured are used again. What was taken, and why the rest
+is computed anew, is kept for the terminal in `taken.json`.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.config import DEFAULT_LABELS
+from nncift.data.facts import open_pool
+from nncift.errors import RunError
+from nncift.features.base import FeatureSource
+from nncift.features.cache import settings_key
+from nncift.features.features import feature_facts
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.locate import model_identity
+from nncift.run.checksums import verify
+from nncift.run.files import atomic_write, link_or_copy, read_json, write_json
+from nncift.run.folder import LabelFolder, RunFolder
+
+if TYPE_CHECKING:
+    from nncift.influence.base import InfluenceFunction
+    from nncift.pipeline.context import Run
+
+_CONTENT = ("id", "prompt", "response", "messages", "tools", "turns", "original")  # older runs have some of them
+_log = logging.getLogger("nncift")
+
+
+@dataclass
+class EarlierRun:
+    """The run that a new one takes over from.
+
+    Attributes:
+        folder: the earlier run's, which is only read.
+        run: the new one.
+    """
+
+    folder: RunFolder
+    run: Run
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Of the earlier run."""
+        return dict(read_json(self.folder.config))
+
+    @cached_property
+    def same_samples(self) -> dict[str, bool]:
+        """Whether pool and targets are the same samples in the same order; a pool that is its own target is both."""
+        return {side: self._same(side) for side in ("pool", "target")}
+
+    def copy_samples(self, side: str) -> None:
+        """Take the samples of a side that came from memory, and so cannot be read again."""
+        there, here = self.folder.samples(side), self.run.folder.samples(side)
+        for source, copy in ((there.samples, here.samples), (there.facts, here.facts)):
+            _take(source, copy)
+        self.note(side, f"{side}: taken, as it was in memory")
+
+    def take_features(self, side: str, name: str, source: FeatureSource) -> bool:
+        """Take the features of a side from a source; whether it was possible."""
+        settings, files = source.cache_settings(), self.folder.features
+        if settings is None:
+            return False
+        reason = "" if self._same(side) else f"other {side} samples"
+        names = files.names(side) if not reason else []
+        alike = [other for other in names if feature_facts(files, other).get("settings") == settings_key(settings)]
+        if not alike:
+            reason = reason or "it has none of this model and these settings"
+            self.note(f"features {name}", f"features {name}: from the cache or computed anew ({reason})")
+            return False
+        self.note(f"features {name}", f"features {name}: taken")
+        _take(files.array(alike[0]), self.run.folder.features.array(name), link=True)
+        _take(files.facts(alike[0]), self.run.folder.features.facts(name))
+        return True
+
+    def take_labels(self) -> bool:
+        """Take finished labels that were planned and measured alike; whether it was possible."""
+        there, here = self.folder.labels, self.run.folder.labels
+        if reason := self._other_labels():
+            self.note("labels", f"labels: computed anew ({reason})")
+            return False
+        self.note("labels", f"labels: {len(LabelledPairs.load(there.labels)):,} pairs taken")
+        for part in (*_parts(there), there):
+            to = here if part is there else here.part(part.path.name)
+            for source, copy in ((part.notes, to.notes), (part.history, to.history), (part.labels, to.labels)):
+                _take(source, copy)
+        _take(self.folder.function, self.run.folder.function)
+        _take(self.folder.models, self.run.folder.models)
+        _take(there.plan, here.plan)  # last: labels that have a plan have been begun
+        return True
+
+    def take_network(self) -> None:
+        """Take the network and its fidelity, if what it was fitted to is the same."""
+        here = self.run.folder
+        if reason := self._other_network():
+            self.note("network", f"network: fitted anew ({reason})")
+            return
+        self.note("network", "network and fidelity: taken")
+        if not here.network.exists():
+            with atomic_write(here.network) as temporary:
+                temporary.mkdir()
+                for file in self.folder.network.iterdir():
+                    verify(file)
+                    shutil.copyfile(file, temporary / file.name)
+        _take(self.folder.fidelity, here.fidelity)
+
+    def take_probes(self) -> None:
+        """Take the probes, if the same network chose as many."""
+        there, here = self.folder.probes, self.run.folder.probes
+        weights = "model.safetensors"
+        if not there.labels.exists() or self.config.get("probes") != self.run.config.probes:
+            reason = "it has others"
+        elif not _equal(self.folder.network / weights, self.run.folder.network / weights):
+            reason = "the network differs"
+        else:
+            reason = self._other_values()
+        if reason:
+            self.note("probes", f"probes: chosen anew ({reason})")
+            return
+        self.note("probes", "probes: taken")
+        _take(there.notes, here.notes)
+        _take(there.labels, here.labels)
+        _take(there.plan, here.plan)
+
+    def measured(self) -> LabelledPairs | None:
+        """Pairs whose exact values hold, each once; kept in the new run before its first pair is measured."""
+        path = self.run.folder.measured
+        if path.exists():
+            return LabelledPairs.load(path)
+        if self._other_values() or self.run.function.traits.relative:
+            return None
+        folders = (self.folder.labels, self.folder.probes, *_parts(self.folder.shortlist))
+        files = [folder.labels for folder in folders if folder.labels.exists()]
+        files += [self.folder.measured] if self.folder.measured.exists() else []
+        if not files:
+            return None
+        pairs = LabelledPairs.joined([LabelledPairs.load(file) for file in files])
+        codes = pairs.pool_index.astype(np.int64) << 32 | pairs.target_index
+        pairs = pairs.take(np.sort(np.unique(codes, return_index=True)[1]))
+        pairs.save(path)
+        return pairs
+
+    def note(self, what: str, line: str) -> None:
+        """Keep a line for the terminal: what was taken, or why not."""
+        path = self.run.folder.taken
+        begun: dict[str, Any] = {"run": str(self.folder.path), "notes": {}}
+        stored = dict(read_json(path)) if path.exists() else begun
+        if stored["notes"].get(what) != line:
+            _log.info("from %s: %s", self.folder.path, line)
+            stored["notes"][what] = line
+            write_json(path, stored)
+
+    def _same(self, side: str) -> bool:
+        there, rows = self.folder.samples(side), self.run.samples.get(side)
+        if rows is None or not there.facts.exists():
+            return rows is None and not there.facts.exists()
+        try:
+            other = open_pool(there.path)[0]
+        except RunError:  # damaged
+            return False
+        if len(other) != len(rows):
+            return False
+        here = rows.rows
+        for column in _CONTENT:
+            ours, theirs = (some.column_names.count(column) and some.data.column(column) for some in (here, other))
+            if ours and theirs:
+                if not ours.equals(theirs):
+                    return False
+            elif (ours or theirs) and (ours or theirs).null_count < len(here):
+                return False
+        return True
+
+    def _other_samples(self) -> str:
+        return next((f"other {side} samples" for side, same in self.same_samples.items() if not same), "")
+
+    def _other_values(self) -> str:
+        """Why exact values do not hold; empty where they do."""
+        described = self.run.describe_influence()
+        if not self.folder.function.exists():
+            return "it measured nothing"
+        if (stored := read_json(self.folder.function)) != described:
+            names = [name for name in stored | described if stored.get(name) != described.get(name)]
+            return f"the influence function differs: {', '.join(sorted(names))}"
+        if self.folder.models.exists() and read_json(self.folder.models) != identities(self.run.function):
+            return "the files of its model have changed"
+        return self._other_samples()
+
+    def _other_labels(self) -> str:
+        config, rounds = self.run.config, self.run.config.in_rounds
+        if self.config.get("labels_from") is not None or not self.folder.labels.labels.exists():
+            return "it has none"
+        ours, theirs = (str(labels or DEFAULT_LABELS) for labels in (config.labels, self.config.get("labels")))
+        if ours != theirs:
+            return f"`labels` {theirs} there"
+        names = ("seed", "fidelity", "recipe") if rounds else ("seed",)
+        if differ := [name for name in names if getattr(config, name) != self.config.get(name)]:
+            return f"`{differ[0]}` {self.config.get(differ[0])} there"
+        return self._other_values() or (self._other_features() if rounds else "")
+
+    def _other_network(self) -> str:
+        config, here, there = self.run.config, self.run.folder, self.folder
+        if not there.network.exists() or not there.fidelity.exists():
+            return "it has none"
+        for name in ("recipe", "seed", "labels_from"):
+            if getattr(config, name) != self.config.get(name):
+                return f"`{name}` {self.config.get(name)} there"
+        if config.network is not None or self.config.get("network") is not None:
+            return "it has a prior"
+        files = ((there.labels.plan, here.labels.plan), (there.labels.history, here.labels.history))
+        if not all(_equal(*pair) for pair in (*files, (there.labels.labels, here.labels.labels))):
+            return "the labels differ"
+        described = read_json(there.network / "config.json").get("description", {}).get("features")
+        return "the features differ" if described != asdict(self.run.features) else self._other_features()
+
+    def _other_features(self) -> str:
+        here, there = self.run.folder.features, self.folder.features
+        for side in ("pool", "target"):
+            names = sorted({*here.names(side), *there.names(side)})
+            if not all(_equal(there.array(name), here.array(name)) for name in names):
+                return "the features differ"
+        return self._other_samples()
+
+
+def identities(function: InfluenceFunction) -> dict[str, str | None]:
+    """What the files of the models are that a function runs, by name."""
+    names = [(spec.model, "language model") for spec in function.models if isinstance(spec.model, str)]
+    encoder = function.describe().get("encoder")
+    names += [(encoder, "encoder")] if isinstance(encoder, str) else []
+    return {name: model_identity(name, kind) for name, kind in names}
+
+
+def _parts(folder: LabelFolder) -> Sequence[LabelFolder]:
+    """The finished parts of labels or of a shortlist."""
+    paths = sorted(folder.path.iterdir()) if folder.path.is_dir() else []
+    return [part for part in map(LabelFolder, paths) if part.labels.is_file()]
+
+
+def _take(source: Path, copy: Path, *, link: bool = False) -> None:
+    """A copy of a file that there is, of a large one a link, unless it is there already."""
+    if source.exists() and not copy.exists():
+        verify(source)
+        with atomic_write(copy) as temporary:
+            (link_or_copy if link else shutil.copyfile)(source, temporary)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two files have the same bytes, or neither exists."""
+    if not one.exists() or not other.exists():
+        return one.exists() == other.exists()
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)

@@ -1,0 +1,60 @@
+"""Progress bars, and the batches that move them.
+
+Work that runs in batches reports each with `advance`; a bar around it moves by them, wherever the batches are made. In
+a terminal a bar is redrawn ten times a second; in a log file, where each redraw is a line, twice a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from tqdm import tqdm
+
+_LOG_SECONDS = 30.0
+
+_listener: ContextVar[Callable[[int], None] | None] = ContextVar("listener", default=None)
+
+
+def in_terminal() -> bool:
+    """Whether progress bars are drawn where somebody reads them: on a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def drawn(shown: bool) -> dict[str, Any]:
+    """Arguments of tqdm: whether a bar is shown, and how often it is redrawn."""
+    return {"disable": not shown, "mininterval": 0.1 if in_terminal() else _LOG_SECONDS}
+
+
+def advance(rows: int) -> None:
+    """Report a finished batch to the bar around it, if there is one."""
+    if (listener := _listener.get()) is not None:
+        listener(rows)
+
+
+@contextlib.contextmanager
+def moving(bar: tqdm, steps: int, *, steps_per_row: int = 1) -> Iterator[None]:
+    """Move a bar by the batches inside the block, and to `steps` further on when it ends.
+
+    Args:
+        bar: the bar.
+        steps: how far the whole block moves it.
+        steps_per_row: how far each row of a batch moves it; more rows than expected do not move it beyond `steps`.
+    """
+    moved = 0
+
+    def listener(rows: int) -> None:
+        nonlocal moved
+        step = min(rows * steps_per_row, steps - moved)
+        moved += step
+        bar.update(step)
+
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+    bar.update(steps - moved)

@@ -1,0 +1,69 @@
+"""Progress bars: moved by batches, and quiet where nobody watches."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from nncift.models.batching import Batcher
+from nncift.models.encoder import embed_texts
+from nncift.run.progress import advance, drawn, in_terminal, moving
+from nncift.run.shards import Shards
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def moves(monkeypatch) -> list[float]:
+    """How far a bar moves at each update."""
+    found: list[float] = []
+    monkeypatch.setattr(tqdm, "update", lambda self, n=1: found.append(n) if n else None)
+    return found
+
+
+def test_a_bar_moves_by_batches_within_a_shard(monkeypatch):
+    batcher, seen = Batcher("model", 10, "cpu"), moves(monkeypatch)
+
+    def work(rows: range) -> dict[str, np.ndarray]:
+        lengths = [5] * len(rows)
+        return {"values": np.array(batcher.in_batches(lambda batch: batch, lengths, lengths, batch_size=2))}
+
+    with tqdm(total=7, disable=True) as bar:
+        Shards(7, 4, None, "pool").compute(work, bar=bar)
+    assert seen == [2, 2, 2, 1]
+
+
+def test_batches_of_another_unit_never_overshoot(monkeypatch):
+    seen = moves(monkeypatch)
+    with tqdm(total=5, disable=True) as bar:
+        with moving(bar, 10, steps_per_row=4):
+            for _ in range(4):
+                advance(1)
+        with moving(bar, 3):
+            advance(1)
+    assert seen == [4, 4, 2, 1, 2]
+    advance(1)  # without a bar
+
+
+def test_an_encoder_reports_its_batches(minilm, monkeypatch):
+    seen = moves(monkeypatch)
+    with tqdm(total=5, disable=True) as bar, moving(bar, 5):
+        embed_texts([f"text {i}" for i in range(5)], minilm, batch_size=2)
+    assert seen == [2, 2, 1]
+
+
+def test_a_log_file_is_not_flooded(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not in_terminal()
+    for _ in tqdm(range(1000), **drawn(True)):
+        pass
+    assert sys.stderr.getvalue().count("\r") <= 3
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert in_terminal()
+    assert drawn(True)["mininterval"] < 1
+    assert drawn(False)["disable"]
