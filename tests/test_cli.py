@@ -16,6 +16,9 @@ from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
 
+SIMILARITY = ("--influence", "embedding-similarity", "--encoder", "MINILM")
+
+
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     path = tmp_path / "pool.jsonl"
@@ -61,9 +64,9 @@ def test_env_names_versions(capsys):
     ("arguments", "message"),
     [
         (["--budget", "0"], "--budget '0' is zero"),
-        (["--budget", "41"], "--budget 41 is more than the pool's 40 samples"),
+        (["--budget", "41", *SIMILARITY], "--budget 41 is more than the pool's 40 samples"),
         (["--budget", "lots"], "--budget 'lots' is not an amount"),
-        (["--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
+        (["--influence", "bm25", "--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
         (["--encoder", "MINILM", "--model", "nobody/no-such-model"], "'nobody/no-such-model'"),
         (["--influence", "delfit"], "did you mean 'delift'?"),
         (["--target", "no-such-file.jsonl"], "no-such-file.jsonl"),
@@ -244,7 +247,7 @@ def test_what_cannot_work_is_refused_before_any_work_and_leaves_nothing(
     code, _, err = run(capsys, "select", pool, *common, "--output", tmp_path / "run", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_that_is_not_there(capsys, pool, tmp_path):
