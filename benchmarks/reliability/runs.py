@@ -97,7 +97,7 @@ def _hash(path: Path) -> str:
 
 
 def _data(folder: Path) -> dict[str, str]:
-    """The pool (plain rows and chats, duplicates among them), targets, features, values and a model of random weights."""
+    """The pool (plain rows and chats, duplicates among them), targets, features, values, and a random model."""
     rng, paths = random.Random(0), {}
     for side, n in (("pool", 80), ("target", 24)):
         path = folder / f"{side}.jsonl"
