@@ -1,0 +1,70 @@
+"""A campaign against nncift: runs killed at any instant, mutated inputs, damaged run folders.
+
+    python benchmarks/reliability                  # the whole campaign, about two hours on two cores
+    python benchmarks/reliability --short          # two minutes of it, as in `make test`
+    python benchmarks/reliability --parts inputs --inputs 50000 --seed 1
+
+The promise under test (docs/reliability.md):
+    kills    a run killed at any instant is resumed by the same call and ends with the same bytes;
+    inputs   any input either works or is refused in one line, a `NNCIFTError`;
+    damage   a file of a run folder that has changed is noticed when it is used, named in one line, and repaired by
+             `nncift repair` and the same call, with the same bytes.
+Exit code 1 if it does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import damage
+import inputs
+import kills
+
+PARTS = {"kills": kills.campaign, "inputs": inputs.campaign, "damage": damage.campaign}
+FULL = {"kills": 200, "inputs": 10_000, "damage": 0}  # instants, inputs, runs (0: every kind of run)
+SHORT = {"kills": 10, "inputs": 600, "damage": 1}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--short", action="store_true", help="two minutes of each part together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", type=int, help=f"how many (by default {FULL[part]})")
+    options = parser.parse_args()
+    figures, failures = {}, []
+    for part in options.parts:
+        amount = getattr(options, part)
+        if amount is None:
+            amount = (SHORT if options.short else FULL)[part]
+        since = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix=f"nncift-{part}-") as folder:
+            table, failed = PARTS[part](Path(folder), amount, options.seed)
+        figures[part] = {"table": table, "failures": failed, "seconds": round(time.perf_counter() - since)}
+        failures += failed
+        print(f"\n## {part} ({figures[part]['seconds']} s)\n")
+        _print(table)
+        for failure in failed:
+            print(f"FAILED {failure}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    sys.exit(bool(failures))
+
+
+def _print(table: list[dict[str, object]]) -> None:
+    names = list(dict.fromkeys(name for row in table for name in row))
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+    for row in table:
+        print(f"| {' | '.join(str(row.get(name, '')) for name in names)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A flipped byte, a cut or an emptied file in a finished run folder: noticed, named in one line, and repaired.
+
+Every file of the folder is damaged in turn: one bit of its first, middle, last and of random bytes, its second half
+cut off, everything cut off. Then the same call must refuse the folder and name the file, and after `nncift repair` it
+must end with the bytes of the undamaged run. `run.log` is a diary that nothing reads, and is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import children
+import runs
+
+_UNREAD = {"run.log", ".lock"}
+_SHORT = ("bm25", "less", "verified shortlist", "active learning")
+
+
+def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
+    """Damage the folders of `n_runs` kinds of runs (0: all); a row for each, and what failed."""
+    children.import_libraries()
+    os.environ["NNCIFT_CACHE"] = str(folder / "cache")
+    rng, failures, table = random.Random(seed), [], []
+    kinds = runs.kinds(folder)
+    if n_runs:
+        kinds = [kind for name in _SHORT[:n_runs] for kind in kinds if kind.name == name]
+    for kind in kinds:
+        whole = folder / "whole"
+        shutil.rmtree(whole, ignore_errors=True)
+        outcome = children.run(runs.start(kind, whole))
+        if outcome.kind != "ok":
+            failures.append(f"{kind.name}: {outcome}")
+            continue
+        row, failed = _damage(kind, whole, folder / "damaged", rng)
+        table.append(row)
+        failures += failed
+        print(f"damage: {kind.name}, {len(failures)} failures so far", file=sys.stderr)
+    names = ("files", "damages", "noticed", "repaired")
+    return [*table, {"run": "all"} | {name: sum(int(row[name]) for row in table) for name in names}], failures
+
+
+def _damage(kind: runs.Kind, whole: Path, folder: Path, rng: random.Random) -> tuple[dict[str, object], list[str]]:
+    expected, failures = runs.contents(whole), []
+    files = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in _UNREAD]
+    damages = noticed = repaired = 0
+    for path in files:
+        name = str(path.relative_to(whole))
+        for what, content in _damaged(path.read_bytes(), rng):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(whole, folder)
+            (folder / name).write_bytes(content)
+            damages += 1
+            where = f"{kind.name}, {name}, {what}"
+            outcome = children.run(runs.start(kind, folder))
+            if outcome.kind == "refused" and Path(name).name in outcome.text:
+                noticed += 1
+            else:
+                failures.append(f"{where}: not noticed but {outcome.kind} {outcome.text}")
+            outcome = children.run(lambda: _repair(folder))
+            if outcome.kind != "ok":
+                failures.append(f"{where}: repair {outcome.kind} {outcome.text}")
+            outcome = children.run(runs.start(kind, folder))
+            found = runs.contents(folder)
+            differ = sorted(file for file in found | expected if found.get(file) != expected.get(file))
+            if outcome.kind == "ok" and not differ:
+                repaired += 1
+            else:
+                failures.append(f"{where}: after repair {outcome.kind} {outcome.text}, differs in {', '.join(differ)}")
+    return {
+        "run": kind.name,
+        "files": len(files),
+        "damages": damages,
+        "noticed": noticed,
+        "repaired": repaired,
+    }, failures
+
+
+def _damaged(data: bytes, rng: random.Random) -> list[tuple[str, bytes]]:
+    if not data:
+        return []
+    places = {0, len(data) // 2, len(data) - 1, rng.randrange(len(data)), rng.randrange(len(data))}
+    flips = [(f"byte {place} flipped", _flipped(data, place, rng.randrange(8))) for place in sorted(places)]
+    return [*flips, ("cut in half", data[: len(data) // 2]), ("emptied", b"")]
+
+
+def _flipped(data: bytes, place: int, bit: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
+
+
+def _repair(folder: Path) -> Any:
+    from nncift.cli import main
+
+    return _code(lambda: main(["repair", str(folder)]))
+
+
+def _code(command: Callable[[], Any]) -> int:
+    try:
+        command()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0

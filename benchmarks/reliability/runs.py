@@ -1,0 +1,141 @@
+"""The runs that are killed and damaged: every influence function and every stage, small."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import children
+import numpy as np
+
+WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
+EXEMPT = {"run.log", "costs.json", ".lock", "report.html", "summary.json", "checksums.jsonl"}
+"""Files whose bytes differ between two runs: they hold seconds, or the order of writing."""
+_SECONDS = re.compile(rb'"seconds": [-+.e\d]+')  # of a round of active learning
+_NOTHING: dict[str, Any] = {}
+_SMALL_TRAINING = {"training.epochs": 1, "training.batch_size": 8}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run: its name and the arguments of `nncift.select` beside the folder."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def kinds(folder: Path) -> list[Kind]:
+    """All kinds, with their data made in `folder`."""
+    data = _data(folder)
+    language_model = {"model": data["model"], "features": data["features"], "labels": 60}
+    cheap = {"influence": "bm25", "features": data["features"], "labels": 200}
+    similarity = {"influence": "embedding-similarity", "encoder": "embedded", "labels": 200}
+    fitted = folder / "fitted"
+    outcome = children.run(lambda: _select(data["pool"], fitted, cheap))
+    assert outcome.kind == "ok", outcome
+    functions: dict[str, dict[str, Any]] = {
+        "delift": _NOTHING,
+        "response-similarity": _NOTHING,
+        "representation-similarity": _NOTHING,
+        "selectit": _NOTHING,
+        "ifd": _NOTHING,
+        "perplexity": _NOTHING,
+        "less": _SMALL_TRAINING,
+        "gradient-similarity": _NOTHING,
+        "in-run": {"training.epochs": 1},
+    }
+    runs = {
+        **{name: language_model | {"influence": name} | _own(options) for name, options in functions.items()},
+        "lossval": similarity | {"influence": "lossval", "labels": 40} | _own({"epochs": 1}),
+        "embedding-similarity": similarity,
+        "features of the language model": {"influence": "delift", "model": data["model"], "features": "lm"},
+        "bm25": cheap,
+        "target": cheap | {"target": data["target"], "target_features": data["target_features"]},
+        "known": similarity | {"known": data["target"]},
+        "probes": similarity | {"probes": 6},
+        "verified shortlist": similarity | {"verify": 2},
+        "active learning": similarity | {"labels": "auto"},
+        "token budget": cheap | {"budget": "200tok", "model": data["model"]},
+        "recipe of the paper": cheap | {"recipe": "paper"},
+        "fitted network": {"network": str(fitted), "features": data["features"]},
+        "values of another tool": {"labels_from": data["labels"], "features": data["features"]},
+    }
+    return [Kind(name, {"pool": data["pool"], "budget": 12, "device": "cpu"} | given) for name, given in runs.items()]
+
+
+def _own(options: dict[str, Any]) -> dict[str, Any]:
+    return {"influence_options": options} if options else {}
+
+
+def start(kind: Kind, folder: Path) -> Callable[[], Any]:
+    """A call of `nncift.select` of this kind in this run folder."""
+    options = dict(kind.options)
+    return lambda: _select(options.pop("pool"), folder, options)
+
+
+def _select(pool: str, folder: Path, options: dict[str, Any]) -> int:
+    import nncift
+
+    return len(nncift.select(pool, output=folder, progress=False, **options))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of each file whose bytes a resumed run has to repeat."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in EXEMPT)
+    return {str(path.relative_to(folder)): _hash(path) for path in files}
+
+
+def _hash(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha256(_SECONDS.sub(b"", data) if path.suffix == ".json" else data).hexdigest()
+
+
+def _data(folder: Path) -> dict[str, str]:
+    """The pool (plain rows and chats, duplicates among them), targets, features, values, and a random model."""
+    rng, paths = random.Random(0), {}
+    for side, n in (("pool", 80), ("target", 24)):
+        path = folder / f"{side}.jsonl"
+        path.write_text("".join(json.dumps(_row(side, number, rng)) + "\n" for number in range(n)))
+        features = np.random.default_rng(len(side)).standard_normal((n, 8)).astype(np.float32)
+        np.save(folder / f"{side}.npy", features)
+        paths |= {side: str(path), "features" if side == "pool" else "target_features": str(folder / f"{side}.npy")}
+    pairs = [(f"pool-{i}", f"pool-{j}", rng.random()) for i in range(0, 60, 2) for j in range(1, 40, 3) if i != j]
+    lines = [json.dumps({"pool_id": i, "target_id": j, "influence": value}) for i, j, value in pairs]
+    (folder / "labels.jsonl").write_text("\n".join(lines) + "\n")
+    model = folder / "model"
+    outcome = children.run(lambda: _make_model(model))
+    assert outcome.kind == "ok", outcome
+    return paths | {"labels": str(folder / "labels.jsonl"), "model": str(model)}
+
+
+def _row(side: str, number: int, rng: random.Random) -> dict[str, Any]:
+    words = " ".join(rng.choices(WORDS, k=rng.randint(3, 9)))
+    answer = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+    if number % 4:
+        return {"id": f"{side}-{number}", "prompt": f"Say {words} {number}", "response": answer}
+    turns = [("user", f"Say {words}"), ("assistant", answer), ("user", f"And {number}?"), ("assistant", words)]
+    return {"id": f"{side}-{number}", "messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def _make_model(folder: Path) -> None:
+    """A random two-layer Llama with SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from nncift.models.locate import embedded_language_model
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_language_model())
+    torch.manual_seed(0)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads, **special)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
