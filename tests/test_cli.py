@@ -15,7 +15,6 @@ from nncift.pipeline.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
-
 SIMILARITY = ("--influence", "embedding-similarity", "--encoder", "MINILM")
 
 

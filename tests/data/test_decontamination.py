@@ -1,5 +1,6 @@
 """Decontamination against a slow reference."""
 
+import json
 import unicodedata
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nncift.data.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
+from nncift.data.pool import load_pool
 
 LONG = " ".join(f"w{i}" for i in range(NGRAM))
 
@@ -103,3 +105,11 @@ def test_every_turn_and_paragraph_is_compared():
     assert (
         contamination.find(Texts(("Answer it.\n\nShort question?", "a choice"), ("a choice",), ("a choice",))) is None
     )
+
+
+def test_half_a_surrogate_pair_in_a_test_set(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"id": "\\ud800", "question": "What is a \\ud800 half?", "answer": "a"}\n')
+    rows = [{"prompt": "What is a \ufffd half?", "response": "b"}, {"prompt": "p", "response": "q"}]
+    pool = load_pool(rows, exclude=str(tmp_path / "test.jsonl"), folder=tmp_path / "pool")
+    assert pool["prompt"] == ["p"]  # words leave out what is no letter
+    assert json.loads((tmp_path / "pool/excluded.jsonl").read_text())["test_id"] == "\ud800"

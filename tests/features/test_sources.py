@@ -178,3 +178,24 @@ def test_blocks_stand_side_by_side():
         np.testing.assert_array_equal(joined[rows], np.hstack([*blocks.values()])[rows])
     with pytest.raises(ValueError, match="rows"):
         Features({"one": np.ones((2, 1)), "two": np.ones((3, 1))})
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (7, 2", "not an array of numbers"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (-7, 2), }", "not an array of numbers"),
+    ],
+)
+def test_a_file_with_a_damaged_header(pool, tmp_path, header, message):
+    path = tmp_path / "f.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.ljust(117).encode() + b"\n" + bytes(56))
+    with pytest.raises(DataError, match=message):
+        read_source(pool, OwnFeatures(str(path)))
+
+
+@pytest.mark.parametrize("scale", [1e-43, 1e25])
+def test_features_whose_squares_single_precision_cannot_hold(pool, tmp_path, scale):
+    np.save(tmp_path / "f.npy", np.full((N, 2), scale, np.float32))
+    with pytest.raises(DataError, match="scale them"):
+        read_source(pool, OwnFeatures(str(tmp_path / "f.npy")))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from nncift.data.reader import Sample
+from nncift.data.rows import json_text
 from nncift.run.files import atomic_write
 from nncift.run.folder import SampleFolder
 
@@ -112,7 +113,7 @@ def _place(sample: Sample) -> dict[str, Any]:
 
 
 def _write(file: IO[str], entry: dict[str, Any]) -> None:
-    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    file.write(json_text(entry) + "\n")
 
 
 @contextlib.contextmanager

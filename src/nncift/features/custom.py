@@ -19,6 +19,8 @@ from nncift.run.folder import FeatureFolder
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_SMALLEST, _LARGEST = 1e-18, 1e18  # whose squares are finite and not 0 in float32
+
 
 @dataclass(frozen=True)
 class OwnFeatures(FeatureSource):
@@ -52,6 +54,10 @@ class OwnFeatures(FeatureSource):
         if not (finite := np.isfinite(features).all(axis=1)).all():
             row = int(rows[~finite][0]) + 1
             raise DataError("the features of this row are not finite", "correct or drop it", file=self.name, row=row)
+        largest = float(np.abs(features).max(initial=0))
+        if largest and not _SMALLEST < largest < _LARGEST:
+            problem = f"the largest of the features is {largest:.3g}, which single precision cannot compare"
+            raise DataError(problem, "scale them", file=self.name)
         return {"own": features}
 
     def settings(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError  # of a header that numpy parses as Python
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DependencyError, RunError
@@ -213,7 +214,7 @@ def map_array(path: Path) -> np.ndarray:
             raise ValueError("no array")
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, OverflowError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (EOFError, OverflowError, TypeError, SyntaxError, RecursionError, MemoryError, TokenError) as error:
         raise ValueError(f"no array: {error}") from error
     if min(array.shape, default=0) < 0:
         raise ValueError("no array")
