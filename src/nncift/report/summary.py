@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ def write_summary(folder: RunFolder, selection: Selection, *, all_pairs: int) ->
 def _facts(samples: SampleFolder) -> dict[str, Any] | None:
     """`PoolFacts` of one side, without the options it was read with."""
     stored = read_json(samples.facts) if samples.facts.exists() else None
-    return stored and {f.name: stored[f.name] for f in fields(PoolFacts)}
+    return stored and PoolFacts.from_dict(stored).to_dict()
 
 
 def _known_value(folder: RunFolder, selection: Selection) -> float | None:
