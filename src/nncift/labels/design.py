@@ -116,7 +116,7 @@ def plan_pairs(
         rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
         check_pool_size(n_pool, n_target, pointwise=pointwise)
-        raise ConfigError(f"{pairs} label{'s' * (pairs != 1)} cannot fit a network", "give `labels` at least 2")
+        raise ConfigError(f"{pairs} label{' is' if pairs == 1 else 's are'} too few to fit a network", "raise `labels`")
     columns = each
     if own_targets:
         free = n_pool - rows if n_target is None else n_target
