@@ -10,6 +10,7 @@ or a score than an answer.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -164,12 +165,16 @@ def _chat_field(name: str, field: str, *, kinds: tuple[type, ...] = (), marked: 
     """A schema of one list of messages; also a text with role markers, if `marked`."""
 
     def read(values: Values) -> _Turns:
-        value = values.get(field)
-        if marked and isinstance(value, str) and not value.lstrip().startswith("["):
-            return _Turns(_marked(values, field), field)
-        return _Turns(read_messages(values, field), field)
+        return _listed_or_marked(values, field) if marked else _Turns(read_messages(values, field), field)
 
     return Schema(name, (field,), read, kinds=kinds)
+
+
+def _listed_or_marked(values: Values, field: str) -> _Turns:
+    """A chat as a list of messages, also in JSON text, or as text with role markers."""
+    value = values.get(field)
+    marked = isinstance(value, str) and not re.match(r"\s*\[(?!/?[A-Z_]+\])", value)  # [INST] is no list
+    return _Turns(_marked(values, field) if marked else read_messages(values, field), field)
 
 
 def _messages_pair(name: str, prompt_field: str, response_field: str) -> Schema:
@@ -250,12 +255,6 @@ def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def _read_chosen_chat(values: Values) -> _Turns:
-    """The whole chosen chat in one field, as messages or as text with role markers."""
-    marked = isinstance(values["chosen"], str) and not values["chosen"].lstrip().startswith("[")
-    return _Turns(_marked(values, "chosen") if marked else read_messages(values, "chosen"), "chosen")
-
-
 def _chosen_turn(field: str) -> Schema:
     """LLaMA-Factory's form: a chat without its response, and the chosen one as a message."""
 
@@ -291,6 +290,6 @@ SCHEMAS = (
     _chosen("question"),
     _chosen("query"),
     _chosen("input"),
-    Schema("preference", ("chosen",), _read_chosen_chat, kinds=((str, list),)),
+    Schema("preference", ("chosen",), lambda values: _listed_or_marked(values, "chosen"), kinds=((str, list),)),
     _marked_text("text"),
 )

@@ -113,12 +113,9 @@ def plan_pairs(
     elif not own_targets:
         rows, each = _grid_size(pairs, 1, n_pool, n_pool, n_target)
     if rows * (1 if pointwise else each) < 2:
-        few_labels = pairs < min(n_pool, _MIN_ROWS)
-        number, noun = (pairs, "label") if few_labels else (n_pool, "sample")
-        raise ConfigError(
-            f"{counted(number, noun)} {'is' if number == 1 else 'are'} too few to fit a network",
-            "raise `labels`" if few_labels else "give more data, or rank it without labels: `labels` 0",
-        )
+        check_pool_size(n_pool, n_target, pointwise=pointwise)
+        are = "is" if pairs == 1 else "are"
+        raise ConfigError(f"{counted(pairs, 'label')} {are} too few to fit a network", "raise `labels`")
     columns = each
     if own_targets:
         free = n_pool - rows if n_target is None else n_target
@@ -133,6 +130,18 @@ def plan_pairs(
         held_out = np.sort(rng.permutation(some_rows)[: round(_HELD_OUT * rows)])
         return PairPlan(some_rows, np.resize(some_columns, rows)[:, None], (held_out, some_columns[:0]))
     return PairPlan(some_rows, some_columns) if columns == each else _own_targets(some_rows, some_columns, each, rng)
+
+
+def check_pool_size(n_pool: int, n_target: int | None, *, pointwise: bool = False) -> None:
+    """Refuse a pool in which no two pairs can be labelled, however many labels are asked for.
+
+    Raises:
+        ConfigError: it has one sample, or two and no target.
+    """
+    if (n_pool - 1 if n_target is None else n_pool * (1 if pointwise else n_target)) < 2:
+        least = 3 if n_target is None else 2
+        problem = f"a pool of {n_pool} sample{'s' * (n_pool != 1)} is too small to fit a network"
+        raise ConfigError(problem, f"give one of at least {least} samples")
 
 
 def _own_targets(rows: np.ndarray, targets: np.ndarray, each: int, rng: np.random.Generator) -> PairPlan:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nncift.config import DEFAULT_LABELS
 from nncift.errors import DataError, RunError
-from nncift.labels.design import HeldOut, PairPlan, plan_labels
+from nncift.labels.design import HeldOut, PairPlan, check_pool_size, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
@@ -89,11 +89,13 @@ def _planned(run: Run, amount: Amount) -> PairPlan:
 
 
 def check_labels(run: Run) -> None:
-    """Refuse a number of labels that is too small to fit a network.
+    """Refuse a pool or a number of labels that is too small to fit a network.
 
     Raises:
-        ConfigError: as `plan_labels` does.
+        ConfigError: as `check_pool_size` and `plan_labels` do.
     """
+    if run.config.learns:
+        check_pool_size(len(run.pool), run.n_target, pointwise=run.function.traits.pointwise)
     if run.config.learns and not run.config.in_rounds:
         amount = parse_labels(run.config.labels or DEFAULT_LABELS)
         if amount.kind != "seconds":

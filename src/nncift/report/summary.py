@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def write_summary(
 def _facts(samples: SampleFolder) -> dict[str, Any] | None:
     """`PoolFacts` of one side, without the options it was read with."""
     stored = read_json(samples.facts) if samples.facts.exists() else None
-    return stored and {f.name: stored[f.name] for f in fields(PoolFacts) if f.name in stored}
+    return stored and PoolFacts.from_dict(stored).to_dict()
 
 
 def _known_value(folder: RunFolder, selection: Selection) -> float | None:
