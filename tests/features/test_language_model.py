@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders import named
+from builders import chat, named, samples
 from nncift.errors import DataError
 from nncift.features.language_model import LanguageModelFeatures, feature_blocks, read_language_features
 from nncift.models.examples import encode_examples
@@ -62,3 +62,15 @@ def test_a_response_longer_than_the_context_is_cut_and_counted(tiny_model):
     assert found.pop("truncated").tolist() == [True, False]
     assert [block.shape for block in found.values()] == [(2, width) for width in feature_blocks(model).values()]
     assert all(np.isfinite(block).all() for block in found.values())
+
+
+def test_turns_are_averaged(tiny):
+    texts = ("one", "two three", "four", "five six seven")
+    rows = samples([chat("a", *texts)]).add_column("turns", [[1, 3]])
+    (example,) = encode_examples(tiny, rows)
+    (found,) = read_language_features(tiny, [example])
+    parts = [plain_features(tiny, example.ids[:end], start) for start, end in example.spans]
+    hidden = feature_blocks(tiny)["response states"]
+    np.testing.assert_allclose(found[hidden:-2], np.mean(parts, axis=0)[hidden:-2], rtol=1e-4, atol=1e-5)
+    lengths = [len(example.ids) - example.scored, example.scored]
+    np.testing.assert_allclose(found[-2:], np.log(lengths), rtol=1e-6)

@@ -158,7 +158,7 @@ def test_what_is_kept_is_specific_to_samples_and_settings(make, pool, target, tm
 @pytest.mark.parametrize("make", [name for name in BUILT_IN if name not in {"bm25", *ENCODERS}], indirect=True)
 def test_a_response_that_does_not_fit_is_an_error_before_any_pass(make, pool):
     function, long = make(ready=False), named([("fine", "fine"), ("why", "so " * 600)], "x")
-    with pytest.raises(DataError, match=r"'x1' takes \d+ tokens"):
+    with pytest.raises(DataError, match=r"'x1': its response takes \d+ tokens"):
         function.prepare(long, pool)
     assert function.forward_tokens == 0
 

@@ -1,0 +1,99 @@
+"""Chats of which several turns are trained on: their mean over turns, against values of each turn alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import references
+from builders import chat, named, prepared, samples
+from nncift.influence.delift import Delift
+from nncift.influence.gradient_similarity import GradientSimilarity
+from nncift.influence.ifd import IFD, Perplexity
+from nncift.influence.representation_similarity import RepresentationSimilarity
+from nncift.influence.response_similarity import ResponseSimilarity
+from nncift.models.examples import encode_examples
+from nncift.training.lora import Lora, adapted
+
+TEXTS = ("one", "two three", "four", "five six seven", "eight", "nine")
+PROMPTS = (
+    "one",
+    "User: one\nAssistant: two three\nUser: four",
+    "User: one\nAssistant: two three\nUser: four\nAssistant: five six seven\nUser: eight",
+)
+
+
+@pytest.fixture
+def whole():
+    """A chat, all of whose turns are trained on, and a sample that is no chat."""
+    rows = samples([chat("a", *TEXTS) | {"prompt": PROMPTS[2]}, {"id": "b", "prompt": "ten", "response": "eleven"}])
+    return rows.add_column("turns", [[1, 3, 5], None])
+
+
+@pytest.fixture
+def parts():
+    """Each turn with what precedes it as a chat of its own, then the other sample."""
+    chats = [chat(str(k), *TEXTS[: 2 * k + 2]) | {"prompt": PROMPTS[k]} for k in range(3)]
+    return samples([*chats, {"id": "b", "prompt": "ten", "response": "eleven"}])
+
+
+def over_turns(values: np.ndarray) -> np.ndarray:
+    """From three turns and another sample, along the last axis."""
+    return np.stack([values[..., :3].mean(axis=-1), values[..., 3]], axis=-1)
+
+
+@pytest.mark.parametrize("wording", ["chat", "plain"])
+@pytest.mark.parametrize("exponential", [False, True])
+def test_delift(tiny, whole, parts, wording, exponential):
+    pool = named([("What is two?", "three"), ("Say nine", "nine")], "p")
+    function = Delift(tiny, wording=wording, exponential=exponential)
+    expected = over_turns(Delift(tiny, wording=wording, exponential=exponential)(pool, parts))
+    planned, before = function.tokens(pool, whole), tiny.forward_tokens
+    found = prepared(function, pool, whole)(pool, whole)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert tiny.forward_tokens - before == planned
+    as_examples = function(whole, pool)  # the whole chat is the example
+    np.testing.assert_array_equal(as_examples, function(whole.remove_columns("turns"), pool))
+
+
+@pytest.mark.parametrize("kind", [Perplexity, IFD])
+@pytest.mark.parametrize("wording", ["chat", "plain"])
+def test_scores(tiny, whole, parts, kind, wording):
+    target = named([("any", "thing")], "t")
+    function = kind(tiny, wording=wording)
+    planned, before = function.tokens(whole, target), tiny.forward_tokens
+    found = function(whole, target)[:, 0]
+    assert tiny.forward_tokens - before == planned
+    np.testing.assert_allclose(found, over_turns(kind(tiny, wording=wording)(parts, target)[:, 0]), rtol=1e-5)
+
+
+def test_representations(tiny, whole, parts):
+    means = []
+    for row in parts:
+        (sample,) = Delift(tiny, wording="plain")._choose(parts).render(samples([row]))
+        ids = sample.queries[0].alone + sample.queries[0].response
+        ids = Delift(tiny, wording="plain")._choose(parts).no_example + ids
+        states = references.hidden_states(tiny.model, ids, -1)
+        weights = np.arange(1, len(ids) + 1)
+        means.append(weights @ states / weights.sum())
+    vectors = over_turns(np.stack(means, axis=1)).T
+    found = RepresentationSimilarity(tiny, wording="plain")(whole, whole)
+    expected = [[references.cosine(one, other) for other in vectors] for one in vectors]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    function = ResponseSimilarity(tiny, sharpness=0)
+    values = prepared(function, whole, whole)(whole, whole)
+    np.testing.assert_allclose(np.diag(values), 1, atol=1e-5)
+
+
+def test_gradients(tiny, whole):
+    shape = Lora(rank=4, alpha=8, seed=3)
+    vectors = []
+    with adapted(tiny, shape) as adapter:
+        for example in encode_examples(tiny, whole):
+            turns = [references.adapter_gradients(adapter, example.ids[:end], start) for start, end in example.spans]
+            flat = [torch.cat([gradient.flatten() for gradient in turn.values()]).double() for turn in turns]
+            vectors.append(torch.stack(flat).mean(dim=0))
+    unit = torch.nn.functional.normalize(torch.stack(vectors)).numpy()
+    found = GradientSimilarity(tiny, adapter=shape, dimension=2**16)(whole, whole)
+    np.testing.assert_allclose(found, unit @ unit.T, atol=1e-4)
