@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     function = Delift(model, wording="plain", batch_size=options.batch_size)
     prompts = PlainPrompts(model, PromptTemplate())
     examples, targets = prompts.render(pool), prompts.render(target)
-    responses = [sample.response for sample in targets]
+    responses = [sample.queries[0].response for sample in targets]
     function.prepare(pool, target)  # warms up; both use the zero-shot distances
     alone = np.array([*function._cache.values()])
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         since = time.perf_counter()
         influence = function(pool.select(rows), target)
         fast += time.perf_counter() - since
-        contexts = [examples[i].example + sample.query for i in rows for sample in targets]
+        contexts = [examples[i].example + sample.queries[0].after_example for i in rows for sample in targets]
         since = time.perf_counter()
         distances = naive_distances(model, contexts, responses * len(rows), options.batch_size)
         slow += time.perf_counter() - since

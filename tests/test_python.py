@@ -15,7 +15,7 @@ from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.influence.bm25 import BM25
-from nncift.pipeline.context import make_config
+from nncift.pipeline.configure import make_config
 from nncift.pipeline.options import GROUPS, SelectOptions
 
 README = Path(__file__).parents[1] / "README.md"

@@ -62,7 +62,7 @@ def select(
 
     check_paths(options)
 
-    from nncift.pipeline.context import make_config
+    from nncift.pipeline.configure import make_config
     from nncift.run.progress import in_terminal
 
     given = {name: getattr(options, name) for name in options.given}  # type: ignore[attr-defined]

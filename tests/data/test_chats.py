@@ -216,7 +216,7 @@ def test_each_row_is_read_by_the_schema_that_it_fits():
     assert facts.schemas == {"Alpaca": 2, "messages": 1, "question/answer": 1}
     assert facts.schema == "Alpaca, messages, question/answer"
     assert str(facts) == (
-        "4 rows of <dataset> (Alpaca 2, messages 1, question/answer 1): 3 samples; 1 exact duplicate dropped"
+        "4 rows of <dataset> (Alpaca 2, messages 1, question/answer 1): 3 samples, 1 exact duplicate dropped"
     )
     fine = {"messages": None, "question": "q", "answer": "a"}
     assert load_pool([fine])["response"][:] == ["a"]

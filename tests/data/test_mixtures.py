@@ -11,7 +11,7 @@ from nncift.cli import main
 from nncift.config import Config
 from nncift.data.pool import read_pool
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.pipeline.context import make_config
+from nncift.pipeline.configure import make_config
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from builders import word_rows, write_rows
 from nncift.data.sampling import FirstRows
 from nncift.data.sources import open_source
 from nncift.pipeline import plan as planning
-from nncift.pipeline.context import make_config
+from nncift.pipeline.configure import make_config
 
 
 def varied(n: int) -> list[dict]:

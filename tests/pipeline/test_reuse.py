@@ -13,7 +13,7 @@ from builders import word_rows, write_rows
 from nncift.cli import main
 from nncift.errors import ConfigError, RunError
 from nncift.influence.base import InfluenceFunction, Traits
-from nncift.pipeline.context import make_config
+from nncift.pipeline.configure import make_config
 from nncift.pipeline.select import select
 
 RUN_FILES = ("labels/labels.parquet", "labels/plan.json", "network/model.safetensors", "fidelity.json", "influence.npy")

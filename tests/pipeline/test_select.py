@@ -29,7 +29,7 @@ from nncift.labels.design import PairPlan
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
-from nncift.pipeline.context import make_config
+from nncift.pipeline.configure import make_config
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 

@@ -139,7 +139,8 @@ def make_run(
         "network": StageCost(6.4),
     }
     costs.save()
-    read = {"source": CONFIG["pool"], "rows": pool, "read": pool + 31, "duplicates": 17, "excluded": 11, "rejected": 3}
+    read = {"source": CONFIG["pool"], "schema": "Alpaca", "fields": ["instruction", "output"], "rows": pool}
+    read |= {"read": pool + 31, "duplicates": 17, "excluded": 11, "rejected": 3}
     summary = Summary(
         pool=read,
         target={**read, "source": "gsm8k_test.jsonl", "rows": target, "rejected": 0} if target else None,
@@ -487,7 +488,8 @@ def test_the_network_of_a_run_without_labels_is_named(tmp_path: Path):
 
 
 def test_schemas_and_remarks_of_the_data(tmp_path: Path):
-    facts = {"source": "a.jsonl", "rows": 60, "read": 70, "duplicates": 1, "excluded": 2, "rejected": 0}
+    facts = {"source": "a.jsonl", "schema": "alpaca, messages", "fields": [], "rows": 60, "read": 70}
+    facts |= {"duplicates": 1, "excluded": 2, "rejected": 0}
     more = {"undesired": 7, "schemas": {"alpaca": 50, "messages": 20}, "notes": ["2 ids were made unique <b>"]}
     folder = make_run(tmp_path, pool=60, target=0)
     dataclasses.replace(Summary.load(folder.summary), pool=facts | more).save(folder.summary)
@@ -500,8 +502,8 @@ def test_schemas_and_remarks_of_the_data(tmp_path: Path):
     )
     assert all(text in section for text in shown)
     text = summary_text(folder)
-    left_out = "70 rows read, without 1 exact duplicate, 2 excluded rows, 7 rows marked as undesired"
-    assert f"Pool: 60 samples ({left_out}).\n2 ids were made unique <b>\n" in text
+    left_out = "1 exact duplicate dropped, 2 excluded (also in a test set), 7 left out (marked as not to be trained on)"
+    assert f"(alpaca 50, messages 20): 60 samples, {left_out}.\n  2 ids were made unique <b>\n" in text
 
 
 def test_verification(tmp_path: Path):
@@ -519,14 +521,15 @@ def test_verification(tmp_path: Path):
 
 @pytest.mark.parametrize(("value", "share"), [(None, None), (3.0, "75")])
 def test_known_samples(tmp_path: Path, value: float | None, share: str | None):
-    known = {"source": HOSTILE[1], "rows": 1200, "read": 1201, "duplicates": 1, "excluded": 0, "rejected": 0}
+    known = {"source": HOSTILE[1], "schema": "Alpaca", "fields": ["instruction", "output"], "rows": 1200}
+    known |= {"read": 1201, "duplicates": 1, "excluded": 0, "rejected": 0}
     name, options = "facility-location-conditional-gain", {"nu": 1.0}
     changes = {"objective": name, "objective_options": options, "value": 1.0}
     folder = make_run(tmp_path, known=known | {"value": value}, **changes)
     page, text = Page(folder), summary_text(folder)
     assert f"1,200 samples from {HOSTILE[1]}" in page.section("known")
     assert "exact duplicates, removed 17 17 1 pool/duplicates.jsonl" in page.section("data")
-    assert "Known: 1,200 samples (1,201 rows read, without 1 exact duplicate)." in text
+    assert "(Alpaca): 1,200 samples, 1 exact duplicate dropped." in text
     assert "Objective: facility location conditional gain over 1,200 known samples" in text
     assert ("coverage of the targets" in page.section("known")) == (share is not None)
     if share is not None:

@@ -46,7 +46,7 @@ class PoolFacts:
         return asdict(self) | {"fields": list(self.fields), "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        """One line for the terminal."""
+        """One line for the terminal, without the notes."""
         several = len(self.schemas) > 1
         schema = ", ".join(f"{name} {n:,}" for name, n in self.schemas.items()) if several else self.schema
         counts = [
@@ -56,9 +56,7 @@ class PoolFacts:
             f"{self.rejected:,} rejected" if self.rejected else "",
             f"{self.undesired:,} left out (marked as not to be trained on)" if self.undesired else "",
         ]
-        return (
-            f"{_count(self.read, 'row')} of {self.source} ({schema}): {'; '.join(filter(None, [*counts, *self.notes]))}"
-        )
+        return f"{_count(self.read, 'row')} of {self.source} ({schema}): {', '.join(filter(None, counts))}"
 
 
 def _count(n: int, what: str) -> str:

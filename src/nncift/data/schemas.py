@@ -275,7 +275,7 @@ SCHEMAS = (
     _pair("Dolly", "instruction", "response", optional="context"),
     _pair("prompt/response", "prompt", "response"),
     _pair("prompt/completion", "prompt", "completion"),
-    _pair("question/answer", "question", "answer"),
+    _pair("question/answer", "question", "answer", optional="context"),
     _pair("question/response", "question", "response"),
     _pair("query/response", "query", "response"),
     _pair("query/answer", "query", "answer"),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nncift.influence.base import PromptedFunction, Traits, look_up
+from nncift.influence.base import Traits, look_up
+from nncift.influence.model_functions import PromptedFunction
 from nncift.models.chats import chunks
 from nncift.models.language_model import LanguageModel, Prefix
 from nncift.models.prompts import Prompts, Query, mean_over_turns

@@ -25,7 +25,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.influence.base import Footprint, LanguageModelFunction, look_up
+from nncift.influence.base import Footprint, look_up
+from nncift.influence.model_functions import LanguageModelFunction
 from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size

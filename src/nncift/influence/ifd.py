@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.errors import ModelError
-from nncift.influence.base import PromptedFunction, Traits, broadcast
+from nncift.influence.base import Traits, broadcast
+from nncift.influence.model_functions import PromptedFunction
 from nncift.models.language_model import LanguageModel, Prefix
 from nncift.models.prompts import Prompts, Query, mean_over_turns
 from nncift.models.spec import ModelSpec

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import Footprint, LanguageModelFunction, Traits
+from nncift.influence.base import Footprint, Traits
+from nncift.influence.model_functions import LanguageModelFunction
 from nncift.models.examples import Example, tasks_of
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.influence.base import PromptedFunction, look_up
+from nncift.influence.base import look_up
+from nncift.influence.model_functions import PromptedFunction
 from nncift.models.hidden_states import mean_states
 from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import PromptedSample, Prompts, mean_over_turns

@@ -28,7 +28,8 @@ import numpy as np
 from scipy.special import softmax
 
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.influence.base import InfluenceFunction, LanguageModelFunction, Setup, Side, Traits, broadcast, look_up
+from nncift.influence.base import InfluenceFunction, Setup, Side, Traits, broadcast, look_up
+from nncift.influence.model_functions import LanguageModelFunction
 from nncift.models.chats import Conversation
 from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import check_response, name_sample
@@ -218,7 +219,7 @@ class SelectIT(LanguageModelFunction):
                 raise name_sample(error, name) from error
             over = max(len(prompt) + len(response) - room, 0)
             if over:
-                self._cut.add(name)
+                self._note_cut([name])
             queries.append([*prompt[over:], *between, *response, *after])
         return [*model.leading_ids, *before], queries
 

@@ -32,6 +32,7 @@ def check(run: Run) -> None:
         _check_objective(run)
         _check_budget(run)
         _check_models(run)
+        _check_wording(run)
         if run.influence is not None:
             _check_function(run, run.influence)
             check_labels(run)
@@ -53,6 +54,13 @@ def _check_budget(run: Run) -> None:
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # of a part, tokens say nothing
     if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
         check_shortlist(run.budget.count(number, run.config.verify), number)
+
+
+def _check_wording(run: Run) -> None:
+    asked = run.influence is not None and run.influence.traits.asks_language_model
+    if run.config.wording is not None and run.features.language_model is None and not asked:
+        problem = f"no language model reads samples in this run, so `wording` {run.config.wording} changes nothing"
+        raise ConfigError(problem, "leave it out")
 
 
 def _check_models(run: Run) -> None:

@@ -11,30 +11,24 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config, default_fields
-from nncift.data.memory import is_table
-from nncift.data.sources import is_several, open_source
-from nncift.errors import ConfigError
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
-from nncift.influence.options import make_function, nested, read_options
+from nncift.influence.options import make_function
 from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
-from nncift.pipeline.inherit import IN_MEMORY, excluded_by, inherited
-from nncift.pipeline.options import as_stored
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs, Rates
-from nncift.run.files import fingerprint, read_array, write_array
+from nncift.run.files import read_array, write_array
 from nncift.run.folder import RunFolder
 from nncift.run.registry import resolve
 from nncift.selection.budget import Budget, count_tokens
@@ -231,61 +225,6 @@ class Run:
                 count_tokens(self.pool.rows, dataclasses.replace(self.model, model=self.config.models[0])),
             )
         return np.asarray(read_array(self.folder.tokens))
-
-
-def make_config(
-    pool: SourceLike,
-    *,
-    target: SourceLike | None = None,
-    known: SourceLike | None = None,
-    influence: str | InfluenceFunction | None = None,
-    **options: Any,
-) -> Config:
-    """The Config of a call of `select`; objects are recorded by their fingerprint or description.
-
-    Raises:
-        ConfigError: an option is unknown or has a value that cannot be used.
-    """
-    fields = {f.name for f in dataclasses.fields(Config)}
-    for name in options:
-        if name not in fields:
-            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
-    options = {name: as_stored(name, value) for name, value in options.items()}
-    given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
-    if options.get("influence_options") and not isinstance(influence, str | None):
-        raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
-    sides: dict[str, Any] = {
-        name: None if source is None else _source_name(name, source)
-        for name, source in (("target", target), ("known", known))
-    }
-    named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
-    if options.get("from_run") is not None:
-        named = inherited(str(options["from_run"]), named)
-    network = named.get("network")
-    named["exclude"] = tuple(dict.fromkeys((*(named.get("exclude") or ()), *excluded_by(network))))
-    config = Config(_source_name("pool", pool), **named)
-    return dataclasses.replace(config, influence_options=_plain_options(config))
-
-
-def _plain_options(config: Config) -> dict[str, Any] | None:
-    """The influence function's own options in one form, however they were given, ready for JSON."""
-    if not config.influence_options:
-        return None
-    name = config.influence or DEFAULT_INFLUENCE
-    values = read_options(resolve(name, BUILT_IN, "nncift.influence"), config.influence_options, name=name)
-    return dict(json.loads(json.dumps(nested(values), default=str)))
-
-
-def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
-    if isinstance(source, (str, Path)):
-        return str(source)
-    if is_several(source):
-        return tuple(map(str, source))
-    if is_table(source) and not hasattr(source, "_fingerprint"):
-        return f"{IN_MEMORY}{open_source(source).stamps[0]['xxh3_128']}"
-    if isinstance(source, bytes) or not hasattr(source, "__iter__"):
-        raise ConfigError(f"`{side}` is {source!r}", "give a path, a hub id, a dataset or a list of dicts")
-    return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
 def make_influence(

@@ -5,6 +5,7 @@ A plan is kept before its first pair is measured, so a resumed run measures the 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
     function, count = run.function, run.costs.counter(stage, run.function)
     lap, known = run.costs.clock(stage), None
     if not folder.labels.exists():
+        if stage == "labels":
+            _note_cut(run)
+            function.on_cut = functools.partial(_note_cut, run)
         known = None if run.earlier is None else run.earlier.measured()
         _begin(run)
         lap("warm_up")
@@ -43,8 +47,6 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         lap("sample" if function.forward_tokens > tokens else "pair")
         tokens = function.forward_tokens
         count()
-        if stage == "labels":
-            _note_cut(run)
 
     def after_prepare() -> None:
         nonlocal tokens
@@ -63,6 +65,7 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         after_block=after_block,
         known=known,
     )
+    function.on_cut = None
     if function.oom_splits:
         _log.info("%s: memory ran out on batches of %s, which were halved", stage, function.oom_splits)
     return pairs
@@ -128,7 +131,7 @@ def _keep_description(run: Run) -> None:
 
 
 def _note_cut(run: Run) -> None:
-    """Keep which samples were cut: before the labels are finished, so that a resumed run can report it."""
+    """Keep which samples were cut: before their values are stored, so that a resumed run can report it."""
     cut, path = run.function.cut_ids, run.folder.labels.notes
     if cut is not None:
         noted = read_json(path)["cut"] if path.exists() else None

@@ -23,8 +23,8 @@ from nncift.errors import printable
 from nncift.labels.work import grid_work
 from nncift.pipeline import choose, featurize, label, verify
 from nncift.pipeline.check import check
+from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.read import read, side_splits
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder

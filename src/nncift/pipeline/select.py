@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Unpack
 from nncift.data.memory import repeatable
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
-from nncift.pipeline.context import Run, make_config
+from nncift.pipeline.configure import make_config, sources_of
+from nncift.pipeline.context import Run
 from nncift.pipeline.featurize import featurize
-from nncift.pipeline.inherit import sources_of
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.measure import drop_checkpoints

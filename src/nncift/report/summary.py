@@ -208,24 +208,10 @@ def unmeasured(summary: Summary, config: Mapping[str, Any]) -> str | None:
     )
 
 
-def _data_lines(side: str, facts: Mapping[str, Any]) -> list[str]:
+def _data_lines(side: str, stored: Mapping[str, Any]) -> list[str]:
     """What was read of a side and what was left out, then remarks on it."""
-    left_out = {
-        "exact duplicate": facts.get("duplicates"),
-        "excluded row": facts.get("excluded"),
-        "rejected row": facts.get("rejected"),
-        "row marked as undesired": facts.get("undesired"),
-    }
-    parts = [counted(facts["read"], "row") + " read"]
-    for noun, number in left_out.items():
-        if number:
-            first, _, rest = noun.partition(" marked")
-            parts.append(counted(number, first) + (f" marked{rest}" if rest else ""))
-    without = f"{parts[0]}, without {', '.join(parts[1:])}" if len(parts) > 1 else parts[0]
-    return [
-        f"{side.capitalize()}: {counted(facts['rows'], 'sample')} ({without}).",
-        *map(str, facts.get("notes") or ()),
-    ]
+    facts = PoolFacts.from_dict(stored)
+    return [f"{side.capitalize()}: {facts}.", *(f"  {note}" for note in facts.notes)]
 
 
 def _fidelity_lines(fidelity: Fidelity) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a config takes from earlier runs: options that are not given, and the test sets that stay excluded.
+"""The config of a call: options as they are given, and what it takes from earlier runs.
 
 `from_run` names a run whose options hold unless others are given. `network` names one whose network is applied. Test
 sets that either excluded are excluded from the new subset too: a network or an option must not bring a test row in.
@@ -7,17 +7,24 @@ sets that either excluded are excluded from the new subset too: a network or an 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nncift.config import Config
-from nncift.data.sources import SourceLike, open_source
+from nncift.config import DEFAULT_INFLUENCE, Config
+from nncift.data.memory import is_table
+from nncift.data.sources import SourceLike, is_several, open_source
 from nncift.errors import ConfigError, DataError
+from nncift.influence.base import InfluenceFunction, as_function
+from nncift.influence.catalogue import BUILT_IN
+from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
+from nncift.pipeline.options import as_stored
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
+from nncift.run.registry import resolve
 
 IN_MEMORY = "dataset "  # begins the name of a source that is no file
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints")  # never inherited
@@ -31,6 +38,61 @@ _REPLACES = {  # option to those of the earlier run that it takes the place of
     "known": ("known_split",),
 }
 _LONGEST_NAME = 60
+
+
+def make_config(
+    pool: SourceLike,
+    *,
+    target: SourceLike | None = None,
+    known: SourceLike | None = None,
+    influence: str | InfluenceFunction | None = None,
+    **options: Any,
+) -> Config:
+    """The Config of a call of `select`; objects are recorded by their fingerprint or description.
+
+    Raises:
+        ConfigError: an option is unknown or has a value that cannot be used.
+    """
+    fields = {f.name for f in dataclasses.fields(Config)}
+    for name in options:
+        if name not in fields:
+            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
+    options = {name: as_stored(name, value) for name, value in options.items()}
+    given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
+    if options.get("influence_options") and not isinstance(influence, str | None):
+        raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
+    sides: dict[str, Any] = {
+        name: None if source is None else _source_name(name, source)
+        for name, source in (("target", target), ("known", known))
+    }
+    named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
+    if options.get("from_run") is not None:
+        named = inherited(str(options["from_run"]), named)
+    network = named.get("network")
+    named["exclude"] = tuple(dict.fromkeys((*(named.get("exclude") or ()), *excluded_by(network))))
+    config = Config(_source_name("pool", pool), **named)
+    return dataclasses.replace(config, influence_options=_plain_options(config))
+
+
+def _plain_options(config: Config) -> dict[str, Any] | None:
+    """The influence function's own options in one form, however they were given, ready for JSON."""
+    if not config.influence_options:
+        return None
+    name = config.influence or DEFAULT_INFLUENCE
+    values = read_options(resolve(name, BUILT_IN, "nncift.influence"), config.influence_options, name=name)
+    return dict(json.loads(json.dumps(nested(values), default=str)))
+
+
+def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if is_several(source):
+        return tuple(map(str, source))
+    if is_table(source) and not hasattr(source, "_fingerprint"):
+        return f"{IN_MEMORY}{open_source(source).stamps[0]['xxh3_128']}"
+    if isinstance(source, bytes) or not hasattr(source, "__iter__"):
+        raise ConfigError(f"`{side}` is {source!r}", "give a path, a hub id, a dataset or a list of dicts")
+    return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
 def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
