@@ -1,8 +1,9 @@
 """A flipped byte, a cut or an emptied file in a finished run folder: noticed, named in one line, and repaired.
 
-Every file of the folder is damaged in turn: one bit of its first, middle, last and of random bytes, its second half
-cut off, everything cut off. Then the same call must refuse the folder and name the file, and after `nncift repair` it
-must end with the bytes of the undamaged run. `run.log` is a diary that nothing reads, and is left out.
+Every file of the folder is damaged in turn: one bit of a random byte is flipped; in the runs of `_THOROUGH` also of the
+first, the middle and the last byte, and its second half or all of it is cut off. Then the same call must refuse the
+folder and name the file, and after `nncift repair` it must end with the bytes of the undamaged run. `run.log` is a
+diary that nothing reads, and is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import children
 import runs
 
 _UNREAD = {"run.log", ".lock"}
-_SHORT = ("bm25", "less", "verified shortlist", "active learning")
+_THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
 
 
 def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
@@ -29,7 +30,7 @@ def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, objec
     rng, failures, table = random.Random(seed), [], []
     kinds = runs.kinds(folder)
     if n_runs:
-        kinds = [kind for name in _SHORT[:n_runs] for kind in kinds if kind.name == name]
+        kinds = [kind for name in _THOROUGH[:n_runs] for kind in kinds if kind.name == name]
     for kind in kinds:
         whole = folder / "whole"
         shutil.rmtree(whole, ignore_errors=True)
@@ -51,7 +52,7 @@ def _damage(kind: runs.Kind, whole: Path, folder: Path, rng: random.Random) -> t
     damages = noticed = repaired = 0
     for path in files:
         name = str(path.relative_to(whole))
-        for what, content in _damaged(path.read_bytes(), rng):
+        for what, content in _damaged(path.read_bytes(), rng, thorough=kind.name in _THOROUGH):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(whole, folder)
             (folder / name).write_bytes(content)
@@ -81,12 +82,13 @@ def _damage(kind: runs.Kind, whole: Path, folder: Path, rng: random.Random) -> t
     }, failures
 
 
-def _damaged(data: bytes, rng: random.Random) -> list[tuple[str, bytes]]:
+def _damaged(data: bytes, rng: random.Random, *, thorough: bool) -> list[tuple[str, bytes]]:
+    """What is done to a file, and its bytes then."""
     if not data:
         return []
-    places = {0, len(data) // 2, len(data) - 1, rng.randrange(len(data)), rng.randrange(len(data))}
+    places = {rng.randrange(len(data)), *((0, len(data) // 2, len(data) - 1) if thorough else ())}
     flips = [(f"byte {place} flipped", _flipped(data, place, rng.randrange(8))) for place in sorted(places)]
-    return [*flips, ("cut in half", data[: len(data) // 2]), ("emptied", b"")]
+    return [*flips, *([("cut in half", data[: len(data) // 2]), ("emptied", b"")] if thorough else [])]
 
 
 def _flipped(data: bytes, place: int, bit: int) -> bytes:

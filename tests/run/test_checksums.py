@@ -21,6 +21,7 @@ from nncift.run.checksums import (
     verify_folder,
 )
 from nncift.run.files import read_array, read_json, read_table, read_tensors, write_array, write_json, write_tensors
+from nncift.run.folder import RunFolder
 
 STEPS = ("write", "fsync", "replace")
 
@@ -167,3 +168,16 @@ def test_tables_are_checked(run):
     flip(run / "labels.parquet", 20)
     with pytest.raises(RunError, match=r"labels\.parquet is damaged"):
         read_table(run / "labels.parquet")
+
+
+def test_a_damaged_end_of_the_list_is_not_taken_for_a_torn_line(tmp_path):
+    with RunFolder(tmp_path / "run").open({}):
+        write_json(tmp_path / "run/summary.json", {"selected": 3})
+    listed = tmp_path / "run/checksums.jsonl"
+    whole = listed.read_bytes()
+    listed.write_bytes(whole[:-1] + b"\x1a")
+    with pytest.raises(RunError, match="checksums.jsonl"), RunFolder(tmp_path / "run").open({}):
+        pass
+    listed.write_bytes(whole[:-1])  # as a kill leaves it
+    with RunFolder(tmp_path / "run").open({}):
+        pass

@@ -18,6 +18,7 @@ from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
 from nncift.pipeline.measure import measure
 from nncift.run.amounts import Amount, parse_labels
+from nncift.run.checksums import checksums_of
 from nncift.run.costs import PlannedCost, Work
 from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
@@ -52,7 +53,8 @@ def label(run: Run) -> LabelledPairs | None:
             )
             pairs.save(folder.labels)
         labels = LabelledPairs.load(folder.labels)
-        if not run.folder.is_selected and not folder.work.exists():
+        lost = not folder.work.exists() and bool(checksums_of(folder.work))
+        if lost or not (run.folder.is_selected or folder.work.exists()):
             _work_of_all(run, labels).save(folder.work)
         return labels
 

@@ -124,10 +124,13 @@ def _begin(run: Run) -> None:
 
 
 def _keep_description(run: Run) -> None:
-    """Write the description of the function again where it was lost and is the same."""
-    path = run.folder.function
-    if not path.exists() and text_hash(json_text(run.describe_influence())) in checksums_of(path):
-        write_json(path, run.describe_influence())
+    """Write the description of the function and of its models again where they were lost and are the same."""
+    for path, describe in (
+        (run.folder.function, run.describe_influence),
+        (run.folder.models, lambda: identities(run.function)),
+    ):
+        if not path.exists() and text_hash(json_text(describe())) in checksums_of(path):
+            write_json(path, describe())
 
 
 def _note_cut(run: Run) -> None:

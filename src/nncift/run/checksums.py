@@ -137,10 +137,16 @@ def begin(folder: Path) -> None:
 
 
 def cut_torn_line(folder: Path) -> None:
-    """Remove a last line without an end, which a kill has left; only while the folder is locked."""
+    """Remove a last line without an end, which a kill has left; only while the folder is locked.
+
+    A line that is whole but for its end was not torn but damaged, and stays for the check.
+    """
     path = folder / CHECKSUMS
-    if path.is_file() and not (data := path.read_bytes()).endswith(b"\n") and data:
-        os.truncate(path, data.rfind(b"\n") + 1)
+    if not path.is_file() or (data := path.read_bytes()).endswith(b"\n") or not data:
+        return
+    start = data.rfind(b"\n") + 1
+    if parse_line(data[start:-1]) is None:
+        os.truncate(path, start)
 
 
 def verify(path: Path) -> None:
