@@ -76,7 +76,9 @@ class Checksums:
         stamp = _stamp(self.path.stat())
         if stamp != self._stamp:
             data = self.path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]  # a kill may have torn the last line
+            whole = data[: data.rfind(b"\n") + 1]
+            if not _is_torn(data[len(whole) :]):
+                raise self.refusal(CHECKSUMS, "is damaged in its last line")
             if not whole.startswith(self._read):
                 self._found, self._read = {}, b""
             first = self._read.count(b"\n") + 1
@@ -145,8 +147,13 @@ def cut_torn_line(folder: Path) -> None:
     if not path.is_file() or (data := path.read_bytes()).endswith(b"\n") or not data:
         return
     start = data.rfind(b"\n") + 1
-    if parse_line(data[start:-1]) is None:
+    if _is_torn(data[start:]):
         os.truncate(path, start)
+
+
+def _is_torn(end: bytes) -> bool:
+    """Whether what follows the last whole line may be the begin of another: not a whole one with a damaged end."""
+    return parse_line(end[:-1]) is None
 
 
 def verify(path: Path) -> None:
