@@ -1,7 +1,7 @@
 """A flipped byte, a cut or an emptied file in a finished run folder: noticed, named in one line, and repaired.
 
-Every file of the folder is damaged in turn: one bit of a random byte is flipped; in the runs of `_THOROUGH` also of the
-first, the middle and the last byte, and its second half or all of it is cut off. Then the same call must refuse the
+Every file of the folder is damaged in turn: one bit of a random byte is flipped; in the whole campaign, for the runs of
+`_THOROUGH`, also of the first, the middle and the last byte, and its second half or all of it is cut off. Then the same call must refuse the
 folder and name the file, and after `nncift repair` it must end with the bytes of the undamaged run. `run.log` is a
 diary that nothing reads, and is left out.
 """
@@ -26,9 +26,9 @@ _THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
 def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
     """Damage the folders of `n_runs` kinds of runs (0: all); a row for each, and what failed."""
     children.import_libraries()
-    os.environ["NNCIFT_CACHE"] = str(folder / "cache")
     rng, failures, table = random.Random(seed), [], []
     kinds = runs.kinds(folder)
+    os.environ["NNCIFT_CACHE"] = str(folder / "cache")
     if n_runs:
         kinds = [kind for name in _THOROUGH[:n_runs] for kind in kinds if kind.name == name]
     for kind in kinds:
@@ -38,7 +38,8 @@ def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, objec
         if outcome.kind != "ok":
             failures.append(f"{kind.name}: {outcome}")
             continue
-        row, failed = _damage(kind, whole, folder / "damaged", rng)
+        thorough = not n_runs and kind.name in _THOROUGH
+        row, failed = _damage(kind, whole, folder / "damaged", rng, thorough=thorough)
         table.append(row)
         failures += failed
         print(f"damage: {kind.name}, {len(failures)} failures so far", file=sys.stderr)
@@ -46,13 +47,15 @@ def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, objec
     return [*table, {"run": "all"} | {name: sum(int(row[name]) for row in table) for name in names}], failures
 
 
-def _damage(kind: runs.Kind, whole: Path, folder: Path, rng: random.Random) -> tuple[dict[str, object], list[str]]:
+def _damage(
+    kind: runs.Kind, whole: Path, folder: Path, rng: random.Random, *, thorough: bool
+) -> tuple[dict[str, object], list[str]]:
     expected, failures = runs.contents(whole), []
     files = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in _UNREAD]
     damages = noticed = repaired = 0
     for path in files:
         name = str(path.relative_to(whole))
-        for what, content in _damaged(path.read_bytes(), rng, thorough=kind.name in _THOROUGH):
+        for what, content in _damaged(path.read_bytes(), rng, thorough=thorough):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(whole, folder)
             (folder / name).write_bytes(content)

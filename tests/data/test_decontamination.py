@@ -113,3 +113,11 @@ def test_half_a_surrogate_pair_in_a_test_set(tmp_path):
     pool = load_pool(rows, exclude=str(tmp_path / "test.jsonl"), folder=tmp_path / "pool")
     assert pool["prompt"] == ["p"]  # words leave out what is no letter
     assert json.loads((tmp_path / "pool/excluded.jsonl").read_text())["test_id"] == "\ud800"
+
+
+def test_a_test_set_without_a_header(tmp_path):
+    """MMLU's CSV files have none: the first question stands where the names of the columns are read."""
+    first, second = "Which planet of our solar system has the largest mass?", "How many legs does a common spider have?"
+    (tmp_path / "mmlu.csv").write_text(f"{first},Mars,Jupiter,Venus,Earth,B\n{second},2,4,6,8,D\n")
+    rows = [{"prompt": text, "response": "a"} for text in (first, second, "Something else that is no test question")]
+    assert load_pool(rows, exclude=str(tmp_path / "mmlu.csv"))["prompt"] == [rows[2]["prompt"]]

@@ -182,5 +182,5 @@ def test_a_run_reports_its_rounds(influence, tmp_path: Path, minilm, tiny_model)
 def test_a_pool_too_small_for_active_learning_is_refused(n, tmp_path: Path, minilm, tiny_model):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(n))
     options = {"encoder": minilm, "model": tiny_model, "device": "cpu", "influence": "embedding-similarity"}
-    with pytest.raises(ConfigError, match=f"{n} samples? (is|are) too few to label in rounds"):
+    with pytest.raises(ConfigError, match=f"a pool of {n} samples? is too small to fit a network"):
         nncift.select(pool, output=tmp_path / "run", labels="auto", budget=1, **options)

@@ -428,7 +428,7 @@ def test_a_target_of_one_sample_warns(pool, options, tmp_path: Path):
 def test_a_response_longer_than_the_context_is_named(target, options, tmp_path: Path):
     rows = [*arithmetic(59), {"id": "epic", "question": "Tell me all.", "answer": "and then " * 2000}]
     pool = write_rows(tmp_path / "long.jsonl", rows)
-    with pytest.raises(DataError, match="epic"):
+    with pytest.raises(DataError, match=r"long\.jsonl, row 60"):
         nncift.select(pool, target=target, output=tmp_path / "run", **{**options, "labels": 480})
     assert not list((tmp_path / "run").glob("labels/block-*"))
 

@@ -90,6 +90,8 @@ class TestSets:
             if any(texts):
                 contamination.add(own_id(row.values) or f"{identity:015x}", row.file, texts)
                 indexed += 1
+        if free := tuple(self._names):  # of a table without a header, its first row
+            contamination.add("names of the columns", source.name, Texts((), (), free))
         if bad and not (self.skip and indexed):
             raise bad_rows_error(source.name, first, bad, read, skip=2 * bad <= read)
         if not indexed:

@@ -68,8 +68,9 @@ def make_config(
     named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
     if options.get("from_run") is not None:
         named = inherited(str(options["from_run"]), named)
-    network = named.get("network")
-    named["exclude"] = tuple(dict.fromkeys((*(named.get("exclude") or ()), *excluded_by(network))))
+    excluded = named.get("exclude", ())
+    if isinstance(excluded, tuple):  # anything else is refused by `Config`
+        named["exclude"] = _joined(excluded, excluded_by(named.get("network")))
     config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
