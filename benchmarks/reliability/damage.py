@@ -1,9 +1,9 @@
 """A flipped byte, a cut or an emptied file in a finished run folder: noticed, named in one line, and repaired.
 
 Every file of the folder is damaged in turn: one bit of a random byte is flipped; in the whole campaign, for the runs of
-`_THOROUGH`, also of the first, the middle and the last byte, and its second half or all of it is cut off. Then the same call must refuse the
-folder and name the file, and after `nncift repair` it must end with the bytes of the undamaged run. `run.log` is a
-diary that nothing reads, and is left out.
+`_THOROUGH`, also of the first, the middle and the last byte, and its second half or all of it is cut off. Then the same
+call must refuse the folder and name the file, and after `nncift repair` it must end with the bytes of the undamaged
+run. `run.log` is a diary that nothing reads, and is left out.
 """
 
 from __future__ import annotations
