@@ -75,8 +75,10 @@ class Deduplication:
         """An id, with "#2", "#3", ... where it is taken."""
         key = short_hash(identity)
         number = self._used[key] = self._used.get(key, 0) + 1
-        unique = identity if number == 1 else f"{identity}#{number}"
-        while number > 1 and short_hash(unique) in self._used:  # another row's own id
+        if number == 1:
+            return identity
+        unique = f"{identity}#{number}"
+        while short_hash(unique) in self._used:  # another row's own id
             number = self._used[key] = number + 1
             unique = f"{identity}#{number}"
         self._used.setdefault(short_hash(unique), 1)

@@ -18,6 +18,8 @@ from nncift.data.files.streams import ROW_BYTES, SHOWN, too_long
 
 BATCH = 1000  # rows of Parquet or Arrow in memory
 
+_decode = json.JSONDecoder().decode  # `json.loads` without its options, which takes a tenth of the time of a row
+
 
 class Row(NamedTuple):
     """A row of a source."""
@@ -33,13 +35,15 @@ class Row(NamedTuple):
 def json_row(file: str, number: int, text: str) -> Row:
     """The row of a JSON text, which is kept verbatim."""
     try:
-        values = json.loads(text)
+        values = _decode(text)
     except json.JSONDecodeError as error:
         return Row(file, number, None, text, f"invalid JSON ({error.msg} at character {error.pos + 1})")
     except RecursionError:
         return Row(file, number, None, text, "invalid JSON (thousands of nested brackets)")
     except ValueError as error:  # a number of thousands of digits
         return Row(file, number, None, text, f"invalid JSON ({error})")
+    if type(values) is dict:
+        return Row(file, number, values, text)
     return object_row(file, number, values, text)
 
 

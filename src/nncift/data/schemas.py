@@ -130,11 +130,25 @@ def _pair(name: str, prompt_field: str, response_field: str, *, optional: str | 
     """A schema of text fields; the optional one, unless blank, follows the prompt after an empty line."""
 
     def read(values: Values) -> Text:
-        prompt = _with_optional(values, prompt_field, optional)
-        response = typed(values, response_field, str, "text")
-        return Text(filled(prompt_field, prompt), filled(response_field, response))
+        get = values.get
+        prompt, response = get(prompt_field), get(response_field)
+        more = None if optional is None else get(optional)
+        if not (type(prompt) is str is type(response) and (more is None or type(more) is str)):
+            _check_text(values, prompt_field, response_field, *([] if more is None else [str(optional)]))
+        if more and not more.isspace():
+            prompt = f"{prompt}\n\n{more}" if prompt else more
+        if not prompt or prompt.isspace():
+            raise BadRow(prompt_field, "empty")
+        if not response or response.isspace():
+            raise BadRow(response_field, "empty")
+        return Text(prompt, response)
 
     return Schema(name, (prompt_field, response_field), read, (optional,) if optional else ())
+
+
+def _check_text(values: Values, *fields: str) -> None:
+    for field in fields:
+        typed(values, field, str, "text")
 
 
 def _with_optional(values: Values, prompt_field: str, optional: str | None) -> str:
