@@ -158,11 +158,11 @@ def _load(path: Path) -> int:
         json.loads(row["original"])
         "".join(str(value) for value in row.values()).encode()
     if path.name == "plain.jsonl":
-        kept = set(pool["original"])
+        kept = set(zip(pool["prompt"], pool["response"], strict=True))
         for line in path.read_bytes().splitlines():
-            assert not _is_good(line) or line.strip().decode() in kept or len(kept) < 9, (
-                f"a good row is missing: {line!r}"
-            )
+            if _is_good(line):
+                row = json.loads(line)
+                assert (row["prompt"], row["response"]) in kept, f"a good row is missing: {line!r}"
     return len(pool)
 
 

@@ -212,3 +212,11 @@ def test_no_network_is_one_line(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"org/none: cannot load it from the hub \(Couldn't reach.*check the network"):
         rows_of("org/none")
+
+
+def test_a_path_longer_than_a_file_system_allows(tmp_path):
+    with pytest.raises(DataError, match="longer than a file system allows"):
+        load_pool("a" * 5000)
+    (tmp_path / "mix.yaml").write_text(f"- {{name: a, path: {'b' * 5000}.jsonl}}\n")
+    with pytest.raises(DataError, match="longer than a file system allows"):
+        load_pool(tmp_path / "mix.yaml")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data.rows import Row, kind
-from nncift.data.sources import MIXTURE, Opening, Source, Stamp, hash_file, is_hub_name, open_with
+from nncift.data.sources import MIXTURE, Opening, Source, Stamp, hash_file, is_hub_name, is_possible, open_with
 from nncift.errors import DataError
 
 _KEYS = ("name", "path", "weight", "cap", "split")
@@ -150,6 +150,8 @@ def _open_listed(listed: str, mixture: Path, opening: Opening, name: str, number
     if Path(listed).suffix.lower() in MIXTURE:
         raise DataError("a mixture in a mixture", "list its sources here", file=name, row=number, field="path")
     beside = Path(name).parent / Path(listed).expanduser()
+    if not is_possible(beside):
+        return open_with(str(beside), opening)  # refuses it
     folder = Path(str(beside).rpartition(":")[0])
     is_hub_id = is_hub_name(listed) and not beside.exists() and not (folder.name and folder.is_dir())
     return open_with(listed if is_hub_id else str(beside), opening)

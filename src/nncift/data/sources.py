@@ -6,6 +6,7 @@ resumed without parsing, and offline for a hub id.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
         raise DataError("the path is empty", "give a file, a folder or a hub id")
     if not is_unicode(name):
         raise DataError("its name is not UTF-8", "rename it", file=name)
+    if not is_possible(path):
+        raise DataError("the path is longer than a file system allows", "check it", file=f"{name[:60]}...")
     if path.is_dir():
         return _open_folder(name, path, None, opening)
     if path.exists():
@@ -137,6 +140,15 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
     if not is_hub_name(name):
         raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=name)
     return Source(name, partial(_hub_rows, name, opening), lambda: [{"file": name, "split": opening.split}])
+
+
+def is_possible(path: Path) -> bool:
+    """Whether the file system could have such a path: not where a name in it is too long."""
+    try:
+        path.exists()
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 def is_hub_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nncift.config import Config
-from nncift.data.sources import open_source
+from nncift.data.sources import is_possible, open_source
 from nncift.errors import ConfigError, DataError
 
 
@@ -20,8 +20,10 @@ def check_paths(config: Config) -> None:
         DataError: a source is neither a file or folder nor a possible hub id.
     """
     for source in (*config.pools, config.target, config.known, *config.exclude):
-        if source is not None and not Path(source).expanduser().exists():
-            open_source(source)
+        if source is not None:
+            path = Path(source).expanduser()
+            if not (is_possible(path) and path.exists()):
+                open_source(source)
     if config.labels_from is not None and not Path(config.labels_from).expanduser().exists():
         raise DataError("no such file", "check the path", file=config.labels_from)
     for option, features in (("features", config.own_features), ("target_features", config.target_features)):
