@@ -24,14 +24,13 @@ _THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
 
 
 def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
-    """Damage the folders of `n_runs` kinds of runs (0: all); a row for each, and what failed."""
+    """Damage the folders of `n_runs` kinds of runs, each file once (0: of all, some of them thoroughly); what failed."""
     children.import_libraries()
     rng, failures, table = random.Random(seed), [], []
     kinds = runs.kinds(folder)
     os.environ["NNCIFT_CACHE"] = str(folder / "cache")
-    if n_runs:
-        kinds = [kind for name in _THOROUGH[:n_runs] for kind in kinds if kind.name == name]
-    for kind in kinds:
+    kinds.sort(key=lambda kind: _THOROUGH.index(kind.name) if kind.name in _THOROUGH else len(_THOROUGH))
+    for kind in kinds[: n_runs or None]:
         whole = folder / "whole"
         shutil.rmtree(whole, ignore_errors=True)
         outcome = children.run(runs.start(kind, whole))
