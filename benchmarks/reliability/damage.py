@@ -24,7 +24,7 @@ _THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
 
 
 def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
-    """Damage the folders of `n_runs` kinds of runs, each file once (0: of all, some of them thoroughly); what failed."""
+    """Damage the files of `n_runs` kinds of runs, each once (0: of all kinds, some thoroughly)."""
     children.import_libraries()
     rng, failures, table = random.Random(seed), [], []
     kinds = runs.kinds(folder)
