@@ -194,6 +194,12 @@ def test_a_file_with_a_damaged_header(pool, tmp_path, header, message):
         read_source(pool, OwnFeatures(str(path)))
 
 
+def test_features_that_vanish_beside_others_are_zero(pool, tmp_path):
+    np.save(tmp_path / "f.npy", np.array([[1, 0.5]] + [[-8.8e-44, 0]] * (N - 1), np.float32))
+    features = read_source(pool, OwnFeatures(str(tmp_path / "f.npy")))
+    assert not features[1:].any()
+
+
 @pytest.mark.parametrize("scale", [1e-43, 1e25])
 def test_features_whose_squares_single_precision_cannot_hold(pool, tmp_path, scale):
     np.save(tmp_path / "f.npy", np.full((N, 2), scale, np.float32))

@@ -58,6 +58,7 @@ class OwnFeatures(FeatureSource):
         if largest and not _SMALLEST < largest < _LARGEST:
             problem = f"the largest of the features is {largest:.3g}, which single precision cannot compare"
             raise DataError(problem, "scale them", file=self.name)
+        features = np.where(np.abs(features) < _SMALLEST, np.float32(0), features)
         return {"own": features}
 
     def settings(self) -> dict[str, Any]:
