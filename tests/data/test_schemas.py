@@ -50,7 +50,7 @@ def texts(row, **options):
         ({"instruction": "i", "context": "", "response": "r"}, "Dolly", "instruction context response", "i"),
         ({"prompt": " p ", "response": "r\n"}, "prompt/response", "prompt response", " p "),
         ({"prompt": "p", "completion": "r"}, "prompt/completion", "prompt completion", "p"),
-        ({"question": "p", "answer": "r"}, "question/answer", "question answer", "p"),
+        ({"question": "p", "answer": "r"}, "question/answer", "question context answer", "p"),
     ],
 )
 def test_text_schemas(row, schema, fields, prompt):
