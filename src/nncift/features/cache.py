@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import xxhash
 
 from nncift.errors import ConfigError
-from nncift.run.checksums import PARTIAL
+from nncift.run.checksums import PARTIAL, content_hash
 from nncift.run.files import cache_folder, fingerprint, link_or_copy, remove
 
 DEFAULT_SIZE = "10GB"
@@ -67,7 +66,7 @@ class _Entry:
     def array(self, name: str) -> np.ndarray:
         """An array, memory-mapped, once its checksum is verified."""
         file = self.path / f"{name}.npy"
-        if self.facts["checksums"][name] != _checksum(file):
+        if self.facts["checksums"][name] != content_hash(file):
             raise ValueError(f"{file} does not match its checksum")
         return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -187,7 +186,7 @@ class FeatureCache:
             link_or_copy(array, temporary / "values.npy")
             np.save(temporary / "keys.npy", keys, allow_pickle=False)
             np.save(temporary / "truncated.npy", truncated, allow_pickle=False)
-            checksums = {name: _checksum(temporary / f"{name}.npy") for name in ("values", "keys", "truncated")}
+            checksums = {name: content_hash(temporary / f"{name}.npy") for name in ("values", "keys", "truncated")}
             facts = {"widths": dict(widths), "checksums": checksums, "settings": settings_key(settings)}
             text = json.dumps(facts | {"checksum": fingerprint(facts)})
             (temporary / "entry.json").write_text(text + "\n", encoding="utf-8")
@@ -279,11 +278,3 @@ def _entries(place: Path) -> list[tuple[float, int, Path]]:
             except OSError:  # without entry.json, or removed right now: the first to go
                 found.append((0.0, 0, path))
     return found
-
-
-def _checksum(file: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(file, "rb") as handle:
-        while chunk := handle.read(2**22):
-            digest.update(chunk)
-    return digest.hexdigest()
