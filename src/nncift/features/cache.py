@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -29,14 +28,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from nncift.errors import ConfigError
+from nncift.run.amounts import parse_bytes
 from nncift.run.checksums import PARTIAL, content_hash
 from nncift.run.files import cache_folder, fingerprint, link_or_copy, remove
 
 DEFAULT_SIZE = "10GB"
 _VERSION = 1  # raised when the same settings give other features
 _LIBRARIES = ("sentence-transformers", "transformers")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _KEY = 16  # bytes
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is a killed run's
 _ROWS = 4096  # copied at a time
@@ -152,8 +150,8 @@ class FeatureCache:
         Raises:
             ConfigError: the limit is not an amount of bytes.
         """
-        limit = parse_size(os.environ.get("NNCIFT_CACHE_SIZE", DEFAULT_SIZE))
-        return cls(cache_folder() / "features", limit) if limit else None
+        size = os.environ.get("NNCIFT_CACHE_SIZE", DEFAULT_SIZE)
+        return None if size.strip() == "0" else cls(cache_folder() / "features", parse_bytes("NNCIFT_CACHE_SIZE", size))
 
     def find(self, settings: Mapping[str, Any], keys: np.ndarray) -> Found:
         """The features of samples with these keys (n,), as far as there are any."""
@@ -236,15 +234,6 @@ class FeatureCache:
 def settings_key(settings: Mapping[str, Any]) -> str:
     """A hash of what features depend on beside the samples: also the libraries' versions, which render and pool."""
     return fingerprint(_VERSION, [version(library) for library in _LIBRARIES], dict(settings))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of an amount such as "10GB", "500 MB" or "0"; a `ConfigError` where it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        problem = f"NNCIFT_CACHE_SIZE {text!r} is not an amount of bytes"
-        raise ConfigError(problem, "give 10GB, 500MB, or 0 for no cache")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _take(entry: _Entry, keys: np.ndarray, missing: np.ndarray, found: Found) -> None:

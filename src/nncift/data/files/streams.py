@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nncift.errors import DataError
+from nncift.run.amounts import size_text
 
 BLOCK = 1 << 20  # bytes per read
 HEAD = 1 << 16  # bytes that a format is recognised by
@@ -274,14 +275,6 @@ def lines(stream: Stream, limit: int, first: int = 1) -> Iterator[tuple[int, byt
 def shown(text: bytes) -> str:
     """Text for a list of bad rows."""
     return text.decode("utf-8", "replace")
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people: "64 MiB"."""
-    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes_:
-            return f"{size / bytes_:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{size} bytes"
 
 
 def too_long(size: int, limit: int) -> str:
