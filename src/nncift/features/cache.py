@@ -33,7 +33,7 @@ from nncift.run.checksums import PARTIAL, content_hash
 from nncift.run.files import cache_folder, fingerprint, link_or_copy, remove
 
 DEFAULT_SIZE = "10GB"
-_VERSION = 1  # raised when the same settings give other features
+_VERSION = 1  # to be raised when the same settings give other features
 _LIBRARIES = ("sentence-transformers", "transformers")
 _KEY = 16  # bytes
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is a killed run's

@@ -1,4 +1,4 @@
-"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", tokens "500ktok", seconds "15m"."""
+"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", "500ktok", seconds "15m", bytes "64MiB"."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class LabelHistory(Record):
 class Summary(Record):
     """Data, cost and result of a run."""
 
-    pool: dict[str, Any]  # `data.pool.PoolFacts`, as of the target and the known samples
+    pool: dict[str, Any]  # `data.facts.PoolFacts`, as of the target and the known samples
     target: dict[str, Any] | None
     labelled_pairs: int  # training pairs of the network
     all_pairs: int  # entries of the influence matrix
