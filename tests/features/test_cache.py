@@ -222,8 +222,9 @@ def test_the_size_limit_is_an_amount_of_bytes(monkeypatch):
     monkeypatch.setenv("NNCIFT_CACHE_SIZE", "much")
     with pytest.raises(ConfigError, match=r"`NNCIFT_CACHE_SIZE` 'much' is not a number of bytes"):
         FeatureCache.default()
-    monkeypatch.setenv("NNCIFT_CACHE_SIZE", "0")
-    assert FeatureCache.default() is None
+    for text in ("0", "0 GB"):
+        monkeypatch.setenv("NNCIFT_CACHE_SIZE", text)
+        assert FeatureCache.default() is None
 
 
 def test_models_are_known_by_their_files(tiny_model, minilm, tmp_path: Path):

@@ -151,7 +151,9 @@ class FeatureCache:
             ConfigError: the limit is not an amount of bytes.
         """
         size = os.environ.get("NNCIFT_CACHE_SIZE", DEFAULT_SIZE)
-        return None if size.strip() == "0" else cls(cache_folder() / "features", parse_bytes("NNCIFT_CACHE_SIZE", size))
+        if size.strip().lower().rstrip(" kmgtib") == "0":  # also "0GB"
+            return None
+        return cls(cache_folder() / "features", parse_bytes("NNCIFT_CACHE_SIZE", size))
 
     def find(self, settings: Mapping[str, Any], keys: np.ndarray) -> Found:
         """The features of samples with these keys (n,), as far as there are any."""
