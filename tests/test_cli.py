@@ -140,7 +140,7 @@ def test_repair_names_what_it_removed(capsys, pool, tmp_path):
         ("- budget\n", "run.yaml is not a YAML file of options"),
         ("budget: !!python/object/apply:os.system ['x']\n", "run.yaml is not a YAML file of options"),
         ("[" * 5000, "run.yaml is not a YAML file of options"),
-        ("1: 2\n", "has the option 1, which is no name"),
+        ("1: 2\n", "has the option 1, which is not a name"),
         ("budgte: 4\n", "budgte"),
         ("seed: 1.5\n", "'1.5' is not a whole number"),
         ("batch_size: 2.0\n", "'2.0' is not a whole number"),

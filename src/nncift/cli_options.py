@@ -109,7 +109,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not a YAML file of options", "give one per line, NAME: VALUE")
     for name, value in options.items():
         if not isinstance(name, str):
-            raise ConfigError(f"{file} has the option {name!r}, which is no name", "give one per line, NAME: VALUE")
+            raise ConfigError(f"{file} has the option {name!r}, which is not a name", "give one per line, NAME: VALUE")
         if not _is_plain(value):
             raise ConfigError(f"{file} has no plain value for {name!r}", "give text, a number, or a list of them")
     options = {name: value for name, value in options.items() if value is not None}

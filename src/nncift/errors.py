@@ -13,10 +13,18 @@ Anything else that escapes is a bug of ours and keeps its traceback. Every field
 
 from __future__ import annotations
 
+_LONGEST = 200  # characters of a message of a library
+
 
 def printable(text: object) -> str:
     """`text` on one line with control characters escaped, safe for a terminal whatever the data holds."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, cut to 200 characters; the error's type where it has none."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 class NNCIFTError(Exception):

@@ -56,8 +56,8 @@ def test_a_column_of_such_a_name_that_holds_something_else_is_noted():
     pool, facts = read_pool([{"prompt": "p", "response": "r", "tools": ["hammer"], "history": "long"}])
     assert (pool[0]["prompt"], pool[0]["messages"]) == ("p", None)
     assert facts.notes == (
-        "history of 1 row is not used: no list of earlier turns",
-        "tools of 1 row is not used: no list of tools",
+        "history of 1 row is not used: not a list of earlier turns",
+        "tools of 1 row is not used: not a list of tools",
     )
     with pytest.raises(DataError, match="field 'system': a number, not text"):
         load_pool([{"prompt": "p", "response": "r", "system": 3}])

@@ -16,7 +16,7 @@ from nncift.data.pool import load_pool
 from nncift.errors import ConfigError
 from nncift.features import base
 from nncift.features.base import FeatureSource, read_source
-from nncift.features.cache import FeatureCache, parse_size
+from nncift.features.cache import FeatureCache
 from nncift.features.features import feature_facts
 from nncift.features.language_model import LanguageModelFeatures
 from nncift.features.sentence import SentenceFeatures
@@ -216,17 +216,15 @@ def test_runs_share_the_cache_at_the_same_time(cache, tmp_path: Path):
 
 
 def test_the_size_limit_is_an_amount_of_bytes(monkeypatch):
-    assert [parse_size(text) for text in ("0", "10GB", "500 mb", "1.5k", "2GiB")] == [
-        0,
-        10**10,
-        5 * 10**8,
-        1500,
-        2 * 10**9,
-    ]
-    with pytest.raises(ConfigError, match=r"NNCIFT_CACHE_SIZE 'much' is not an amount of bytes"):
-        parse_size("much")
-    monkeypatch.setenv("NNCIFT_CACHE_SIZE", "0")
-    assert FeatureCache.default() is None
+    for text, limit in (("10GB", 10**10), ("2 TiB", 2 << 40)):
+        monkeypatch.setenv("NNCIFT_CACHE_SIZE", text)
+        assert FeatureCache.default().limit == limit
+    monkeypatch.setenv("NNCIFT_CACHE_SIZE", "much")
+    with pytest.raises(ConfigError, match=r"`NNCIFT_CACHE_SIZE` 'much' is not a number of bytes"):
+        FeatureCache.default()
+    for text in ("0", "0 GB"):
+        monkeypatch.setenv("NNCIFT_CACHE_SIZE", text)
+        assert FeatureCache.default() is None
 
 
 def test_models_are_known_by_their_files(tiny_model, minilm, tmp_path: Path):

@@ -239,6 +239,6 @@ def test_a_run_of_an_earlier_version_is_repaired_by_what_can_be_read(tmp_path: P
 
 def test_a_hostile_network_is_refused_before_any_work(run, tmp_path: Path):
     write_json(run / "network/config.json", [])
-    with pytest.raises(ModelError, match=r"has no InfluenceNetwork of this version \(config.json is no mapping\)"):
+    with pytest.raises(ModelError, match=r"has no InfluenceNetwork of this version \(config.json is not a mapping\)"):
         choose(tmp_path / "other", network=run, influence=None, labels=None)
     assert not (tmp_path / "other").exists()

@@ -493,11 +493,12 @@ def test_schemas_and_remarks_of_the_data(tmp_path: Path):
     more = {"undesired": 7, "schemas": {"alpaca": 50, "messages": 20}, "notes": ["2 ids were made unique <b>"]}
     folder = make_run(tmp_path, pool=60, target=0)
     dataclasses.replace(Summary.load(folder.summary), pool=facts | more).save(folder.summary)
+    folder.samples("pool").rejected.touch()
     section = Page(folder).section("data")
     shown = (
         "read as alpaca 50",
         "read as messages 20",
-        "marked as undesired, left out 7",
+        "marked as undesired, left out 7 pool/rejected.jsonl",
         "2 ids were made unique <b>",
     )
     assert all(text in section for text in shown)

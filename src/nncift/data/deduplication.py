@@ -13,6 +13,7 @@ from nncift.data.reader import Sample, Samples, short_hash
 from nncift.data.schemas import Text
 from nncift.data.test_sets import sample_texts
 from nncift.data.writer import PoolWriter
+from nncift.run.records import counted
 
 Screen = Callable[[Text], str | None]
 
@@ -47,8 +48,9 @@ class Deduplication:
         """Remarks for the data summary."""
         if not self.renamed:
             return []
-        samples = f"{self.renamed:,} sample{'s' * (self.renamed > 1)}"
-        return [f"the ids of {samples} repeat those of others and were made unique (#2, #3, ...)"]
+        return [
+            f"the ids of {counted(self.renamed, 'sample')} repeat those of others and were made unique (#2, #3, ...)"
+        ]
 
     def take(self, rows: Iterable[Sample], samples: Samples) -> None:
         """Write the samples of a source; one that the screen refuses counts as a bad row of `samples`."""

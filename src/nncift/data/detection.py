@@ -17,6 +17,7 @@ from nncift.data.schemas import Schema, Text
 
 _KTO_MARKS = ("label", "kto_tag")  # of trl and ms-swift, and of LLaMA-Factory
 _LAYOUTS = 1000  # sets of field names that are remembered
+_NAMED = 20  # fields in a message
 
 
 class _Layout(NamedTuple):
@@ -128,7 +129,7 @@ def _check_desired(values: Values, marks: Sequence[str], schema: Schema) -> None
             raise UndesiredRow(field, "marked as undesired")
 
 
-def field_names(fields: Sequence[str] | Values, most: int = 20) -> str:
+def field_names(fields: Sequence[str] | Values) -> str:
     """The names of fields, shortened, for messages."""
     names = list(fields)
-    return ", ".join(str(name)[:40] for name in names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(str(name)[:40] for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

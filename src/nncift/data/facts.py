@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nncift.run.checksums import verify
 from nncift.run.files import read_json, refuse_damaged
 from nncift.run.folder import SampleFolder
+from nncift.run.records import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,17 +51,13 @@ class PoolFacts:
         several = len(self.schemas) > 1
         schema = ", ".join(f"{name} {n:,}" for name, n in self.schemas.items()) if several else self.schema
         counts = [
-            f"{_count(self.rows, 'sample')}",
-            f"{_count(self.duplicates, 'exact duplicate')} dropped" if self.duplicates else "",
+            counted(self.rows, "sample"),
+            f"{counted(self.duplicates, 'exact duplicate')} dropped" if self.duplicates else "",
             f"{self.excluded:,} excluded (also in a test set)" if self.excluded else "",
             f"{self.rejected:,} rejected" if self.rejected else "",
             f"{self.undesired:,} left out (marked as not to be trained on)" if self.undesired else "",
         ]
-        return f"{_count(self.read, 'row')} of {self.source} ({schema}): {', '.join(filter(None, counts))}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+        return f"{counted(self.read, 'row')} of {self.source} ({schema}): {', '.join(filter(None, counts))}"
 
 
 def open_pool(folder: Path) -> tuple[Dataset, PoolFacts]:

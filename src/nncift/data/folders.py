@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nncift.data.files.formats import is_known, known_formats
-from nncift.errors import DataError
+from nncift.errors import DataError, first_line
 from nncift.run.folder import RunFolder, SampleFolder
 
 _NOT_ROWS = {
@@ -144,8 +144,7 @@ def _configs(folder: Path) -> tuple[Mapping[str, Any], str]:
         entries = [{key: entry[key] for key in known & entry.keys()} for entry in described.get("configs") or ()]
         return MetadataConfigs.from_dataset_card_data({"configs": entries}), ""
     except (ValueError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return {}, f"the YAML of README.md cannot be read ({reason}), so its `configs` are not used"
+        return {}, f"the YAML of README.md cannot be read ({first_line(error)}), so its `configs` are not used"
 
 
 def _choose_config(configs: Any, name: str, config: str | None) -> Mapping[str, Any]:
@@ -178,7 +177,7 @@ def _splits(files: Sequence[str], config: Mapping[str, Any], name: str) -> dict[
         except FileNotFoundError as error:
             raise DataError(f"no data in {base!r}, which its README names", "correct the README", file=name) from error
         except ValueError as error:
-            raise DataError(f"its splits cannot be told ({error})", "rename the files", file=name) from error
+            raise DataError(f"its splits are ambiguous ({error})", "rename the files", file=name) from error
     else:
         patterns = sanitize_patterns(config["data_files"])
     splits = {str(split): _all_matching(files, base, each) for split, each in patterns.items()}

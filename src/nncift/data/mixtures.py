@@ -1,4 +1,4 @@
-"""Several sources as one: a list of paths, or a mixture that says how much of each to take.
+"""Several sources as one: a list of paths, or a mixture, which takes a share of each.
 
 A mixture is a YAML file, a list of entries such as `{name: math, path: math.jsonl, weight: 0.5}`. `weight` is the share
 of the source's rows to take, `cap` their largest number; which rows is drawn from the seed and the source's name, so
@@ -81,7 +81,7 @@ def open_mixture(path: Path, name: str, opening: Opening) -> Source:
         raise DataError("a mixture names the split of each of its sources", "write it into the mixture", file=name)
     parts: list[Part] = []
     for number, entry in enumerate(_entries(path, name), 1):
-        part = _part(entry, path, replace(opening, split=entry.get("split")), name, number)
+        part = _part(entry, replace(opening, split=entry.get("split")), name, number)
         if any(part.name == other.name for other in parts):
             raise DataError(f"two sources are called {part.name!r}", "rename one", file=name, row=number)
         parts.append(part)
@@ -128,7 +128,7 @@ def _entries(path: Path, name: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _part(entry: dict[str, Any], path: Path, opening: Opening, name: str, number: int) -> Part:
+def _part(entry: dict[str, Any], opening: Opening, name: str, number: int) -> Part:
     def refuse(key: str, problem: str, fix: str) -> DataError:
         return DataError(problem, fix, file=name, row=number, field=key)
 
@@ -139,13 +139,13 @@ def _part(entry: dict[str, Any], path: Path, opening: Opening, name: str, number
     if weight is not None and cap is not None:
         raise refuse("cap", "`weight` and `cap` are both given", "leave one of them out")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1):
-        raise refuse("weight", f"{weight!r} is no share of the rows", "give a number above 0 and at most 1")
+        raise refuse("weight", f"{weight!r} is not a share of the rows", "give a number above 0 and at most 1")
     if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
-        raise refuse("cap", f"{cap!r} is no number of rows", "give a whole number of at least 1")
-    return Part(entry["name"], _open_listed(entry["path"], path, opening, name, number), weight, cap)
+        raise refuse("cap", f"{cap!r} is not a number of rows", "give a whole number of at least 1")
+    return Part(entry["name"], _open_listed(entry["path"], opening, name, number), weight, cap)
 
 
-def _open_listed(listed: str, mixture: Path, opening: Opening, name: str, number: int) -> Source:
+def _open_listed(listed: str, opening: Opening, name: str, number: int) -> Source:
     """The source of an entry: a path from the mixture's folder, unless it is absolute, or else a hub id."""
     if Path(listed).suffix.lower() in MIXTURE:
         raise DataError("a mixture in a mixture", "list its sources here", file=name, row=number, field="path")

@@ -10,6 +10,7 @@ A row is checked in this order, and listed if it is removed:
     rejected    it cannot be used (only with `skip_bad_rows`; else it is an error), or is marked as not to be trained on
     excluded    it also occurs in a test set (only with `exclude`)
     duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
+    rejected    a model of the run cannot take it (`screen`)
 The facts are written last: a folder that has them is finished (`run.folder.SampleFolder`).
 """
 
@@ -227,4 +228,5 @@ def _check_same(files: SampleFolder, recipe: Mapping[str, Any], sources: Sequenc
     stamps = [stamp for source in sources for stamp in source.stamps]
     if changed := changed_file(stored.get("files", ()), stamps):
         file, how = changed
-        raise RunError(f"{file} {how} since {files.path} was written", "restore it, or choose another `output`")
+        undo = "remove" if how == "is new" else "restore"
+        raise RunError(f"{file} {how} since {files.path} was written", f"{undo} it, or choose another `output`")

@@ -17,6 +17,7 @@ from nncift.data.rows import Row, is_unicode, json_text
 from nncift.data.schemas import SCHEMAS, Schema, Text
 from nncift.data.sources import Source
 from nncift.errors import DataError
+from nncift.run.records import counted
 
 SHOWN = 5  # bad rows in an error message
 _RAW = 2000  # characters of a bad row in the list
@@ -111,7 +112,7 @@ class Samples:
         """Remarks for the data summary."""
         expected = {"history": "list of earlier turns"}
         return [
-            f"{field} of {count:,} row{'s' * (count > 1)} is not used: no {expected.get(field, 'list of tools')}"
+            f"{field} of {counted(count, 'row')} is not used: not a {expected.get(field, 'list of tools')}"
             for field, count in self._detector.unused.items()
         ]
 

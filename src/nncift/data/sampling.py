@@ -12,11 +12,11 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from nncift.data.files.streams import PACKINGS, suffix
 from nncift.data.rows import Row
 from nncift.data.sources import Source
 
-_COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
-_COLUMNS = {".csv", ".tsv"}  # the names of the fields stand in the first line alone
+_COLUMNS = (".csv", ".tsv")  # the names of the fields stand in the first line alone
 
 
 class FirstRows:
@@ -58,14 +58,14 @@ class FirstRows:
         if self._known is not None:
             return max(self._known, self.read)
         text = "\n".join(self._texts).encode(errors="replace")
-        packed = _COMPRESSED & {path.suffix.lower() for path in self._whole.paths}
+        packed = any(path.suffix.lower() in PACKINGS for path in self._whole.paths)
         size = len(zlib.compress(text, 6)) if packed else len(text) + 1
         return max(round(self._size * self.read / size), self.read)
 
 
 def _stored(row: Row) -> str:
     """The row about as its file has it."""
-    if row.values is not None and _COLUMNS & set(Path(row.file.lower()).suffixes):
+    if row.values is not None and suffix(Path(row.file)) in _COLUMNS:
         return ",".join(str(value) for value in row.values.values())
     return row.text
 

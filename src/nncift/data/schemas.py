@@ -22,6 +22,7 @@ from nncift.data.chats.messages import (
     UnknownSchema,
     Values,
     content_text,
+    exchange,
     filled,
     joined_parts,
     read_messages,
@@ -92,9 +93,7 @@ class Schema:
         if isinstance(read, Text):
             if not context:
                 return read
-            user, assistant = ("user", read.prompt), ("assistant", read.response)
-            messages: Messages = [{"role": role, "content": content} for role, content in (user, assistant)]
-            return _chat(context.before(messages), self.fields[-1], context.tools)
+            return _chat(context.before(exchange(read.prompt, read.response)), self.fields[-1], context.tools)
         if not context:
             return _chat(read.messages, read.field)
         return _chat(context.before(read.messages), read.field, context.tools)

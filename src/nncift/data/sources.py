@@ -19,7 +19,7 @@ from nncift.data.files.streams import ROW_BYTES
 from nncift.data.folders import choose_split, resolve
 from nncift.data.memory import dataset_rows, is_table
 from nncift.data.rows import Row, is_unicode
-from nncift.errors import DataError
+from nncift.errors import DataError, first_line
 from nncift.run.checksums import content_hash
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
     folder, colon, config = name.rpartition(":")
     if colon and Path(folder).expanduser().is_dir():
         return _open_folder(folder, Path(folder).expanduser(), config, opening)
-    if isinstance(source, Path) or name.startswith((".", "/", "~")) or is_known(path) or path.suffix in MIXTURE:
+    if isinstance(source, Path) or name.startswith((".", "/", "~")) or is_known(path) or path.suffix.lower() in MIXTURE:
         raise DataError("no such file or folder", "check the path", file=name)
     if not is_hub_name(name):
         raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=name)
@@ -207,8 +207,7 @@ def _hub_rows(name: str, opening: Opening) -> Iterator[Row]:
     try:
         loaded = datasets.load_dataset(identity, config or None, split=opening.split)
     except Exception as error:  # hub, network and file errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot load it from the hub ({reason})", _hub_fix(error), file=name) from error
+        raise DataError(f"cannot load it from the hub ({first_line(error)})", _hub_fix(error), file=name) from error
     if isinstance(loaded, dict):
         loaded = loaded[choose_split(list(loaded), name, None, opening.prefer)]
     yield from dataset_rows(loaded, name, opening.limit)
@@ -230,16 +229,15 @@ def _saved_rows(path: Path, name: str, opening: Opening) -> Iterator[Row]:
     try:
         loaded = datasets.load_from_disk(path)
     except Exception as error:  # whatever its state files make of it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot load this saved dataset ({reason})", "save it again", file=name) from error
+        raise DataError(f"cannot load this saved dataset ({first_line(error)})", "save it again", file=name) from error
     yield from dataset_rows(_split_of(loaded, name, opening), name, opening.limit)
 
 
 def _in_memory(source: Any, opening: Opening) -> Source:
     if isinstance(source, (Mapping, str, bytes)) and not _is_dict_of_datasets(source):
-        raise DataError(f"a {type(source).__name__} is no list of rows", "give a list of dicts, or a dataset")
+        raise DataError(f"a {type(source).__name__} is not a list of rows", "give a list of dicts, or a dataset")
     if not is_table(source) and not isinstance(source, (Iterable, Mapping)):
-        raise DataError(f"{source!r} is no data", "give a path, a hub id, a dataset, a DataFrame or a list of dicts")
+        raise DataError(f"{source!r} is not data", "give a path, a hub id, a dataset, a DataFrame or a list of dicts")
     chosen = _split_of(source, IN_MEMORY, opening)
     read: dict[str, str] = {}
 

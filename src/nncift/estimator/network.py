@@ -15,14 +15,13 @@ import numpy as np
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from safetensors.numpy import save
 
-from nncift.errors import ConfigError, ModelError
+from nncift.errors import ConfigError, ModelError, first_line
 from nncift.estimator.gaussian_process import GaussianProcess
 from nncift.estimator.mlp import PaperNetwork
 from nncift.estimator.stored import read_network
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.models.loading import first_line
 
 FeatureArray = np.ndarray | Features
 

@@ -88,7 +88,7 @@ def _refused(name: str, reason: str) -> ModelError:
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no mapping")
+        raise ValueError(f"{name} is not a mapping")
     return value
 
 
@@ -143,7 +143,7 @@ def _check_process(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], w
         if not _is_number(numbers[name]) or (name in _NOT_NEGATIVE and numbers[name] < 0):
             raise ValueError(f"{name} is {numbers[name]!r}")
     if not isinstance(sharpness, list) or not sharpness or not all(map(_is_number, sharpness)):
-        raise ValueError("sharpness is no list of numbers")
+        raise ValueError("sharpness is not a list of numbers")
     shared, columns = facts["shared"], facts["columns"]
     if not isinstance(shared, bool) or not isinstance(columns, list) or len(columns) != 2:
         raise ValueError("columns are not those of two sides")
@@ -177,7 +177,7 @@ def _check_projection(arrays: Mapping[str, np.ndarray], prefix: str, blocks: Any
     for block in blocks if isinstance(blocks, list) and blocks else [None]:
         bounds = block if isinstance(block, list) and len(block) == 2 else [None, None]
         if not _is_count(bounds[0], end) or bounds[0] != end or not _is_count(bounds[1], end + 1):
-            raise ValueError("columns are no blocks side by side")
+            raise ValueError("columns are not blocks side by side")
         end = bounds[1]
     if end != width:
         raise ValueError(f"columns end at {end}, not {width}")

@@ -21,6 +21,7 @@ from nncift.errors import ConfigError, DataError
 from nncift.features.assembly import Kept, drop_found, keep_found, write_features
 from nncift.features.cache import FeatureCache, Found, content_keys, settings_key
 from nncift.features.features import Features, split, stored_features
+from nncift.models.chats import chunks
 from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import read_json, write_json
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 SHARD = 1024
 TRUNCATED = "truncated"
 CONTENT = "content"  # checksum of the file that the features come from
-_CHUNK = 1024  # samples whose contents are in memory at a time
 
 _log = logging.getLogger("nncift")
 
@@ -178,9 +178,7 @@ class _Known:
     @cached_property
     def keys(self) -> np.ndarray:
         """Of the samples, (n,)."""
-        starts = range(0, len(self.samples), _CHUNK)
-        parts = (self.samples.select(range(k, min(k + _CHUNK, len(self.samples)))) for k in starts)
-        return content_keys(text for part in parts for text in self.source.contents(part))
+        return content_keys(text for part in chunks(self.samples) for text in self.source.contents(part))
 
     def find(self) -> Found:
         """What the cache has."""

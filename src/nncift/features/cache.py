@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -28,16 +27,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import xxhash
 
-from nncift.errors import ConfigError
-from nncift.run.checksums import PARTIAL
+from nncift.run.amounts import parse_bytes
+from nncift.run.checksums import PARTIAL, content_hash
 from nncift.run.files import cache_folder, fingerprint, link_or_copy, remove
 
 DEFAULT_SIZE = "10GB"
-_VERSION = 1  # raised when the same settings give other features
+_VERSION = 1  # to be raised when the same settings give other features
 _LIBRARIES = ("sentence-transformers", "transformers")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _KEY = 16  # bytes
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is a killed run's
 _ROWS = 4096  # copied at a time
@@ -67,7 +64,7 @@ class _Entry:
     def array(self, name: str) -> np.ndarray:
         """An array, memory-mapped, once its checksum is verified."""
         file = self.path / f"{name}.npy"
-        if self.facts["checksums"][name] != _checksum(file):
+        if self.facts["checksums"][name] != content_hash(file):
             raise ValueError(f"{file} does not match its checksum")
         return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -153,8 +150,10 @@ class FeatureCache:
         Raises:
             ConfigError: the limit is not an amount of bytes.
         """
-        limit = parse_size(os.environ.get("NNCIFT_CACHE_SIZE", DEFAULT_SIZE))
-        return cls(cache_folder() / "features", limit) if limit else None
+        size = os.environ.get("NNCIFT_CACHE_SIZE", DEFAULT_SIZE)
+        if size.strip().lower().rstrip(" kmgtib") == "0":  # also "0GB"
+            return None
+        return cls(cache_folder() / "features", parse_bytes("NNCIFT_CACHE_SIZE", size))
 
     def find(self, settings: Mapping[str, Any], keys: np.ndarray) -> Found:
         """The features of samples with these keys (n,), as far as there are any."""
@@ -187,7 +186,7 @@ class FeatureCache:
             link_or_copy(array, temporary / "values.npy")
             np.save(temporary / "keys.npy", keys, allow_pickle=False)
             np.save(temporary / "truncated.npy", truncated, allow_pickle=False)
-            checksums = {name: _checksum(temporary / f"{name}.npy") for name in ("values", "keys", "truncated")}
+            checksums = {name: content_hash(temporary / f"{name}.npy") for name in ("values", "keys", "truncated")}
             facts = {"widths": dict(widths), "checksums": checksums, "settings": settings_key(settings)}
             text = json.dumps(facts | {"checksum": fingerprint(facts)})
             (temporary / "entry.json").write_text(text + "\n", encoding="utf-8")
@@ -239,15 +238,6 @@ def settings_key(settings: Mapping[str, Any]) -> str:
     return fingerprint(_VERSION, [version(library) for library in _LIBRARIES], dict(settings))
 
 
-def parse_size(text: str) -> int:
-    """Bytes of an amount such as "10GB", "500 MB" or "0"; a `ConfigError` where it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        problem = f"NNCIFT_CACHE_SIZE {text!r} is not an amount of bytes"
-        raise ConfigError(problem, "give 10GB, 500MB, or 0 for no cache")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
 def _take(entry: _Entry, keys: np.ndarray, missing: np.ndarray, found: Found) -> None:
     """Add what an entry has of the missing samples."""
     there = np.asarray(entry.array("keys"))
@@ -279,11 +269,3 @@ def _entries(place: Path) -> list[tuple[float, int, Path]]:
             except OSError:  # without entry.json, or removed right now: the first to go
                 found.append((0.0, 0, path))
     return found
-
-
-def _checksum(file: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(file, "rb") as handle:
-        while chunk := handle.read(2**22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -87,7 +87,7 @@ class OwnFeatures(FeatureSource):
         except ValueError as error:
             raise DataError("this is not an array of numbers", "write it with numpy.save", file=self.name) from error
         except OSError as error:
-            raise DataError(f"cannot read this file ({error.strerror})", "see to it", file=self.name) from error
+            raise DataError(f"cannot read this file ({error.strerror})", "make it readable", file=self.name) from error
 
     def _column(self, samples: Dataset) -> np.ndarray:
         vectors: list[np.ndarray] = []

@@ -36,7 +36,7 @@ class SentenceFeatures(FeatureSource):
         return cls(encoder)
 
     def memory(self, samples: Dataset) -> int:
-        """Those of a batch of the longest texts."""
+        """Bytes of a batch of the longest texts."""
         config = getattr(getattr(self.encoder.loaded[0], "auto_model", None), "config", None)
         if config is None:
             return 0

@@ -172,5 +172,5 @@ def make_source(name: str, encoder: EncoderSpec, model: ModelSpec) -> FeatureSou
     """The feature source of a name: "sentence", "lm", an entry point of the group `nncift.features`, "module:Class"."""
     kind = resolve(name, BUILT_IN, _GROUP)
     if not (isinstance(kind, type) and issubclass(kind, FeatureSource)):
-        raise ConfigError(f"{name!r} is no feature source", "subclass nncift.features.base.FeatureSource")
+        raise ConfigError(f"{name!r} is not a feature source", "subclass nncift.features.base.FeatureSource")
     return kind.build(encoder, model)

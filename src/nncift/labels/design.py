@@ -140,7 +140,7 @@ def check_pool_size(n_pool: int, n_target: int | None, *, pointwise: bool = Fals
     """
     if (n_pool - 1 if n_target is None else n_pool * (1 if pointwise else n_target)) < 2:
         least = 3 if n_target is None else 2
-        problem = f"a pool of {n_pool} sample{'s' * (n_pool != 1)} is too small to fit a network"
+        problem = f"a pool of {counted(n_pool, 'sample')} is too small to fit a network"
         raise ConfigError(problem, f"give one of at least {least} samples")
 
 

@@ -91,9 +91,9 @@ def _check_same(path: Path, stored: Any) -> None:
         old, new = before.get(name, {}), now.get(name, {})
         if any(old.get(key) != new.get(key) for key in ("size", CONTENT) if key in old or not old):
             what = "is gone" if not new else "is new" if not old else "has changed"
-            raise RunError(
-                f"{path.with_name(name)} {what} since this run read it", "restore it, or choose another `output`"
-            )
+            undo = "remove" if what == "is new" else "restore"
+            problem = f"{path.with_name(name)} {what} since this run read it"
+            raise RunError(problem, f"{undo} it, or choose another `output`")
 
 
 def _place(name: str, side: str, places: dict[str, dict[str, int]], file: str, row: int | None = None) -> int:

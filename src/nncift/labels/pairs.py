@@ -53,7 +53,7 @@ class LabelledPairs:
 
         Args:
             fraction: share of the samples of each side to train on. Of two or more, at least one is held out, and ten
-                pool samples where that is at most a third: fewer tell nothing.
+                pool samples where that is at most a third: fewer are inconclusive.
             seed: of the random split.
             held_out: the pool samples and the targets to hold out instead of random ones.
             pool_groups: group number of every pool sample; a group (exact duplicates) is held out as a whole. Each

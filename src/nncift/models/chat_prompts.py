@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from nncift.data.chats.messages import SYSTEM_ROLES, exchange
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.models.chats import Conversation, Style, Turn, exchange, with_tools
+from nncift.models.chats import Conversation, Style, Turn, with_tools
 from nncift.models.prompts import PlainPrompts, PromptedSample, Prompts, PromptTemplate, Query
 from nncift.models.tokenization import PLAIN_INSTEAD, Tokenization, surely_fits
 
@@ -116,7 +117,7 @@ class ChatPrompts(Prompts):
         if self._fits(asked, response):
             return asked
         turns = asked.turns
-        system = turns[:1] if turns[0].get("role") in ("system", "developer") else []
+        system = turns[:1] if turns[0].get("role") in SYSTEM_ROLES else []
         requests = [k for k in range(len(system), len(turns) - 1) if turns[k].get("role") == "user"]
         for k in requests:
             if k > len(system) and self._fits(shorter := replace(asked, turns=[*system, *turns[k:]]), response):

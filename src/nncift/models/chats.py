@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nncift.data.chats.messages import transcript
+from nncift.data.chats.messages import SYSTEM_ROLES, content_text, exchange, transcript
 from nncift.data.rows import json_text
 from nncift.data.schemas import chat_messages
 
@@ -18,7 +18,6 @@ Style = Literal["auto", "chat", "plain"]
 Turn = dict[str, Any]
 
 _CHUNK = 1024  # samples
-_SYSTEM = ("system", "developer")
 _CALLS = ("tool_calls", "function_call")
 
 
@@ -75,11 +74,6 @@ class Conversation:
         return exchange(self.prompt, self.response) if self.turns is None else self.turns
 
 
-def exchange(prompt: str, answer: str) -> list[Turn]:
-    """A user's turn and an assistant's."""
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
 def plain_text(turns: Sequence[Turn], tools: list[Any] | None = None) -> str:
     """Turns as a transcript; a single request of the user as it is."""
     return transcript(list(turns), [message_text(turn) for turn in turns], json_text(tools) if tools else None)
@@ -87,8 +81,8 @@ def plain_text(turns: Sequence[Turn], tools: list[Any] | None = None) -> str:
 
 def message_text(turn: Turn) -> str:
     """A turn as plain text: its content, then its tool calls as JSON."""
-    calls = next((turn[key] for key in _CALLS if turn.get(key)), None)
-    return "\n".join(filter(None, [turn.get("content"), json_text(calls) if calls else None]))
+    has_text = turn.get("content") is not None or any(turn.get(key) for key in _CALLS)
+    return content_text(turn, "messages", 0) if has_text else ""
 
 
 def with_tools(turns: Sequence[Turn], tools: list[Any] | None) -> list[Turn]:
@@ -96,7 +90,7 @@ def with_tools(turns: Sequence[Turn], tools: list[Any] | None) -> list[Turn]:
     if not tools:
         return list(turns)
     text = f"Tools:\n{json_text(tools)}"
-    if turns and turns[0]["role"] in _SYSTEM:
+    if turns and turns[0]["role"] in SYSTEM_ROLES:
         first = {**turns[0], "content": "\n\n".join(filter(None, [message_text(turns[0]), text]))}
         return [first, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]

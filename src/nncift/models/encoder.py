@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.errors import ModelError
+from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory
-from nncift.models.loading import default_batch_size, first_line
+from nncift.models.loading import default_batch_size
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
 from nncift.run.progress import advance

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nncift.errors import ConfigError, DependencyError, ModelError
+from nncift.errors import ConfigError, DependencyError, ModelError, first_line
 from nncift.models.batching import out_of_memory
 from nncift.models.locate import find_model
 
@@ -155,12 +155,6 @@ def quiet() -> Iterator[None]:
                 logging.enable_progress_bar()
             if not downloads:
                 disable_progress_bars()
-
-
-def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of an error's message, cut to `most` characters."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if len(line) <= most else f"{line[:most]}..."
 
 
 _AGAIN = "download it again"

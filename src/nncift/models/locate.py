@@ -11,7 +11,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from nncift.errors import DependencyError, ModelError
+from nncift.errors import DependencyError, ModelError, first_line
 from nncift.run.files import cache_folder, fingerprint, package_folder
 from nncift.run.folder import NETWORK_FILES, RunFolder
 
@@ -134,9 +134,8 @@ def _downloaded(network: str) -> Path:
     try:
         return Path(snapshot_download(found, allow_patterns=list(NETWORK_FILES)))
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
-        reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"the learned network {network!r} cannot be downloaded ({reason})",
+            f"the learned network {network!r} cannot be downloaded ({first_line(error)})",
             "check the network and the space on the disk, and run the same command again",
         ) from error
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from nncift.errors import ModelError
+from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory, sequence_too_long
 from nncift.models.causal_model import CausalModel
-from nncift.models.loading import first_line
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class RowScreen:
 
     def __call__(self, text: Text) -> str | None:
         """Why a model cannot take a row, and what to do about it; None if all can."""
-        chat = (text.messages, getattr(text, "tools", None), getattr(text, "turns", None))
+        chat = (text.messages, text.tools, text.turns)
         key = fingerprint(*chat) if text.messages else None
         if key in self._known:
             return self._known[key]

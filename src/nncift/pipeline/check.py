@@ -51,7 +51,7 @@ def _check_objective(run: Run) -> None:
 
 def _check_budget(run: Run) -> None:
     number = run.size("pool")
-    run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # of a part, tokens say nothing
+    run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
     if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
         check_shortlist(run.budget.count(number, run.config.verify), number)
 

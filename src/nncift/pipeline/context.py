@@ -205,14 +205,14 @@ class Run:
         return measure_rates(self.function, pool, target, n_pool=self.size("pool"), seed=self.config.seed)
 
     @cached_property
-    def earlier(self) -> EarlierRun | None:
-        """The run to take over from."""
-        return None if self.config.from_run is None else EarlierRun(RunFolder(self.config.from_run), self)
-
-    @cached_property
     def rate(self) -> Rate:
         """The same for the mean sample."""
         return mean_rate(self.function, self.rates, self.pool.rows, self.target.rows, seed=self.config.seed)
+
+    @cached_property
+    def earlier(self) -> EarlierRun | None:
+        """The run to take over from; None without `from_run`."""
+        return None if self.config.from_run is None else EarlierRun(RunFolder(self.config.from_run), self)
 
     @property
     def tokens(self) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,12 +26,10 @@ from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.read import read, side_splits
+from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder
 from nncift.run.records import counted
-
-if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
 
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs
@@ -97,8 +95,8 @@ class RunPlan:
         ]
         if self.exact_seconds is not None:
             lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
-        checkpoints = f", and {_size(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
-        lines.append(f"Memory: about {_size(self.memory)}; disk: about {_size(self.disk)}{checkpoints}")
+        checkpoints = f", and {size_text(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
+        lines.append(f"Memory: about {size_text(self.memory)}; disk: about {size_text(self.disk)}{checkpoints}")
         if self.estimated:
             lines.append(
                 f"About: the first {READ:,} rows were read, and the number of all is estimated from their size."
@@ -107,13 +105,6 @@ class RunPlan:
 
     def _about(self, side: str) -> str:
         return "about " if side in self.estimated else ""
-
-
-def _size(number: float) -> str:
-    """Bytes in readable units."""
-    return (
-        f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{max(number / 2**20, 0.1):.{number < 10 * 2**20:d}f} MiB"
-    )
 
 
 def plan(config: Config, *, progress: bool = False) -> RunPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from nncift.data.facts import open_pool
@@ -11,8 +10,8 @@ from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.models.screening import ExampleScreen, RowScreen, Screen
-from nncift.run.checksums import checksums_of, content_hash, forget, verify
-from nncift.run.files import atomic_write, refuse_damaged, remove
+from nncift.run.checksums import checksums_of, content_hash, forget
+from nncift.run.files import remove, take_file
 from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -131,10 +130,5 @@ def _copy_target(run: Run, fitted: RunFolder) -> SampleSet:
     names = run.features.names("target").values()
     features = [fitted.features.array(name) for name in names] + [fitted.features.facts(name) for name in names]
     for source in (there.samples, *features, there.facts):
-        copy = run.folder.path / source.relative_to(fitted.path)
-        if source.exists() and not copy.exists():
-            with refuse_damaged(source, "is damaged"):
-                verify(source)
-            with atomic_write(copy) as temporary:
-                shutil.copyfile(source, temporary)
+        take_file(source, run.folder.path / source.relative_to(fitted.path))
     return SampleSet(*open_pool(here.path))

@@ -27,7 +27,7 @@ from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.locate import model_identity
 from nncift.run.checksums import verify
-from nncift.run.files import atomic_write, link_or_copy, read_json, write_json
+from nncift.run.files import atomic_write, read_json, take_file, write_json
 from nncift.run.folder import LabelFolder, RunFolder
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class EarlierRun:
         """Take the samples of a side that came from memory, and so cannot be read again."""
         there, here = self.folder.samples(side), self.run.folder.samples(side)
         for source, copy in ((there.samples, here.samples), (there.facts, here.facts)):
-            _take(source, copy)
+            take_file(source, copy)
         self.note(side, f"{side}: taken, as it was in memory")
 
     def take_features(self, side: str, name: str, source: FeatureSource) -> bool:
@@ -80,8 +80,8 @@ class EarlierRun:
             self.note(f"features {name}", f"features {name}: from the cache or computed anew ({reason})")
             return False
         self.note(f"features {name}", f"features {name}: taken")
-        _take(files.array(alike[0]), self.run.folder.features.array(name), link=True)
-        _take(files.facts(alike[0]), self.run.folder.features.facts(name))
+        take_file(files.array(alike[0]), self.run.folder.features.array(name), link=True)
+        take_file(files.facts(alike[0]), self.run.folder.features.facts(name))
         return True
 
     def take_labels(self) -> bool:
@@ -94,10 +94,10 @@ class EarlierRun:
         for part in (*_parts(there), there):
             to = here if part is there else here.part(part.path.name)
             for source, copy in ((part.notes, to.notes), (part.history, to.history), (part.labels, to.labels)):
-                _take(source, copy)
-        _take(self.folder.function, self.run.folder.function)
-        _take(self.folder.models, self.run.folder.models)
-        _take(there.plan, here.plan)  # last: labels that have a plan have been begun
+                take_file(source, copy)
+        take_file(self.folder.function, self.run.folder.function)
+        take_file(self.folder.models, self.run.folder.models)
+        take_file(there.plan, here.plan)  # last: labels that have a plan have been begun
         return True
 
     def take_network(self) -> None:
@@ -113,14 +113,14 @@ class EarlierRun:
                 for file in self.folder.network.iterdir():
                     verify(file)
                     shutil.copyfile(file, temporary / file.name)
-        _take(self.folder.fidelity, here.fidelity)
+        take_file(self.folder.fidelity, here.fidelity)
 
     def take_probes(self) -> None:
         """Take the probes, if the same network chose as many."""
         there, here = self.folder.probes, self.run.folder.probes
         weights = "model.safetensors"
         if not there.labels.exists() or self.config.get("probes") != self.run.config.probes:
-            reason = "it has others"
+            reason = "its probes are others"
         elif not _equal(self.folder.network / weights, self.run.folder.network / weights):
             reason = "the network differs"
         else:
@@ -129,9 +129,9 @@ class EarlierRun:
             self.note("probes", f"probes: chosen anew ({reason})")
             return
         self.note("probes", "probes: taken")
-        _take(there.notes, here.notes)
-        _take(there.labels, here.labels)
-        _take(there.plan, here.plan)
+        take_file(there.notes, here.notes)
+        take_file(there.labels, here.labels)
+        take_file(there.plan, here.plan)
 
     def measured(self) -> LabelledPairs | None:
         """Pairs whose exact values hold, each once; kept in the new run before its first pair is measured."""
@@ -244,14 +244,6 @@ def _parts(folder: LabelFolder) -> Sequence[LabelFolder]:
     """The finished parts of labels or of a shortlist."""
     paths = sorted(folder.path.iterdir()) if folder.path.is_dir() else []
     return [part for part in map(LabelFolder, paths) if part.labels.is_file()]
-
-
-def _take(source: Path, copy: Path, *, link: bool = False) -> None:
-    """A copy of a file that there is, of a large one a link, unless it is there already."""
-    if source.exists() and not copy.exists():
-        verify(source)
-        with atomic_write(copy) as temporary:
-            (link_or_copy if link else shutil.copyfile)(source, temporary)
 
 
 def _equal(one: Path, other: Path) -> bool:

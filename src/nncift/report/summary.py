@@ -25,7 +25,6 @@ _METRICS = {
     "spearman_within_target": "within target",
     "spearman_row_mean": "row means",
 }
-_KINDS = {"pool": "new pool sample", "target": "new target"}
 
 
 def write_summary(
@@ -216,10 +215,9 @@ def _data_lines(side: str, stored: Mapping[str, Any]) -> list[str]:
 
 def _fidelity_lines(fidelity: Fidelity) -> list[str]:
     if fidelity.judged is None:
-        return []  # the warning says why
+        return []  # a warning gives the reason
     quadrant = fidelity.quadrants[fidelity.judged]
-    where = " and ".join(counted(number, _KINDS[side]) for side, number in fidelity.new_samples.items())
-    lines = [f"fidelity on {where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
+    lines = [f"fidelity on {fidelity.where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
     lines.append(f"{'':<22}" + "".join(f"{label:>24}" for label in _METRICS.values()))
     for method, row in quadrant["methods"].items():
         spans = quadrant.get("intervals", {}).get(method, {})

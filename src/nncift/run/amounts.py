@@ -1,4 +1,4 @@
-"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", tokens "500ktok", seconds "15m"."""
+"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", "500ktok", seconds "15m", bytes "64MiB"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nncift.errors import ConfigError
 
 _UNIT = r"(?P<percent>%)|(?P<tokens>[kKmMgG]?)tok(?:ens)?|(?P<seconds>[smh])"
 _AMOUNT = re.compile(rf"(?P<number>\d+(?:\.\d*)?(?:e\d+)?|\.\d+)\s*(?:{_UNIT})?")
-_BYTES = re.compile(r"(?P<number>\d+(?:\.\d*)?)\s*(?P<unit>|[kmg]i?)b?", re.IGNORECASE)
+_BYTES = re.compile(r"(?P<number>\d+(?:\.\d*)?)\s*(?P<unit>|[kmgt]i?)b?", re.IGNORECASE)
 _TOKENS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -64,6 +64,14 @@ def _parse(option: str, given: str | float, unit: Literal["tokens", "seconds"], 
     return Amount("fraction", share, text)
 
 
+def size_text(size: int) -> str:
+    """A number of bytes for people: "64 MiB"."""
+    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= bytes_:
+            return f"{size / bytes_:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size} bytes"
+
+
 def parse_bytes(option: str, given: int | str) -> int:
     """Parse a number of bytes, at least one: 67108864, "64MiB", "1.5 GB".
 
@@ -74,7 +82,7 @@ def parse_bytes(option: str, given: int | str) -> int:
     if match is None or isinstance(given, bool):
         raise ConfigError(f"`{option}` {given!r} is not a number of bytes", "give one, such as 67108864 or 64MiB")
     unit = match["unit"].lower()
-    size = (1024 if unit.endswith("i") else 1000) ** ("", "k", "m", "g").index(unit.removesuffix("i"))
+    size = (1024 if unit.endswith("i") else 1000) ** ("", "k", "m", "g", "t").index(unit.removesuffix("i"))
     if (count := int(float(match["number"]) * size)) < 1:
-        raise ConfigError(f"`{option}` {given!r} is no byte", "give a number of bytes, such as 67108864 or 64MiB")
+        raise ConfigError(f"`{option}` {given!r} is less than one byte", "give more, such as 64MiB")
     return count

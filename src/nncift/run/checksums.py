@@ -152,7 +152,7 @@ def cut_torn_line(folder: Path) -> None:
 
 
 def _is_torn(end: bytes) -> bool:
-    """Whether what follows the last whole line may be the begin of another: not a whole one with a damaged end."""
+    """Whether what follows the last whole line may be the beginning of another, not a whole one with a damaged end."""
     return parse_line(end[:-1]) is None
 
 

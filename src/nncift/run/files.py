@@ -106,7 +106,7 @@ def _cannot_write(path: Path, error: OSError) -> RunError | None:
     if isinstance(error.filename, str | bytes) and error.errno is not None:
         file = Path(os.fsdecode(error.filename))
         if not (file.is_relative_to(path.parent) or path.parent.is_relative_to(file)):  # a source of the data
-            return RunError(f"cannot open {file} ({error.strerror})", f"see to it, and {_AGAIN}")
+            return RunError(f"cannot open {file} ({error.strerror})", f"make it readable, and {_AGAIN}")
     if error.errno in _REASONS:
         problem, fix = _REASONS[error.errno]
         return RunError(problem.format(path), fix)
@@ -124,6 +124,24 @@ def link_or_copy(source: Path, destination: Path) -> None:
         destination.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, destination)
+
+
+def take_file(source: Path, copy: Path, *, link: bool = False) -> None:
+    """Copy a file of another run after checking it, unless there is none or it is there already.
+
+    Args:
+        source: the file.
+        copy: where it goes.
+        link: as `link_or_copy`, for large files.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if source.exists() and not copy.exists():
+        with refuse_damaged(source, "is damaged"):
+            verify(source)
+        with atomic_write(copy) as temporary:
+            (link_or_copy if link else shutil.copyfile)(source, temporary)
 
 
 def remove(path: Path) -> None:
@@ -144,7 +162,7 @@ def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterato
         if not isinstance(error, (OSError, *kinds)):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunError(f"cannot open {path} ({error.strerror})", f"see to it, and {_AGAIN}") from error
+            raise RunError(f"cannot open {path} ({error.strerror})", f"make it readable, and {_AGAIN}") from error
         if (checksums := Checksums.of(path)) is not None:
             raise checksums.refusal(checksums.name(path), problem) from error
         raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error

@@ -94,7 +94,7 @@ class LabelFolder:
         self.notes = path / "notes.json"  # which samples were cut
         self.work = path / "work.json"  # what exact influence of all pairs would take
         self.history = path / "rounds.json"  # of active learning
-        self.source = path / "source.json"  # size and time of a file of imported values
+        self.source = path / "source.json"  # checksums of the files of imported values
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
 
     def part(self, name: str) -> LabelFolder:

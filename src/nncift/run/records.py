@@ -32,7 +32,7 @@ class Record:
 
 BETTER, NOT_BETTER, TOO_FEW = "better than", "not better than", "too few samples to tell"
 """The outcomes of comparing a network with the baselines."""
-MIN_SAMPLES = 10  # held out, fewer tell nothing
+MIN_SAMPLES = 10  # held out; fewer are inconclusive
 _NEW = {"Q2": ("pool",), "Q4": ("pool", "target"), "Q3": ("target",)}
 """The sides of a quadrant whose samples are new, the quadrant that is most relevant to a selection first."""
 
@@ -80,6 +80,12 @@ class Fidelity(Record):
         return min(self.new_samples.values(), default=0)
 
     @property
+    def where(self) -> str:
+        """These samples in words."""
+        kinds = {"pool": "new pool sample", "target": "new target"}
+        return " and ".join(counted(number, kinds[side]) for side, number in self.new_samples.items())
+
+    @property
     def conclusion(self) -> str:
         """The outcome; of a record of an earlier version by the number of samples and its comparison of the values."""
         if self.outcome:
@@ -93,11 +99,9 @@ class Fidelity(Record):
         """The conclusion as a sentence, without the figures and a full stop."""
         if self.judged is None:
             return "Too few samples to tell whether the network is better than the baselines: none was held out"
-        kinds = {"pool": "new pool sample", "target": "new target"}
-        where = " and ".join(counted(number, kinds[side]) for side, number in self.new_samples.items())
         if self.conclusion == TOO_FEW:
-            return f"Too few samples to tell whether the network is better than the baselines ({where})"
-        return f"The network is {self.conclusion} the baselines on {where}"
+            return f"Too few samples to tell whether the network is better than the baselines ({self.where})"
+        return f"The network is {self.conclusion} the baselines on {self.where}"
 
     @property
     def facts(self) -> str:
@@ -148,7 +152,7 @@ class LabelHistory(Record):
 class Summary(Record):
     """Data, cost and result of a run."""
 
-    pool: dict[str, Any]  # `data.pool.PoolFacts`, as of the target and the known samples
+    pool: dict[str, Any]  # `data.facts.PoolFacts`, as of the target and the known samples
     target: dict[str, Any] | None
     labelled_pairs: int  # training pairs of the network
     all_pairs: int  # entries of the influence matrix

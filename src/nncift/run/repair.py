@@ -172,7 +172,7 @@ def _repair_list(run: RunFolder) -> list[str]:
         temporary.write_bytes(b"".join(line + b"\n" for line in (*whole, *more)))
     lines = [f"{CHECKSUMS} was damaged and is written again."]
     if notes:
-        lines.append(f"It had lost, and gets from their present content, the checksums of {', '.join(notes)}.")
+        lines.append(f"Lost checksums were computed from the files as they are now: {', '.join(notes)}.")
     return lines
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from nncift.data.chats.messages import exchange
 from nncift.data.schemas import chat_messages
 from nncift.errors import DependencyError
 
@@ -51,7 +52,7 @@ def chat_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 def _examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     messages = row.get("messages")
     if messages is None:
-        chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        chat = exchange(row["prompt"], row["response"])
     else:
         chat = [_with_content(message) for message in chat_messages(messages)]
     tools = json.loads(row.get("tools") or "[]") or None

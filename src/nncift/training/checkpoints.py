@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nncift.errors import ModelError
-from nncift.models.loading import first_line
+from nncift.errors import ModelError, first_line
 from nncift.run.files import atomic_write, read_json, read_tensors, write_array, write_json, write_tensors
 from nncift.training.gradients import Moments
 from nncift.training.lora import WEIGHTS, check_adapter_folder, plain_name

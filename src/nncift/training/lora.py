@@ -12,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from nncift.errors import ModelError
+from nncift.errors import ModelError, first_line
 from nncift.models.language_model import LanguageModel
-from nncift.models.loading import first_line, quiet
+from nncift.models.loading import quiet
 from nncift.run.files import read_tensors
 
 WEIGHTS = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from nncift.data.chats.messages import BadRow, Messages, Values, read_messages, typed
+from nncift.data.chats.messages import SYSTEM_ROLES, BadRow, Messages, Values, exchange, read_messages, typed
 from nncift.data.rows import json_text
 
 SYSTEM = ("system", "system_prompt")
@@ -33,7 +33,7 @@ class Context(NamedTuple):
 
     def before(self, messages: Messages) -> Messages:
         """The messages of a row after its system message and its history."""
-        own = bool(messages) and messages[0]["role"] in ("system", "developer")
+        own = bool(messages) and messages[0]["role"] in SYSTEM_ROLES
         start: Messages = messages[:1] if own else []
         if self.system and not own:
             start = [{"role": "system", "content": self.system}]
@@ -95,7 +95,7 @@ def _history(value: Any, field: str) -> Messages | None:
             return None
         if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise BadRow(f"{field}[{i}]", "not a pair of texts, prompt and response")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        messages += exchange(*pair)
     return messages
 
 

@@ -17,6 +17,7 @@ Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
 
 OPENAI_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SYSTEM_ROLES = ("system", "developer")
 _USUAL_ROLES = frozenset(OPENAI_ROLES)
 _ROLES = {role: role for role in OPENAI_ROLES} | {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -91,7 +92,7 @@ def read_messages(values: Values, field: str) -> Messages:
         if not rebuilt and (role := turn.get("role")).__class__ is str and role in _USUAL_ROLES and "from" not in turn:
             messages.append(turn)
         else:
-            messages += _exchange(turn) or [_message(turn, f"{field}[{i}]", rebuilt=rebuilt)]
+            messages += _exchange_in(turn) or [_message(turn, f"{field}[{i}]", rebuilt=rebuilt)]
     return messages
 
 
@@ -113,7 +114,7 @@ def _alternating(turns: Sequence[Any], field: str) -> Messages:
     return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
-def _exchange(turn: Values) -> Messages | None:
+def _exchange_in(turn: Values) -> Messages | None:
     """Both turns of an exchange in one object."""
     if "role" in turn or "from" in turn:
         return None
@@ -122,7 +123,12 @@ def _exchange(turn: Values) -> Messages | None:
         return None
     system = turn.get("system")
     start: Messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    return [*start, {"role": "user", "content": turn[names[0]]}, {"role": "assistant", "content": turn[names[1]]}]
+    return [*start, *exchange(turn[names[0]], turn[names[1]])]
+
+
+def exchange(prompt: str, response: str) -> Messages:
+    """A user's message and an assistant's."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 def _message(turn: dict[str, Any], where: str, *, rebuilt: bool) -> dict[str, Any]:
@@ -204,13 +210,13 @@ def _part(part: Any, where: str) -> str:
 
 def transcript(messages: Messages, texts: Sequence[str], tools: str | None) -> str:
     """The turns before a response as one text: the user's alone if nothing else precedes the response."""
-    heard = [i for i, text in enumerate(texts) if messages[i]["role"] not in ("system", "developer") or text.strip()]
+    heard = [i for i, text in enumerate(texts) if messages[i]["role"] not in SYSTEM_ROLES or text.strip()]
     if len(heard) == 1 and tools is None and messages[heard[0]]["role"] == "user":
         return texts[heard[0]]
     if not any(text.strip() for text in texts):
         return ""
     lines = [f"{message['role'].capitalize()}: {text}" for message, text in zip(messages, texts, strict=True)]
     if tools is not None:
-        start = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(lines))
+        start = next((i for i, m in enumerate(messages) if m["role"] not in SYSTEM_ROLES), len(lines))
         lines.insert(start, f"Tools: {tools}")
     return "\n".join(lines)

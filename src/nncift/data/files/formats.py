@@ -2,7 +2,7 @@
 
 Each format is streamed: memory has a row, a block or a batch of Parquet, never the file. A row that cannot be parsed is
 yielded with the reason, and reading continues; only damage that hides the start of the next row (a syntax error in an
-array, a broken `.gz` or Parquet) raises. What a file is, its content says: a suffix is a promise that many break.
+array, a broken `.gz` or Parquet) raises. The format is recognised by content, since suffixes are often wrong.
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ from typing import IO, Any
 
 from nncift.data.files.csv_files import csv_rows, separator_of
 from nncift.data.files.json_files import json_rows
-from nncift.data.files.streams import BLOCK, PACKINGS, ROW_BYTES, Stream, as_utf8, open_stream, seekable, skip_blank
+from nncift.data.files.streams import (
+    BLOCK,
+    PACKINGS,
+    ROW_BYTES,
+    Stream,
+    as_utf8,
+    open_stream,
+    seekable,
+    skip_blank,
+    suffix,
+)
 from nncift.data.rows import BATCH, Row, arrow_rows
-from nncift.errors import DataError
+from nncift.errors import DataError, first_line
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _CSV = (".csv", ".tsv")
@@ -35,12 +45,6 @@ def is_known(path: Path) -> bool:
 def known_formats() -> str:
     """The known suffixes, for messages."""
     return f"{', '.join((*_JSON, *_CSV, *_TABLES))}, any with {', '.join(PACKINGS)}"
-
-
-def suffix(path: Path) -> str:
-    """The suffix of the format, in lower case."""
-    name = path.name.lower()
-    return Path(next((name.removesuffix(packing) for packing in PACKINGS if name.endswith(packing)), name)).suffix
 
 
 def file_rows(
@@ -150,8 +154,7 @@ def _tables(stream: Stream, path: Path, name: str, limit: int) -> Iterator[Row]:
             yield from arrow_rows(_batches(handle, head, is_stream=is_arrow), name, limit)
         except (pa.ArrowException, OSError, MemoryError) as error:
             what = "Parquet" if suffix(path) == ".parquet" else "Arrow"
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"not a readable {what} file ({reason})", "write it again", file=name) from error
+            raise DataError(f"not a readable {what} file ({first_line(error)})", "write it again", file=name) from error
 
 
 def _batches(handle: IO[bytes], head: bytes, *, is_stream: bool) -> Iterator[Any]:

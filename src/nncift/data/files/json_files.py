@@ -1,6 +1,6 @@
 """The rows of JSON text: JSON Lines, an array, objects one after the other, or a list within an object.
 
-Which of these a file is, its content says, not its suffix. Each is streamed: memory has a row, never the file. A line
+The form is recognised by content, not by the suffix. Each is streamed: memory has a row, never the file. A line
 that cannot be parsed is a bad row; in the other forms a syntax error hides the next row, so it raises.
 """
 

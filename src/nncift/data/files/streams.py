@@ -1,7 +1,7 @@
 """The bytes of a file: hashed while they are read, decompressed, and recoded to UTF-8, in blocks.
 
 Compression and encoding are recognised by content, since suffixes lie: browsers decompress `.gz` while they download,
-and shells write UTF-16. What cannot be read is an error that says what the file is.
+and shells write UTF-16. The error for a file that cannot be read names what it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nncift.errors import DataError
+from nncift.run.amounts import size_text
 
 BLOCK = 1 << 20  # bytes per read
 HEAD = 1 << 16  # bytes that a format is recognised by
@@ -35,6 +36,12 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+
+def suffix(path: Path) -> str:
+    """The suffix of the format, without that of a compression, in lower case."""
+    name = path.name.lower()
+    return Path(next((name.removesuffix(packing) for packing in PACKINGS if name.endswith(packing)), name)).suffix
 
 
 class Stream(io.RawIOBase):
@@ -197,17 +204,13 @@ def _check_utf8(head: bytes, path: Path, name: str) -> None:
     if sum(bool(_INVALID.search(line)) for line in lines) <= _FEW * len(lines):
         return
     found = _encoding(head)
-    told = f"not UTF-8; it looks like {found}" if found else "not UTF-8"
-    new = path.with_name(f"{path.name.partition('.')[0]}-utf8{_text_suffix(path)}")
+    looks = f"; it looks like {found}" if found else ""
+    new = path.with_name(f"{path.name.partition('.')[0]}-utf8{suffix(path)}")
     source = shlex.quote(str(path))
     command = f"iconv -f {found or 'ENCODING'} -t UTF-8 {source} > {shlex.quote(str(new))}"
     if path.suffix.lower() in PACKINGS:
         command = f"decompress it, then {command.replace(source, shlex.quote(str(path.with_suffix(''))))}"
-    raise DataError(f"the text is {told}", f"convert it: {command}", file=name)
-
-
-def _text_suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix.lower() in PACKINGS else path.suffix
+    raise DataError(f"the text is not UTF-8{looks}", f"convert it: {command}", file=name)
 
 
 _ICONV = {"latin_1": "ISO-8859-1", "mac_roman": "MACINTOSH"}
@@ -272,14 +275,6 @@ def lines(stream: Stream, limit: int, first: int = 1) -> Iterator[tuple[int, byt
 def shown(text: bytes) -> str:
     """Text for a list of bad rows."""
     return text.decode("utf-8", "replace")
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people: "64 MiB"."""
-    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes_:
-            return f"{size / bytes_:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{size} bytes"
 
 
 def too_long(size: int, limit: int) -> str:
