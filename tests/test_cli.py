@@ -155,6 +155,7 @@ def test_repair_names_what_it_removed(capsys, pool, tmp_path):
         ("labels: true\n", "--labels 'True' is not an amount"),
         ("dtype: fp8\n", 'Choose from: "float32"'),
         ("output: ''\n", "--output is empty"),
+        ("config: other.yaml\n", "names another file of options: join the files"),
     ],
 )
 def test_a_config_file_that_cannot_be_used(capsys, pool, tmp_path, text, message):

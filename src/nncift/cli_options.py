@@ -120,6 +120,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file} has the option {name!r}, which is no name", "give one per line, NAME: VALUE")
         if not _is_plain(value):
             raise ConfigError(f"{file} has no plain value for {name!r}", "give text, a number, or a list of them")
+    if "config" in options:
+        raise ConfigError(f"{file} names another file of options", "join the files")
     options = {name: value for name, value in options.items() if value is not None}
     if "influence_options" in options:
         from nncift.influence.options import option_texts

@@ -69,7 +69,7 @@ def make_config(
     if options.get("from_run") is not None:
         named = inherited(str(options["from_run"]), named)
     excluded = named.get("exclude", ())
-    if isinstance(excluded, tuple):  # anything else is refused by `Config`
+    if isinstance(excluded, tuple) and all(isinstance(name, str) for name in excluded):  # `Config` refuses others
         named["exclude"] = _joined(excluded, excluded_by(named.get("network")))
     config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
@@ -119,7 +119,9 @@ def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
     elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
         replaced.add("network")
     options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
-    options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
+    excluded = given.get("exclude", ())
+    if isinstance(excluded, tuple):  # anything else is refused by `Config`
+        options["exclude"] = (*(stored.get("exclude") or ()), *excluded)
     options.setdefault("output", _folder_name(run, given))
     if Path(str(options["output"])).resolve() == Path(run).resolve():
         raise ConfigError(f"`output` {options['output']} is the run that `from_run` names", "choose another `output`")
@@ -135,7 +137,7 @@ def excluded_by(network: str | None) -> tuple[str, ...]:
     Raises:
         ConfigError: one of them is gone.
     """
-    if network in (None, PRETRAINED):
+    if not isinstance(network, str) or network == PRETRAINED:  # an object is refused by `Config`
         return ()
     path = Path(network).expanduser()
     run, outer = RunFolder(path), RunFolder(path.parent)
