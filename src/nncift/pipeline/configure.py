@@ -58,6 +58,12 @@ def make_config(
         if name not in fields:
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
     options = {name: as_stored(name, value) for name, value in options.items()}
+    for name, value in options.items():  # an array or a table does not even compare
+        if not isinstance(value, str | int | float | tuple | list | dict | None):
+            raise ConfigError(f"`{name}` is of type {type(value).__name__}", "give text, a path or a number")
+    tests = options.get("exclude", ())
+    if not (isinstance(tests, tuple) and all(isinstance(test, str) for test in tests)):
+        raise ConfigError(f"`exclude` is {repr(tests)[:100]}", "give text, or a tuple of several")
     given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
     if options.get("influence_options") and not isinstance(influence, str | None):
         raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
@@ -68,9 +74,7 @@ def make_config(
     named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
     if options.get("from_run") is not None:
         named = inherited(str(options["from_run"]), named)
-    excluded = named.get("exclude", ())
-    if isinstance(excluded, tuple) and all(isinstance(name, str) for name in excluded):  # `Config` refuses others
-        named["exclude"] = _joined(excluded, excluded_by(named.get("network")))
+    named["exclude"] = _joined(named.get("exclude", ()), excluded_by(named.get("network")))
     config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
@@ -119,9 +123,7 @@ def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
     elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
         replaced.add("network")
     options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
-    excluded = given.get("exclude", ())
-    if isinstance(excluded, tuple):  # anything else is refused by `Config`
-        options["exclude"] = (*(stored.get("exclude") or ()), *excluded)
+    options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     options.setdefault("output", _folder_name(run, given))
     if Path(str(options["output"])).resolve() == Path(run).resolve():
         raise ConfigError(f"`output` {options['output']} is the run that `from_run` names", "choose another `output`")
@@ -137,7 +139,7 @@ def excluded_by(network: str | None) -> tuple[str, ...]:
     Raises:
         ConfigError: one of them is gone.
     """
-    if not isinstance(network, str) or network == PRETRAINED:  # an object is refused by `Config`
+    if network in (None, PRETRAINED):
         return ()
     path = Path(network).expanduser()
     run, outer = RunFolder(path), RunFolder(path.parent)
