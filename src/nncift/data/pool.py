@@ -227,4 +227,5 @@ def _check_same(files: SampleFolder, recipe: Mapping[str, Any], sources: Sequenc
     stamps = [stamp for source in sources for stamp in source.stamps]
     if changed := changed_file(stored.get("files", ()), stamps):
         file, how = changed
-        raise RunError(f"{file} {how} since {files.path} was written", "restore it, or choose another `output`")
+        undo = "remove" if how == "is new" else "restore"
+        raise RunError(f"{file} {how} since {files.path} was written", f"{undo} it, or choose another `output`")
