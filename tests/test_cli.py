@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nncift.cli import _as_typed, main
@@ -154,6 +155,7 @@ def test_repair_names_what_it_removed(capsys, pool, tmp_path):
         ("labels: true\n", "--labels 'True' is not an amount"),
         ("dtype: fp8\n", 'Choose from: "float32"'),
         ("output: ''\n", "--output is empty"),
+        ("config: other.yaml\n", "names another file of options: join the files"),
     ],
 )
 def test_a_config_file_that_cannot_be_used(capsys, pool, tmp_path, text, message):
@@ -341,3 +343,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, t
         assert not list(small.rglob(".partial-*"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_options_reach_the_run_as_they_are_typed(capsys, pool, tmp_path):
+    # `Config` rewrites labels 0; on its way it must not become "not given", which measures 2,000 pairs.
+    np.save(tmp_path / "x.npy", np.eye(40, dtype=np.float32))
+    own = ("--features", tmp_path / "x.npy", "--output", tmp_path / "run", "--quiet")
+    code, _, err = run(capsys, "select", pool, "--labels", "0", *own)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pretrained" in err
+
+
+def test_options_that_complete_those_of_an_earlier_run(capsys, pool, tmp_path):
+    target = tmp_path / "target.jsonl"
+    target.write_text("".join(pool.read_text().splitlines(keepends=True)[:9]))
+    np.save(tmp_path / "x.npy", np.eye(40, 12, dtype=np.float32))
+    np.save(tmp_path / "t.npy", np.eye(9, 12, dtype=np.float32))
+    options = ("--influence", "bm25", "--labels", "60", "--features", tmp_path / "x.npy", "--quiet")
+    assert run(capsys, "select", pool, *options, "--output", tmp_path / "run")[0] == 0
+    more = ("--target", target, "--target-features", tmp_path / "t.npy", "--output", tmp_path / "more", "--quiet")
+    code, out, err = run(capsys, "select", pool, "--from", tmp_path / "run", *more)
+    assert (code, err) == (0, "")
+    assert "target: other samples" in out

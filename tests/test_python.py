@@ -102,6 +102,24 @@ def test_paths_and_numbers_of_other_types_are_taken():
     assert make_config("pool.jsonl", exclude=None).exclude == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("features", np.ones((3, 2))),
+        ("labels", np.ones(3)),
+        ("network", object()),
+        ("exclude", [{"prompt": "a", "response": "b"}]),
+        ("exclude", 5),
+    ],
+)
+@pytest.mark.parametrize("from_run", [None, "run"])
+def test_objects_that_are_no_options_are_refused_in_one_line(tmp_path, monkeypatch, name, value, from_run):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^`{name}` is .*: give ") as error:
+        make_config("pool.jsonl", from_run=from_run, **{name: value})
+    assert "\n" not in str(error.value)
+
+
 def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(12))
     np.save(tmp_path / "features.npy", np.random.default_rng(0).random((12, 4)))

@@ -65,7 +65,7 @@ def select(
     from nncift.pipeline.configure import make_config
     from nncift.run.progress import in_terminal
 
-    given = {name: getattr(options, name) for name in options.given}  # type: ignore[attr-defined]
+    given = dict(options.given)  # type: ignore[attr-defined]
     made = make_config(given.pop("pool"), **given)
     if dry_run:
         from nncift.pipeline.plan import plan

@@ -31,15 +31,23 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
 
 
 class _Given:
-    """Notes which options are given, since those of an earlier run (`from_run`) stand in for the others alone."""
+    """Keeps the options as they are given, since those of an earlier run (`from_run`) stand in for the others alone.
 
-    given: tuple[str, ...]
+    `Config` itself rewrites some: `labels` 0 becomes None with the pretrained `network`.
+    """
+
+    given: dict[str, Any]
 
     def __new__(cls, **given: Any) -> Self:
-        """With the names of what the command line or a file has."""
+        """With what the command line or a file has."""
         made = super().__new__(cls)
-        object.__setattr__(made, "given", tuple(given))
+        object.__setattr__(made, "given", given)
         return made
+
+    def __post_init__(self) -> None:
+        """Check the options as they stand; those that complete an earlier run's are checked with them (`inherited`)."""
+        if not getattr(self, "from_run"):  # noqa: B009 (of `Config`)
+            super().__post_init__()  # type: ignore[misc]
 
 
 def _options_class() -> type[Config]:
@@ -112,6 +120,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file} has the option {name!r}, which is not a name", "give one per line, NAME: VALUE")
         if not _is_plain(value):
             raise ConfigError(f"{file} has no plain value for {name!r}", "give text, a number, or a list of them")
+    if "config" in options:
+        raise ConfigError(f"{file} names another file of options", "join the files")
     options = {name: value for name, value in options.items() if value is not None}
     if "influence_options" in options:
         from nncift.influence.options import option_texts

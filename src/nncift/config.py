@@ -142,7 +142,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):  # as of a shell variable that is not set
             value = getattr(self, field.name)
-            if value == "" or (isinstance(value, tuple) and "" in value):
+            if any(isinstance(text, str) and not text for text in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
         check_types(self, skip=("budget", "labels", "influence_options"))  # which are parsed
         if isinstance(self.pool, tuple) and len(self.pool) == 1:

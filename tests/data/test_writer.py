@@ -91,10 +91,10 @@ def test_a_changed_source_is_refused(tmp_path):
     options = ReadOptions(exclude=test)
     read_pool(data, options, folder=folder)
     write_jsonl(data / "b.jsonl", [row(1)])
-    with pytest.raises(RunError, match=f"{data}/b.jsonl is new since {folder} was written"):
+    with pytest.raises(RunError, match=f"{data}/b.jsonl is new since {folder} was written: remove it, or"):
         read_pool(data, options, folder=folder)
     path.rename(data / "b.jsonl")
-    with pytest.raises(RunError, match=f"{data}/a.jsonl is gone"):
+    with pytest.raises(RunError, match=f"{data}/a.jsonl is gone since .*: restore it, or"):
         read_pool(data, options, folder=folder)
     (data / "b.jsonl").rename(path)
     read_pool(data, options, folder=folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,15 @@ def test_features_come_from_the_cache_and_from_the_earlier_run(files, minilm, tm
     select(files["pool"], from_run=tmp_path / "first", budget=6, no_cache=True, output=tmp_path / "again")
     assert notes(tmp_path / "again")["features pool"] == "features pool: taken"
     assert (tmp_path / "again/features/pool.npy").read_bytes() == first
+
+
+def test_damaged_samples_of_the_earlier_run_are_named(files, earlier, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(earlier, run)
+    samples = run / "pool/samples.arrow"
+    samples.write_bytes(samples.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"samples\.arrow is damaged .*: run nncift repair"):
+        select(files["pool"], from_run=run, budget=9, output=tmp_path / "again")
+    samples.unlink()
+    with pytest.raises(RunError, match=r"samples\.arrow"):
+        select(files["pool"], from_run=run, budget=9, output=tmp_path / "again")

@@ -58,6 +58,12 @@ def make_config(
         if name not in fields:
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted(fields))}")
     options = {name: as_stored(name, value) for name, value in options.items()}
+    for name, value in options.items():  # an array or a table does not even compare
+        if not isinstance(value, str | int | float | tuple | list | dict | None):
+            raise ConfigError(f"`{name}` is of type {type(value).__name__}", "give text, a path or a number")
+    tests = options.get("exclude", ())
+    if not (isinstance(tests, tuple) and all(isinstance(test, str) for test in tests)):
+        raise ConfigError(f"`exclude` is {repr(tests)[:100]}", "give text, or a tuple of several")
     given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
     if options.get("influence_options") and not isinstance(influence, str | None):
         raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
@@ -68,9 +74,7 @@ def make_config(
     named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
     if options.get("from_run") is not None:
         named = inherited(str(options["from_run"]), named)
-    excluded = named.get("exclude", ())
-    if isinstance(excluded, tuple):  # anything else is refused by `Config`
-        named["exclude"] = _joined(excluded, excluded_by(named.get("network")))
+    named["exclude"] = _joined(named.get("exclude", ()), excluded_by(named.get("network")))
     config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 

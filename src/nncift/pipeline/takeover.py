@@ -20,7 +20,6 @@ import numpy as np
 
 from nncift.config import DEFAULT_LABELS
 from nncift.data.facts import open_pool
-from nncift.errors import RunError
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
 from nncift.features.features import feature_facts
@@ -165,10 +164,7 @@ class EarlierRun:
         there, rows = self.folder.samples(side), self.run.samples.get(side)
         if rows is None or not there.facts.exists():
             return rows is None and not there.facts.exists()
-        try:
-            other = open_pool(there.path)[0]
-        except RunError:  # damaged
-            return False
+        other = open_pool(there.path)[0]  # a damaged one is named: it would cost the labels
         if len(other) != len(rows):
             return False
         here = rows.rows
