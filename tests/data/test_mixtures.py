@@ -1,17 +1,20 @@
 """Several sources as one pool."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nncift
 from builders import write_jsonl, write_text
 from nncift.cli import main
 from nncift.config import Config
-from nncift.data.pool import read_pool
+from nncift.data.pool import load_pool, read_pool
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.pipeline.configure import make_config
+from nncift.selection.selection import Selection
 
 
 @pytest.fixture
@@ -110,6 +113,20 @@ def test_several_pools_of_a_run(data, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["select", "math.jsonl", "none.jsonl", "--influence", "bm25", "--features", "x.npy", "--quiet"])
     assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_the_source_of_each_row_is_in_the_subset(data, monkeypatch):
+    monkeypatch.chdir(data)
+    pool = load_pool(["math.jsonl", "chat.jsonl"])
+    selection = Selection(np.array([len(pool) - 1, 0]), np.ones(2), 1.0).with_pool(pool)
+    selection.save("run")
+    assert [row["nncift_source"] for row in selection.dataset] == ["chat.jsonl", "math.jsonl"]
+    assert [json.loads(line)["nncift_source"] for line in Path("run/subset.jsonl").read_text().splitlines()] == [
+        "chat.jsonl",
+        "math.jsonl",
+    ]
+    sources = pool["source"][:]
+    assert selection.by_source() == {name: (1, sources.count(name)) for name in ("math.jsonl", "chat.jsonl")}
 
 
 def test_pools_in_the_config():

@@ -64,6 +64,7 @@ def write_summary(
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
         warnings=_warnings(target, fidelity, features, cut, selection.gains),
         network=given,
+        sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
     )
     summary.save(folder.summary)
     return summary
@@ -161,6 +162,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
             lines += _data_lines(side, facts)
     rows = summary.pool["rows"]
     lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
+    for name, (chosen, there) in (summary.sources or {}).items():
+        lines.append(f"  {chosen:,} of {there:,} from {name}")
     if summary.known is not None:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
         covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"

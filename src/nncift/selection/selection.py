@@ -1,6 +1,6 @@
 """Selection: the selected samples in order, and the files that hold them.
 
-The subset's rows are the user's rows: the JSON text of the source with three keys appended and every other byte as it
+The subset's rows are the user's rows: the JSON text of the source with our keys appended and every other byte as it
 was, streamed from the memory-mapped pool.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
+SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 _METADATA = ("value", "objective", "objective_options")  # of the table
 
 
@@ -69,8 +71,9 @@ class Selection:
     def dataset(self) -> Dataset:
         """The selected rows in their original columns, with nncift_rank (from 1), nncift_gain, nncift_influence.
 
-        A column whose values have no common Arrow type holds each value's JSON text instead. Without a pool, this and
-        the other methods that need one raise a ConfigError.
+        Rows of a pool from several sources also have nncift_source. A column whose values have no common Arrow type
+        holds each value's JSON text instead. Without a pool, this and the other methods that need one raise a
+        ConfigError.
         """
         import pyarrow as pa
         from datasets import Dataset
@@ -96,7 +99,7 @@ class Selection:
         return sft.chat_dataset(rows) if chat else sft.text_dataset(rows)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the selection's table and, last, the subset: the original rows, unchanged, and three keys.
+        """Write the selection's table and, last, the subset: the original rows, unchanged, and our keys.
 
         Raises:
             RunError: the folder cannot be written.
@@ -111,6 +114,8 @@ class Selection:
             "gain": self.gains.astype(np.float64),
             "influence": pa.array(self._influences(), pa.float64()),
         }
+        if any(sources := list(self._sources())):
+            columns["source"] = pa.array(sources, pa.string())
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
         write_table(run.selection, pa.table(columns, metadata=metadata))
         with atomic_write(run.subset) as temporary, open(temporary, "wb") as file:
@@ -153,10 +158,22 @@ class Selection:
         yield from self.pool.select_columns(present).select(self.indices)
 
     def _lines(self) -> Iterator[str]:
-        """Each selected row as one line of JSON, the three keys appended."""
+        """Each selected row as one line of JSON, our keys appended."""
         keys = zip(range(1, len(self) + 1), self.gains.tolist(), self._influences(), strict=True)
-        for row, (rank, gain, influence) in zip(self._rows("original"), keys, strict=True):
-            yield with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence})
+        for row, (rank, gain, influence) in zip(self._rows("original", optional=("source",)), keys, strict=True):
+            source = {} if row.get("source") is None else {SOURCE: row["source"]}
+            yield with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence, **source})
+
+    def _sources(self) -> Iterator[str | None]:
+        """The source of each row, of a pool from several."""
+        yield from (row.get("source") for row in self._rows("id", optional=("source",)))
+
+    def by_source(self) -> dict[str, tuple[int, int]]:
+        """Of a pool from several sources: how many samples of each are selected, and how many there are."""
+        if self.pool is None or "source" not in self.pool.column_names:
+            return {}
+        whole, chosen = Counter(self.pool.data.column("source").to_pylist()), Counter(self._sources())
+        return {name: (chosen[name], count) for name, count in whole.items() if name is not None}
 
     def _influences(self) -> list[float | None]:
         """As the shortest decimals that round to the float32 values."""
