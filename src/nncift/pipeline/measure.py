@@ -94,10 +94,10 @@ def measure_block(
 
 
 def drop_checkpoints(run: Run) -> None:
-    """Remove the checkpoints of a run that has measured everything, unless they are to be kept."""
+    """Remove the checkpoints and what was computed with them of a run that has measured everything, unless kept."""
     if not run.config.keep_checkpoints:
-        for folder in run.folder.checkpoints:
-            remove(folder)
+        for path in (*run.folder.checkpoints, *run.folder.measured_with):
+            remove(path)
 
 
 def _begin(run: Run) -> None:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ConfigError, NNCIFTError, RunError
-from nncift.run.checksums import CHECKSUMS, PARTIAL, Checksums, begin, cut_torn_line, text_hash, verify_folder
+from nncift.run.checksums import (
+    CHECKSUMS,
+    PARTIAL,
+    SHARD_FILE,
+    Checksums,
+    begin,
+    cut_torn_line,
+    text_hash,
+    verify_folder,
+)
 from nncift.run.files import json_text, read_json, refuse_damaged, remove, working_in, write_json
 
 NETWORK_FILES = ("config.json", "model.safetensors")
@@ -151,6 +160,13 @@ class RunFolder:
         """Folders of checkpoints that an influence function trained, whichever stage asked for them."""
         measured = (self.labels, self.probes, self.shortlist)
         return sorted({path.parent for part in measured for path in part.path.rglob("epoch-*") if path.is_dir()})
+
+    @property
+    def measured_with(self) -> list[Path]:
+        """Folders of shards that an influence function keeps beside the values, such as gradients of each sample."""
+        parts = (self.labels, self.probes, self.shortlist)
+        shards = (path for part in parts for path in part.path.rglob("*") if SHARD_FILE.search(path.name))
+        return sorted({path.parent for path in shards if not LabelFolder(path.parent).plan.exists()})
 
     @property
     def is_selected(self) -> bool:
