@@ -163,10 +163,11 @@ class RunFolder:
 
     @property
     def measured_with(self) -> list[Path]:
-        """Folders of shards that an influence function keeps beside the values, such as gradients of each sample."""
+        """Shards that an influence function keeps beside the values, or their folders: of gradients, of losses, ..."""
         parts = (self.labels, self.probes, self.shortlist)
-        shards = (path for part in parts for path in part.path.rglob("*") if SHARD_FILE.search(path.name))
-        return sorted({path.parent for path in shards if not LabelFolder(path.parent).plan.exists()})
+        shards = [path for part in parts for path in part.path.rglob("*") if SHARD_FILE.search(path.name)]
+        beside = {path.parent for path in shards if LabelFolder(path.parent).plan.exists()}
+        return sorted({path if path.parent in beside else path.parent for path in shards})
 
     @property
     def is_selected(self) -> bool:
