@@ -118,3 +118,9 @@ def test_without_a_pool_or_files(selection, tmp_path):
             _ = selection.with_pool(Dataset.from_dict(pool)).dataset
     with pytest.raises(RunError, match=r"selection.parquet does not exist"):
         Selection.load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", 5, None])
+def test_load_from_what_is_no_folder(folder):
+    with pytest.raises(RunError, match="is not a folder"):
+        Selection.load(folder)

@@ -25,6 +25,7 @@ from nncift.run.files import (
     remove,
 )
 from nncift.run.folder import RunFolder
+from nncift.run.records import counted
 
 _AGAIN = "the same command writes it again"
 _CHECKPOINT = re.compile(r"epoch-(\d+)")
@@ -52,7 +53,8 @@ def repair(folder: str | os.PathLike[str]) -> list[str]:
             if path.is_file() and _is_damaged(path):
                 lines += _remove(run, path)
         lines += _remove_stale(run)
-    return lines or [f"Nothing is damaged: {len(files)} files of {run.path} were checked."]
+    checked = f"{counted(len(files), 'file')} of {run.path} {'was' if len(files) == 1 else 'were'} checked"
+    return lines or [f"Nothing is damaged: {checked}."]
 
 
 def _is_damaged(path: Path) -> bool:

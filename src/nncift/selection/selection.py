@@ -129,6 +129,8 @@ class Selection:
         Raises:
             RunError: the folder holds no selection.
         """
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise RunError(f"{folder!r} is not a folder", "give that of a finished run")
         run = RunFolder(folder)
         if not run.selection.exists():
             raise RunError(f"{run.selection} does not exist", "is this the folder of a finished run?")
