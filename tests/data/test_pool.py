@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import json_objects, write_jsonl
+from nncift.data.chats.context import CONTEXT
 from nncift.data.facts import PoolFacts
 from nncift.data.pool import ReadOptions, load_pool, read_pool
 from nncift.errors import DataError
@@ -38,7 +39,7 @@ def test_columns(tmp_path):
 def test_original_rows_are_unchanged(tmp_path_factory, rows):
     """Any JSON object with the two fields, from a file and from memory; keys stay in order."""
     folder = tmp_path_factory.mktemp("pool")
-    reserved = ("id", "messages", "conversations")
+    reserved = ("id", "messages", "conversations", "label", "kto_tag", *CONTEXT)
     rows = [{**extra, **row(i)} for i, extra in enumerate(rows)]
     rows = [{key: value for key, value in each.items() if key not in reserved} for each in rows]
     for source in (write_jsonl(folder / "a.jsonl", rows), rows):

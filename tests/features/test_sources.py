@@ -147,7 +147,7 @@ def test_a_reader_reads_all_sources_of_a_side(pool, minilm, tiny_model, tmp_path
 
 
 def test_names_that_are_no_source_are_refused(pool, minilm, tmp_path: Path):
-    for name, error in (("builtins:dict", "no feature source"), ("none:Such", "cannot import")):
+    for name, error in (("builtins:dict", "not a feature source"), ("none:Such", "cannot import")):
         reader = FeatureReader(FeatureSources(own=name), EncoderSpec(minilm), ModelSpec())
         with pytest.raises(ConfigError, match=error):
             reader.read(pool, "pool", FeatureFolder(tmp_path))
