@@ -36,6 +36,8 @@ def check(run: Run) -> None:
         if run.influence is not None:
             _check_function(run, run.influence)
             check_labels(run)
+    elif run.influence is not None:  # a lost file may have to be computed again
+        run.influence.check(run.pool.rows, run.target.rows)
     if run.config.labels_from is not None:
         with run.costs.stage("labels"):
             keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)
@@ -76,8 +78,8 @@ def _check_models(run: Run) -> None:
 
 
 def _check_function(run: Run, function: InfluenceFunction) -> None:
-    config, pool, target = run.config, run.pool.rows, run.target.rows
-    function.check(pool, target)
+    config = run.config
+    function.check(run.pool.rows, run.target.rows)
     stages = {"`probes`": config.probes, "`verify`": config.verify, "`labels` auto": config.in_rounds or None}
     later = [name for name, wanted in stages.items() if wanted is not None]
     if later and function.traits.relative:
