@@ -1,4 +1,4 @@
-"""Two minutes of the campaign in benchmarks/reliability: kills, mutated inputs and damaged run folders."""
+"""The short version of the campaign in benchmarks/reliability: kills, mutated inputs and damaged run folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A campaign against nncift: runs killed at any instant, mutated inputs, damaged run folders.
 
-    python benchmarks/reliability                  # the whole campaign, about two hours on two cores
-    python benchmarks/reliability --short          # two minutes of it, as in `make test`
+    python benchmarks/reliability                  # the whole campaign, hours on two cores
+    python benchmarks/reliability --short          # a short version, as in `make test`
     python benchmarks/reliability --parts inputs --inputs 50000 --seed 1
 
 The promise under test (docs/reliability.md):

@@ -77,6 +77,7 @@ class TestSets:
     def _add(self, contamination: Contamination, source: Source) -> None:
         detector = Detector((*self.named, *SCHEMAS))
         first: list[tuple[Row, str, str]] = []
+        names: dict[str, None] = {}
         read = bad = indexed = 0
         for row in source.rows():
             read += 1
@@ -84,14 +85,15 @@ class TestSets:
                 bad += 1
                 first += [(row, "", row.reason)] * (bad <= SHOWN)
                 continue
-            self._names.update(dict.fromkeys(map(str, row.values)))
+            names.update(dict.fromkeys(map(str, row.values)))
             self.has_named |= any(all(field in row.values for field in schema.fields) for schema in self.named)
             identity, texts = self._texts(row, row.values, detector)
             if any(texts):
                 contamination.add(own_id(row.values) or f"{identity:015x}", row.file, texts)
                 indexed += 1
-        if free := tuple(self._names):  # of a table without a header, its first row
-            contamination.add("names of the columns", source.name, Texts((), (), free))
+        self._names.update(names)
+        if names:  # of a table without a header they are its first row
+            contamination.add("names of the columns", source.name, Texts((), (), tuple(names)))
         if bad and not (self.skip and indexed):
             raise bad_rows_error(source.name, first, bad, read, skip=2 * bad <= read)
         if not indexed:
