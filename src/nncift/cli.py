@@ -13,6 +13,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
+from nncift import cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import NNCIFTError, RunError, printable
@@ -170,6 +171,17 @@ def pretrain(
     print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
     print(printable(f"Share it: hf upload YOUR/NAME {Path(output) / 'network'}"))
+
+
+_command(
+    "nncift evaluate runs/math --test gsm8k-test.jsonl",
+    "nncift evaluate runs/math --test gsm8k-test.jsonl --against runs/random --seeds 3 --methods lora",
+    "nncift evaluate runs/chat --test held-out.jsonl --judge gpt-5 --judge-url https://api.openai.com/v1",
+)(cli_proof.evaluate)
+_command(
+    "nncift compare pool.jsonl --target task.jsonl --test test.jsonl --influence less,delift --budget 0.05,0.1",
+    "nncift compare pool.jsonl --test test.jsonl --methods lora,icl --exact all --seeds 5 --dry-run",
+)(cli_proof.compare)
 
 
 @_command("nncift report runs/alpaca")

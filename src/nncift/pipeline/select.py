@@ -28,6 +28,7 @@ from nncift.run.progress import in_terminal
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
     from nncift.influence.base import InfluenceFunction
+    from nncift.matrix.matrix import InfluenceMatrix
     from nncift.selection.selection import Selection
 
 
@@ -112,18 +113,23 @@ def select(
     sources = sources_of(config, {"pool": pool, "target": target, "known": known})
     shown = in_terminal() if progress is None else progress
     with Run.open(config, sources, influence, progress=shown) as run:
-        read(run)
-        check(run)
-        featurize(run)
-        labels = label(run)
-        network = learn(run, labels)
-        probes = probe(run, network)
-        matrix = estimate(run, network, probes)
+        matrix, evidence = estimated(run)
         selection = choose(run, matrix)
-        selection = verify(run, matrix, selection, Evidence(network, labels, probes))
+        selection = verify(run, matrix, selection, evidence)
         drop_checkpoints(run)
         with run.costs.stage("report"):
-            given = network.description_ if labels is None else None
+            given = evidence.network.description_ if evidence.labels is None else None
             write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection
+
+
+def estimated(run: Run) -> tuple[InfluenceMatrix, Evidence]:
+    """The influence of every pair, and what it was estimated from; stages that are finished are not run again."""
+    read(run)
+    check(run)
+    featurize(run)
+    labels = label(run)
+    network = learn(run, labels)
+    probes = probe(run, network)
+    return estimate(run, network, probes), Evidence(network, labels, probes)

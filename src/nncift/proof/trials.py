@@ -1,0 +1,182 @@
+"""Trials: one use of some pool rows, trained on or shown as examples, and its result on a test set, a file each.
+
+A trial's file is named after everything that its result depends on, so two selectors with the same choice share one,
+a killed call resumes, and a changed setting never meets an old result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from nncift.evaluation.finetune import FineTuning, fine_tune
+from nncift.evaluation.in_context import Demonstrations
+from nncift.evaluation.measure import Measurement, measure
+from nncift.evaluation.results import ItemScores
+from nncift.proof.folder import claimed
+from nncift.run.costs import Costs
+from nncift.run.files import fingerprint, read_json, remove, write_json
+from nncift.run.progress import drawn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.models.spec import ModelSpec
+
+Method = Literal["none", "lora", "icl"]
+"""The model as it is, fine-tuned on the rows, or with the most similar of them as examples in its context."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One use of some pool rows.
+
+    Attributes:
+        method: how they are used.
+        rows: pool rows in the order chosen; none for the model as it is.
+        seed: of the training.
+        weights: of each row in the training's loss, mean 1; none for equal ones.
+        phases: lengths of consecutive parts of the rows that are trained on one after the other.
+    """
+
+    method: Method
+    rows: tuple[int, ...] = ()
+    seed: int = 0
+    weights: tuple[float, ...] = ()
+    phases: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every trial of a folder shares.
+
+    Attributes:
+        folder: of the results.
+        model: the model to fine-tune.
+        pool: the pool, columns of `data.pool`.
+        measurement: the test set and how a model is measured on it.
+        tuning: settings of a fine-tuning.
+        shots: examples in the context, at most.
+        progress: show progress bars.
+    """
+
+    folder: Path
+    model: ModelSpec
+    pool: Dataset
+    measurement: Measurement
+    tuning: FineTuning
+    shots: int = 5
+    progress: bool = False
+    _keys: dict[Trial, str] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def _row_keys(self) -> list[str]:
+        """A hash of each pool row's content."""
+        columns = [name for name in ("prompt", "response", "messages", "tools", "turns") if name in self.pool.features]
+        batches = self.pool.select_columns(columns).iter(1000)
+        return [fingerprint(*values) for batch in batches for values in zip(*batch.values(), strict=True)]
+
+    def key(self, trial: Trial) -> str:
+        """What the trial's result depends on, hashed."""
+        if trial not in self._keys:
+            parts: list[Any] = [trial.method, self.model.describe(), self.measurement.describe()]
+            rows = [self._row_keys[row] for row in trial.rows]
+            if trial.method == "lora":
+                parts += [rows, trial.seed, self.tuning.describe(), trial.weights, trial.phases]
+            elif trial.method == "icl":
+                parts += [sorted(rows), self.shots]
+            self._keys[trial] = fingerprint(*parts)
+        return self._keys[trial]
+
+    def path(self, trial: Trial) -> Path:
+        """The file of the trial's result."""
+        return self.folder / f"{self.key(trial)}.parquet"
+
+    def scores(self, trial: Trial) -> ItemScores:
+        """The result of a finished trial."""
+        return ItemScores.load(self.path(trial))
+
+    def costs(self, trial: Trial) -> dict[str, dict[str, float]]:
+        """What a finished trial cost, by stage ("tune", "measure")."""
+        return dict(read_json(self._costs(trial)))
+
+    def _costs(self, trial: Trial) -> Path:
+        return self.path(trial).with_suffix(".json")
+
+    def run(self, trials: Iterable[Trial], *, keep: dict[Trial, Path] | None = None) -> None:
+        """Run the trials that have no result, each in one of the processes that work on the folder.
+
+        Args:
+            trials: in the order of their importance.
+            keep: where the adapter of a trial goes; without, it is removed.
+        """
+        keep = keep or {}
+        distinct = list({self.key(trial): trial for trial in trials}.values())
+        with tqdm(total=len(distinct), desc="trials", **drawn(self.progress and len(distinct) > 1)) as bar:
+            for wait in (False, True):  # first those that no other process runs, then those of one that was killed
+                for trial in distinct:
+                    adapter = keep.get(trial)
+                    with claimed(self.path(trial), wait=wait) as ours:
+                        if ours or (wait and adapter is not None and not adapter.exists()):
+                            self._run(trial, adapter)
+                bar.update(self._finished(distinct) - bar.n)
+
+    def _finished(self, trials: Sequence[Trial]) -> int:
+        return sum(self.path(trial).exists() for trial in trials)
+
+    def _run(self, trial: Trial, keep: Path | None) -> None:
+        """Run one trial; its result is written last."""
+        work = self.path(trial).with_suffix("")
+        costs = Costs(work / "costs.json")
+        adapter = None
+        if trial.method == "lora":
+            adapter = keep or work / "adapter"
+            with costs.stage("tune"):
+                count = costs.counter("tune", self.model)
+                self._tune(trial, adapter)
+                count()
+        if not self.path(trial).exists():
+            with costs.stage("measure"):
+                count = costs.counter("measure", self.model)
+                scores = measure(
+                    self.model.loaded,
+                    self.measurement,
+                    adapter=adapter,
+                    demonstrations=self._demonstrations(trial),
+                    folder=work / "parts",
+                    progress=self.progress,
+                )
+                count()
+            stages = {name: {"seconds": cost.seconds, "tokens": _tokens(cost)} for name, cost in costs.stages.items()}
+            write_json(self._costs(trial), stages)
+            scores.save(self.path(trial))
+        remove(work)
+
+    def _tune(self, trial: Trial, folder: Path) -> None:
+        rows = self.pool.select(trial.rows)
+        parts = np.split(np.arange(len(trial.rows)), np.cumsum(trial.phases)[:-1]) if trial.phases else None
+        fine_tune(
+            self.model,
+            rows,
+            self.tuning.seeded(trial.seed),
+            folder,
+            weights=np.array(trial.weights) if trial.weights else None,
+            phases=parts,
+            progress=self.progress,
+        )
+
+    def _demonstrations(self, trial: Trial) -> Demonstrations | None:
+        if trial.method != "icl":
+            return None
+        rows = self.pool.select(sorted(trial.rows))
+        return Demonstrations(rows, self.measurement.encoder, self.shots)
+
+
+def _tokens(cost: Any) -> int:
+    return int(cost.forward_tokens + cost.backward_tokens)
