@@ -176,13 +176,13 @@ def test_adapter_loads_with_peft(tiny, tiny_model, trained):
 class TestLoss:
     def losses(self, tiny, tmp_path, weights=None, stock=False) -> float:
         """Of one pass with all rows."""
-        from nncift.evaluation.sft_trainer import LoraTrainer, collate, tokenized
+        from nncift.evaluation.sft_trainer import LoraTrainer, collate, sft_arguments, tokenized
 
         rows = tokenized(encode_examples(tiny, ROWS, wording="chat"), weights)
-        tuning = finetune._Tuning(tiny, [], None, SHORT, tmp_path, 4, False)
         lora = Lora(rank=2, alpha=4, dropout=0.0)
         with silent(), unchanged(tiny), adapted(tiny, lora, trainable=True) as adapter:
-            trainer = LoraTrainer(tiny, 4, model=adapter, args=tuning._arguments(0, 11, tmp_path), train_dataset=rows)
+            arguments = sft_arguments(tiny, SHORT, 11, tmp_path, 0, 4)
+            trainer = LoraTrainer(tiny, 4, model=adapter, args=arguments, train_dataset=rows)
             batch = collate(list(rows))
             method = super(LoraTrainer, trainer).compute_loss if stock else trainer.compute_loss
             return float(method(adapter, batch))
@@ -325,13 +325,21 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="`dtype` 8bit"):
             fine_tune(spec, ROWS, SHORT, tmp_path)
 
-    def test_memory(self, spec, tmp_path):
-        def fail(*_):
-            raise torch.OutOfMemoryError("out of memory")
+    def test_memory(self, spec, trained, tmp_path):
+        """Passes are halved when memory runs out, and the training begins again; one sample has to fit."""
+        most = 2
 
-        hook = spec.loaded.model.get_output_embeddings().register_forward_pre_hook(fail)
+        def fail(module, arguments):
+            if arguments[0].shape[0] > most:
+                raise torch.OutOfMemoryError("out of memory")
+
+        hook = spec.loaded.model.get_input_embeddings().register_forward_pre_hook(fail)
         try:
+            folder = fine_tune(spec, ROWS, dataclasses.replace(SHORT, dropout=0.0), tmp_path / "halved")
+            most = 0
             with pytest.raises(ModelError, match="ran out of memory"):
-                fine_tune(spec, ROWS, SHORT, tmp_path)
+                fine_tune(spec, ROWS, SHORT, tmp_path / "none")
         finally:
             hook.remove()
+        whole = fine_tune(spec, ROWS, dataclasses.replace(SHORT, dropout=0.0), tmp_path / "whole")
+        assert mean_loss(spec.loaded, ROWS, folder) == pytest.approx(mean_loss(spec.loaded, ROWS, whole), rel=1e-3)

@@ -15,22 +15,22 @@ state of Adam of its own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DependencyError, ModelError, RunError
 from nncift.evaluation.isolation import silent, trackers, unchanged
 from nncift.evaluation.model_card import base_name, model_card
-from nncift.models.batching import out_of_memory
+from nncift.models.batching import in_memory
 from nncift.models.chats import Style
 from nncift.models.examples import Example, encode_examples
 from nncift.models.language_model import LanguageModel
@@ -40,12 +40,12 @@ from nncift.models.tokenization import Tokenization
 from nncift.run.checksums import PARTIAL
 from nncift.run.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.run.progress import drawn
-from nncift.training.lora import ALL_LINEAR, WEIGHTS, Lora, adapted, save_adapter
+from nncift.training.lora import ALL_LINEAR, WEIGHTS, Lora, adapted, adapter_weights, save_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PASS = 4  # samples per pass, at most
+PASS = 4  # samples per pass, at most; halved when memory runs out
 _RECORD, _CARD, _WORK = "training.json", "README.md", f"{PARTIAL}training"
 _MINUTES = 10.0  # between two checkpoints, at most
 
@@ -145,32 +145,14 @@ def fine_tune(
     if not len(rows):
         raise ConfigError("there are no samples to train on", "give some rows")
     language_model = model.loaded
-    _check_precision(language_model)
+    _check_device(language_model)
     _check_installed()
     weights = _normalised(weights, len(rows))
     parts = _checked(phases, len(rows))
     wording = training_wording(model, wording)
     tokenizer = _tokenization(language_model, settings.max_length)
     examples = encode_examples(tokenizer, rows, wording=wording, cut_responses=True)
-    record: dict[str, Any] = {
-        "model": base_name(model),
-        "dtype": language_model.precision,
-        "wording": wording,
-        "rows": len(rows),
-        "tokens": sum(len(example.ids) for example in examples),
-        "response_tokens": sum(example.scored for example in examples),
-        "steps": sum(settings.steps(len(part)) for part in parts),
-        "weighted": weights is not None,
-        "phases": [len(part) for part in parts],
-        "settings": settings.describe(),
-    }
-    record["fingerprint"] = fingerprint(
-        *(record[name] for name in ("dtype", "settings")),
-        language_model.name,
-        [example.key for example in examples],
-        None if weights is None else weights.tolist(),
-        [part.tolist() for part in parts],
-    )
+    record = _record(model, wording, examples, settings, weights, parts)
     if not _is_finished(folder, record["fingerprint"]):
         write_json(folder / _RECORD, record)
         tuning = _Tuning(language_model, examples, weights, settings, folder, model.batch_size or PASS, progress)
@@ -179,12 +161,14 @@ def fine_tune(
     return folder
 
 
-def _check_precision(model: LanguageModel) -> None:
-    if model.device.type == "cuda" or model.precision in ("float32", "bfloat16"):
+def _check_device(model: LanguageModel) -> None:
+    device, precision = model.device, model.precision
+    if device.type == "cuda" and device.index:
+        problem = f"trl trains on the first GPU alone, and {model.name!r} is on {str(device)!r}"
+        raise ConfigError(problem, f"set CUDA_VISIBLE_DEVICES={device.index}, and give `device` cuda")
+    if device.type == "cuda" or precision in ("float32", "bfloat16") or (device.type, precision) == ("mps", "float16"):
         return
-    if model.device.type == "mps" and model.precision == "float16":
-        return
-    problem = f"{model.name!r} cannot be trained on {model.device.type!r} with `dtype` {model.precision}"
+    problem = f"{model.name!r} cannot be trained on {device.type!r} with `dtype` {precision}"
     raise ConfigError(problem, "take float32, or a GPU with CUDA")
 
 
@@ -203,7 +187,8 @@ def _normalised(weights: np.ndarray | None, n: int) -> np.ndarray | None:
     weights = np.asarray(weights, np.float64)
     if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ConfigError("`weights` cannot be used", f"give {n} numbers, none below 0 and not all of them 0")
-    return np.divide(weights, weights.mean())
+    scaled: np.ndarray = weights / weights.mean()
+    return scaled
 
 
 def _checked(phases: Sequence[np.ndarray] | None, n: int) -> list[np.ndarray]:
@@ -220,6 +205,32 @@ def _tokenization(model: LanguageModel, max_length: int | None) -> Tokenization:
     if max_length is None or max_length >= model.context_length:
         return model
     return Tokenization(model.tokenizer, model.model.config, name=model.name, max_length=max_length)
+
+
+def _record(
+    model: ModelSpec,
+    wording: Style,
+    examples: Sequence[Example],
+    settings: FineTuning,
+    weights: np.ndarray | None,
+    parts: Sequence[np.ndarray],
+) -> dict[str, Any]:
+    """The content of `training.json`."""
+    found = {
+        "model": base_name(model),
+        "dtype": model.loaded.precision,
+        "wording": wording,
+        "rows": len(examples),
+        "tokens": sum(len(example.ids) for example in examples),
+        "response_tokens": sum(example.scored for example in examples),
+        "steps": sum(settings.steps(len(part)) for part in parts),
+        "weighted": weights is not None,
+        "phases": [len(part) for part in parts],
+        "settings": settings.describe(),
+    }
+    data = [example.key for example in examples], None if weights is None else weights.tolist()
+    numbers = [part.tolist() for part in parts]
+    return found | {"fingerprint": fingerprint(model.name, found["dtype"], found["settings"], *data, numbers)}
 
 
 def _is_finished(folder: Path, identity: str) -> bool:
@@ -270,65 +281,29 @@ class _Tuning:
 
     def _train(self, adapter: Any, k: int, part: np.ndarray, bar: tqdm) -> None:
         """Train phase k, on these rows, from its last checkpoint on."""
-        from nncift.evaluation.sft_trainer import LoraTrainer, Watch, last_checkpoint, tokenized
+        from nncift.evaluation.sft_trainer import LoraTrainer, Watch, last_checkpoint, sft_arguments, tokenized
 
         output = self.folder / _WORK / f"checkpoints-{k}"
         rows = tokenized([self.examples[j] for j in part], None if self.weights is None else self.weights[part])
         watch = Watch(bar, len(part), self.settings.batch_size, minutes=_MINUTES)
-        with silent(), self._memory(), onednn_linears(self.model.model):
-            options = {"model": adapter, "train_dataset": rows, "callbacks": [watch]}
-            with trackers(self.settings.report_to, self.folder / "runs"):
-                args = self._arguments(k, len(part), output)
-                trainer = LoraTrainer(self.model, self.settings.batch_size, args=args, **options)
+        initial = {name: weight.detach().clone() for name, weight in adapter_weights(self.model).items()}
+
+        def attempt() -> bool:
             checkpoint = last_checkpoint(output)
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with torch.no_grad():
+                for name, weight in adapter_weights(self.model).items():
+                    weight.copy_(initial[name])
+            with silent(), onednn_linears(self.model.model):
+                options = {"model": adapter, "train_dataset": rows, "callbacks": [watch]}
+                with trackers(self.settings.report_to, self.folder / "runs"):
+                    arguments = sft_arguments(self.model, self.settings, len(part), output, k, self.pass_size)
+                    trainer = LoraTrainer(self.model, self.settings.batch_size, args=arguments, **options)
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            return True
+
+        while in_memory(attempt) is None:
+            if self.pass_size == 1:
+                fix = "lower `max_length`, use `dtype` 4bit, or take a smaller model"
+                raise ModelError(f"{self.model.name!r} ran out of memory while it was trained on one sample", fix)
+            self.pass_size //= 2
         remove(output)
-
-    def _arguments(self, k: int, rows: int, output: Path) -> Any:
-        """The SFTConfig of phase k."""
-        from trl import SFTConfig
-
-        device, precision, settings = self.model.device.type, self.model.precision, self.settings
-        size = max(size for size in range(1, self.pass_size + 1) if settings.batch_size % size == 0)
-        arguments = SFTConfig(
-            output_dir=str(output),
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(settings.warmup_ratio * settings.steps(rows)),
-            max_grad_norm=settings.max_grad_norm,
-            optim="adamw_torch",
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=settings.batch_size // size,
-            gradient_checkpointing=device != "cpu",  # a third more work for a fraction of the memory
-            bf16=precision not in ("float32", "float16") and device != "mps",
-            fp16=precision == "float16" and device == "cuda",
-            use_cpu=device == "cpu",
-            max_length=None,
-            packing=False,
-            completion_only_loss=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-            save_strategy="epoch",
-            save_total_limit=2,
-            logging_strategy="steps" if settings.report_to else "no",
-            logging_steps=1,
-            report_to=list(settings.report_to) or "none",
-            disable_tqdm=True,
-            seed=int(np.random.SeedSequence([settings.seed, k]).generate_state(1)[0]),
-        )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # of several, the one that the model is on
-        return arguments
-
-    @contextlib.contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Turn running out of memory inside the block into one line."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            fix = "lower `max_length`, set the model's `batch_size` to 1, use `dtype` 4bit, or take a smaller model"
-            raise ModelError(f"{self.model.name!r} ran out of memory while it was trained", fix) from error

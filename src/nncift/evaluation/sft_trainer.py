@@ -12,10 +12,11 @@ trl does by itself: a model card in every checkpoint, and telemetry.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,13 +26,16 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, remove, write_json
 from nncift.run.progress import advance
+
+if TYPE_CHECKING:
+    from nncift.evaluation.finetune import FineTuning
 
 IGNORED = -100  # label of a token without loss
 WEIGHT = "weight"
@@ -140,6 +144,46 @@ class LoraTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Nothing: what is trained here is nobody's business."""
+
+
+def sft_arguments(
+    model: LanguageModel, settings: FineTuning, rows: int, output: Path, phase: int, pass_size: int
+) -> SFTConfig:
+    """The arguments of the trainer of a phase with so many rows, whose passes have at most `pass_size` samples."""
+    device, precision = model.device.type, model.precision
+    sizes = range(1, min(pass_size, settings.batch_size) + 1)
+    size = max(size for size in sizes if settings.batch_size % size == 0)
+    arguments = SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(settings.warmup_ratio * settings.steps(rows)),
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=settings.batch_size // size,
+        gradient_checkpointing=device != "cpu",  # a third more work for a fraction of the memory
+        bf16=precision not in ("float32", "float16") and device != "mps",
+        fp16=precision == "float16" and device == "cuda",
+        use_cpu=device == "cpu",
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_strategy="steps" if settings.report_to else "no",
+        logging_steps=1,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        seed=int(np.random.SeedSequence([settings.seed, phase]).generate_state(1)[0]),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several, the one that the model is on
+    return arguments
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
