@@ -1,0 +1,79 @@
+"""What a trainer does to the process and to a model beside training, undone: many trainings run in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nncift.errors import ConfigError, first_line
+from nncift.models.batching import out_of_memory
+from nncift.models.language_model import LanguageModel
+from nncift.models.loading import quiet
+from nncift.training.lora import forked_random
+
+_TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+
+
+@contextlib.contextmanager
+def unchanged(model: LanguageModel) -> Iterator[None]:
+    """Restore the model's attributes and configuration and the global random numbers after the block."""
+    base = model.model
+    objects = [base, base.config, base.config.get_text_config(), getattr(base, "generation_config", None)]
+    before = [(kept, dict(vars(kept))) for kept in objects if kept is not None]
+    states = random.getstate(), np.random.get_state()
+    try:
+        with forked_random(model, 0):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        with quiet(), contextlib.suppress(AttributeError):  # of the hooks that there are not without it
+            base.gradient_checkpointing_disable()
+            base.disable_input_require_grads()
+        for kept, attributes in before:  # trl replaces the forward
+            vars(kept).clear()
+            vars(kept).update(attributes)
+        base.eval()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No warnings of the training libraries inside the block."""
+    loggers = [logging.getLogger(name) for name in ("trl", "accelerate", "peft", "bitsandbytes")]
+    levels = [logger.level for logger in loggers]
+    with quiet():
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def trackers(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Refuse trackers that a trainer made inside the block cannot use; TensorBoard's files go to a folder.
+
+    Raises:
+        ConfigError: a tracker is unknown, or its package is not installed.
+    """
+    ours = bool(names) and _TENSORBOARD not in os.environ
+    if ours:
+        os.environ[_TENSORBOARD] = str(folder)
+    try:
+        yield
+    except (ValueError, RuntimeError, ImportError) as error:
+        if not names or out_of_memory(error):
+            raise
+        problem = f"`report_to` {', '.join(names)} cannot be used ({first_line(error)})"
+        raise ConfigError(problem, "install the tracker's package, or name another") from error
+    finally:
+        if ours:
+            del os.environ[_TENSORBOARD]
