@@ -120,7 +120,8 @@ def test_training(spec, trained, tmp_path, capfd):
 
 def test_finished_training_is_returned_and_others_refused(spec, trained, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
-    assert fine_tune(spec, ROWS, dataclasses.replace(SHORT, report_to=("tensorboard",)), trained) == trained
+    again = ModelSpec(spec.model)
+    assert fine_tune(again, ROWS, dataclasses.replace(SHORT, report_to=("tensorboard",)), trained) == trained
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == times
     for rows, settings, options in (
         (ROWS, dataclasses.replace(SHORT, epochs=3), {}),
@@ -214,21 +215,18 @@ def test_training_with_weights(spec, tmp_path):
     assert losses[2][1] > losses[0][1]
 
 
-def test_phases(spec, tmp_path):
+def test_phases(spec, trained, tmp_path):
     """Trained in turn; interrupted in the last one, they end with the same bytes."""
-    tiny, phases = spec.loaded, [np.arange(4), np.arange(4, 11)]
+    phases = [np.arange(4), np.arange(4, 11)]
     whole = fine_tune(spec, ROWS, SHORT, tmp_path / "whole", phases=phases)
     record = json.loads((whole / "training.json").read_text())
     assert (record["phases"], record["steps"]) == ([4, 7], 2 * (1 + 2))
-    first = fine_tune(spec, ROWS.select(phases[0]), SHORT, tmp_path / "first")
-    assert mean_loss(tiny, ROWS.select(phases[1]), whole) < mean_loss(tiny, ROWS.select(phases[1]), first)
     folder = tmp_path / "interrupted"
     interrupted(16, spec, ROWS, SHORT, folder, phases=phases)
     assert [path.name for path in folder.rglob("phase-*")] == ["phase-0"]
     fine_tune(spec, ROWS, SHORT, folder, phases=phases)
     assert content(folder) == content(whole)
-    one = fine_tune(spec, ROWS, SHORT, tmp_path / "one", phases=[np.arange(11)])
-    assert content(one) == content(fine_tune(spec, ROWS, SHORT, tmp_path / "none"))
+    assert fine_tune(spec, ROWS, SHORT, trained, phases=[np.arange(11)]) == trained
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -325,7 +323,7 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="`dtype` 8bit"):
             fine_tune(spec, ROWS, SHORT, tmp_path)
 
-    def test_memory(self, spec, trained, tmp_path):
+    def test_memory(self, spec, tmp_path):
         """Passes are halved when memory runs out, and the training begins again; one sample has to fit."""
         most = 2
 
@@ -335,11 +333,20 @@ class TestRefusals:
 
         hook = spec.loaded.model.get_input_embeddings().register_forward_pre_hook(fail)
         try:
-            folder = fine_tune(spec, ROWS, dataclasses.replace(SHORT, dropout=0.0), tmp_path / "halved")
+            folder = fine_tune(spec, ROWS, SHORT, tmp_path / "halved")
             most = 0
             with pytest.raises(ModelError, match="ran out of memory"):
                 fine_tune(spec, ROWS, SHORT, tmp_path / "none")
         finally:
             hook.remove()
-        whole = fine_tune(spec, ROWS, dataclasses.replace(SHORT, dropout=0.0), tmp_path / "whole")
-        assert mean_loss(spec.loaded, ROWS, folder) == pytest.approx(mean_loss(spec.loaded, ROWS, whole), rel=1e-3)
+        assert mean_loss(spec.loaded, ROWS, folder) < mean_loss(spec.loaded, ROWS)
+
+    def test_files_that_cannot_be_written(self, spec, tmp_path):
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            with pytest.raises(RunError, match="cannot write"):
+                fine_tune(spec, ROWS, SHORT, tmp_path / "adapter")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -15,6 +15,7 @@ state of Adam of its own.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -28,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DependencyError, ModelError, RunError
-from nncift.evaluation.isolation import silent, trackers, unchanged
+from nncift.evaluation.isolation import silent, trackers, unchanged, writing
 from nncift.evaluation.model_card import base_name, model_card
 from nncift.models.batching import in_memory
 from nncift.models.chats import Style
@@ -144,18 +145,16 @@ def fine_tune(
     """
     if not len(rows):
         raise ConfigError("there are no samples to train on", "give some rows")
-    language_model = model.loaded
-    _check_device(language_model)
-    _check_installed()
     weights = _normalised(weights, len(rows))
     parts = _checked(phases, len(rows))
     wording = training_wording(model, wording)
-    tokenizer = _tokenization(language_model, settings.max_length)
-    examples = encode_examples(tokenizer, rows, wording=wording, cut_responses=True)
+    examples = encode_examples(_tokenization(model, settings.max_length), rows, wording=wording, cut_responses=True)
     record = _record(model, wording, examples, settings, weights, parts)
     if not _is_finished(folder, record["fingerprint"]):
+        _check_installed()
+        _check_device(model.loaded)
         write_json(folder / _RECORD, record)
-        tuning = _Tuning(language_model, examples, weights, settings, folder, model.batch_size or PASS, progress)
+        tuning = _Tuning(model.loaded, examples, weights, settings, folder, model.batch_size or PASS, progress)
         tuning.run(parts, record)
     remove(folder / _WORK)
     return folder
@@ -201,10 +200,11 @@ def _checked(phases: Sequence[np.ndarray] | None, n: int) -> list[np.ndarray]:
     return parts
 
 
-def _tokenization(model: LanguageModel, max_length: int | None) -> Tokenization:
-    if max_length is None or max_length >= model.context_length:
-        return model
-    return Tokenization(model.tokenizer, model.model.config, name=model.name, max_length=max_length)
+def _tokenization(model: ModelSpec, max_length: int | None) -> Tokenization:
+    """The model's, with a shorter context on request; loads no weights."""
+    found = copy.copy(model.tokenization)
+    found.context_length = min(found.context_length, max_length or found.context_length)
+    return found
 
 
 def _record(
@@ -218,7 +218,7 @@ def _record(
     """The content of `training.json`."""
     found = {
         "model": base_name(model),
-        "dtype": model.loaded.precision,
+        "dtype": model.describe()["dtype"],
         "wording": wording,
         "rows": len(examples),
         "tokens": sum(len(example.ids) for example in examples),
@@ -293,7 +293,7 @@ class _Tuning:
             with torch.no_grad():
                 for name, weight in adapter_weights(self.model).items():
                     weight.copy_(initial[name])
-            with silent(), onednn_linears(self.model.model):
+            with silent(), writing(output), onednn_linears(self.model.model):
                 options = {"model": adapter, "train_dataset": rows, "callbacks": [watch]}
                 with trackers(self.settings.report_to, self.folder / "runs"):
                     arguments = sft_arguments(self.model, self.settings, len(part), output, k, self.pass_size)

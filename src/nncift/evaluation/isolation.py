@@ -1,8 +1,9 @@
-"""What a trainer does to the process and to a model beside training, undone: many trainings run in one process."""
+"""Around a trainer: what it does to the process and a model beside training is undone, and its errors are one line."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -10,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
-from nncift.errors import ConfigError, first_line
+from nncift.errors import ConfigError, RunError, first_line
 from nncift.models.batching import out_of_memory
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import quiet
 from nncift.training.lora import forked_random
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM}
 _TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
@@ -77,3 +80,20 @@ def trackers(names: Sequence[str], folder: Path) -> Iterator[None]:
     finally:
         if ours:
             del os.environ[_TENSORBOARD]
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a trainer's errors of writing a checkpoint into one line.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        of_disk = isinstance(error, SafetensorError) or getattr(error, "errno", None) in _DISK
+        if not of_disk and "failed writing file" not in str(error):  # torch's words
+            raise
+        fix = "free some space on the disk, or choose another folder, and run the same command again"
+        raise RunError(f"cannot write a checkpoint to {folder} ({first_line(error)})", fix) from error
