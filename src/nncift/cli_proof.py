@@ -48,7 +48,9 @@ def _proof_class(base: type[ProofOptions]) -> type[ProofOptions]:
 
 
 if TYPE_CHECKING:
-    EvaluateFlags, CompareFlags, SelectFlags = ProofOptions, CompareOptions, Config
+    EvaluateFlags = ProofOptions
+    CompareFlags = CompareOptions
+    SelectFlags = Config
 else:
     EvaluateFlags, CompareFlags = map(_proof_class, (ProofOptions, CompareOptions))
     SelectFlags = options_class(without=_NOT_COMPARED)

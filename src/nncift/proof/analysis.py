@@ -1,8 +1,8 @@
-"""What a comparison shows: each cell's metrics with intervals, its difference to random, its equivalent random budget."""
+"""What a comparison shows: metrics with intervals, differences to random, the equivalent random budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,7 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
         `Difference`, p values corrected by Holm over the selectors of the same method, unit, budget and metric), and
         of tunings "equivalent" (`EquivalentBudget`).
     """
-    tables = [_table(cell, scores) for cell in cells]
+    tables = [table_of(cell.trials, scores) for cell in cells]
     place = {(cell.selector, cell.method, cell.unit, cell.budget): k for k, cell in enumerate(cells)}
     records = [
         {
@@ -44,55 +44,76 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
             "rows": _mean(len(trial.rows) for trial in cell.trials),
             "tokens": _mean(int(tokens[list(trial.rows)].sum()) for trial in cell.trials),
             "curve": cell.curve,
-            "metrics": {name: metric_record(table, cell) for name, table in tables[k].items()},
+            "metrics": _metrics(tables[k], cell),
         }
         for k, cell in enumerate(cells)
     ]
     for k, cell in enumerate(cells):
         if cell.selector != NONE:
-            records[k]["against_none"] = _differences(tables[k], tables[0], fixed=True)
+            records[k]["against_none"] = differences(tables[k], tables[0], fixed=(_is_fixed(cell), True))
         other = place.get((RANDOM, cell.method, cell.unit, cell.budget))
         if cell.selector not in (NONE, RANDOM, FULL) and other is not None:
-            records[k]["against_random"] = _differences(tables[k], tables[other])
+            fixed = _is_fixed(cell), _is_fixed(cells[other])
+            records[k]["against_random"] = differences(tables[k], tables[other], fixed=fixed)
     _correct(records)
     _equivalents(cells, tables, records)
     return records
 
 
-def _table(cell: Cell, scores: Scores) -> dict[str, np.ndarray]:
-    """Metric to its values, (n_seeds, n_items)."""
-    found = [scores(trial).values for trial in cell.trials]
+def table_of(trials: Sequence[Trial], scores: Scores) -> dict[str, np.ndarray]:
+    """Metric to its values in trials of different seeds, (n_seeds, n_items)."""
+    found = [scores(trial).values for trial in trials]
     return {name: np.stack([values[name] for values in found]) for name in found[0]}
+
+
+def _metrics(tables: Mapping[str, np.ndarray], cell: Cell) -> dict[str, Any]:
+    seeds = [trial.seed for trial in cell.trials]
+    return {name: metric_record(table, cell.method, seeds) for name, table in tables.items()}
+
+
+def _is_fixed(cell: Cell) -> bool:
+    """Whether nothing random is in a cell: examples in a context are fixed unless they were drawn."""
+    return cell.method != "lora" and cell.selector != RANDOM
 
 
 def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def metric_record(table: np.ndarray, cell: Cell) -> dict[str, Any]:
-    """A metric of a cell, (n_seeds, n_items): its mean with the interval, and the mean of each seed."""
+def metric_record(table: np.ndarray, method: str, seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+    """A metric of a model, (n_seeds, n_items): its mean with the interval, and the mean of each seed.
+
+    Examples in a context have no seed of their own: there, each random choice counts as one.
+    """
     kept = table[:, ~np.isnan(table).any(axis=0)]
     if not kept.size:
         return {"value": None, "low": None, "high": None, "items": 0, "by_seed": {}}
-    fixed = cell.method != "lora" and len(table) == 1
-    found = contrast([Trained(kept, fixed)], np.ones((1, 1)))
-    seeds = [str(trial.seed) if cell.method == "lora" else str(k) for k, trial in enumerate(cell.trials)]
+    found = contrast([Trained(kept, fixed=method != "lora" and len(table) == 1)], np.ones((1, 1)))
+    names = seeds if method == "lora" and len(seeds) == len(table) else range(len(table))
     return {
         "value": float(found.value[0]),
         "low": float(found.low[0]),
         "high": float(found.high[0]),
         "items": kept.shape[1],
-        "by_seed": dict(zip(seeds, kept.mean(axis=1).tolist(), strict=True)),
+        "by_seed": dict(zip(map(str, names), kept.mean(axis=1).tolist(), strict=True)),
     }
 
 
-def _differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray], *, fixed: bool = False) -> dict[str, Any]:
+def differences(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], *, fixed: Sequence[bool]
+) -> dict[str, Difference]:
+    """The difference of two models by metric; `fixed` says which of the two were not trained."""
     found = {}
     for name in a:
         metric = METRICS[name]
         if name in b and not (np.isnan(a[name]).any(axis=0) | np.isnan(b[name]).any(axis=0)).all():
             found[name] = compare(
-                a[name], b[name], larger_is_better=metric.larger_is_better, binary=metric.binary, fixed_b=fixed
+                a[name],
+                b[name],
+                larger_is_better=metric.larger_is_better,
+                binary=metric.binary,
+                fixed_a=fixed[0],
+                fixed_b=fixed[1],
             )
     return found
 

@@ -1,8 +1,8 @@
 """`nncift compare`: which influence function fits a pool, and is it worth it, by training on what each chooses.
 
-`compare` reads top to bottom as the steps of a comparison: prepare, choose, train, analyse, write. Every choice and every
-trial is a file, so a killed call resumes, and several processes (one per GPU, or of one thread each) share the work of
-one folder.
+`compare` reads top to bottom as the steps of a comparison: prepare, choose, train, analyse, write. Every choice and
+every trial is a file, so a killed call resumes, and several processes (one per GPU, or of one thread each) share the
+work of one folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from nncift.config import DEFAULT_INFLUENCE, Config
 from nncift.data.memory import repeatable
-from nncift.data.pool import ReadOptions, read_pool
+from nncift.data.pool import read_pool
 from nncift.errors import ConfigError
 from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.context import Run

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import Config
-from nncift.data.pool import ReadOptions
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.evaluation.comparisons import Difference, adjust, compare_scores
-from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.evaluation.comparisons import adjust
+from nncift.models.spec import ModelSpec
+from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import ProofOptions
-from nncift.proof.setup import measurement_of, tuning_of
+from nncift.proof.setup import bench_of, models_of, read_options, stored, tuning_of
 from nncift.proof.trials import Bench, Trial
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, write_json
@@ -89,28 +89,17 @@ def evaluate(
     shown = in_terminal() if progress is None else progress
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
     with folder.open(identity):
-        items = read_test(test, folder.run.samples("test"), _read_options(config, proof), progress=shown)
+        items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=shown)
         if not proof.allow_overlap:
             for side in sides:
                 refuse_overlap(items, side.chosen, proof.test)
-    model, encoder = _models(config)
-    measurement = measurement_of(items, model, encoder, proof, folder, progress=shown)
-    benches = [
-        Bench(
-            folder.trials,
-            model,
-            side.pool,
-            measurement,
-            tuning_of(proof, model),
-            shots=proof.shots,
-            progress=shown,
-        )
-        for side in sides
-    ]
+    model, encoder = models_of(config)
+    benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=shown) for side in sides]
     trials = [_trials(side, proof, config.seed) for side in sides]
+    keep = {trials[0]["lora"][0]: folder.adapter} if "lora" in proof.methods else {}
     for bench, own in zip(benches, trials, strict=True):
-        bench.run([trial for group in own.values() for trial in group], keep=_kept(own, folder, bench is benches[0]))
-    results = _results(proof, sides, benches, trials)
+        bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
+    results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
     write_json(folder.results, results)
     return Evaluation(folder.path, results)
 
@@ -147,50 +136,18 @@ class _Side:
 
 def _options(side: _Side, test: SourceLike, options: dict[str, Any]) -> tuple[ProofOptions, Config]:
     """The options of the evaluation, and a config with those of the run that hold for it too."""
-    own = {field.name for field in dataclasses.fields(ProofOptions)}
-    for name in options:
-        if name not in own and name not in _INHERITED:
-            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(sorted({*own, *_INHERITED}))}")
-    stored = {name: side.config.get(name) for name in _INHERITED if side.config.get(name) is not None}
-    given = {name: options[name] for name in _INHERITED if options.get(name) is not None}
-    proof = ProofOptions(
-        test=_name(test) if not isinstance(test, str | Path) else str(test),
-        **{name: _stored(value) for name, value in options.items() if name in own},
-    )
-    return proof, Config("pool", **stored | given)
-
-
-def _stored(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+    own, others = ProofOptions.split(options)
+    for name in others:
+        if name not in _INHERITED:
+            known = sorted({*_INHERITED, *(field.name for field in dataclasses.fields(ProofOptions))})
+            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(known)}")
+    of_run: dict[str, Any] = {name: side.config.get(name) for name in _INHERITED if side.config.get(name) is not None}
+    given = {name: value for name, value in others.items() if value is not None}
+    return ProofOptions(test=stored("test", test), **own), Config("pool", **of_run | given)
 
 
 def _shared(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _INHERITED}
-
-
-def _read_options(config: Config, proof: ProofOptions) -> ReadOptions:
-    return ReadOptions(
-        split=proof.test_split,
-        prompt_field=config.prompt_field,
-        response_field=config.response_field,
-        messages_field=config.messages_field,
-        turns=config.turns,
-        skip_bad_rows=config.skip_bad_rows,
-        max_row_bytes=config.row_bytes,
-        seed=config.seed,
-    )
-
-
-def _models(config: Config) -> tuple[ModelSpec, EncoderSpec]:
-    shared: dict[str, Any] = {
-        "device": config.device,
-        "batch_size": config.batch_size,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    model = ModelSpec(
-        config.models[0], dtype=config.dtype, max_length=config.max_length, wording=config.wording, **shared
-    )
-    return model, EncoderSpec(config.encoder or DEFAULT_ENCODER, **shared)
 
 
 def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial]]:
@@ -204,14 +161,42 @@ def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial
     return found
 
 
-def _kept(trials: dict[str, list[Trial]], folder: ProofFolder, first: bool) -> dict[Trial, Path]:
-    return {trials["lora"][0]: folder.adapter} if first and "lora" in trials else {}
+def _facts(sides: Sequence[_Side], proof: ProofOptions, model: ModelSpec, items: Dataset) -> dict[str, Any]:
+    """What the results are of, ready for JSON."""
+    return {
+        "sides": {side.name: side.identity() | {"rows": len(side.selection)} for side in sides},
+        "test": {"name": proof.test, "items": len(items)},
+        "model": model.describe(),
+        "tuning": tuning_of(proof).describe(),
+        "seeds": proof.seeds,
+    }
 
 
 def _results(
-    proof: ProofOptions, sides: Sequence[_Side], benches: Sequence[Bench], trials: Sequence[dict[str, list[Trial]]]
+    sides: Sequence[_Side], benches: Sequence[Bench], trials: Sequence[dict[str, list[Trial]]]
 ) -> dict[str, Any]:
-    raise NotImplementedError
+    """Each model's metrics, and the comparisons with the model as it is and between the runs."""
+    tables: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for side, bench, own in zip(sides, benches, trials, strict=True):
+        for method, group in own.items():
+            if method != "none" or side is sides[0]:
+                tables[side.name if method != "none" else "", method] = table_of(group, bench.scores)
+    pairs = [(key, ("", "none")) for key in tables if key[1] != "none"]
+    pairs += [(("run", method), ("against", method)) for name, method in tables if name == "against"]
+    compared = {
+        (a, b): differences(tables[a], tables[b], fixed=(a[1] != "lora", b[1] != "lora")) for a, b in pairs
+    }
+    adjusted = iter(adjust([found for each in compared.values() for found in each.values()]))
+    return {
+        "models": [
+            {"run": name, "method": method, "metrics": {k: metric_record(v, method) for k, v in table.items()}}
+            for (name, method), table in tables.items()
+        ],
+        "comparisons": [
+            {"a": list(a), "b": list(b), "metrics": {metric: as_record(next(adjusted)) for metric in found}}
+            for (a, b), found in compared.items()
+        ],
+    }
 
 
 def _name(test: Any) -> str:

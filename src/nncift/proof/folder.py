@@ -32,6 +32,7 @@ class ProofFolder:
         self.exact = self.path / "exact"  # exact influence, a folder for each function
         self.runs = self.path / "runs"  # of estimated influence, a run for each function and budget
         self.adapter = self.path / "adapter"  # of an evaluation, that of the first seed
+        self.judge = self.path / "judge.json"  # how a judge graded known answers
         self.results = self.path / "results.json"
         self.table = self.path / "results.csv"
         self.markdown = self.path / "results.md"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nncift.errors import ConfigError
 from nncift.run.validation import check_types
 
-METHODS = ("lora", "icl")
+METHODS: tuple[Literal["lora", "icl"], ...] = ("lora", "icl")
 FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")

@@ -18,9 +18,7 @@ import numpy as np
 from nncift.evaluation.finetune import fine_tune
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import plan as plan_run
-from nncift.proof.cells import Grid
 from nncift.proof.compare import Inputs, prepare
-from nncift.proof.folder import ProofFolder
 from nncift.proof.selectors import Selector
 from nncift.proof.trials import Bench, Trial
 from nncift.run.costs import duration, seconds_of
@@ -72,15 +70,16 @@ def plan(*arguments: Any, **options: Any) -> ComparisonPlan:
         cells = inputs.grid(rankings).cells()
         trials = [trial for cell in cells for trial in cell.trials]
         tuning, testing = _rates(inputs.bench, Path(temporary))
-        tokens = np.array([len(e.ids) for e in encode_examples(inputs.bench.model.tokenization, inputs.samples)])
+        examples = encode_examples(inputs.bench.model.tokenization, inputs.samples, cut_responses=True)
         trained = [trial for trial in trials if trial.method == "lora"]
         shown = [trial for trial in trials if trial.method == "icl"]
-        rows = sum(float(tokens.mean()) * len(trial.rows) for trial in trained)
+        each = sum(len(example.ids) for example in examples) / n
+        tokens = each * sum(len(trial.rows) for trial in trained)
         return ComparisonPlan(
             len(trained),
             len(shown),
             choosing,
-            tuning * rows * inputs.bench.tuning.epochs,
+            tuning * tokens * inputs.bench.tuning.epochs,
             testing * (1 + len(trained) + (1 + inputs.bench.shots) * len(shown)),
         )
 
@@ -100,6 +99,6 @@ def _rates(bench: Bench, folder: Path) -> tuple[float, float]:
     rows = bench.pool.select(np.argsort(lengths, kind="stable")[len(lengths) // 2 :][:_ROWS])
     tokens = sum(len(example.ids) for example in encode_examples(model.loaded, rows))
     tuning = seconds_of(lambda: fine_tune(model, rows, settings, folder / "adapter"))
-    few = dataclasses.replace(bench, folder=folder / "trials", measurement=bench.measurement.first(_ITEMS))
+    few = dataclasses.replace(bench, folder=folder / "trials", test=bench.test.first(_ITEMS))
     testing = seconds_of(lambda: few.run([Trial("none")]))
-    return tuning / max(tokens, 1), testing / _ITEMS * len(bench.measurement.items)
+    return tuning / max(tokens, 1), testing / _ITEMS * len(bench.test.items)

@@ -141,3 +141,27 @@ def text_table(results: Mapping[str, Any]) -> str:
             shown = _interval(cell["metrics"]["loss"])
             lines.append(printable(f"  {cell['selector']:<36} {shown:<24} {verdict}{same}"))
     return "\n".join(lines[1:])
+
+
+def evaluation_text(results: Mapping[str, Any]) -> str:
+    """An evaluation for the terminal: every model's metrics, then what the comparisons say."""
+    models = results["models"]
+    names = [name for name in METRICS if any(model["metrics"].get(name, {}).get("items") for model in models)]
+    counts = {name: max(model["metrics"][name]["items"] for model in models) for name in names}
+    head = [f"{METRICS[name].title} (n={counts[name]:,})" for name in names]
+    rows = [["", *head]]
+    for model in models:
+        shown = [_interval(model["metrics"][name]) for name in names]
+        rows.append([_model_name(model["run"], model["method"]), *shown])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for compared in results["comparisons"]:
+        a, b = (_model_name(*compared[side]) for side in ("a", "b"))
+        for name, difference in compared["metrics"].items():
+            lines.append(f"{a} against {b}, {METRICS[name].title}: {_against(difference)}")
+    return "\n".join(map(printable, lines))
+
+
+def _model_name(run: str, method: str) -> str:
+    other = " on the other run" if run == "against" else ""
+    return {"none": "as it is", "lora": f"fine-tuned{other}", "icl": f"in context{other}"}[method]

@@ -6,6 +6,7 @@ a killed call resumes, and a changed setting never meets an old result.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +18,11 @@ from tqdm import tqdm
 
 from nncift.evaluation.finetune import FineTuning, fine_tune
 from nncift.evaluation.in_context import Demonstrations
-from nncift.evaluation.measure import Measurement, measure
+from nncift.evaluation.items import Items
+from nncift.evaluation.judge import Judge
+from nncift.evaluation.measurement import measure
 from nncift.evaluation.results import ItemScores
+from nncift.models.examples import encode_examples
 from nncift.proof.folder import claimed
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_json, remove, write_json
@@ -27,7 +31,7 @@ from nncift.run.progress import drawn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.models.spec import ModelSpec
+    from nncift.models.spec import EncoderSpec, ModelSpec
 
 Method = Literal["none", "lora", "icl"]
 """The model as it is, fine-tuned on the rows, or with the most similar of them as examples in its context."""
@@ -52,7 +56,40 @@ class Trial:
     phases: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Test:
+    """A test set and what is measured on it.
+
+    Attributes:
+        items: the test items, rendered for the model.
+        metrics: names of `METRICS`.
+        encoder: of the embedding similarity, and of the choice of examples.
+        judge: grades answers.
+        max_new_tokens: of an answer; by the references unless given.
+    """
+
+    __test__ = False  # pytest takes classes of such a name for tests
+
+    items: Items
+    metrics: tuple[str, ...]
+    encoder: EncoderSpec
+    judge: Judge | None = None
+    max_new_tokens: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the results depend on, hashed."""
+        items, judge = self.items, None if self.judge is None else self.judge.describe()
+        parts = [items.ids, items.references, [example.key for example in items.examples]]
+        return fingerprint(*parts, self.metrics, self.encoder.name, judge, self.max_new_tokens)
+
+    def first(self, n: int) -> Test:
+        """The same of the first n items."""
+        some = dataclasses.replace(self.items, samples=self.items.samples[:n], examples=self.items.examples[:n])
+        return dataclasses.replace(self, items=some)
+
+
+@dataclass(frozen=True, eq=False)
 class Bench:
     """What every trial of a folder shares.
 
@@ -60,7 +97,7 @@ class Bench:
         folder: of the results.
         model: the model to fine-tune.
         pool: the pool, columns of `data.pool`.
-        measurement: the test set and how a model is measured on it.
+        test: the test set and what is measured on it.
         tuning: settings of a fine-tuning.
         shots: examples in the context, at most.
         progress: show progress bars.
@@ -69,11 +106,11 @@ class Bench:
     folder: Path
     model: ModelSpec
     pool: Dataset
-    measurement: Measurement
+    test: Test
     tuning: FineTuning
     shots: int = 5
     progress: bool = False
-    _keys: dict[Trial, str] = field(default_factory=dict, compare=False)
+    _keys: dict[Trial, str] = field(default_factory=dict)
 
     @cached_property
     def _row_keys(self) -> list[str]:
@@ -82,10 +119,16 @@ class Bench:
         batches = self.pool.select_columns(columns).iter(1000)
         return [fingerprint(*values) for batch in batches for values in zip(*batch.values(), strict=True)]
 
+    @cached_property
+    def response_tokens(self) -> np.ndarray:
+        """Response tokens of each pool row, which carry the loss, int64 (n,)."""
+        examples = encode_examples(self.model.tokenization, self.pool, wording=self.model.wording, cut_responses=True)
+        return np.array([example.scored for example in examples], np.int64)
+
     def key(self, trial: Trial) -> str:
         """What the trial's result depends on, hashed."""
         if trial not in self._keys:
-            parts: list[Any] = [trial.method, self.model.describe(), self.measurement.describe()]
+            parts: list[Any] = [trial.method, self.model.describe(), self.test.fingerprint]
             rows = [self._row_keys[row] for row in trial.rows]
             if trial.method == "lora":
                 parts += [rows, trial.seed, self.tuning.describe(), trial.weights, trial.phases]
@@ -127,6 +170,15 @@ class Bench:
                             self._run(trial, adapter)
                 bar.update(self._finished(distinct) - bar.n)
 
+    def total(self, trials: Iterable[Trial]) -> dict[str, Any]:
+        """What finished trials cost together, each distinct one once: "number", and each stage's seconds and tokens."""
+        found = [self.costs(trial) for trial in {self.key(trial): trial for trial in trials}.values()]
+        stages = {
+            stage: {name: sum(each.get(stage, {}).get(name, 0) for each in found) for name in ("seconds", "tokens")}
+            for stage in ("tune", "measure")
+        }
+        return {"number": len(found), **stages}
+
     def _finished(self, trials: Sequence[Trial]) -> int:
         return sum(self.path(trial).exists() for trial in trials)
 
@@ -146,10 +198,15 @@ class Bench:
                 count = costs.counter("measure", self.model)
                 scores = measure(
                     self.model.loaded,
-                    self.measurement,
+                    self.test.items,
+                    folder=work / "parts",
                     adapter=adapter,
                     demonstrations=self._demonstrations(trial),
-                    folder=work / "parts",
+                    metrics=self.test.metrics,
+                    encoder=self.test.encoder,
+                    judge=self.test.judge,
+                    max_new_tokens=self.test.max_new_tokens,
+                    batch_size=self.model.batch_size,
                     progress=self.progress,
                 )
                 count()
@@ -164,7 +221,7 @@ class Bench:
         fine_tune(
             self.model,
             rows,
-            self.tuning.seeded(trial.seed),
+            dataclasses.replace(self.tuning, seed=trial.seed),
             folder,
             weights=np.array(trial.weights) if trial.weights else None,
             phases=parts,
@@ -174,8 +231,8 @@ class Bench:
     def _demonstrations(self, trial: Trial) -> Demonstrations | None:
         if trial.method != "icl":
             return None
-        rows = self.pool.select(sorted(trial.rows))
-        return Demonstrations(rows, self.measurement.encoder, self.shots)
+        chosen = self.pool.select(sorted(trial.rows))
+        return Demonstrations.choose(self.test.items, chosen, self.test.encoder, k=self.shots)
 
 
 def _tokens(cost: Any) -> int:
