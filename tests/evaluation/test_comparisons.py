@@ -133,7 +133,7 @@ class TestExactMatch:
 
 
 class TestHolm:
-    @settings(deadline=None, max_examples=50)
+    @settings(deadline=None, max_examples=20)
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
     def test_equals_the_step_down_by_hand(self, p_values):
         one = compare(losses(1.0), losses(1.2, seed=1), larger_is_better=False)

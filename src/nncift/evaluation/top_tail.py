@@ -62,7 +62,8 @@ def top_subsets(
     if not np.isfinite(influence).all():
         raise ConfigError("influence has values that are not finite")
     size = top_size(base, share)
-    members, subsets = np.flatnonzero(base), {}
+    members = np.flatnonzero(base)
+    subsets: dict[tuple[str, str], np.ndarray] = {}
     for group in dict.fromkeys(groups):
         mean = influence[:, [name == group for name in groups]].mean(axis=1, dtype=np.float64)
         top = members[np.argsort(-mean[members], kind="stable")[:size]]
@@ -134,7 +135,8 @@ def tail_effects(
         models = [Trained(np.array([own]), fixed=True), Trained(others)]
         found = contrast(models, np.array([[sign, -sign]]))
         by_group = dict(zip(kinds, (sign * (np.array(own) - others.mean(axis=0))).tolist(), strict=True))
-        effects[kind] = TailEffect(kind, *(float(part[0]) for part in found), by_group)
+        value, low, high, p_value = (float(part[0]) for part in found)
+        effects[kind] = TailEffect(kind, value, low, high, p_value, by_group)
     return effects
 
 
