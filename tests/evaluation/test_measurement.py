@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builders import chat, samples, word_rows
-from nncift.errors import ConfigError, RunError
+from nncift.errors import ConfigError, ModelError, RunError
 from nncift.evaluation import measurement
 from nncift.evaluation.datamodels import mean_losses
 from nncift.evaluation.in_context import Demonstrations
@@ -141,6 +141,8 @@ def test_refusals(tiny, items, tmp_path):
         measure(tiny, items, folder=tmp_path, metrics=["loss", "judge"])
     with pytest.raises(ConfigError, match="empty"):
         measure(tiny, items, folder=tmp_path, metrics=[])
+    with pytest.raises(ModelError, match=r"has no adapter_config\.json"):
+        measure(tiny, items, folder=tmp_path, adapter=tmp_path)
     assert not list(tmp_path.iterdir())
     measure(tiny, items, folder=tmp_path, metrics=["loss"])
     with pytest.raises(RunError, match="another model, test set or settings"):

@@ -28,7 +28,7 @@ from nncift.run.checksums import content_hash
 from nncift.run.files import fingerprint, read_json, write_json
 from nncift.run.progress import drawn
 from nncift.run.shards import SHARD, Arrays, Shards
-from nncift.training.lora import WEIGHTS, adapted
+from nncift.training.lora import WEIGHTS, adapted, check_adapter_folder
 
 SCORES = "scores.parquet"
 _GRADED = 16  # items per shard of the judge: each may be a request
@@ -72,6 +72,8 @@ def measure(
     wanted = _wanted(metrics, items, encoder, judge)
     new_tokens = max_new_tokens or items.default_new_tokens
     shown = items if demonstrations is None else demonstrations.before(items, model, new_tokens=new_tokens)
+    if adapter is not None:
+        check_adapter_folder(adapter)
     generates = wanted != ["loss"]
     work = _Answers(model, shown, new_tokens if generates else 0, batch_size)
     identity = fingerprint(

@@ -120,7 +120,11 @@ class CausalModel(Batcher):
 
         Returns:
             (positions, vocabulary), on the model's device in its dtype.
+
+        Raises:
+            ModelError: a token is not in its vocabulary.
         """
+        self._check_tokens(ids)
         inputs = {"input_ids": ids, "attention_mask": mask, self._cache_argument: cache, "use_cache": True}
         if "position_ids" in self._parameters:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -174,12 +178,16 @@ class CausalModel(Batcher):
     def _padded(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Right-padded token ids on the model's device, (n, longest) int64."""
         ids = pad_sequence([torch.tensor(sequence, dtype=torch.long) for sequence in sequences], batch_first=True)
+        self._check_tokens(ids)
+        return ids.to(self.device)
+
+    def _check_tokens(self, ids: torch.Tensor) -> None:
+        """Raise a `ModelError` if a token is not in the vocabulary."""
         if int(ids.max()) >= self._embeddings:
             raise ModelError(
                 f"the tokenizer of {self.name!r} gives token {int(ids.max())}, but the model has {self._embeddings}",
                 "give a model with its own tokenizer",
             )
-        return ids.to(self.device)
 
 
 class _StopForward(Exception):
