@@ -47,7 +47,7 @@ class Footprint(NamedTuple):
 
     memory: int = 0  # at the peak, beyond the models' weights
     disk: int = 0  # of files
-    checkpoints: int = 0  # of these, checkpoints of a training
+    checkpoints: int = 0  # of these, checkpoints of a training and gradients, removed when the run is complete
 
 
 @dataclass(frozen=True)
