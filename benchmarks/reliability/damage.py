@@ -24,7 +24,6 @@ _THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
 _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them in a finished run of that kind
     "active learning": {"function.json", "models.json"},
     "token budget": {"tokens.npy"},
-    "delift": {"labels/delift-baseline.npy"},
 }
 
 
@@ -93,7 +92,8 @@ def _damage(
 
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
-    return file == "labels/notes.json" or file.startswith(("labels/held-out/", "labels/round-", "verify/"))
+    unused = ("labels/notes.json", "labels/delift-baseline.npy")
+    return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/"))
 
 
 def _damaged(data: bytes, rng: random.Random, *, thorough: bool) -> list[tuple[str, bytes]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -69,9 +71,11 @@ def select(
     given = dict(options.given)  # type: ignore[attr-defined]
     made = make_config(given.pop("pool"), **given)
     if dry_run:
-        from nncift.pipeline.plan import plan
+        with _uncollected():
+            from nncift.pipeline.plan import plan
 
-        print(_as_typed(plan(made, progress=in_terminal() and not quiet)))
+            planned = plan(made, progress=in_terminal() and not quiet)
+        print(_as_typed(planned))
         if made.from_run is not None:
             print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
@@ -281,6 +285,18 @@ def _as_typed(text: object) -> str:
 def _fail(message: str) -> None:
     print(f"nncift: {_as_typed(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no unreachable objects inside the block: among all those that imports make it takes a second or two."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _configure_libraries() -> None:

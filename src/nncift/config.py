@@ -96,8 +96,9 @@ class Config:
     """Instead of these two: the column with whole chats, as lists of messages or as text with role markers. Data that
     lack the named columns are read by the schema that they fit."""
     turns: Literal["last", "all"] | None = None
-    """Which assistant turns of a chat are scored and trained on: last (the default) or all. Turns marked otherwise
-    (weight 0, train or loss false) never are."""
+    """Which assistant turns of a chat are scored and trained on: last (the default) or all; all influence
+    functions, the features sentence and lm, and training then take the mean over turns. Turns marked otherwise (weight
+    0, train or loss false) never are."""
     exclude: tuple[str, ...] = ()
     """Test sets whose samples must not be in the subset, any data with texts; may be given several times."""
     exclude_fields: tuple[str, ...] = ()

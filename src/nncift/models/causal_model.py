@@ -32,6 +32,7 @@ class CausalModel(Batcher):
         vocabulary: number of logits per position.
         forward_tokens: tokens that went through the model so far, padding not counted.
         backward_tokens: tokens whose gradients went back through it, padding not counted.
+        training_seconds: time of all training steps so far.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -40,6 +41,7 @@ class CausalModel(Batcher):
         self.dtype: torch.dtype = model.dtype
         self.forward_tokens = 0
         self.backward_tokens = 0
+        self.training_seconds = 0.0
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in self._parameters else "past_key_values"
         self._embeddings = int(model.get_input_embeddings().weight.shape[0])

@@ -58,7 +58,7 @@ class RunPlan:
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes of the process at its peak, with the models.
         disk: bytes that the run folder will take.
-        checkpoints: bytes in addition while the run lasts.
+        checkpoints: bytes in addition while the run lasts, of checkpoints and gradients.
         exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
@@ -95,7 +95,8 @@ class RunPlan:
         ]
         if self.exact_seconds is not None:
             lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
-        checkpoints = f", and {size_text(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
+        while_it_runs = f", and {size_text(self.checkpoints)} of checkpoints and gradients while it runs"
+        checkpoints = while_it_runs if self.checkpoints else ""
         lines.append(f"Memory: about {size_text(self.memory)}; disk: about {size_text(self.disk)}{checkpoints}")
         if self.estimated:
             lines.append(

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -224,7 +225,7 @@ class _Loop:
 
     def _step(self, number: int, batch: Sequence[int]) -> float:
         """One step of Adam on these examples; the sum of their losses."""
-        rate = self._rate(number)
+        rate, since = self._rate(number), time.perf_counter()
         second = {name: moments[1] for name, moments in self._moments().items()}
         with _memory(self.model, "computing target gradients"):
             self.callback.before_step(self.model, Step(number, rate, len(batch), second))
@@ -235,6 +236,7 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.training_seconds += time.perf_counter() - since
         return total
 
     def _backward(self, numbers: Sequence[int], batch_size: int) -> float:
