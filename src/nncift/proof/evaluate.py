@@ -183,9 +183,7 @@ def _results(
                 tables[side.name if method != "none" else "", method] = table_of(group, bench.scores)
     pairs = [(key, ("", "none")) for key in tables if key[1] != "none"]
     pairs += [(("run", method), ("against", method)) for name, method in tables if name == "against"]
-    compared = {
-        (a, b): differences(tables[a], tables[b], fixed=(a[1] != "lora", b[1] != "lora")) for a, b in pairs
-    }
+    compared = {(a, b): differences(tables[a], tables[b], fixed=(a[1] != "lora", b[1] != "lora")) for a, b in pairs}
     adjusted = iter(adjust([found for each in compared.values() for found in each.values()]))
     return {
         "models": [

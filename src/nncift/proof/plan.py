@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from nncift.evaluation.finetune import fine_tune
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import plan as plan_run
 from nncift.proof.compare import Inputs, prepare
@@ -23,6 +22,7 @@ from nncift.proof.selectors import Selector
 from nncift.proof.trials import Bench, Trial
 from nncift.run.costs import duration, seconds_of
 from nncift.run.records import counted
+from nncift.training.finetune import fine_tune
 
 _ROWS, _ITEMS = 6, 6  # of the trial training and test
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from nncift.config import Config
 from nncift.data.pool import ReadOptions
 from nncift.evaluation.endpoint import EndpointJudge
-from nncift.evaluation.finetune import FineTuning, training_wording
 from nncift.evaluation.items import Items
 from nncift.evaluation.judge import Judge, LocalJudge, Rubric, check_judge
 from nncift.evaluation.text_metrics import ROUGE
@@ -18,6 +17,7 @@ from nncift.proof.folder import ProofFolder
 from nncift.proof.options import ProofOptions
 from nncift.proof.trials import Bench, Test
 from nncift.run.files import write_json
+from nncift.training.finetune import FineTuning, training_wording
 
 if TYPE_CHECKING:
     from datasets import Dataset

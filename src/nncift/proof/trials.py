@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from nncift.evaluation.finetune import FineTuning, fine_tune
 from nncift.evaluation.in_context import Demonstrations
 from nncift.evaluation.items import Items
 from nncift.evaluation.judge import Judge
@@ -27,6 +26,7 @@ from nncift.proof.folder import claimed
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_json, remove, write_json
 from nncift.run.progress import drawn
+from nncift.training.finetune import FineTuning, fine_tune
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 from builders import SMALL, chat, chat_rows, make_model, samples, word_rows
 from nncift.errors import ConfigError, ModelError, RunError
 from nncift.evaluation import finetune
-from nncift.evaluation.finetune import FineTuning, fine_tune
-from nncift.evaluation.isolation import silent, unchanged
 from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.run.progress import moving
 from nncift.selection.sft import chat_dataset
+from nncift.training.finetune import FineTuning, fine_tune
+from nncift.training.isolation import silent, unchanged
 from nncift.training.lora import Lora, adapted
 
 SHORT = FineTuning(epochs=2, learning_rate=5e-2, batch_size=4, rank=2, alpha=4, dropout=0.1)
@@ -177,7 +177,7 @@ def test_adapter_loads_with_peft(tiny, tiny_model, trained):
 class TestLoss:
     def losses(self, tiny, tmp_path, weights=None, stock=False) -> float:
         """Of one pass with all rows."""
-        from nncift.evaluation.sft_trainer import LoraTrainer, collate, sft_arguments, tokenized
+        from nncift.training.sft_trainer import LoraTrainer, collate, sft_arguments, tokenized
 
         rows = tokenized(encode_examples(tiny, ROWS, wording="chat"), weights)
         lora = Lora(rank=2, alpha=4, dropout=0.0)

@@ -29,8 +29,6 @@ import torch
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DependencyError, ModelError, RunError
-from nncift.evaluation.isolation import silent, trackers, unchanged, writing
-from nncift.evaluation.model_card import base_name, model_card
 from nncift.models.batching import in_memory
 from nncift.models.chats import Style
 from nncift.models.examples import Example, encode_examples
@@ -41,7 +39,9 @@ from nncift.models.tokenization import Tokenization
 from nncift.run.checksums import PARTIAL
 from nncift.run.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.run.progress import drawn
+from nncift.training.isolation import silent, trackers, unchanged, writing
 from nncift.training.lora import ALL_LINEAR, WEIGHTS, Lora, adapted, adapter_weights, save_adapter
+from nncift.training.model_card import base_name, model_card
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -281,7 +281,7 @@ class _Tuning:
 
     def _train(self, adapter: Any, k: int, part: np.ndarray, bar: tqdm) -> None:
         """Train phase k, on these rows, from its last checkpoint on."""
-        from nncift.evaluation.sft_trainer import LoraTrainer, Watch, last_checkpoint, sft_arguments, tokenized
+        from nncift.training.sft_trainer import LoraTrainer, Watch, last_checkpoint, sft_arguments, tokenized
 
         output = self.folder / _WORK / f"checkpoints-{k}"
         rows = tokenized([self.examples[j] for j in part], None if self.weights is None else self.weights[part])

@@ -35,7 +35,7 @@ from nncift.run.files import read_json, remove, write_json
 from nncift.run.progress import advance
 
 if TYPE_CHECKING:
-    from nncift.evaluation.finetune import FineTuning
+    from nncift.training.finetune import FineTuning
 
 IGNORED = -100  # label of a token without loss
 WEIGHT = "weight"
