@@ -125,6 +125,20 @@ def test_holm_counts_the_selectors_that_are_read_together(results):
     assert sorted(each["adjusted_p"] for each in found) == pytest.approx([min(2 * raw[0], 1), max(2 * raw[0], raw[1])])
 
 
+def test_the_best_free_choice_and_the_exact_values_are_compared_with():
+    order = np.arange(N)
+    close, exact = Selector("free", "embedding-similarity"), Selector("exact", "less")
+    ranked = {GOOD: order, close: np.roll(order, 30), WEAK: order[::-1], exact: order}
+    made = grid(rankings={s: {10: r} for s, r in ranked.items()}, budgets=[10], methods=["lora"], units=["rows"])
+    found = {r["selector"]: r for r in analyse(made.cells(), scores, made.tokens) if not r["curve"]}
+    assert [found[name]["best_free"] for name in ("less, estimated", "less, exact")] == ["bm25", "bm25"]
+    assert found["less, estimated"]["against_free"]["loss"]["verdict"] == "worse"
+    assert found["less, exact"]["against_free"]["loss"]["verdict"] == "tie"
+    assert found["less, estimated"]["against_exact"]["loss"]["verdict"] == "worse"
+    assert not {"against_free", "against_exact", "best_free"} & found["bm25"].keys()
+    assert "against_exact" not in found["less, exact"]
+
+
 def test_overlaps(results):
     found = {(o["budget"], o["a"], o["b"]): o["share"] for o in results["overlaps"]}
     assert found[20, "bm25", "less, estimated"] == 0

@@ -1,4 +1,4 @@
-"""What a comparison shows: each cell's metrics with intervals, its difference to random, its equivalent random budget."""
+"""What a comparison shows: each cell's metrics with intervals, its differences, its equivalent random budget."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, 
 from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
 from nncift.evaluation.results import METRICS, ItemScores
 from nncift.proof.cells import FULL, NONE, RANDOM, Cell
+from nncift.proof.selectors import Selector
 from nncift.proof.trials import Trial
 
 Scores = Callable[[Trial], ItemScores]
+_AGAINST = ("against_random", "against_none", "against_free", "against_exact")
 
 
 def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[dict[str, Any]]:
@@ -27,9 +29,11 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
 
     Returns:
         Of each: "selector", "method", "unit", "budget", "rows" and "tokens" (means over the seeds), "curve", "metrics"
-        (by name: "value", "low", "high", "items", "by_seed"), "against_random" and "against_none" (by metric, as
-        `Difference`, p values corrected by Holm over the selectors of the same method, unit, budget and metric), and
-        of tunings "equivalent" (`EquivalentBudget`).
+        (by name: "value", "low", "high", "items", "by_seed"), and of tunings "equivalent" (`EquivalentBudget`).
+        Differences by metric, as `Difference`, p values corrected by Holm over the selectors of the same method, unit,
+        budget and metric: "against_random"; "against_none"; of exact and estimated influence "against_free", the free
+        choice of the lowest loss, which "best_free" names; and of estimated influence "against_exact", the exact
+        values of the same function.
     """
     tables = [_table(cell, scores) for cell in cells]
     place = {(cell.selector, cell.method, cell.unit, cell.budget): k for k, cell in enumerate(cells)}
@@ -54,6 +58,13 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
         other = place.get((RANDOM, cell.method, cell.unit, cell.budget))
         if cell.selector not in (NONE, RANDOM, FULL) and other is not None:
             records[k]["against_random"] = _differences(tables[k], tables[other])
+        free = _best_free(cells, records, cell)
+        if cell.selector.kind in ("estimated", "exact") and free is not None:
+            records[k]["best_free"] = cells[free].selector.name
+            records[k]["against_free"] = _differences(tables[k], tables[free])
+        exact = place.get((Selector("exact", cell.selector.influence), cell.method, cell.unit, cell.budget))
+        if cell.selector.kind == "estimated" and exact is not None:
+            records[k]["against_exact"] = _differences(tables[k], tables[exact])
     _correct(records)
     _equivalents(cells, tables, records)
     return records
@@ -63,6 +74,17 @@ def _table(cell: Cell, scores: Scores) -> dict[str, np.ndarray]:
     """Metric to its values, (n_seeds, n_items)."""
     found = [scores(trial).values for trial in cell.trials]
     return {name: np.stack([values[name] for values in found]) for name in found[0]}
+
+
+def _best_free(cells: Sequence[Cell], records: Sequence[dict[str, Any]], like: Cell) -> int | None:
+    """The cell of the free choice with the lowest loss, among those of one method, unit and budget."""
+    same = (like.method, like.unit, like.budget)
+    free = {
+        k: records[k]["metrics"]["loss"]["value"]
+        for k, cell in enumerate(cells)
+        if cell.selector.kind == "free" and (cell.method, cell.unit, cell.budget) == same
+    }
+    return min((k for k, loss in free.items() if loss is not None), key=free.__getitem__, default=None)
 
 
 def _mean(values: Any) -> float:
@@ -101,7 +123,7 @@ def _correct(records: Sequence[dict[str, Any]]) -> None:
     """Holm over the comparisons that are read together; then the differences as plain values."""
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], str, str]]] = {}
     for record in records:
-        for against in ("against_random", "against_none"):
+        for against in _AGAINST:
             for name in record.get(against, ()):
                 group = (against, name, record["method"], record["unit"], record["budget"])
                 groups.setdefault(group, []).append((record, against, name))
