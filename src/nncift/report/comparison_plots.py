@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from nncift.report.plots import INK, MUTED, OTHER, svg
 
-_COLORS = ("#1574b8", "#d9730d", "#1b9e77", "#b0439c", "#5f57c4", "#a6761d", "#4aa3c7", "#c0392b")
+_COLORS = ("#1574b8", "#d9730d", "#1b9e77", "#b0439c", "#7b73d6", "#a6761d", "#4aa3c7", "#c0392b")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")  # as matplotlib names them; the page draws the same
 _FREE_SPACE = 0.62  # of the distance between two budgets, for the choices beside each other
 
