@@ -130,7 +130,7 @@ def compare(
         return
     done = run_comparison(given.pop("pool"), output=output, progress=shown, **given)
     print(text_table(done.results))
-    print(printable(f"Results: {done.folder / 'results.md'}, {done.folder / 'results.csv'}"))
+    print(printable(f"Report: {done.folder / 'report.html'}; tables: results.md, results.csv, results.json"))
 
 
 def _values(options: Any) -> dict[str, Any]:

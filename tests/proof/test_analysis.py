@@ -125,6 +125,20 @@ def test_holm_counts_the_selectors_that_are_read_together(results):
     assert sorted(each["adjusted_p"] for each in found) == pytest.approx([min(2 * raw[0], 1), max(2 * raw[0], raw[1])])
 
 
+def test_the_best_free_choice_and_the_exact_values_are_compared_with():
+    order = np.arange(N)
+    close, exact = Selector("free", "embedding-similarity"), Selector("exact", "less")
+    ranked = {GOOD: order, close: np.roll(order, 30), WEAK: order[::-1], exact: order}
+    made = grid(rankings={s: {10: r} for s, r in ranked.items()}, budgets=[10], methods=["lora"], units=["rows"])
+    found = {r["selector"]: r for r in analyse(made.cells(), scores, made.tokens) if not r["curve"]}
+    assert [found[name]["best_free"] for name in ("less, estimated", "less, exact")] == ["bm25", "bm25"]
+    assert found["less, estimated"]["against_free"]["loss"]["verdict"] == "worse"
+    assert found["less, exact"]["against_free"]["loss"]["verdict"] == "tie"
+    assert found["less, estimated"]["against_exact"]["loss"]["verdict"] == "worse"
+    assert not {"against_free", "against_exact", "best_free"} & found["bm25"].keys()
+    assert "against_exact" not in found["less, exact"]
+
+
 def test_overlaps(results):
     found = {(o["budget"], o["a"], o["b"]): o["share"] for o in results["overlaps"]}
     assert found[20, "bm25", "less, estimated"] == 0
@@ -134,11 +148,8 @@ def test_overlaps(results):
 def test_tables_show_every_figure_and_escape_names(results):
     rows = list(csv.DictReader(io.StringIO(long_table(results))))
     assert {row["seed"] for row in rows} == {"0", "1", "2"}
-    one = next(
-        r
-        for r in rows
-        if r["selector"] == "bm25" and r["budget"] == "20" and r["metric"] == "loss" and r["seed"] == "1"
-    )
+    wanted = {"selector": "bm25", "budget": "20", "metric": "loss", "seed": "1"}
+    one = next(row for row in rows if wanted.items() <= row.items())
     assert float(one["value"]) == scores(Trial("lora", tuple(range(20)), 1)).values["loss"].mean()
     stage = {"labels": {"seconds": 61.0, "tokens": 5}}
     trials = {"number": 3, "tune": {"seconds": 1.0, "tokens": 2}, "measure": {"seconds": 1.0, "tokens": 2}}

@@ -1,4 +1,4 @@
-"""What a comparison shows: metrics with intervals, differences to random, the equivalent random budget."""
+"""What a comparison shows: metrics with intervals, differences, the equivalent random budget."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, 
 from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
 from nncift.evaluation.results import METRICS, ItemScores
 from nncift.proof.cells import FULL, NONE, RANDOM, Cell
+from nncift.proof.selectors import Selector
 from nncift.proof.trials import Trial
 
 Scores = Callable[[Trial], ItemScores]
+_AGAINST = ("against_random", "against_none", "against_free", "against_exact")
 
 
 def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[dict[str, Any]]:
@@ -27,9 +29,11 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
 
     Returns:
         Of each: "selector", "method", "unit", "budget", "rows" and "tokens" (means over the seeds), "curve", "metrics"
-        (by name: "value", "low", "high", "items", "by_seed"), "against_random" and "against_none" (by metric, as
-        `Difference`, p values corrected by Holm over the selectors of the same method, unit, budget and metric), and
-        of tunings "equivalent" (`EquivalentBudget`).
+        (by name: "value", "low", "high", "items", "by_seed"), and of tunings "equivalent" (`EquivalentBudget`).
+        Differences by metric, as `Difference`, p values corrected by Holm over the selectors of the same method, unit,
+        budget and metric: "against_random"; "against_none"; of exact and estimated influence "against_free", the free
+        choice of the lowest loss, which "best_free" names; and of estimated influence "against_exact", the exact
+        values of the same function.
     """
     tables = [table_of(cell.trials, scores) for cell in cells]
     place = {(cell.selector, cell.method, cell.unit, cell.budget): k for k, cell in enumerate(cells)}
@@ -53,8 +57,14 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
             records[k]["against_none"] = differences(tables[k], tables[0], fixed=(_is_fixed(cell), True))
         other = place.get((RANDOM, cell.method, cell.unit, cell.budget))
         if cell.selector not in (NONE, RANDOM, FULL) and other is not None:
-            fixed = _is_fixed(cell), _is_fixed(cells[other])
-            records[k]["against_random"] = differences(tables[k], tables[other], fixed=fixed)
+            records[k]["against_random"] = _between(cells, tables, k, other)
+        free = _best_free(cells, records, cell)
+        if cell.selector.kind in ("estimated", "exact") and free is not None:
+            records[k]["best_free"] = cells[free].selector.name
+            records[k]["against_free"] = _between(cells, tables, k, free)
+        exact = place.get((Selector("exact", cell.selector.influence), cell.method, cell.unit, cell.budget))
+        if cell.selector.kind == "estimated" and exact is not None:
+            records[k]["against_exact"] = _between(cells, tables, k, exact)
     _correct(records)
     _equivalents(cells, tables, records)
     return records
@@ -74,6 +84,21 @@ def _metrics(tables: Mapping[str, np.ndarray], cell: Cell) -> dict[str, Any]:
 def _is_fixed(cell: Cell) -> bool:
     """Whether nothing random is in a cell: examples in a context are fixed unless they were drawn."""
     return cell.method != "lora" and cell.selector != RANDOM
+
+
+def _between(cells: Sequence[Cell], tables: Sequence[dict[str, np.ndarray]], a: int, b: int) -> dict[str, Difference]:
+    return differences(tables[a], tables[b], fixed=(_is_fixed(cells[a]), _is_fixed(cells[b])))
+
+
+def _best_free(cells: Sequence[Cell], records: Sequence[dict[str, Any]], like: Cell) -> int | None:
+    """The cell of the free choice with the lowest loss, among those of one method, unit and budget."""
+    same = (like.method, like.unit, like.budget)
+    free = {
+        k: records[k]["metrics"]["loss"]["value"]
+        for k, cell in enumerate(cells)
+        if cell.selector.kind == "free" and (cell.method, cell.unit, cell.budget) == same
+    }
+    return min((k for k, loss in free.items() if loss is not None), key=free.__getitem__, default=None)
 
 
 def _mean(values: Any) -> float:
@@ -122,7 +147,7 @@ def _correct(records: Sequence[dict[str, Any]]) -> None:
     """Holm over the comparisons that are read together; then the differences as plain values."""
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], str, str]]] = {}
     for record in records:
-        for against in ("against_random", "against_none"):
+        for against in _AGAINST:
             for name in record.get(against, ()):
                 group = (against, name, record["method"], record["unit"], record["budget"])
                 groups.setdefault(group, []).append((record, against, name))

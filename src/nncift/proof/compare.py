@@ -40,6 +40,7 @@ from nncift.proof.selectors import (
 from nncift.proof.setup import bench_of, models_of, read_options, stored
 from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench
+from nncift.report.comparison import write_comparison_report
 from nncift.run.amounts import parse_budget
 from nncift.run.files import read_json, write_json
 from nncift.run.progress import in_terminal
@@ -108,7 +109,9 @@ def compare(
         "overlaps": overlaps(cells),
     }
     write_json(inputs.folder.results, results)
-    write_tables(inputs.folder, results, costs(inputs, cells))
+    spent = costs(inputs, cells)
+    write_tables(inputs.folder, results, spent)
+    write_comparison_report(inputs.folder.report, results, spent)
     return Comparison(inputs.folder.path, results)
 
 
