@@ -62,6 +62,7 @@ def evaluate(
     *,
     against: str | None = None,
     model: str | None = None,
+    encoder: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -75,6 +76,8 @@ def evaluate(
         proof: The options.
         against: Another finished run, whose choice is used likewise and compared.
         model: The model to fine-tune: a hub id, a folder, or "embedded"; that of the run by default.
+        encoder: The sentence encoder, which finds similar examples: a hub id, a folder, or "embedded"; that of the run
+            by default.
         dtype: Precision of the model; 8bit and 4bit train with QLoRA on CUDA.
         device: cuda, mps or cpu; the best there is by default.
         seed: The first seed; that of the run by default.
@@ -84,7 +87,7 @@ def evaluate(
     from nncift.proof.evaluate import evaluate as run_evaluation
     from nncift.proof.tables import evaluation_text
 
-    given = {"model": model, "dtype": dtype, "device": device, "seed": seed}
+    given = {"model": model, "encoder": encoder, "dtype": dtype, "device": device, "seed": seed}
     done = run_evaluation(
         run,
         against=against,

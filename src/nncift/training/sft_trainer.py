@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -33,6 +35,7 @@ from nncift.models.language_model import LanguageModel
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, remove, write_json
 from nncift.run.progress import advance
+from nncift.training.trainer import schedule
 
 if TYPE_CHECKING:
     from nncift.training.finetune import FineTuning
@@ -118,6 +121,14 @@ class LoraTrainer(SFTTrainer):  # type: ignore[misc]
             self.train_dataset, size, sampler=sampler, collate_fn=self.data_collator, pin_memory=False
         )
         return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """`schedule`; transformers' own takes the first step, of the few that a small subset has, at a rate of 0."""
+        if self.lr_scheduler is None:
+            rate = partial(schedule, steps=num_training_steps, warmup=self.args.get_warmup_steps(num_training_steps))
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

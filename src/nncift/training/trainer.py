@@ -88,6 +88,11 @@ def steps_per_epoch(n: int, training: Training) -> int:
     return math.ceil(n / samples_per_step(n, training))
 
 
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate of a step: linear over `warmup` steps, then linear decay, never 0 in a training."""
+    return max(min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1)), 0.0)
+
+
 @dataclass(frozen=True)
 class Step:
     """A step about to be taken."""
@@ -207,10 +212,8 @@ class _Loop:
             save_checkpoint(places[epoch], adapter, self._moments(), state, self.callback.after_epoch())
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then linear decay, never 0."""
         steps = self.training.epochs * self.steps
-        warmup = math.ceil(self.training.warmup_ratio * steps)
-        return self.training.learning_rate * min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
+        return self.training.learning_rate * schedule(step, steps, math.ceil(self.training.warmup_ratio * steps))
 
     def _epoch(self, epoch: int, numbers: range) -> float:
         """One pass over the examples in steps of these numbers; the mean loss."""
