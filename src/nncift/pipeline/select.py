@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Unpack
 
 from nncift.data.memory import repeatable
+from nncift.pipeline.arrange import arrange
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.configure import make_config, sources_of
@@ -120,6 +121,7 @@ def select(
         matrix, evidence = estimated(run)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, evidence)
+        selection = arrange(run, selection)
         drop_checkpoints(run)
         with run.costs.stage("report"):
             given = evidence.network.description_ if evidence.labels is None else None
