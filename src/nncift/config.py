@@ -175,6 +175,8 @@ class Config:
         if self.known is not None:
             reason = "the influence of `known` samples is estimated, and does not compare with exact values"
             self._refuse(reason, "probes", "verify")
+        if self.difficulty is None and (self.phases is not None or self.order == "curriculum"):
+            object.__setattr__(self, "difficulty", DEFAULT_DIFFICULTY)
         if self.recipe == "paper":
             self._refuse('the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
         if self.labels is not None and not self.in_rounds:
@@ -260,11 +262,6 @@ class Config:
     def measures(self) -> bool:
         """Whether exact influence is computed."""
         return self.learns or self.probes is not None or self.verify is not None
-
-    @property
-    def difficulty_name(self) -> str | None:
-        """The difficulty that is computed, if any."""
-        return self.difficulty or (DEFAULT_DIFFICULTY if self.phases or self.order == "curriculum" else None)
 
     @property
     def folder(self) -> Path:

@@ -86,7 +86,8 @@ def collect(
         after_prepare()
         work = _Labelling(function, pool, target, rows, columns, values)
         each = width if function.traits.pointwise else 1
-        with tqdm(total=len(rows) * width, desc=title, unit=" samples" if width == 1 else " pairs", **drawn(progress)) as bar:
+        unit = " samples" if width == 1 else " pairs"
+        with tqdm(total=len(rows) * width, desc=title, unit=unit, **drawn(progress)) as bar:
             blocks.compute(work, bar=bar, after_shard=after_block, steps=width, steps_per_row=each)
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:

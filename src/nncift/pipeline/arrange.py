@@ -17,7 +17,6 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits, broadcast
 from nncift.influence.catalogue import BUILT_IN, CATALOGUE
 from nncift.influence.options import make_function
 from nncift.labels.collect import collect
-from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import measure_rates
 from nncift.labels.work import grid_work
 from nncift.pipeline.takeover import identities
@@ -68,6 +67,8 @@ def _difficulty(run: Run, selection: Selection) -> np.ndarray | None:
             write_json(folder.plan, plan)
         known = None if run.earlier is None else run.earlier.take_difficulty(plan)
         count = run.costs.counter("difficulty", function)
+        if not folder.labels.is_file():
+            function.warm_up(run.pool.rows, folder.warm_up, progress=run.progress)
         values = collect(
             function,
             run.pool.rows,
@@ -90,7 +91,7 @@ def make_difficulty(config: Config, setup: Setup) -> InfluenceFunction | None:
     Raises:
         ConfigError: the function gives no difficulty of its own to a sample.
     """
-    name = config.difficulty_name
+    name = config.difficulty
     if name is None:
         return None
     if ":" not in name and not is_known(name, BUILT_IN, _GROUP):
@@ -139,9 +140,9 @@ class ColumnValues(InfluenceFunction):
             values[i] = _as_number(content.get(self.column))
             if not np.isfinite(values[i]):
                 there = self.column in content
-                problem = "the difficulty is not a number" if there else "there is no such column"
+                problem = "the difficulty is not a number" if there else "`difficulty` names no such column"
                 fix = "correct or drop the row" if there else suggest(self.column, [*_pointwise(), *content])
-                raise DataError(problem, f"`difficulty`: {fix}", file=sources[i], row=row + 1, field=self.column)
+                raise DataError(problem, fix, file=sources[i], row=row + 1, field=self.column)
         return values
 
 

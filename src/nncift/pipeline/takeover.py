@@ -162,7 +162,8 @@ class EarlierRun:
             taken = taken and {**read_json(there.plan), "rows": plan["rows"]} == plan
             if taken:
                 take_file(there.labels, here.known)
-                self.note("difficulty", f"difficulty: {len(LabelledPairs.load(here.known)):,} values of its subset taken")
+                number = len(LabelledPairs.load(here.known))
+                self.note("difficulty", f"difficulty: {number:,} values of its subset taken")
             write_json(here.source, {"run": str(self.folder.path), "taken": taken})
         return LabelledPairs.load(here.known) if here.known.exists() else None
 

@@ -43,12 +43,11 @@ def gain_weights(gains: np.ndarray) -> np.ndarray:
         middle = (low + high) / 2
         too_small = _truncated(relative, middle).mean() < 1
         low, high = (middle, high) if too_small else (low, middle)
-    weights = _truncated(relative, high)
-    return np.asarray(weights / weights.mean())  # but for rounding it is 1
+    return _truncated(relative, high)
 
 
 def _truncated(relative: np.ndarray, log_factor: float) -> np.ndarray:
-    return np.clip(relative * np.exp(log_factor), LEAST_WEIGHT, LARGEST_WEIGHT)
+    return np.asarray(np.clip(relative * np.exp(log_factor), LEAST_WEIGHT, LARGEST_WEIGHT))
 
 
 def arranged(
