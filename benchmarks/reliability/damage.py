@@ -93,7 +93,9 @@ def _damage(
 
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
-    return file == "labels/notes.json" or file.startswith(("labels/held-out/", "labels/round-", "verify/"))
+    return file == "labels/notes.json" or file.startswith(
+        ("labels/held-out/", "labels/round-", "verify/", "difficulty/")
+    )
 
 
 def _damaged(data: bytes, rng: random.Random, *, thorough: bool) -> list[tuple[str, bytes]]:

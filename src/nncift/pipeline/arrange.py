@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nncift.selection.selection import Selection
 
 _GROUP = "nncift.influence"
+_LARGEST = 1e38  # difficulty, which is kept in single precision
 _MEASURED = 512  # samples of which a dry run finds the longest
 
 
@@ -152,7 +153,7 @@ def _as_number(value: Any) -> float:
         number = np.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
     except (ValueError, OverflowError):
         return np.nan
-    return number if abs(number) < np.finfo(np.float32).max else np.nan
+    return number if abs(number) <= _LARGEST else np.nan
 
 
 def check_arrangement(run: Run) -> None:
