@@ -93,7 +93,7 @@ def _damage(
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
     unused = ("labels/notes.json", "labels/delift-baseline.npy")
-    return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/"))
+    return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/", "difficulty/"))
 
 
 def _damaged(data: bytes, rng: random.Random, *, thorough: bool) -> list[tuple[str, bytes]]:

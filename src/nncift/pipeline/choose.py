@@ -41,10 +41,7 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
-        if run.config.verify is None:
-            selection.save(run.folder.path)
-        return selection
+        return pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
 
 
 def pick(

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Unpack
 
 from nncift.data.memory import repeatable
+from nncift.pipeline.arrange import arrange
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.configure import make_config, sources_of
@@ -81,6 +82,10 @@ def select(
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.
             verify: size of the shortlist to measure exactly, as a multiple of the budget.
+            weights: weight the selected samples by their marginal gains.
+            difficulty: of the selected samples: "ifd", "perplexity", "module:Class" or a column of the data.
+            phases: divide the subset into this many phases, from easy to hard.
+            order: of the subset: "gain", the order selected, or "curriculum", from easy to hard.
             seed: of everything random.
 
             Models and features
@@ -116,6 +121,7 @@ def select(
         matrix, evidence = estimated(run)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, evidence)
+        selection = arrange(run, selection)
         drop_checkpoints(run)
         with run.costs.stage("report"):
             given = evidence.network.description_ if evidence.labels is None else None

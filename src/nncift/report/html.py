@@ -62,7 +62,7 @@ class _Run:
         self.features = read_array(features)  # (n_pool, d)
         self.target_features = read_array(of_target) if of_target.is_file() else None  # (n_target, d)
         self.influence = read_array(folder.influence)  # (n_pool,)
-        selection = read_table(folder.selection)  # a row per selected sample, best first
+        selection = read_table(folder.selection).sort_by("rank")  # a row per selected sample, best first
         self.chosen: np.ndarray = selection["pool_index"].to_numpy()
         self.gains: np.ndarray = selection["gain"].to_numpy()
         lengths = {pool: len(self.pool), features: len(self.features), folder.influence: len(self.influence)}
