@@ -1,0 +1,121 @@
+"""The influences that objectives are compared on: pool on targets, and pool on pool for redundancy, from exact values.
+
+The gradient sketch is a prototype: the outer product of output error and layer input, from one forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from exact_values import FOLDER, ExactValues
+from functions import exact_values
+from nncift.models.examples import encode_examples
+from nncift.models.hidden_states import layer_count, layer_module
+from nncift.models.language_model import LanguageModel, response_positions
+from nncift.run.files import read_tensors, write_tensors
+
+SKETCH_LAYERS = range(5, 31, 5)
+LESS = "less, trained alike, both sides"
+SHARPNESS = 5.0  # of exp(sharpness (cosine - 1))
+
+
+@dataclass(frozen=True)
+class Influence:
+    """One influence function on both sides.
+
+    Attributes:
+        on_target: (n_pool, n_target) float64.
+        on_pool: (n_pool, n_pool) float64, the same function with the pool as its own target; None if not computed.
+    """
+
+    on_target: np.ndarray
+    on_pool: np.ndarray | None
+
+
+def similarities(name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """Of an influence function that is cheap enough to compute on both sides at once."""
+    both = [exact_values(name, model, pool, rows, folder / side)[0] for side, rows in (("t", target), ("p", pool))]
+    return Influence(*(values.astype(np.float64) for values in both))
+
+
+def less(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """The committed values on the targets; on the pool where `folder` holds them (`--with-pool` computes them)."""
+    stored = ExactValues.load(FOLDER / "truth-less.safetensors")
+    if stored.pool_ids != tuple(pool["id"]) or stored.target_ids != tuple(target["id"]):
+        raise SystemExit("the committed values are those of other samples")
+    place = folder / "less-pool.safetensors"
+    on_pool = read_tensors(place)["influence"].astype(np.float64) if place.exists() else None
+    return Influence(stored.influence.astype(np.float64), on_pool)
+
+
+def less_on_pool(model: LanguageModel, pool: Dataset, folder: Path) -> None:
+    """Compute LESS with the pool as its own target."""
+    values, _ = exact_values(LESS, model, pool, pool, folder / "less-pool")
+    write_tensors(folder / "less-pool.safetensors", {"influence": values})
+
+
+def sketch(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """Mean over layers of the cosine of error x activation, from forward passes alone; exp(sharpness (cosine - 1))."""
+    cosine = sketch_cosine(model, pool, target, folder)
+    n = len(pool)
+    values = np.exp(SHARPNESS * (cosine - 1))
+    return Influence(values[:n, n:], values[:n, :n])
+
+
+def sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
+    """The cosines of all samples, pool before target, (n, n) float64."""
+    place = folder / "sketch.safetensors"
+    if not place.exists():
+        write_tensors(place, {"cosine": _sketch_cosine(model, pool, target).astype(np.float32)})
+    return read_tensors(place)["cosine"].astype(np.float64)
+
+
+def _sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset) -> np.ndarray:
+    examples = [*encode_examples(model, pool), *encode_examples(model, target)]
+    errors, states, tokens = _error_and_states(model, examples)
+    of_pool = np.concatenate([states[k] for k in range(len(pool))], axis=1)  # (layers, tokens, hidden)
+    cosine = np.zeros((len(examples), len(examples)))
+    everyone = np.repeat(np.arange(len(examples)), tokens)
+    starts = np.flatnonzero(np.diff(everyone, prepend=-1))
+    alike = np.concatenate(errors) @ np.concatenate(errors).T
+    for layer in range(len(SKETCH_LAYERS)):
+        covariance = of_pool[layer].T @ of_pool[layer] / of_pool.shape[1]
+        values, vectors = np.linalg.eigh(covariance)
+        whiten = vectors / np.sqrt(values + values.mean())
+        white = np.concatenate([state[layer] for state in states]) @ whiten
+        products = alike * (white @ white.T)
+        products = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
+        norms = np.sqrt(np.diag(products))
+        cosine += products / norms / norms[:, None] / len(SKETCH_LAYERS)
+    return cosine
+
+
+def _error_and_states(model: LanguageModel, examples: list) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """Of each sample: gradient at the last residual state (tokens, hidden); layer inputs (layers, tokens, hidden)."""
+    norms = [layer_module(model, layer).input_layernorm for layer in SKETCH_LAYERS if layer < layer_count(model)]
+    norms += [model.model.model.norm] if layer_count(model) in SKETCH_LAYERS else []
+    errors, states, tokens = [], [], []
+    for example in examples:
+        caught: list[torch.Tensor] = []
+        last: list[torch.Tensor] = []
+        hooks = [norm.register_forward_hook(lambda _m, _a, out: caught.append(out.detach()[0])) for norm in norms]
+        hooks.append(model.model.model.norm.register_forward_pre_hook(lambda _m, a: last.append(a[0].detach()[0])))
+        try:
+            with torch.no_grad():
+                model.model.model(input_ids=torch.tensor([example.ids[:-1]]), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        _, columns, wanted = response_positions([example.ids], [example.spans])
+        state = last[0][columns].clone().requires_grad_(True)
+        logits = model.model.get_output_embeddings()(model.model.model.norm(state))
+        torch.nn.functional.cross_entropy(logits, wanted).backward()
+        errors.append(state.grad.double().numpy())
+        states.append(np.stack([part[columns].double().numpy() for part in caught]))
+        tokens.append(len(columns))
+    return errors, states, tokens
