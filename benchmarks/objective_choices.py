@@ -175,7 +175,7 @@ def projection(p: Problem, damping: float) -> np.ndarray:
         joint, own = joint - np.outer(direction, joint[i]), own - np.outer(direction, own[i])
 
     def gains() -> np.ndarray:
-        return np.square(np.maximum(joint, 0)).sum(axis=1) / (np.diag(own) + damping)
+        return np.square(joint).sum(axis=1) / (np.diag(own) + damping)
 
     return _greedy(p.budget, len(joint), gains, add)
 

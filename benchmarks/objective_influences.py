@@ -5,6 +5,7 @@ The gradient sketch is a prototype: the outer product of output error and layer 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from datasets import Dataset
 
 from exact_values import FOLDER, ExactValues
 from functions import exact_values
-from nncift.models.examples import encode_examples
+from nncift.models.examples import Example, encode_examples
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions
 from nncift.run.files import read_tensors, write_tensors
@@ -67,6 +68,18 @@ def sketch(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -
     return Influence(values[:n, n:], values[:n, :n])
 
 
+def known_family(family: np.ndarray, of_target: np.ndarray) -> Influence:
+    """1 for samples of one family, and chance among these: what knowing the families would choose."""
+    chance = np.random.default_rng(0).random((len(family), 1)) / 1000
+    return Influence(*((family[:, None] == other) + chance for other in (of_target, family)))
+
+
+def sketch_only_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """`sketch` without the exponential: the inner product of a feature space."""
+    cosine, n = sketch_cosine(model, pool, target, folder), len(pool)
+    return Influence(cosine[:n, n:], cosine[:n, :n])
+
+
 def sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
     """The cosines of all samples, pool before target, (n, n) float64."""
     place = folder / "sketch.safetensors"
@@ -95,27 +108,30 @@ def _sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset) -> np.n
     return cosine
 
 
-def _error_and_states(model: LanguageModel, examples: list) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+def _error_and_states(
+    model: LanguageModel, examples: Sequence[Example]
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
     """Of each sample: gradient at the last residual state (tokens, hidden); layer inputs (layers, tokens, hidden)."""
+    final = model.model.model.norm
     norms = [layer_module(model, layer).input_layernorm for layer in SKETCH_LAYERS if layer < layer_count(model)]
-    norms += [model.model.model.norm] if layer_count(model) in SKETCH_LAYERS else []
-    errors, states, tokens = [], [], []
-    for example in examples:
-        caught: list[torch.Tensor] = []
-        last: list[torch.Tensor] = []
-        hooks = [norm.register_forward_hook(lambda _m, _a, out: caught.append(out.detach()[0])) for norm in norms]
-        hooks.append(model.model.model.norm.register_forward_pre_hook(lambda _m, a: last.append(a[0].detach()[0])))
-        try:
+    norms += [final] if layer_count(model) in SKETCH_LAYERS else []
+    caught: list[torch.Tensor] = []
+    hooks = [norm.register_forward_hook(lambda _m, _a, out: caught.append(out[0])) for norm in norms]
+    hooks.append(final.register_forward_pre_hook(lambda _m, given: caught.insert(0, given[0][0])))
+    errors, states = [], []
+    try:
+        for example in examples:
+            caught.clear()
+            _, columns, wanted = response_positions([example.ids], [example.spans])
             with torch.no_grad():
                 model.model.model(input_ids=torch.tensor([example.ids[:-1]]), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        _, columns, wanted = response_positions([example.ids], [example.spans])
-        state = last[0][columns].clone().requires_grad_(True)
-        logits = model.model.get_output_embeddings()(model.model.model.norm(state))
-        torch.nn.functional.cross_entropy(logits, wanted).backward()
-        errors.append(state.grad.double().numpy())
-        states.append(np.stack([part[columns].double().numpy() for part in caught]))
-        tokens.append(len(columns))
-    return errors, states, tokens
+            last, *inputs = (part[columns] for part in caught)
+            state = last.clone().requires_grad_(True)
+            logits = model.model.get_output_embeddings()(final(state[None])[0])
+            torch.nn.functional.cross_entropy(logits, wanted).backward()
+            errors.append(state.grad.double().numpy())
+            states.append(np.stack([part.double().numpy() for part in inputs]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return errors, states, [len(part) for part in errors]

@@ -14,6 +14,7 @@ random rows, with a 95 % bootstrap interval over targets, beside the spread of t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from functions import TRAINING
 from known_truth import OUTCOMES, trained_samples
@@ -29,11 +31,12 @@ from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
 from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from objective_choices import DRAWN, OBJECTIVES, Problem
-from objective_influences import Influence, less, less_on_pool, similarities, sketch
+from objective_influences import Influence, known_family, less, less_on_pool, similarities, sketch, sketch_only_cosine
 
 SITUATIONS = ("family", "broad", "none")
 BUDGETS = (12, 30, 6)
-INFLUENCES = ("less", "sketch", "response-similarity", "representation-similarity", "embedding-similarity")
+SIMILARITIES = ("response-similarity", "representation-similarity", "embedding-similarity")
+INFLUENCES = ("less", "sketch", "sketch cosine", *SIMILARITIES, "family known")
 FREE = ("random", "stratified")  # need no influence
 SAME = 0.9  # share of common rows above which two subsets count as one
 RESAMPLES = 2000
@@ -68,10 +71,13 @@ class Samples:
     def influence(self, name: str) -> Influence:
         """Of the function of that name."""
         if name not in self._kept:
-            place = self.folder / "influence"
-            given = self.model, self.pool, self.target, place
-            kinds = {"less": less, "sketch": sketch}
-            self._kept[name] = kinds[name](*given) if name in kinds else similarities(name, *given)
+            given = self.model, self.pool, self.target, self.folder / "influence"
+            if name in SIMILARITIES:
+                self._kept[name] = similarities(name, *given)
+            elif name == "family known":
+                self._kept[name] = known_family(self.family, self.of_target)
+            else:
+                self._kept[name] = {"less": less, "sketch": sketch, "sketch cosine": sketch_only_cosine}[name](*given)
         return self._kept[name]
 
 
@@ -115,20 +121,22 @@ def train(samples: Samples, options: argparse.Namespace) -> None:
     """Fine-tune on each distinct subset and keep the losses of all targets."""
     store = Trainings(samples, options.folder)
     wanted = list(choices(samples, options))
-    for number, choice in enumerate(wanted):
-        if store.drops(choice.rows, choice.family) is None:
-            print(f"{number} of {len(wanted)}: {choice}", flush=True)
-            store.train(choice.rows, choice.family)
+    for wait in (False, True):  # first those that no other process is at, then those whose process may be gone
+        for number, choice in enumerate(wanted):
+            if store.drops(choice.rows, choice.family) is None:
+                print(f"{number} of {len(wanted)}: {choice}", flush=True)
+                store.train(choice.rows, choice.family, wait=wait)
     print("all trained")
 
 
 class Trainings:
-    """Losses after training by subset, a folder each; of all targets, or of the family that the subset was chosen for."""
+    """Losses after training by subset, a folder each: of all targets, or of the family that it was chosen for."""
 
     def __init__(self, samples: Samples, folder: Path) -> None:
         self.samples, self.folder = samples, folder / "trained"
         self.outcomes = TrainingOutcomes.load(OUTCOMES)
-        if self.outcomes.pool_ids != tuple(samples.pool["id"]) or self.outcomes.target_ids != tuple(samples.target["id"]):
+        ids = tuple(samples.pool["id"]), tuple(samples.target["id"])
+        if ids != (self.outcomes.pool_ids, self.outcomes.target_ids):
             raise SystemExit("the samples are not those of the outcomes")
         self.before = self.outcomes.before.astype(np.float64)
         self._drops: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
@@ -157,16 +165,17 @@ class Trainings:
                 best, found = common, drops
         return found
 
-    def train(self, rows: tuple[int, ...], family: str) -> None:
-        """One training, unless another process is at it."""
+    def train(self, rows: tuple[int, ...], family: str, *, wait: bool) -> None:
+        """One training; of one that another process is at, wait for the end or leave it."""
         place = self.folder / fingerprint(family, list(rows))[:16]
         write_json(place / "rows.json", {"rows": rows, "family": family})
         served = np.flatnonzero(self._served(family))
-        write_json(place / "before.json", self.outcomes.before[served].tolist())  # known: spares a pass over the targets
+        write_json(place / "before.json", self.outcomes.before[served].tolist())  # spares a pass over the targets
         subset = np.zeros((1, len(self.samples.pool)), bool)
         subset[0, list(rows)] = True
         pool, target = self.samples.pool, self.samples.target.select(served)
-        measure_outcomes(self.samples.model, pool, target, subset, TRAINING, place, seeds=(0,))
+        with contextlib.suppress(Timeout), FileLock(place / ".claim", blocking=wait):
+            measure_outcomes(self.samples.model, pool, target, subset, TRAINING, place, seeds=(0,))
         self._read()
 
     def _served(self, family: str) -> np.ndarray:
@@ -226,7 +235,8 @@ def _line(
     groups = samples.of_target[kept]
     means = np.empty(RESAMPLES)
     for repeat in range(RESAMPLES):  # targets within their family
-        drawn = np.concatenate([rng.choice(np.flatnonzero(groups == g), (groups == g).sum()) for g in np.unique(groups)])
+        own_targets = (np.flatnonzero(groups == group) for group in np.unique(groups))
+        drawn = np.concatenate([rng.choice(some, len(some)) for some in own_targets])
         means[repeat] = difference[drawn].mean()
     low, high = np.quantile(means, [0.025, 0.975])
     deviations = random[:, kept] - random[:, kept].mean(axis=0)
