@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,73 +184,95 @@ class Trainings:
 
 
 def table(samples: Samples, options: argparse.Namespace) -> None:
-    """Print loss reductions beyond those of random rows."""
+    """Print loss reductions beyond those of random rows, of the choices that are trained in full."""
     store = Trainings(samples, options.folder)
     groups: dict[tuple[str, int, str, str], list[Choice]] = {}
     for choice in choices(samples, options):
         groups.setdefault((choice.situation, choice.budget, choice.influence, choice.objective), []).append(choice)
-    random = {
-        budget: np.array([d for c in groups["", budget, "", "random"] if (d := store.drops(c.rows, "")) is not None])
-        for budget in options.budgets
-    }
-    for situation in options.situations:
-        targets = np.isin(samples.of_target, options.families) if situation == "family" else samples.of_target != ""
-        for budget in options.budgets:
-            if len(random[budget]) < 2:
-                continue
-            _heading(samples, situation, budget, random[budget][:, targets], store)
+    random = {store.outcomes.subsets[0].sum(): store.outcomes.drops[0]}  # rows: (n_choices, n_target)
+    for budget in options.budgets:
+        drawn = [store.drops(choice.rows, "") for choice in groups.get(("", budget, "", "random"), [])]
+        random[budget] = np.array([drops for drops in drawn if drops is not None])
+    curve = {rows: drops.mean(axis=0) for rows, drops in sorted(random.items()) if len(drops) >= 2}
+    for situation, budget in itertools.product(options.situations, options.budgets):
+        of_target = samples.of_target.copy()
+        if situation == "family":
+            of_target[~np.isin(of_target, options.families)] = ""
+        if budget in curve:
+            comparison = Comparison(of_target, random[budget], curve, pooled=situation != "family")
+            comparison.heading(f"{situation}, {budget} rows")
+            waiting = 0
             for (place, size, influence, objective), own in groups.items():
                 if size == budget and place in (situation, "") and objective != "random":
-                    _line(samples, store, situation, own, random[budget], targets, f"{influence} | {objective}")
+                    trained = [store.drops(choice.rows, choice.family) for choice in own]
+                    if any(drops is None for drops in trained):
+                        waiting += 1
+                        continue
+                    comparison.line(f"{influence} | {objective}", own, trained)
+            print(f"{waiting} not trained in full")
 
 
-def _heading(samples: Samples, situation: str, budget: int, drops: np.ndarray, store: Trainings) -> None:
-    means = drops.mean(axis=1)
-    print(f"\n{situation}, {budget} rows: {len(means)} random choices, mean drop {means.mean():.3f}", end="")
-    print(f", each {', '.join(f'{m - means.mean():+.2f}' for m in means)}")
-    print("| influence | objective | drop beyond random's | interval | relative | of random's spread | trained |")
-    print("|---|---|---|---|---|---|---|")
+class Comparison:
+    """Lines of a table: choices of one situation and budget beside random ones.
 
+    Args:
+        of_target: the family of each target, "" for those that do not count.
+        random: drops of random choices, (n_choices, n_target).
+        curve: mean drops of random choices by rows, (n_target,) each.
+        pooled: one choice serves all targets, not one each family.
+    """
 
-def _line(
-    samples: Samples,
-    store: Trainings,
-    situation: str,
-    own: list[Choice],
-    random: np.ndarray,
-    targets: np.ndarray,
-    name: str,
-) -> None:
-    """Difference over the targets that were trained for; the spread is that of one random choice a family."""
-    beyond, spread = np.full((len(own), random.shape[1]), np.nan), np.full(random.shape[1], np.nan)
-    for number, choice in enumerate(own):
-        drops = store.drops(choice.rows, choice.family)
-        served = samples.of_target == choice.family if choice.family else targets
-        if drops is not None:
-            beyond[number, served] = (drops - random.mean(axis=0))[served]
-    kept = np.flatnonzero(np.isfinite(beyond).any(axis=0))
-    if not len(kept):
-        return
-    difference, average = np.nanmean(beyond[:, kept], axis=0), random.mean(axis=0)[kept]
-    rng = np.random.default_rng(0)
-    groups = samples.of_target[kept]
-    means = np.empty(RESAMPLES)
-    for repeat in range(RESAMPLES):  # targets within their family
-        own_targets = (np.flatnonzero(groups == group) for group in np.unique(groups))
-        drawn = np.concatenate([rng.choice(some, len(some)) for some in own_targets])
-        means[repeat] = difference[drawn].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    deviations = random[:, kept] - random[:, kept].mean(axis=0)
-    if situation == "family":  # a choice for each family, so chance averages out over the families
-        each = np.array([deviations[:, groups == g].sum(axis=1) for g in np.unique(groups)]) / len(kept)
-        spread = np.sqrt((each.var(axis=1, ddof=1)).sum())
-    else:
-        spread = deviations.mean(axis=1).std(ddof=1)
-    trained = sum(store.drops(choice.rows, choice.family) is not None for choice in own)
-    print(
-        f"| {name} | {difference.mean():+.3f} | {low:+.3f} to {high:+.3f} | {difference.mean() / average.mean():+.0%}"
-        f" | {difference.mean() / spread:+.1f} | {trained} of {len(own)} |"
-    )
+    def __init__(
+        self, of_target: np.ndarray, random: np.ndarray, curve: dict[int, np.ndarray], *, pooled: bool
+    ) -> None:
+        self.kept = np.flatnonzero(of_target != "")
+        self.family, self.random, self.pooled = of_target[self.kept], random[:, self.kept], pooled
+        self.rows = np.array(list(curve))
+        self.curve = np.array(list(curve.values()))[:, self.kept]  # (sizes, n_kept)
+        rng, groups = np.random.default_rng(0), [np.flatnonzero(self.family == f) for f in np.unique(self.family)]
+        drawn = [np.concatenate([rng.choice(own, len(own)) for own in groups]) for _ in range(RESAMPLES)]
+        self.resamples = np.array(drawn)  # targets within their family
+
+    def heading(self, title: str) -> None:
+        """Print the random choices, their learning curve, and the head of the table."""
+        means = self.random.mean(axis=1)
+        print(f"\n{title}: random choices {', '.join(f'{mean:.2f}' for mean in means)}; ", end="")
+        print(
+            "mean of random",
+            ", ".join(f"{n} rows {drop:.2f}" for n, drop in zip(self.rows, self.curve.mean(1), strict=True)),
+        )
+        print(
+            "| influence | objective | drop beyond random's | 95 % | relative | in spreads | equivalent random rows |"
+        )
+        print("|---|---|---|---|---|---|---|")
+
+    def line(self, name: str, choices: list[Choice], trained: list[np.ndarray]) -> None:
+        """Print one way to choose, averaged over its draws."""
+        drops = np.full((len(choices), len(self.kept)), np.nan)
+        for own, choice, found in zip(drops, choices, trained, strict=True):
+            served = (self.family == choice.family) | (choice.family == "")
+            own[served] = found[self.kept][served]
+        drop, average = np.nanmean(drops, axis=0), self.random.mean(axis=0)
+        beyond = (drop - average).mean()
+        low, high = np.quantile((drop - average)[self.resamples].mean(axis=1), [0.025, 0.975])
+        rows = [self.equivalent(drop[some].mean(), self.curve[:, some].mean(axis=1)) for some in self.resamples]
+        least, most = np.quantile(rows, [0.025, 0.975])
+        print(
+            f"| {name} | {beyond:+.3f} | {low:+.2f} to {high:+.2f} | {beyond / average.mean():+.0%}"
+            f" | {beyond / self.spread():+.1f} | {self.equivalent(drop.mean(), self.curve.mean(axis=1)):.0f}"
+            f" ({least:.0f} to {most:.0f}) |"
+        )
+
+    def spread(self) -> float:
+        """Standard deviation of the mean drop of a random choice; of one a family where each has its own."""
+        if self.pooled:
+            return float(self.random.mean(axis=1).std(ddof=1))
+        sums = [self.random[:, self.family == name].sum(axis=1) for name in np.unique(self.family)]
+        return float(np.sqrt(np.var(sums, axis=1, ddof=1).sum()) / len(self.kept))
+
+    def equivalent(self, drop: float, curve: np.ndarray) -> float:
+        """Random rows with the same drop, by the curve over the logarithm of rows; the ends where it is outside."""
+        return float(np.exp(np.interp(drop, np.maximum.accumulate(curve), np.log(self.rows))))
 
 
 def main() -> None:
