@@ -236,11 +236,9 @@ class Comparison:
     def heading(self, title: str) -> None:
         """Print the random choices, their learning curve, and the head of the table."""
         means = self.random.mean(axis=1)
-        print(f"\n{title}: random choices {', '.join(f'{mean:.2f}' for mean in means)}; ", end="")
-        print(
-            "mean of random",
-            ", ".join(f"{n} rows {drop:.2f}" for n, drop in zip(self.rows, self.curve.mean(1), strict=True)),
-        )
+        points = zip(self.rows, self.curve.mean(axis=1), strict=True)
+        print(f"\n{title}: drops of random choices {', '.join(f'{mean:.2f}' for mean in means)}; ", end="")
+        print("mean of random", ", ".join(f"{rows} rows {drop:.2f}" for rows, drop in points))
         print(
             "| influence | objective | drop beyond random's | 95 % | relative | in spreads | equivalent random rows |"
         )
