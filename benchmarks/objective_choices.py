@@ -28,6 +28,7 @@ class Problem:
         features: (n_pool, width) float64, sentence features.
         budget: rows to choose.
         seed: of objectives that draw.
+        weights: (n_target,) float64, of the targets, or 1.
     """
 
     influence: np.ndarray
@@ -35,6 +36,7 @@ class Problem:
     features: np.ndarray
     budget: int
     seed: int = 0
+    weights: np.ndarray | float = 1.0
 
 
 def centred(s: np.ndarray) -> np.ndarray:
@@ -69,14 +71,14 @@ TRANSFORMS = {
 
 def facility_location(p: Problem, transform: str, *, mutual: bool) -> np.ndarray:
     """Facility location or its mutual-information form, as nncift has them."""
-    matrix = InfluenceMatrix.from_array(TRANSFORMS[transform](p.influence).astype(np.float32))
+    matrix = InfluenceMatrix.from_array((TRANSFORMS[transform](p.influence) * p.weights).astype(np.float32))
     kind = FacilityLocationMutualInformation if mutual else FacilityLocation
     return lazy_greedy(kind(matrix, ObjectiveOptions(expected=p.budget)), p.budget).indices
 
 
 def top(p: Problem, transform: str) -> np.ndarray:
     """The rows with the largest mean."""
-    return np.argsort(-TRANSFORMS[transform](p.influence).mean(axis=1), kind="stable")[: p.budget]
+    return np.argsort(-(TRANSFORMS[transform](p.influence) * p.weights).mean(axis=1), kind="stable")[: p.budget]
 
 
 def concave_cover(p: Problem, transform: str, curve: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -85,7 +87,7 @@ def concave_cover(p: Problem, transform: str, curve: Callable[[np.ndarray], np.n
     covered = np.zeros(s.shape[1])
 
     def gains() -> np.ndarray:
-        return (curve(covered + s) - curve(covered)).sum(axis=1)
+        return ((curve(covered + s) - curve(covered)) * p.weights).sum(axis=1)
 
     def add(i: int) -> None:
         nonlocal covered
@@ -175,7 +177,7 @@ def projection(p: Problem, damping: float) -> np.ndarray:
         joint, own = joint - np.outer(direction, joint[i]), own - np.outer(direction, own[i])
 
     def gains() -> np.ndarray:
-        return np.square(joint).sum(axis=1) / (np.diag(own) + damping)
+        return (np.square(joint) * p.weights).sum(axis=1) / (np.diag(own) + damping)
 
     return _greedy(p.budget, len(joint), gains, add)
 

@@ -32,10 +32,12 @@ class Influence:
     Attributes:
         on_target: (n_pool, n_target) float64.
         on_pool: (n_pool, n_pool) float64, the same function with the pool as its own target; None if not computed.
+        weights: (n_target,) float64, of the targets in sums over them; all 1 unless given.
     """
 
     on_target: np.ndarray
     on_pool: np.ndarray | None
+    weights: np.ndarray | None = None
 
 
 def similarities(name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
@@ -63,9 +65,32 @@ def less_on_pool(model: LanguageModel, pool: Dataset, folder: Path) -> None:
 def sketch(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
     """Mean over layers of the cosine of error x activation, from forward passes alone; exp(sharpness (cosine - 1))."""
     cosine = sketch_cosine(model, pool, target, folder)
-    n = len(pool)
-    values = np.exp(SHARPNESS * (cosine - 1))
-    return Influence(values[:n, n:], values[:n, :n])
+    on_target, on_pool = (np.exp(SHARPNESS * (values - 1)) for values in (cosine.on_target, cosine.on_pool))
+    return Influence(on_target, on_pool)
+
+
+def sketch_weighted(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """`sketch`, each target weighted by the norm of its gradient: its loss falls by cosine times norm."""
+    weights = sketch_cosine(model, pool, target, folder).weights
+    found = sketch(model, pool, target, folder)
+    return Influence(found.on_target, found.on_pool, weights)
+
+
+def sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """The cosine itself, which is the inner product of a feature space; targets weighted by their gradient's norm."""
+    place, n = folder / "sketch.safetensors", len(pool)
+    if not place.exists():
+        cosine, norms = _cosines_and_norms(model, pool, target)
+        write_tensors(place, {"cosine": cosine.astype(np.float32), "target_norms": norms[n:].astype(np.float32)})
+    stored = {name: values.astype(np.float64) for name, values in read_tensors(place).items()}
+    weights = stored["target_norms"] / stored["target_norms"].mean()
+    return Influence(stored["cosine"][:n, n:], stored["cosine"][:n, :n], weights)
+
+
+def sketch_unweighted(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> Influence:
+    """`sketch_cosine` with all targets alike."""
+    found = sketch_cosine(model, pool, target, folder)
+    return Influence(found.on_target, found.on_pool)
 
 
 def known_family(family: np.ndarray, of_target: np.ndarray) -> Influence:
@@ -80,19 +105,12 @@ def sketch_only_cosine(model: LanguageModel, pool: Dataset, target: Dataset, fol
     return Influence(cosine[:n, n:], cosine[:n, :n])
 
 
-def sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
-    """The cosines of all samples, pool before target, (n, n) float64."""
-    place = folder / "sketch.safetensors"
-    if not place.exists():
-        write_tensors(place, {"cosine": _sketch_cosine(model, pool, target).astype(np.float32)})
-    return read_tensors(place)["cosine"].astype(np.float64)
-
-
-def _sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset) -> np.ndarray:
+def _cosines_and_norms(model: LanguageModel, pool: Dataset, target: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all samples, pool before target, (n, n); norms of their sketches before whitening, (n,)."""
     examples = [*encode_examples(model, pool), *encode_examples(model, target)]
     errors, states, tokens = _error_and_states(model, examples)
     of_pool = np.concatenate([states[k] for k in range(len(pool))], axis=1)  # (layers, tokens, hidden)
-    cosine = np.zeros((len(examples), len(examples)))
+    cosine, norms = np.zeros((len(examples), len(examples))), np.zeros(len(examples))
     everyone = np.repeat(np.arange(len(examples)), tokens)
     starts = np.flatnonzero(np.diff(everyone, prepend=-1))
     alike = np.concatenate(errors) @ np.concatenate(errors).T
@@ -103,9 +121,11 @@ def _sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset) -> np.n
         white = np.concatenate([state[layer] for state in states]) @ whiten
         products = alike * (white @ white.T)
         products = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
-        norms = np.sqrt(np.diag(products))
-        cosine += products / norms / norms[:, None] / len(SKETCH_LAYERS)
-    return cosine
+        lengths = np.sqrt(np.diag(products))
+        cosine += products / lengths / lengths[:, None] / len(SKETCH_LAYERS)
+        plain = [((error @ error.T) * (x[layer] @ x[layer].T)).sum() for error, x in zip(errors, states, strict=True)]
+        norms += np.sqrt(plain) / len(SKETCH_LAYERS)
+    return cosine, norms
 
 
 def _error_and_states(

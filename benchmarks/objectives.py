@@ -32,12 +32,29 @@ from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
 from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from objective_choices import DRAWN, OBJECTIVES, Problem
-from objective_influences import Influence, known_family, less, less_on_pool, similarities, sketch, sketch_only_cosine
+from objective_influences import (
+    Influence,
+    known_family,
+    less,
+    less_on_pool,
+    similarities,
+    sketch,
+    sketch_cosine,
+    sketch_unweighted,
+    sketch_weighted,
+)
 
 SITUATIONS = ("family", "broad", "none")
 BUDGETS = (12, 30, 6)
 SIMILARITIES = ("response-similarity", "representation-similarity", "embedding-similarity")
-INFLUENCES = ("less", "sketch", "sketch cosine", *SIMILARITIES, "family known")
+OWN = {
+    "less": less,
+    "sketch": sketch,
+    "sketch weighted": sketch_weighted,
+    "sketch cosine": sketch_unweighted,
+    "sketch cosine weighted": sketch_cosine,
+}
+INFLUENCES = (*OWN, *SIMILARITIES, "family known")
 FREE = ("random", "stratified")  # need no influence
 SAME = 0.9  # share of common rows above which two subsets count as one
 RESAMPLES = 2000
@@ -78,7 +95,7 @@ class Samples:
             elif name == "family known":
                 self._kept[name] = known_family(self.family, self.of_target)
             else:
-                self._kept[name] = {"less": less, "sketch": sketch, "sketch cosine": sketch_only_cosine}[name](*given)
+                self._kept[name] = OWN[name](*given)
         return self._kept[name]
 
 
@@ -105,14 +122,15 @@ def _choice(
     samples: Samples, situation: str, family: str, budget: int, influence: str, objective: str, seed: int
 ) -> Choice:
     values = samples.influence(influence) if influence else Influence(np.zeros((len(samples.pool), 1)), None)
-    on_target = values.on_target
+    on_target, weights = values.on_target, 1.0 if values.weights is None else values.weights
     if situation == "family":
-        on_target = on_target[:, samples.of_target == family]
+        served = samples.of_target == family
+        on_target, weights = on_target[:, served], weights if values.weights is None else values.weights[served]
     elif situation == "none":
-        if values.on_pool is None:
+        if values.on_pool is None or values.weights is not None:
             raise LookupError("the influence on the pool itself was not computed")
         on_target = values.on_pool
-    problem = Problem(on_target, values.on_pool, samples.features, budget, seed)
+    problem = Problem(on_target, values.on_pool, samples.features, budget, seed, weights)
     rows = (OBJECTIVES | DRAWN)[objective](problem)
     assert len(set(rows.tolist())) == budget, objective
     return Choice(situation, family, budget, influence, objective, seed, tuple(sorted(rows.tolist())))
