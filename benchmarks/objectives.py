@@ -8,7 +8,8 @@
 ("broad"), on the ten targets of one family ("family"), or between pool samples alone ("none"). The model is trained on
 what it chooses as the outcomes were; each distinct subset once, and a subset that shares more than nine tenths of its
 rows with a trained one counts as that one. The table has the mean drop of the loss over the targets minus that of
-random rows, with a 95 % bootstrap interval over targets, beside the spread of the random choices themselves.
+random rows, with a 95 % bootstrap interval over targets and random choices, and in standard deviations of one random
+choice (what chance alone does); and how many random rows have the same drop.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import argparse
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
 from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from objective_choices import DRAWN, OBJECTIVES, Problem
+from objective_comparison import Choice, Comparison
 from objective_influences import (
     Influence,
     known_family,
@@ -57,20 +58,6 @@ OWN = {
 INFLUENCES = (*OWN, *SIMILARITIES, "family known")
 FREE = ("random", "stratified")  # need no influence
 SAME = 0.9  # share of common rows above which two subsets count as one
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A subset and where it comes from."""
-
-    situation: str
-    family: str  # the target's; "" if all
-    budget: int
-    influence: str  # "" if none is used
-    objective: str
-    seed: int
-    rows: tuple[int, ...]  # sorted
 
 
 class Samples:
@@ -138,7 +125,7 @@ def _choice(
 
 def train(samples: Samples, options: argparse.Namespace) -> None:
     """Fine-tune on each distinct subset and keep the losses of all targets."""
-    store = Trainings(samples, options.folder)
+    store = Trainings(samples, options.folder, options.training_seeds)
     wanted = list(choices(samples, options))
     for wait in (False, True):  # first those that no other process is at, then those whose process may be gone
         for number, choice in enumerate(wanted):
@@ -151,8 +138,8 @@ def train(samples: Samples, options: argparse.Namespace) -> None:
 class Trainings:
     """Losses after training by subset, a folder each: of all targets, or of the family that it was chosen for."""
 
-    def __init__(self, samples: Samples, folder: Path) -> None:
-        self.samples, self.folder = samples, folder / "trained"
+    def __init__(self, samples: Samples, folder: Path, seeds: Sequence[int]) -> None:
+        self.samples, self.folder, self.seeds = samples, folder / "trained", tuple(seeds)
         self.outcomes = TrainingOutcomes.load(OUTCOMES)
         ids = tuple(samples.pool["id"]), tuple(samples.target["id"])
         if ids != (self.outcomes.pool_ids, self.outcomes.target_ids):
@@ -162,15 +149,16 @@ class Trainings:
         self._read()
 
     def _read(self) -> None:
-        for path in self.folder.glob("*/rows.json"):
-            losses = path.parent / "seed-0-subset-0000.json"
-            record = read_json(path)
-            key = record["family"], tuple(record["rows"])
-            if key not in self._drops and losses.exists():
-                drops = np.full(len(self.before), np.nan)
+        """Those that are trained with all the seeds, averaged over these."""
+        losses: dict[tuple[str, tuple[int, ...]], dict[int, list[float]]] = {}
+        for path in self.folder.glob("*/seed-*-subset-0000.json"):
+            record, seed = read_json(path.parent / "rows.json"), int(path.name.split("-")[1])
+            losses.setdefault((record["family"], tuple(record["rows"])), {})[seed] = read_json(path)
+        for key, after in losses.items():
+            if key not in self._drops and after.keys() >= {*self.seeds}:
                 served = self._served(key[0])
-                drops[served] = self.before[served] - np.array(read_json(losses))
-                self._drops[key] = drops
+                self._drops[key] = np.full(len(self.before), np.nan)
+                self._drops[key][served] = self.before[served] - np.mean([after[seed] for seed in self.seeds], axis=0)
 
     def drops(self, rows: tuple[int, ...], family: str) -> np.ndarray | None:
         """Reduction of each target's loss, (n_target,), after training on a subset that is this one or nearly so.
@@ -185,16 +173,17 @@ class Trainings:
         return found
 
     def train(self, rows: tuple[int, ...], family: str, *, wait: bool) -> None:
-        """One training; of one that another process is at, wait for the end or leave it."""
-        place = self.folder / fingerprint(family, list(rows))[:16]
-        write_json(place / "rows.json", {"rows": rows, "family": family})
+        """One training a seed; of one that another process is at, wait for the end or leave it."""
         served = np.flatnonzero(self._served(family))
-        write_json(place / "before.json", self.outcomes.before[served].tolist())  # spares a pass over the targets
         subset = np.zeros((1, len(self.samples.pool)), bool)
         subset[0, list(rows)] = True
         pool, target = self.samples.pool, self.samples.target.select(served)
-        with contextlib.suppress(Timeout), FileLock(place / ".claim", blocking=wait):
-            measure_outcomes(self.samples.model, pool, target, subset, TRAINING, place, seeds=(0,))
+        for seed in self.seeds:
+            place = self.folder / (fingerprint(family, list(rows))[:16] + (f"-{seed}" if seed else ""))
+            write_json(place / "rows.json", {"rows": rows, "family": family})
+            write_json(place / "before.json", self.outcomes.before[served].tolist())  # spares a pass over the targets
+            with contextlib.suppress(Timeout), FileLock(place / ".claim", blocking=wait):
+                measure_outcomes(self.samples.model, pool, target, subset, TRAINING, place, seeds=(seed,))
         self._read()
 
     def _served(self, family: str) -> np.ndarray:
@@ -203,21 +192,21 @@ class Trainings:
 
 def table(samples: Samples, options: argparse.Namespace) -> None:
     """Print loss reductions beyond those of random rows, of the choices that are trained in full."""
-    store = Trainings(samples, options.folder)
+    store = Trainings(samples, options.folder, options.training_seeds)
     groups: dict[tuple[str, int, str, str], list[Choice]] = {}
     for choice in choices(samples, options):
         groups.setdefault((choice.situation, choice.budget, choice.influence, choice.objective), []).append(choice)
-    random = {store.outcomes.subsets[0].sum(): store.outcomes.drops[0]}  # rows: (n_choices, n_target)
+    random = {int(store.outcomes.subsets[0].sum()): store.outcomes.drops[0]}  # rows: (n_choices, n_target)
     for budget in options.budgets:
         drawn = [store.drops(choice.rows, "") for choice in groups.get(("", budget, "", "random"), [])]
         random[budget] = np.array([drops for drops in drawn if drops is not None])
-    curve = {rows: drops.mean(axis=0) for rows, drops in sorted(random.items()) if len(drops) >= 2}
+    random = {rows: drops for rows, drops in sorted(random.items()) if len(drops) >= 2}
     for situation, budget in itertools.product(options.situations, options.budgets):
         of_target = samples.of_target.copy()
         if situation == "family":
             of_target[~np.isin(of_target, options.families)] = ""
-        if budget in curve:
-            comparison = Comparison(of_target, random[budget], curve, pooled=situation != "family")
+        if budget in random:
+            comparison = Comparison(of_target, random, budget, pooled=situation != "family")
             comparison.heading(f"{situation}, {budget} rows")
             waiting = 0
             for (place, size, influence, objective), own in groups.items():
@@ -228,67 +217,6 @@ def table(samples: Samples, options: argparse.Namespace) -> None:
                         continue
                     comparison.line(f"{influence} | {objective}", own, trained)
             print(f"{waiting} not trained in full")
-
-
-class Comparison:
-    """Lines of a table: choices of one situation and budget beside random ones.
-
-    Args:
-        of_target: the family of each target, "" for those that do not count.
-        random: drops of random choices, (n_choices, n_target).
-        curve: mean drops of random choices by rows, (n_target,) each.
-        pooled: one choice serves all targets, not one each family.
-    """
-
-    def __init__(
-        self, of_target: np.ndarray, random: np.ndarray, curve: dict[int, np.ndarray], *, pooled: bool
-    ) -> None:
-        self.kept = np.flatnonzero(of_target != "")
-        self.family, self.random, self.pooled = of_target[self.kept], random[:, self.kept], pooled
-        self.rows = np.array(list(curve))
-        self.curve = np.array(list(curve.values()))[:, self.kept]  # (sizes, n_kept)
-        rng, groups = np.random.default_rng(0), [np.flatnonzero(self.family == f) for f in np.unique(self.family)]
-        drawn = [np.concatenate([rng.choice(own, len(own)) for own in groups]) for _ in range(RESAMPLES)]
-        self.resamples = np.array(drawn)  # targets within their family
-
-    def heading(self, title: str) -> None:
-        """Print the random choices, their learning curve, and the head of the table."""
-        means = self.random.mean(axis=1)
-        points = zip(self.rows, self.curve.mean(axis=1), strict=True)
-        print(f"\n{title}: drops of random choices {', '.join(f'{mean:.2f}' for mean in means)}; ", end="")
-        print("mean of random", ", ".join(f"{rows} rows {drop:.2f}" for rows, drop in points))
-        print(
-            "| influence | objective | drop beyond random's | 95 % | relative | in spreads | equivalent random rows |"
-        )
-        print("|---|---|---|---|---|---|---|")
-
-    def line(self, name: str, choices: list[Choice], trained: list[np.ndarray]) -> None:
-        """Print one way to choose, averaged over its draws."""
-        drops = np.full((len(choices), len(self.kept)), np.nan)
-        for own, choice, found in zip(drops, choices, trained, strict=True):
-            served = (self.family == choice.family) | (choice.family == "")
-            own[served] = found[self.kept][served]
-        drop, average = np.nanmean(drops, axis=0), self.random.mean(axis=0)
-        beyond = (drop - average).mean()
-        low, high = np.quantile((drop - average)[self.resamples].mean(axis=1), [0.025, 0.975])
-        rows = [self.equivalent(drop[some].mean(), self.curve[:, some].mean(axis=1)) for some in self.resamples]
-        least, most = np.quantile(rows, [0.025, 0.975])
-        print(
-            f"| {name} | {beyond:+.3f} | {low:+.2f} to {high:+.2f} | {beyond / average.mean():+.0%}"
-            f" | {beyond / self.spread():+.1f} | {self.equivalent(drop.mean(), self.curve.mean(axis=1)):.0f}"
-            f" ({least:.0f} to {most:.0f}) |"
-        )
-
-    def spread(self) -> float:
-        """Standard deviation of the mean drop of a random choice; of one a family where each has its own."""
-        if self.pooled:
-            return float(self.random.mean(axis=1).std(ddof=1))
-        sums = [self.random[:, self.family == name].sum(axis=1) for name in np.unique(self.family)]
-        return float(np.sqrt(np.var(sums, axis=1, ddof=1).sum()) / len(self.kept))
-
-    def equivalent(self, drop: float, curve: np.ndarray) -> float:
-        """Random rows with the same drop, by the curve over the logarithm of rows; the ends where it is outside."""
-        return float(np.exp(np.interp(drop, np.maximum.accumulate(curve), np.log(self.rows))))
 
 
 def main() -> None:
@@ -302,6 +230,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["amazon", "common", "kilt", "sciq"])
     parser.add_argument("--random", type=int, default=6, help="random choices of each budget")
     parser.add_argument("--seeds", type=int, default=2, help="draws of the other objectives that draw")
+    parser.add_argument("--training-seeds", nargs="+", type=int, default=[0], help="drops are means over these")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
     options = parser.parse_args()
