@@ -124,6 +124,7 @@ class LoraTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """`schedule`; transformers' own takes the first step, of the few that a small subset has, at a rate of 0."""
+        self.lr_scheduler: Any
         if self.lr_scheduler is None:
             rate = partial(schedule, steps=num_training_steps, warmup=self.args.get_warmup_steps(num_training_steps))
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
