@@ -147,6 +147,22 @@ def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
     assert "\n" not in str(raised.value)
 
 
+def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
+    run = Path(places["folder"], "run")
+    arranged = {"from_run": run, "phases": 2, "weights": True, "difficulty": "perplexity", "output": tmp_path / "run"}
+    select(places["pool"], **arranged)
+    done = evaluate(tmp_path / "run", test=places["test"], **(options() | {"methods": []}))
+    found = {m["method"]: m["metrics"]["loss"]["value"] for m in done.results["models"]}
+    assert list(found) == ["none", "lora", "phased", "weighted", "icl"]
+    assert len(set(found.values())) == 5
+    pairs = [(c["a"][1], c["b"][1]) for c in done.results["comparisons"]]
+    assert ("phased", "lora") in pairs
+    assert ("weighted", "lora") in pairs
+    with pytest.raises(ConfigError, match="`methods` phased needs a run with phases"):
+        evaluate(run, test=places["test"], output=tmp_path / "none", **options(methods=["phased"]))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_that_is_no_finished_run_is_refused(places, tmp_path):
     with pytest.raises(RunError, match="not the folder of a finished run"):
         evaluate(tmp_path, test=places["test"], **options())

@@ -13,7 +13,7 @@ from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
 from nncift.evaluation.results import METRICS, ItemScores
 from nncift.proof.cells import FULL, NONE, RANDOM, Cell
 from nncift.proof.selectors import Selector
-from nncift.proof.trials import Trial
+from nncift.proof.trials import UNTRAINED, Trial
 
 Scores = Callable[[Trial], ItemScores]
 _AGAINST = ("against_random", "against_none", "against_free", "against_exact")
@@ -83,7 +83,7 @@ def _metrics(tables: Mapping[str, np.ndarray], cell: Cell) -> dict[str, Any]:
 
 def _is_fixed(cell: Cell) -> bool:
     """Whether nothing random is in a cell: examples in a context are fixed unless they were drawn."""
-    return cell.method != "lora" and cell.selector != RANDOM
+    return cell.method in UNTRAINED and cell.selector != RANDOM
 
 
 def _between(cells: Sequence[Cell], tables: Sequence[dict[str, np.ndarray]], a: int, b: int) -> dict[str, Difference]:
@@ -113,8 +113,8 @@ def metric_record(table: np.ndarray, method: str, seeds: Sequence[int] = (0,)) -
     kept = table[:, ~np.isnan(table).any(axis=0)]
     if not kept.size:
         return {"value": None, "low": None, "high": None, "items": 0, "by_seed": {}}
-    found = contrast([Trained(kept, fixed=method != "lora" and len(table) == 1)], np.ones((1, 1)))
-    names = seeds if method == "lora" and len(seeds) == len(table) else range(len(table))
+    found = contrast([Trained(kept, fixed=method in UNTRAINED and len(table) == 1)], np.ones((1, 1)))
+    names = seeds if method not in UNTRAINED and len(seeds) == len(table) else range(len(table))
     return {
         "value": float(found.value[0]),
         "low": float(found.low[0]),

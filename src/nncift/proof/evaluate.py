@@ -24,7 +24,7 @@ from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import ProofOptions
 from nncift.proof.setup import bench_of, models_of, read_options, stored, tuning_of
-from nncift.proof.trials import Bench, Trial
+from nncift.proof.trials import UNTRAINED, Bench, Trial
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import RunFolder
@@ -85,6 +85,7 @@ def evaluate(
     """
     sides = [_Side.of("run", run), *([] if against is None else [_Side.of("against", against)])]
     proof, config = _options(sides[0], test, options)
+    trials = [_trials(side, proof, config.seed) for side in sides]
     folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))
     shown = in_terminal() if progress is None else progress
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
@@ -95,8 +96,8 @@ def evaluate(
                 refuse_overlap(items, side.chosen, proof.test)
     model, encoder = models_of(config)
     benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=shown) for side in sides]
-    trials = [_trials(side, proof, config.seed) for side in sides]
-    keep = {trials[0]["lora"][0]: folder.adapter} if "lora" in proof.methods else {}
+    trained = [group[0] for method, group in trials[0].items() if method not in UNTRAINED]
+    keep = {trained[0]: folder.adapter} if trained else {}
     for bench, own in zip(benches, trials, strict=True):
         bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
     results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
@@ -152,11 +153,24 @@ def _shared(config: Config) -> dict[str, Any]:
 
 def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial]]:
     """The trials of a side by method, those of the model as it is first."""
-    rows = tuple(side.selection.indices.tolist())
+    chosen = side.selection
+    rows, seeds = tuple(chosen.indices.tolist()), range(seed, seed + proof.seeds)
+    asked = {"phased": chosen.phase is not None, "weighted": chosen.weights is not None}
+    methods: Sequence[str] = proof.methods or ["lora", "icl", *(method for method, there in asked.items() if there)]
+    for method, option in (("phased", "phases"), ("weighted", "weights")):
+        if method in methods and not asked[method]:
+            problem = f"`methods` {method} needs a run with {option}, and {side.folder.path} has none"
+            raise ConfigError(problem, f"run nncift select with --{option}, --from that run")
     found = {"none": [Trial("none")]}
-    if "lora" in proof.methods:
-        found["lora"] = [Trial("lora", rows, seed + number) for number in range(proof.seeds)]
-    if "icl" in proof.methods:
+    if "lora" in methods:
+        found["lora"] = [Trial("lora", rows, each) for each in seeds]
+    if "phased" in methods:
+        lengths = tuple(map(len, chosen.phases))
+        found["phased"] = [Trial("lora", rows, each, phases=lengths) for each in seeds]
+    if "weighted" in methods and chosen.weights is not None:
+        weights = tuple(chosen.weights.tolist())
+        found["weighted"] = [Trial("lora", rows, each, weights=weights) for each in seeds]
+    if "icl" in methods:
         found["icl"] = [Trial("icl", rows)]
     return found
 
@@ -182,8 +196,12 @@ def _results(
             if method != "none" or side is sides[0]:
                 tables[side.name if method != "none" else "", method] = table_of(group, bench.scores)
     pairs = [(key, ("", "none")) for key in tables if key[1] != "none"]
+    pairs += [((name, other), (name, "lora")) for name, other in tables if other in ("phased", "weighted")]
     pairs += [(("run", method), ("against", method)) for name, method in tables if name == "against"]
-    compared = {(a, b): differences(tables[a], tables[b], fixed=(a[1] != "lora", b[1] != "lora")) for a, b in pairs}
+    pairs = [pair for pair in pairs if pair[0] in tables and pair[1] in tables]
+    compared = {}
+    for a, b in pairs:
+        compared[a, b] = differences(tables[a], tables[b], fixed=(a[1] in UNTRAINED, b[1] in UNTRAINED))
     adjusted = iter(adjust([found for each in compared.values() for found in each.values()]))
     return {
         "models": [

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from nncift.errors import ConfigError
 from nncift.run.validation import check_types
 
-METHODS: tuple[Literal["lora", "icl"], ...] = ("lora", "icl")
 FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")
@@ -27,9 +26,10 @@ class ProofOptions:
     """The test file: prompts with reference responses, in any format and schema that a pool may have."""
     test_split: str | None = None
     """The split to read of the test file."""
-    methods: tuple[Literal["lora", "icl"], ...] = METHODS
+    methods: tuple[Literal["lora", "icl", "phased", "weighted"], ...] = ()
     """How the chosen rows are used: lora fine-tunes the model on them, icl shows the most similar of them as examples
-    in the context; one, or both separated by a comma."""
+    in the context, phased fine-tunes on the run's phases in turn, weighted with its weights; separated by commas. By
+    default lora, icl, and those of the others that the run was asked for."""
     metrics: tuple[Literal["loss", "exact_match", "rouge", "similarity"], ...] = ()
     """What is measured beside the response loss, which always is: exact_match (short answers, and those that end in
     #### and a number), rouge (longer ones) and similarity (of embeddings) need generated answers. By default all."""
@@ -71,8 +71,6 @@ class ProofOptions:
                 raise ConfigError(f"`{name}` is {value}", f"give at least {least}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"`learning_rate` is {self.learning_rate}", "give a number above 0")
-        if not self.methods:
-            raise ConfigError("`methods` is empty", f"give {' or '.join(METHODS)}")
         if self.judge_url is not None and self.judge is None:
             raise ConfigError("`judge_url` needs the name of the endpoint's model", "give `judge` too")
         if self.rubric is not None and self.judge is None:

@@ -18,7 +18,10 @@ from nncift.run.costs import duration
 from nncift.run.files import atomic_write
 
 _LONG = ("pool", "model", "task", "method", "unit", "budget", "rows", "seed", "selector", "metric", "value", "items")
-_METHODS = {"none": "as it is", "lora": "fine-tuned", "icl": "in context"}
+_METHODS = {
+    **{"none": "as it is", "lora": "fine-tuned", "icl": "in context"},
+    **{"phased": "in phases", "weighted": "weighted"},
+}
 _UNITS = {"rows": "rows", "tokens": "response tokens of so many mean rows"}
 
 
@@ -164,4 +167,4 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
 
 def _model_name(run: str, method: str) -> str:
     other = " on the other run" if run == "against" else ""
-    return {"none": "as it is", "lora": f"fine-tuned{other}", "icl": f"in context{other}"}[method]
+    return _METHODS[method] + other

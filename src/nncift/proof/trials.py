@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Method = Literal["none", "lora", "icl"]
 """The model as it is, fine-tuned on the rows, or with the most similar of them as examples in its context."""
+UNTRAINED = ("none", "icl")
+"""Methods without anything random."""
 
 
 @dataclass(frozen=True)
