@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 
     from nncift.data.sources import SourceLike
 
+_UNLEARNED: dict[str, Any] = {
+    **{"labels": None, "fidelity": None, "probes": None, "influence_options": None},
+    **{"features": "sentence", "target_features": None},
+}
+"""Options of a run that learns nothing."""
 _ONE_RUN = ("output", "from_run", "network", "labels_from", "verify")
 """Options of `select` that a comparison does not take."""
 
@@ -164,15 +169,14 @@ class Inputs:
         """The cells that the selectors' rankings give."""
         proof, seed = self.proof, self.base.seed
         seeds = range(seed, seed + proof.seeds)
-        return Grid(
-            rankings, self.bench.response_tokens, self.budgets, self.curve, proof.methods, proof.units, seeds
-        )  # fmt: skip
+        return Grid(rankings, self.bench.response_tokens, self.budgets, self.curve, proof.methods, proof.units, seeds)
 
     def config(self, selector: Selector) -> Config:
         """The config of the run that a selector's choices come from."""
         output = str(self.folder.runs / selector.slug)
-        made = replace(self.base, influence=selector.influence, output=output)
-        return replace(made, labels=None, features="sentence") if selector.kind == "free" else made  # learns nothing
+        own = self.base.influence_options if selector.influence == self.base.influence else None
+        made = replace(self.base, influence=selector.influence, influence_options=own, output=output)
+        return replace(made, **_UNLEARNED) if selector.kind == "free" else made
 
     def facts(self) -> dict[str, Any]:
         """What the results are of, ready for JSON."""
@@ -211,7 +215,10 @@ def prepare(
     for name in _ONE_RUN:
         if others.get(name) is not None:
             raise ConfigError(f"`{name}` is for one run", "leave it out")
-    base = make_config(sources["pool"], target=sources["target"], known=sources["known"], **others)
+    if others.get("influence_options") and len(proof.influences) != 1:
+        raise ConfigError("`influence_options` are those of one function", "give one `influence`")
+    one = proof.influences[0] if len(proof.influences) == 1 else None
+    base = make_config(sources["pool"], target=sources["target"], known=sources["known"], influence=one, **others)
     folder = ProofFolder(output or Path("runs") / f"compare-{base.folder.name}")
     shown = in_terminal() if progress is None else progress
     with folder.open(proof.identity() | {"select": base.identity()}):
@@ -260,13 +267,13 @@ def _ranking(inputs: Inputs, selector: Selector, budget: int) -> Path:
 def _choose(inputs: Inputs, selector: Selector) -> None:
     config = inputs.config(selector)
     with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
+        read(run)
+        check_same_pool(run, inputs.samples)
         if selector.kind == "estimated":
             found, folder = estimated_rankings(run, inputs.budgets), run.folder.path
         else:
-            read(run)
             folder = inputs.folder.exact / selector.slug
             found = exact_rankings(run, folder, inputs.budgets)
-        check_same_pool(run, inputs.samples)
     for budget, ranking in zip(inputs.budgets, found, strict=True):
         save_ranking(_ranking(inputs, selector, budget), ranking)
     write_json(inputs.folder.choices / f"{selector.slug}.json", costs_of(folder))

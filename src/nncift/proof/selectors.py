@@ -19,7 +19,7 @@ from nncift.pipeline.choose import objective_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.select import estimated
 from nncift.run.costs import Costs
-from nncift.run.files import read_array, write_array
+from nncift.run.files import read_array, remove, write_array
 from nncift.run.folder import LabelFolder
 from nncift.selection.greedy import lazy_greedy
 
@@ -95,13 +95,24 @@ def exact_matrix(run: Run, rows: Dataset, folder: Path, costs: Costs) -> np.ndar
     done = LabelFolder(folder).labels.exists()
     count = costs.counter("labels", function)
     if not done:
+        function.check(run.pool.rows, target)
         function.warm_up(run.pool.rows, LabelFolder(folder).warm_up, progress=run.progress)
         count()
     every, columns = np.arange(len(rows)), np.arange(len(target))
     pairs = collect(
-        function, rows, target, every, columns, folder=folder, progress=run.progress, after_prepare=count,
+        function,
+        rows,
+        target,
+        every,
+        columns,
+        folder=folder,
+        progress=run.progress,
+        after_prepare=count,
         after_block=count,
-    )  # fmt: skip
+    )
+    for path in folder.iterdir():  # checkpoints and gradients, which are large
+        if path not in (LabelFolder(folder).labels, costs.path, folder / "known"):
+            remove(path)
     return pairs.influence.reshape(len(every), len(columns))
 
 
