@@ -3,6 +3,8 @@
     python benchmarks/influence.py families  # precision: does a target of one family find that family?
     python benchmarks/influence.py noise     # AUC: do samples with another's response come last?
     python benchmarks/influence.py judge     # linear datamodeling score, on the committed outcomes of training
+    python benchmarks/influence.py judge --outcomes FOLDER  # on train.jsonl, test.jsonl and lds.jsonl there
+    python benchmarks/influence.py top-tail  # training without, and with only, the samples that a function ranks first
     python benchmarks/influence.py train     # makes those outcomes: hours; several processes share the work
     python benchmarks/influence.py speed     # DELIFT and per-sample gradients beside their naive forms
 
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from filelock import FileLock
 from scipy.stats import rankdata
 
@@ -27,7 +30,9 @@ from known_truth import OUTCOMES, family_samples, noisy_samples, trained_samples
 from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score, measure_outcomes, noise_ceiling
 from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import write_json
+from nncift.run.files import fingerprint, write_json
+from public_outcomes import read_public
+from top_tail import top_tail
 
 PER_PAIR = ("delift",)  # each pair is a pass of the model, so they are judged on fewer targets
 PER_TARGET_SET = ("lossval",)  # one score for all targets that it is given: it is given one family at a time
@@ -84,18 +89,12 @@ def area(scores: np.ndarray, below: np.ndarray) -> float:
 
 
 def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
-    """Linear datamodelling score on the committed outcomes, with its interval; the noise ceiling beside it."""
-    pool, target, family, of_target = trained_samples()
-    outcomes = TrainingOutcomes.load(OUTCOMES)
-    if outcomes.settings["model"] != model.name:
-        raise SystemExit(f"the outcomes are those of {outcomes.settings['model']!r}: {model.name!r} cannot be judged")
-    if tuple(pool["id"]) != outcomes.pool_ids or tuple(target["id"]) != outcomes.target_ids:
-        raise SystemExit("the samples are not those of the outcomes")
-    target = target.add_column("task", of_target.tolist())
-    influence = {
-        "random": np.random.default_rng(0).random((len(pool), len(target))),
-        "the family is known": (family[:, None] == of_target).astype(np.float64),
-    }
+    """Linear datamodeling score on training outcomes, with its interval; the noise ceiling beside it."""
+    if options.outcomes is not None:
+        pool, target, outcomes = read_public(options.outcomes)
+        influence = {"random": np.random.default_rng(0).random((len(pool), len(target)))}
+    else:
+        pool, target, outcomes, influence = committed_outcomes(model)
     influence |= {name: exact_values(name, model, pool, target, folder)[0] for name in options.functions}
     table = {}
     for name, matrix in influence.items():
@@ -107,6 +106,21 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     table["the same training, another seed"] = {"LDS": again.value, "low": again.low, "high": again.high}
     table["perfect (from that)"] = {"LDS": ceiling}
     return table
+
+
+def committed_outcomes(model: LanguageModel) -> tuple[Dataset, Dataset, TrainingOutcomes, dict[str, np.ndarray]]:
+    """The samples, what training did, and the baselines."""
+    pool, target, family, of_target = trained_samples()
+    outcomes = TrainingOutcomes.load(OUTCOMES)
+    if outcomes.settings["model"] != model.name:
+        raise SystemExit(f"the outcomes are those of {outcomes.settings['model']!r}: {model.name!r} cannot be judged")
+    if tuple(pool["id"]) != outcomes.pool_ids or tuple(target["id"]) != outcomes.target_ids:
+        raise SystemExit("the samples are not those of the outcomes")
+    influence = {
+        "random": np.random.default_rng(0).random((len(pool), len(target))),
+        "the family is known": (family[:, None] == of_target).astype(np.float64),
+    }
+    return pool, target.add_column("task", of_target.tolist()), outcomes, influence
 
 
 def train(options: argparse.Namespace, model: LanguageModel, folder: Path) -> None:
@@ -121,7 +135,7 @@ def train(options: argparse.Namespace, model: LanguageModel, folder: Path) -> No
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = {"families": families, "noise": noise, "judge": judge, "train": train}
+    tasks = {"families": families, "noise": noise, "judge": judge, "top-tail": top_tail, "train": train}
     parser.add_argument("what", choices=(*tasks, "speed"))
     parser.add_argument("--functions", nargs="*", default=list(NAMES), help="names, such as delift 'less, both sides'")
     parser.add_argument("--rows", type=int, default=1000, help="pool samples")
@@ -132,6 +146,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default=None)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--outcomes", type=Path, help="for judge: a folder with train.jsonl, test.jsonl and lds.jsonl")
+    parser.add_argument("--results", type=Path, help="for top-tail: where its outcomes are, if not with the committed")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-influence"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -143,6 +159,8 @@ def main() -> None:
     model = LanguageModel.load(options.model, device=options.device)
     given = {"families": "rows targets pair_targets longest seed", "noise": "rows targets pair_targets longest seed"}
     settings = "-".join(str(getattr(options, name)) for name in given.get(options.what, "").split())
+    if options.outcomes is not None:
+        settings = fingerprint(str(options.outcomes.resolve()))
     folder = options.folder / (f"{options.what}-{settings}" if settings else options.what)
     table = tasks[options.what](options, model, folder)
     if table is None:

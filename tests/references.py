@@ -244,29 +244,40 @@ class Adam:
         return value * (1 - self.rate * self.decay) - self.rate * direction
 
 
-def lossval(pool, target, *, epochs, learning_rate, head_learning_rate, decay, rows, seed) -> np.ndarray:
-    """LossVal's weights (n,) by hand-written gradients in float64, from prompts and responses (n, d) of both sides."""
+def lossval(
+    pool, target, *, epochs, learning_rate, head_learning_rate, decay, rows, seed, owners=None, of_target=None
+) -> np.ndarray:
+    """LossVal's weights (n,) by hand-written gradients in float64, from prompts and responses (turns, d) of both sides.
+
+    Turn t is of pool sample owners[t], of target of_target[t]; each is a sample of its own unless given.
+    """
     prompts, responses = (np.asarray(side, dtype=np.float64) for side in pool)
     x, y = (np.hstack([np.asarray(side, dtype=np.float64) for side in sides]) for sides in (pool, target))
+    owners, of_target = (
+        np.arange(len(side)) if given is None else np.array(given) for side, given in ((x, owners), (y, of_target))
+    )
+    counts, of_targets = np.bincount(owners), np.bincount(of_target)
     diameter = 1.1 * max(np.linalg.norm(one - other) for one in x for other in y)
     scales = [diameter**2]
     while scales[-1] * (1 if len(scales) == 1 else 0.25) > 0.05**2:  # the first comes twice
         scales.append(scales[-1] * (1 if len(scales) == 1 else 0.25))
     scales.append(0.05**2)
-    w, matrix, bias = np.ones(len(x)), np.zeros((prompts.shape[1],) * 2), np.zeros(prompts.shape[1])
+    w, matrix, bias = np.ones(len(counts)), np.zeros((prompts.shape[1],) * 2), np.zeros(prompts.shape[1])
     of_w, of_matrix, of_bias = Adam(learning_rate), Adam(head_learning_rate, decay), Adam(head_learning_rate, decay)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        slope = np.zeros(len(x))
-        for batch in torch.randperm(len(x), generator=generator).tensor_split(math.ceil(len(x) / rows)):
-            n = batch.numpy()
-            helped = y if len(y) <= rows else y[torch.randperm(len(y), generator=generator)[:rows].numpy()]
+        slope = np.zeros(len(w))
+        for batch in torch.randperm(len(w), generator=generator).tensor_split(math.ceil(len(w) / rows)):
+            n, every = np.flatnonzero(np.isin(owners, batch.numpy())), np.arange(len(of_targets))
+            helped = torch.randperm(len(every), generator=generator)[:rows].numpy() if len(every) > rows else every
+            m = np.flatnonzero(np.isin(of_target, helped))
             errors = responses[n] - (prompts[n] + prompts[n] @ matrix + bias)
             losses = (errors**2).sum(axis=1)
-            masses = np.full(len(helped), len(n) / len(helped))
-            distance, potential = sinkhorn_divergence(w[n], x[n], masses, helped, scales)
-            slope[n] = losses * distance**2 + 2 * (w[n] @ losses) * distance * potential
-            back = -2 * distance**2 * w[n][:, None] * errors  # by the prediction
+            shares, masses = w[owners[n]] / counts[owners[n]], len(batch) / len(helped) / of_targets[of_target[m]]
+            distance, potential = sinkhorn_divergence(shares, x[n], masses, y[m], scales)
+            by_share = losses * distance**2 + 2 * (shares @ losses) * distance * potential
+            np.add.at(slope, owners[n], by_share / counts[owners[n]])
+            back = -2 * distance**2 * shares[:, None] * errors  # by the prediction
             matrix = of_matrix.step(matrix, prompts[n].T @ back)
             bias = of_bias.step(bias, back.sum(axis=0))
         w = np.maximum(of_w.step(w, slope), 0)
@@ -279,6 +290,8 @@ def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[in
     covered = [max((s[i, j] for i in subset), default=0.0) for j in range(s.shape[1])]
     if name == "facility-location":
         return sum(covered)
+    if name == "concave-cover":
+        return sum(math.sqrt(sum(s[i, j] for i in set(subset))) for j in range(s.shape[1]))
     if name == "facility-location-mutual-information":
         return sum(covered) + eta * sum(max(s[i]) for i in set(subset))
     return sum(max(0.0, c - nu * max((row[j] for row in s_known), default=0.0)) for j, c in enumerate(covered))

@@ -21,6 +21,10 @@ import runs
 
 _UNREAD = {"run.log", ".lock"}
 _THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
+_NOT_AGAIN = {  # files that led to a result which is there: nothing needs them in a finished run of that kind
+    "active learning": {"function.json", "models.json"},
+    "token budget": {"tokens.npy"},
+}
 
 
 def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
@@ -70,7 +74,8 @@ def _damage(
                 failures.append(f"{where}: repair {outcome.kind} {outcome.text}")
             outcome = children.run(runs.start(kind, folder))
             found = runs.contents(folder)
-            kept = {file: value for file, value in expected.items() if file in found or not _is_intermediate(file)}
+            not_again = {file for file in expected if _is_intermediate(file)} | _NOT_AGAIN.get(kind.name, set())
+            kept = {file: value for file, value in expected.items() if file in found or file not in not_again}
             differ = sorted(file for file in found | kept if found.get(file) != kept.get(file))
             if outcome.kind == "ok" and not differ:
                 repaired += 1
@@ -87,7 +92,8 @@ def _damage(
 
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
-    return file == "labels/notes.json" or file.startswith(("labels/held-out/", "labels/round-", "verify/"))
+    unused = ("labels/notes.json", "labels/delift-baseline.npy")
+    return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/", "difficulty/"))
 
 
 def _damaged(data: bytes, rng: random.Random, *, thorough: bool) -> list[tuple[str, bytes]]:

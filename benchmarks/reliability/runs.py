@@ -61,6 +61,7 @@ def kinds(folder: Path) -> list[Kind]:
         "probes": similarity | {"probes": 6},
         "verified shortlist": similarity | {"verify": 2},
         "active learning": similarity | {"labels": "auto"},
+        "phases and weights": cheap | {"phases": 3, "weights": True, "model": data["model"]},
         "token budget": cheap | {"budget": "200tok", "model": data["model"]},
         "recipe of the paper": cheap | {"recipe": "paper"},
         "fitted network": {"network": str(fitted), "features": data["features"]},

@@ -35,6 +35,8 @@ from .models.language_model import LanguageModel as LanguageModel
 from .models.spec import EncoderSpec as EncoderSpec
 from .models.spec import ModelSpec as ModelSpec
 from .pipeline.select import select as select
+from .proof.compare import compare as compare
+from .proof.evaluate import evaluate as evaluate
 from .report.html import write_report as write_report
 from .selection.greedy import lazy_greedy as lazy_greedy
 from .selection.objectives import FacilityLocation as FacilityLocation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
@@ -50,8 +50,12 @@ class _Given:
             super().__post_init__()  # type: ignore[misc]
 
 
-def _options_class() -> type[Config]:
-    """`Config` with each field under its heading, and the options of the influence function as NAME=VALUE texts."""
+def options_class(*, without: Collection[str] = ()) -> type[Config]:
+    """`Config` with each field under its heading, and the options of the influence function as NAME=VALUE texts.
+
+    Args:
+        without: fields that the command line does not take.
+    """
     hints = get_type_hints(Config) | {"influence_options": tuple[str, ...]}
     given = {field.name: field for field in dataclasses.fields(Config)}
     fields = []
@@ -63,6 +67,7 @@ def _options_class() -> type[Config]:
                 group=_HEADINGS[heading],
                 converter=_whole if hints[name] in (int, int | None) else None,
                 show_default=None if default else False,
+                parse=None if name not in without else False,
             )
             field = dataclasses.field(default=default, kw_only=given[name].kw_only)
             fields.append((name, Annotated[hints[name], parameter], field))
@@ -74,7 +79,7 @@ def _options_class() -> type[Config]:
 if TYPE_CHECKING:
     Options = Config
 else:
-    Options = _options_class()
+    Options = options_class()
 
 
 def take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:

@@ -4,7 +4,6 @@ The types are not put off by `from __future__ import annotations`: the command l
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
@@ -14,13 +13,14 @@ from nncift.data.schemas import schemas_for
 from nncift.errors import ConfigError
 from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
+from nncift.run.naming import folder_of
 from nncift.run.validation import check_types
 
 DEFAULT_INFLUENCE = "delift"
 BUILT_IN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
+DEFAULT_DIFFICULTY = "ifd"
 _NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache")  # fields that do not determine what a run computes
-_NAMED_POOLS = 3  # in the name of a run folder
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ class Config:
     """Instead of these two: the column with whole chats, as lists of messages or as text with role markers. Data that
     lack the named columns are read by the schema that they fit."""
     turns: Literal["last", "all"] | None = None
-    """Which assistant turns of a chat are scored and trained on: last (the default) or all. Turns marked otherwise
-    (weight 0, train or loss false) never are."""
+    """Which assistant turns of a chat are scored and trained on: last (the default) or all; all influence
+    functions, the features sentence and lm, and training then take the mean over turns. Turns marked otherwise (weight
+    0, train or loss false) never are."""
     exclude: tuple[str, ...] = ()
     """Test sets whose samples must not be in the subset, any data with texts; may be given several times."""
     exclude_fields: tuple[str, ...] = ()
@@ -112,12 +113,23 @@ class Config:
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
     """The objective to maximise: facility-location, facility-location-mutual-information,
-    facility-location-conditional-gain, or your own "module:Class". By default the last with --known, else the second
-    with --target, else the first."""
+    facility-location-conditional-gain, concave-cover, or your own "module:Class". By default the third with --known,
+    else the second with --target, else the first."""
     eta: float | None = None
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
+    weights: bool = False
+    """Weight the selected samples by their marginal gains, each between 0.2 and 5 with mean 1 (nncift_weight)."""
+    difficulty: str | None = None
+    """The difficulty of the selected samples, larger is harder: ifd, perplexity (the model's own loss), another
+    pointwise influence function, your own "module:Class", or a column of numbers in the data. By default ifd, with
+    --phases or --order curriculum."""
+    phases: int | None = None
+    """Divide the subset into this many phases of equally many samples, from easy to hard, to train on one after the
+    other (nncift_phase)."""
+    order: Literal["gain", "curriculum"] = "gain"
+    """The order of the subset, or within each phase: gain, as selected, or curriculum, from easy to hard."""
     dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None = None
     """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 on CUDA."""
     device: str | None = None
@@ -164,6 +176,8 @@ class Config:
         if self.known is not None:
             reason = "the influence of `known` samples is estimated, and does not compare with exact values"
             self._refuse(reason, "probes", "verify")
+        if self.difficulty is None and (self.phases is not None or self.order == "curriculum"):
+            object.__setattr__(self, "difficulty", DEFAULT_DIFFICULTY)
         if self.recipe == "paper":
             self._refuse('the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
         if self.labels is not None and not self.in_rounds:
@@ -191,15 +205,7 @@ class Config:
                     raise ConfigError(f"`{field.name}` {text!r} is not UTF-8", "rename it")
 
     def _check_numbers(self) -> None:
-        least = {
-            "batch_size": 1,
-            "max_length": 16,
-            "probes": 1,
-            "seed": 0,
-            "verify": 1,
-            "eta": 0,
-            "nu": 0,
-        }
+        least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
@@ -261,7 +267,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.output) if self.output else Path("runs") / _joined([_stem(pool) for pool in self.pools])
+        return Path(self.output) if self.output else folder_of(self.pools)
 
     @property
     def row_bytes(self) -> int | None:
@@ -283,17 +289,6 @@ class Config:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IDENTITY}
 
 
-def _joined(stems: list[str]) -> str:
-    """A short name of a folder for these sources."""
-    more = len(stems) - _NAMED_POOLS
-    named = [*stems[:_NAMED_POOLS], *([f"{more}-more"] if more > 0 else [])]
-    return re.sub(r"\W+", "-", "-".join(named)).strip("-")[:100]
-
-
 def default_fields() -> dict[str, Any]:
     """What `Config.identity` has for the fields that a config of an earlier version lacks."""
     return {f.name: f.default for f in fields(Config) if f.default is not MISSING and f.name not in _NOT_IDENTITY}
-
-
-def _stem(pool: str) -> str:
-    return Path(pool).name.partition(".")[0] or "pool"

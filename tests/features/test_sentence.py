@@ -32,7 +32,7 @@ def pool():
 
 def test_embeddings_equal_one_text_at_a_time(encoder, pool):
     together = embed(pool, encoder, batch_size=7)
-    alone = np.concatenate([embed_texts([text], encoder) for text in sample_texts(pool)])
+    alone = np.concatenate([embed_texts(texts, encoder) for texts in sample_texts(pool)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert together.dtype == np.float32
     assert together.shape == (50, 384)
@@ -56,7 +56,7 @@ def test_out_of_memory_halves_the_batch(encoder, pool):
                 raise torch.OutOfMemoryError("injected")
             return encoder.encode(texts, batch_size=batch_size, **options)
 
-    texts = sample_texts(pool)
+    texts = [text for (text,) in sample_texts(pool)]
     np.testing.assert_allclose(embed_texts(texts, Small(), batch_size=32), embed_texts(texts, encoder), atol=1e-5)
     assert sizes == [32, 16, 8]
 

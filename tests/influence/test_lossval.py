@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import references
-from builders import families, prepared
+from builders import chat, families, prepared, samples
 from nncift.errors import DataError, DependencyError
 from nncift.influence.lossval import LossVal
+from nncift.models.chats import trained_texts
 from nncift.run.shards import SHARD
 
 SHORT = {"epochs": 12, "learning_rate": 0.03, "head_learning_rate": 0.01, "decay": 5.0, "seed": 3}
@@ -43,8 +44,8 @@ def drawn_rows(n: int, start: int = 0) -> Dataset:
 
 
 def pairs_of(*names: str, size: int, seed: int) -> list[tuple[str, str]]:
-    samples = families(*names, size=size, seed=seed)
-    return list(zip(samples["prompt"], samples["response"], strict=True))
+    rows = families(*names, size=size, seed=seed)
+    return list(zip(rows["prompt"], rows["response"], strict=True))
 
 
 def with_wrong_responses(pairs, share: float = 0.2, seed: int = 0):
@@ -82,6 +83,29 @@ class TestDefinition:
         expected = references.lossval(*points, rows=batch, **SHORT)
         np.testing.assert_allclose(found[orders[0]], expected, atol=1e-5)
         assert expected.std() > 0.05  # not trivially equal
+
+    @pytest.mark.parametrize("batch", [64, 3], ids=["one batch", "three batches"])
+    def test_turns_share_their_sample_s_weight(self, batch):
+        def with_chats(n: int, start: int) -> Dataset:
+            texts = [("a", f"b{k}", "c", f"d{k}", "e", f"f{k}")[: 2 + 2 * (k % 3)] for k in range(start, start + n)]
+            chats = samples([chat(str(k), *turns) for k, turns in enumerate(texts)])
+            return chats.add_column("turns", [[*range(1, len(turns), 2)] for turns in texts])
+
+        pool, target, encoder = with_chats(8, 0), with_chats(5, 100), Drawn()
+        function = LossVal(encoder, rows=batch, device="cpu", **SHORT)
+        found, points, owners, orders = weights(function, pool, target), [], [], []
+        for side in (pool, target):
+            order = sorted(range(len(side)), key=function._keys(side).__getitem__)
+            turns = [trained_texts(side)[k] for k in order]
+            prompts, responses = zip(*(pair for one in turns for pair in one), strict=True)
+            points.append((encoder.encode(prompts), encoder.encode(responses)))
+            owners.append(np.repeat(np.arange(len(side)), [len(one) for one in turns]))
+            orders.append(order)
+        expected = references.lossval(*points, rows=batch, **SHORT, owners=owners[0], of_target=owners[1])
+        np.testing.assert_allclose(found[orders[0]], expected, atol=1e-5)
+        last = weights(function, *(side.remove_columns("turns") for side in (pool, target)))
+        assert np.abs(found - last).max() > 0.01
+        assert len(owners[0]) > len(pool)
 
     def test_the_seed_draws_the_batches(self):
         pool, target = drawn_rows(20), drawn_rows(5, start=100)
@@ -194,6 +218,6 @@ class TestErrors:
 def test_weights_are_not_negative(minilm):
     rng = np.random.default_rng(0)
     points = rng.standard_normal((20, 2 * 8)).astype(np.float32)
-    weights = LossVal(minilm, learning_rate=0.05)._learn(points, points[:5])
+    weights = LossVal(minilm, learning_rate=0.05)._learn(points[:, None], points[:5, None])
     assert weights.min() >= 0
     assert np.ptp(weights) > 0

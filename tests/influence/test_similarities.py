@@ -190,7 +190,8 @@ class TestBM25:
 class TestEmbeddingSimilarity:
     def test_equals_the_reference(self, minilm, block):
         pool, target = block
-        a, b = (embed_texts(sample_texts(rows), minilm).astype(np.float64) for rows in block)
+        texts = ([text for (text,) in sample_texts(rows)] for rows in block)
+        a, b = (embed_texts(side, minilm).astype(np.float64) for side in texts)
         expected = [[x @ y / math.sqrt((x @ x) * (y @ y)) for y in b] for x in a]
         plain, scaled = (EmbeddingSimilarity(minilm, scaled=flag)(pool, target) for flag in (False, True))
         np.testing.assert_allclose(plain, expected, atol=1e-4)

@@ -8,12 +8,22 @@ import torch
 
 import references
 from builders import chat, named, prepared, samples
+from nncift.features.sentence import SentenceFeatures
+from nncift.influence.base import Setup
+from nncift.influence.bm25 import BM25, words
+from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.delift import Delift
+from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.influence.gradient_similarity import GradientSimilarity
 from nncift.influence.ifd import IFD, Perplexity
 from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity
+from nncift.influence.selectit import RatingPrompts, SelectIT
+from nncift.models.chats import Conversation
+from nncift.models.encoder import embed_texts
 from nncift.models.examples import encode_examples
+from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.run.registry import resolve
 from nncift.training.lora import Lora, adapted
 
 TEXTS = ("one", "two three", "four", "five six seven", "eight", "nine")
@@ -66,6 +76,56 @@ def test_scores(tiny, whole, parts, kind, wording):
     found = function(whole, target)[:, 0]
     assert tiny.forward_tokens - before == planned
     np.testing.assert_allclose(found, over_turns(kind(tiny, wording=wording)(parts, target)[:, 0]), rtol=1e-5)
+
+
+def test_ratings(tiny, whole, parts):
+    rating_prompts = RatingPrompts(3, ("Rate: {prompt}\nReply: {response}\nDigit:\n", "Q {prompt} A {response} D:\n"))
+    target, function = named([("any", "thing")], "t"), SelectIT(tiny, rating_prompts=rating_prompts)
+    given = rating_prompts.prompts, rating_prompts.levels
+    slow = [references.selectit(tiny.model, tiny.tokenizer, *given, row, alpha=0.2, softmax=False) for row in parts]
+    planned, before = function.tokens(whole, target), tiny.forward_tokens
+    found = prepared(function, whole, target)(whole, target)[:, 0]
+    assert tiny.forward_tokens - before == planned
+    np.testing.assert_allclose(found, over_turns(np.array(slow)), rtol=2e-3, atol=1e-5)
+    refuse, early = function.screen("pool"), chat("a", "one", "so " * 600, "two", "three")["messages"]
+    assert "its response takes" in refuse(Conversation.read("a", "p", "three", early, turns=[1, 3]))
+    assert refuse(Conversation.read("a", "p", "three", early)) is None
+
+
+def test_words(whole, parts):
+    for pool, target in ((whole, parts), (parts, whole), (whole, whole)):
+        turns = [words(f"{row['prompt']} {row['response']}") for row in parts]
+        expected = np.array([references.bm25(turns, query, k1=1.5, b=0.75) for query in turns]).T
+        expected = over_turns(expected) if target is whole else expected
+        expected = over_turns(expected.T).T if pool is whole else expected
+        np.testing.assert_allclose(prepared(BM25(), pool, target)(pool, target), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_embeddings(minilm, whole, parts):
+    texts = [f"{row['prompt']}\n{row['response']}" for row in parts]
+    mean = over_turns(np.stack([embed_texts([text], minilm)[0] for text in texts], axis=1)).T
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    source = SentenceFeatures(EncoderSpec(minilm, device="cpu"))
+    np.testing.assert_allclose(source(whole)["sentence"], mean, atol=1e-5)
+    function = EmbeddingSimilarity(minilm, device="cpu")
+    np.testing.assert_allclose(function(whole, whole), mean @ mean.T, atol=1e-5)
+    np.testing.assert_array_equal(prepared(function, whole, parts)(whole, parts)[1, 3], function(parts, parts)[3, 3])
+    assert source.contents(whole)[1:] == texts[3:]
+    assert source.contents(whole)[0] not in texts
+    long = samples([chat("x", "one", "so " * 600, "two", "three"), {"id": "b", "prompt": "ten", "response": "eleven"}])
+    assert source(long.add_column("turns", [[1, 3], None]))["truncated"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", sorted({*BUILT_IN} - {"less", "in-run"}))  # with the examples of the gradients
+def test_a_list_of_one_turn_changes_nothing(name, tiny, minilm, parts):
+    listed = parts.add_column("turns", [[1], [3], [5], None])
+    values = []
+    for rows in (parts, listed):
+        function = resolve(name, BUILT_IN, "nncift.influence").build(
+            Setup((ModelSpec(tiny),), EncoderSpec(minilm, device="cpu"))
+        )
+        values.append(prepared(function, rows, rows)(rows, rows))
+    np.testing.assert_array_equal(*values)
 
 
 def test_representations(tiny, whole, parts):

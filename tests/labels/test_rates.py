@@ -107,6 +107,27 @@ def test_a_training_is_measured_on_one_epoch_over_a_few_samples(clock):
     assert rates.warm_up == pytest.approx(MS * 3 * (50 + 7 * 1000))
 
 
+class Stepping(Trained):
+    """Tells the time of its steps."""
+
+    def shortened(self):
+        self.short = Stepping(self.clock)
+        self.short.epochs, self.short.trainings = 1, 0
+        return self.short
+
+    def warm_up(self, pool, folder=None, *, progress=False):
+        super().warm_up(pool)
+        self.training_seconds += MS * self.epochs * 7 * len(pool)
+        self.trainings += 1
+
+
+def test_one_training_is_enough_where_the_time_of_its_steps_is_told(clock):
+    function = Stepping(clock)
+    rates = measure_rates(function, ROWS, ROWS, n_pool=1000)
+    assert function.short.trainings == 1
+    assert rates.warm_up == pytest.approx(MS * 3 * (50 + 7 * 1000))
+
+
 class Words(InfluenceFunction):
     """Counts a token per word of each sample, and per word of both for each pair."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nncift.labels.pairs import LabelledPairs
 
@@ -60,6 +59,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation by column, (columns,); 0 where one is constant."""
+    from scipy.stats import rankdata  # half a second to import
+
     x, y = (ranks - ranks.mean(axis=0) for ranks in (rankdata(a, axis=0), rankdata(b, axis=0)))
     lengths = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
     return np.asarray((x * y).sum(axis=0) / np.where(lengths > 0, lengths, 1.0))

@@ -1,14 +1,20 @@
-"""Sentence embeddings: the topic of a sample, from one pass of a small encoder."""
+"""Sentence embeddings: the topic of a sample, from one pass of a small encoder.
+
+Where several turns of a chat are trained on, each is embedded with what precedes it, and a sample is their mean.
+"""
 
 from __future__ import annotations
 
+import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
-from nncift.models.encoder import embed_texts, sample_texts
+from nncift.models.chats import mean_over_turns
+from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts
 from nncift.models.loading import best_device
 from nncift.models.locate import model_identity
 from nncift.models.memory import states_of
@@ -40,7 +46,7 @@ class SentenceFeatures(FeatureSource):
         config = getattr(getattr(self.encoder.loaded[0], "auto_model", None), "config", None)
         if config is None:
             return 0
-        longest = min(int(self.encoder.loaded.max_seq_length or 512), max(map(len, sample_texts(samples))) // 3)
+        longest = min(int(self.encoder.loaded.max_seq_length or 512), max(map(len, chain(*sample_texts(samples)))) // 3)
         states = states_of(int(config.hidden_size), getattr(config, "intermediate_size", None))
         return (self.encoder.batch_size or _BATCH) * longest * states * 4
 
@@ -53,18 +59,20 @@ class SentenceFeatures(FeatureSource):
         return None if files is None else run
 
     def contents(self, samples: Dataset) -> list[str]:
-        """The texts that are embedded."""
-        return sample_texts(samples)
+        """The text that is embedded, or several as JSON, which has no line breaks and so is no other sample's text."""
+        return [texts[0] if len(texts) == 1 else json.dumps(texts) for texts in sample_texts(samples)]
 
     def shard_size(self) -> int:
         """Fewer on the CPU."""
         return shard_size(self.encoder.device, 256)
 
     def __call__(self, samples: Dataset) -> dict[str, np.ndarray]:
-        """The block, and which texts exceed the encoder's maximum length."""
-        texts, encoder = sample_texts(samples), self.encoder.loaded
+        """The block, and which samples have a text that exceeds the encoder's maximum length."""
+        turns, encoder = sample_texts(samples), self.encoder.loaded
+        texts = [*chain(*turns)]
         embeddings = embed_texts(texts, encoder, batch_size=self.encoder.batch_size)
-        return {"sentence": embeddings, TRUNCATED: _truncated(texts, encoder)}
+        truncated = mean_over_turns(turns, _truncated(texts, encoder).astype(np.float32)) > 0
+        return {"sentence": mean_embeddings(turns, embeddings), TRUNCATED: truncated}
 
 
 def embed(

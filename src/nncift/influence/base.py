@@ -47,7 +47,7 @@ class Footprint(NamedTuple):
 
     memory: int = 0  # at the peak, beyond the models' weights
     disk: int = 0  # of files
-    checkpoints: int = 0  # of these, checkpoints of a training
+    checkpoints: int = 0  # of these, checkpoints of a training and gradients, removed when the run is complete
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class InfluenceFunction:
     forward_tokens: int = 0
     """Tokens of all forward passes so far, without padding."""
     backward_tokens: int = 0
+    training_seconds: float = 0.0
+    """Time of all training steps so far; 0 where it is not told."""
     """Tokens of all backward passes so far, without padding."""
     oom_splits: Sequence[int] = ()
     """Sizes of the batches that did not fit into memory and were halved."""

@@ -8,12 +8,16 @@ them containing word w, f(w) its frequency in document i of length L_i (mean len
 
 The document frequencies are those of the pool samples given to `prepare`, so values depend on that set. Words are runs
 of letters and digits in lower case; in languages written without spaces a run is a phrase, and seldom matches.
+
+Where several turns of a chat are trained on, each is a document, or a query, of its own, with what precedes it, and
+influence is the mean over the turns of both.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.influence.base import InfluenceFunction, Traits
+from nncift.models.chats import mean_over_turns
 from nncift.models.encoder import sample_texts
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class BM25(InfluenceFunction):
         """Index the pool samples; nothing is kept in `folder`."""
         import bm25s
 
-        texts = sample_texts(pool)
+        texts = [*chain(*sample_texts(pool))]
         self._document = {text: number for number, text in reversed([*enumerate(texts)])}
         documents = [words(text) for text in texts]
         self._index = None
@@ -63,14 +68,15 @@ class BM25(InfluenceFunction):
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """BM25 scores, at least 0."""
-        influence = np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        numbers = self._numbers(sample_texts(pool_rows) if len(pool_rows) else [])
-        if self._index is None or not len(pool_rows):
-            return influence
-        for j, text in enumerate(sample_texts(target_rows) if len(target_rows) else []):
+        documents, queries = sample_texts(pool_rows), sample_texts(target_rows)
+        numbers = self._numbers([*chain(*documents)])
+        if self._index is None or not documents or not queries:
+            return np.zeros((len(documents), len(queries)), np.float32)
+        influence = np.zeros((sum(map(len, queries)), len(documents)), np.float32)
+        for j, text in enumerate(chain(*queries)):
             if indexed := [word for word in words(text) if word in self._index.vocab_dict]:
-                influence[:, j] = self._index.get_scores(indexed)[numbers]
-        return influence
+                influence[j] = mean_over_turns(documents, self._index.get_scores(indexed)[numbers])
+        return mean_over_turns(queries, influence).T.copy()
 
     def _numbers(self, texts: Sequence[str]) -> np.ndarray:
         for text in texts:

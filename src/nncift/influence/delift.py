@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from nncift.influence.base import Traits, look_up
 from nncift.influence.model_functions import PromptedFunction
-from nncift.models.chats import chunks
+from nncift.models.chats import chunks, mean_over_turns
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import Prompts, Query, mean_over_turns
+from nncift.models.prompts import Prompts, Query
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving
@@ -86,7 +86,8 @@ class Delift(PromptedFunction):
         influence = np.empty((len(queries), len(examples)), np.float32)
         for i, example in enumerate(examples):
             influence[:, i] = zero_shot - self._distances(self.language_model.prefix(example.example), asked, queries)
-        return mean_over_turns(targets, np.exp(influence) if self.exponential else influence).T.copy()
+        turns = [target.queries for target in targets]
+        return mean_over_turns(turns, np.exp(influence) if self.exponential else influence).T.copy()
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each target once without an example, then each row's example once and each target once per row."""

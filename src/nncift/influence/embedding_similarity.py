@@ -1,17 +1,20 @@
 """Embedding cosine similarity (DELIFT's SE baseline): one pass of a sentence encoder per sample, no language model.
 
-Symmetric and blind to whether a sample teaches anything: a cheap baseline.
+Symmetric and blind to whether a sample teaches anything: a cheap baseline. Where several turns of a chat are trained
+on, each is embedded with what precedes it, and a sample is their mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from nncift.influence.base import InfluenceFunction, Setup, look_up
-from nncift.models.encoder import embed_texts, sample_texts
+from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
 
 if TYPE_CHECKING:
@@ -46,18 +49,23 @@ class EmbeddingSimilarity(InfluenceFunction):
         """Cosines, in [-1, 1] or scaled to [0, 1]."""
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        pool, target = (self._embed(sample_texts(rows), self._cache) for rows in (pool_rows, target_rows))
+        pool, target = (self._vectors(rows) for rows in (pool_rows, target_rows))
         cosine = np.clip(pool @ target.T, -1, 1)
         return np.asarray((cosine + 1) / 2 if self.scaled else cosine, dtype=np.float32)
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Embed each distinct text once; nothing is kept in `folder`."""
-        texts = sample_texts(pool) + sample_texts(target)
+        texts = [*chain(*sample_texts(pool), *sample_texts(target))]
         self._cache = dict(zip(texts, self._embed(texts, {}), strict=True))
 
     def describe(self) -> dict[str, Any]:
         """With the encoder's name."""
         return super().describe() | {"encoder": self.encoder_spec.name}
 
-    def _embed(self, texts: list[str], known: dict[str, np.ndarray]) -> np.ndarray:
+    def _vectors(self, rows: Dataset) -> np.ndarray:
+        """Unit vectors, (n, d) float32."""
+        turns = sample_texts(rows)
+        return mean_embeddings(turns, self._embed([*chain(*turns)], self._cache))
+
+    def _embed(self, texts: Sequence[str], known: dict[str, np.ndarray]) -> np.ndarray:
         return look_up(known, texts, lambda which: embed_texts([texts[k] for k in which], self.encoder_spec))

@@ -115,7 +115,7 @@ class GradientInfluence(LanguageModelFunction):
         features = self._passes() * samples * min(self.dimension, weights) * 4
         moments = 0 if self.preconditioned == "no" else 2 * 4 * weights
         memory = self._batch_memory(pool_rows, target_rows, adapted=states) + 2 * 4 * weights + moments + features
-        return Footprint(memory, disk=features)
+        return Footprint(memory, disk=features, checkpoints=features)
 
     def _adapter_size(self) -> tuple[int, int]:
         """Weights of the adapter, and the numbers that it adds to a token's states."""

@@ -20,8 +20,9 @@ import numpy as np
 from nncift.errors import ModelError
 from nncift.influence.base import Traits, broadcast
 from nncift.influence.model_functions import PromptedFunction
+from nncift.models.chats import mean_over_turns
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import Prompts, Query, mean_over_turns
+from nncift.models.prompts import Prompts, Query
 from nncift.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Perplexity(PromptedFunction):
         prompts = self._prompts_for(pool_rows)
         samples = self._render(prompts, pool_rows)
         scores = self._scores(prompts, [query for sample in samples for query in sample.queries])
-        return broadcast(mean_over_turns(samples, scores), len(target_rows))
+        return broadcast(mean_over_turns([sample.queries for sample in samples], scores), len(target_rows))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each pool sample once, with its prompt."""

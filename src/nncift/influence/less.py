@@ -140,7 +140,7 @@ class Less(GradientInfluence):
         weights, states = self._adapter_size()
         training = self._batch_memory(pool_rows, batch_size=PASS, adapted=states) + 4 * 4 * weights
         stored = self.training.epochs * 3 * 4 * weights  # with Adam's moments
-        return Footprint(max(features.memory, training), features.disk + stored, stored)
+        return Footprint(max(features.memory, training), features.disk + stored, features.checkpoints + stored)
 
     @property
     def _lora(self) -> Lora:

@@ -23,11 +23,17 @@ Differences from the paper and its code, which value tabular data:
 
 It costs two encoder passes per sample, of prompt and of response, and `epochs` passes over the cached embeddings;
 no language model. Weights are comparable within one run only: they depend on all samples given to `prepare`.
+
+Where several turns of a chat are trained on, each is a point of its own, its prompt all that precedes it. They share
+their sample's weight, and its mass in equal parts, so the sample's loss is their mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,6 +43,7 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, DependencyError
 from nncift.influence.base import InfluenceFunction, Setup, Traits, broadcast
+from nncift.models.chats import trained_texts
 from nncift.models.encoder import embed_texts
 from nncift.models.loading import best_device
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
@@ -123,7 +130,7 @@ class LossVal(InfluenceFunction):
             DependencyError: geomloss is not installed.
         """
         pool_keys, target_keys = self._keys(pool), self._keys(target)
-        texts = dict(zip([*pool_keys, *target_keys], [*_texts(pool), *_texts(target)], strict=True))
+        turns = dict(zip([*pool_keys, *target_keys], [*trained_texts(pool), *trained_texts(target)], strict=True))
         # In the order of the keys: every byte is the same however the rows are ordered.
         samples, helped = sorted(set(pool_keys)), sorted(target_keys)
         self._weights, self._targets = {}, set(target_keys)
@@ -132,8 +139,8 @@ class LossVal(InfluenceFunction):
 
         @cache  # shards are slices of one result
         def learn() -> np.ndarray:
-            known = self._embed(texts, folder)
-            points = [np.stack([known[key] for key in keys]) for keys in (samples, helped)]
+            known = self._embed([*chain(*turns.values())], folder)
+            points = ([[known[self._key([turn])] for turn in turns[key]] for key in keys] for keys in (samples, helped))
             return self._learn(*points)
 
         all_of_them = fingerprint(self.describe(), samples, helped)
@@ -165,11 +172,15 @@ class LossVal(InfluenceFunction):
         return broadcast(np.array([self._weights[key] for key in keys]), len(target_rows))
 
     def _keys(self, rows: Dataset) -> list[str]:
-        """Identifies a sample's embeddings: the encoder and the texts."""
-        return [fingerprint(self.encoder_spec.name, *texts) for texts in _texts(rows)]
+        return [self._key(turns) for turns in trained_texts(rows)]
 
-    def _embed(self, texts: dict[str, tuple[str, str]], folder: Path | None) -> dict[str, np.ndarray]:
-        """Concatenated embeddings of prompt and response, (2 d,) float32, by key."""
+    def _key(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Identifies a sample's embeddings: the encoder and the texts."""
+        return fingerprint(self.encoder_spec.name, *chain(*turns))
+
+    def _embed(self, turns: Sequence[tuple[str, str]], folder: Path | None) -> dict[str, np.ndarray]:
+        """Concatenated embeddings of prompt and response of each turn, (2 d,) float32, by key."""
+        texts = {self._key([turn]): turn for turn in turns}
         keys = sorted(texts)
 
         def compute(which: list[int]) -> np.ndarray:
@@ -182,27 +193,28 @@ class LossVal(InfluenceFunction):
 
         return once_per_sample(keys, compute, name=self.name, folder=folder, progress=self.progress)
 
-    def _learn(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The weights after training, (n,) float32, from embeddings of prompt and response (n, 2 d) and (m, 2 d)."""
+    def _learn(self, pool: Sequence[Sequence[np.ndarray]], target: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """The weights after training, (n,) float32, from the embeddings (2 d,) of each sample's and target's turns."""
         device = self.encoder_spec.device or best_device()
-        points, helped = (torch.tensor(side, device=device) for side in (pool, target))
-        prompts, responses = points.tensor_split(2, dim=1)
-        n, m, width = len(points), len(helped), prompts.shape[1]
+        points, helped = (_Points.of(side, device) for side in (pool, target))
+        n, m, width = len(pool), len(target), points.values.shape[1] // 2
         weights = torch.ones(n, device=device, requires_grad=True)
         head = torch.zeros(width + 1, width, device=device, requires_grad=True)  # the last row is the bias
         weight_steps = torch.optim.Adam([weights], lr=self.learning_rate)
         head_steps = torch.optim.AdamW([head], lr=self.head_learning_rate, weight_decay=self.decay)
-        transport = _sinkhorn(max(float(torch.cdist(part, helped).max()) for part in torch.split(points, 1024)))
+        transport = _sinkhorn(points.farthest(helped))
         generator = torch.Generator().manual_seed(self.seed)
         bar = tqdm(range(self.epochs), desc=f"{self.name} training", unit=" epochs", **drawn(self.progress))
         for _ in bar:
             weight_steps.zero_grad()
             for batch in torch.randperm(n, generator=generator).tensor_split(-(-n // self.rows)):
-                some = helped if m <= self.rows else helped[torch.randperm(m, generator=generator)[: self.rows]]
-                mass = torch.full((len(some),), len(batch) / len(some), device=device)
-                predicted = prompts[batch] + prompts[batch] @ head[:-1] + head[-1]
-                losses = ((responses[batch] - predicted) ** 2).sum(dim=1)
-                loss = (weights[batch] * losses).sum() * transport(weights[batch], points[batch], mass, some) ** 2
+                some = torch.arange(m) if m <= self.rows else torch.randperm(m, generator=generator)[: self.rows]
+                mass, turns = points.select(batch, weights)
+                equal = torch.full((m,), len(batch) / len(some), device=device)
+                prompts, responses = turns.tensor_split(2, dim=1)
+                predicted = prompts + prompts @ head[:-1] + head[-1]
+                losses = ((responses - predicted) ** 2).sum(dim=1)
+                loss = (mass * losses).sum() * transport(mass, turns, *helped.select(some, equal)) ** 2
                 head_steps.zero_grad()
                 loss.backward()
                 head_steps.step()
@@ -212,9 +224,29 @@ class LossVal(InfluenceFunction):
         return np.asarray(weights.detach().cpu().numpy())
 
 
-def _texts(rows: Dataset) -> list[tuple[str, str]]:
-    """Prompt and response of each sample."""
-    return list(zip(rows["prompt"], rows["response"], strict=True)) if len(rows) else []
+@dataclass(frozen=True)
+class _Points:
+    """The turns of samples: each sample's in a row, in the order of the samples."""
+
+    values: torch.Tensor  # (turns, 2 d)
+    counts: torch.Tensor  # turns of each sample, (n,)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sequence[np.ndarray]], device: str) -> Self:
+        values = torch.tensor(np.stack([*chain(*samples)]), device=device)
+        return cls(values, torch.tensor([len(turns) for turns in samples]))
+
+    def select(self, samples: torch.Tensor, masses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mass and embedding of each turn of some samples, whose masses (n,) are divided equally among their turns."""
+        counts = self.counts[samples]
+        owners = samples.repeat_interleave(counts)
+        before = (self.counts.cumsum(0)[samples] - counts.cumsum(0)).repeat_interleave(counts)
+        shares = masses[owners] / self.counts[owners].to(masses.device)
+        return shares, self.values[before + torch.arange(len(owners))]
+
+    def farthest(self, others: Self) -> float:
+        """The largest distance of a point to one of the others."""
+        return max(float(torch.cdist(some, others.values).max()) for some in torch.split(self.values, 1024))
 
 
 def _sinkhorn(farthest: float) -> Any:

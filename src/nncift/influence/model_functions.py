@@ -75,6 +75,11 @@ class LanguageModelFunction(InfluenceFunction):
         return self.spec.backward_tokens
 
     @property
+    def training_seconds(self) -> float:  # type: ignore[override]
+        """As counted by the model."""
+        return self.spec.training_seconds
+
+    @property
     def oom_splits(self) -> Sequence[int]:  # type: ignore[override]
         """As counted by the model."""
         return self.spec.loaded.oom_splits if self.spec.is_loaded else ()

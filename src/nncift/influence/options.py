@@ -111,8 +111,10 @@ def make_function(
     Fields of a dataclass that are not given keep the values that the function has by default.
 
     Raises:
-        ConfigError: an option is unknown, missing or invalid.
+        ConfigError: an option is unknown, missing or invalid, or `kind` makes no function.
     """
+    if not callable(kind):
+        raise ConfigError(f"{name} is neither a class nor a factory of influence functions", "give one")
     options = nested(read_options(kind, given or (), name=name))
     known = dict(_parameters(kind))
     _require(name, "", known, options)

@@ -17,9 +17,10 @@ import numpy as np
 
 from nncift.influence.base import look_up
 from nncift.influence.model_functions import PromptedFunction
+from nncift.models.chats import mean_over_turns
 from nncift.models.hidden_states import mean_states
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PromptedSample, Prompts, mean_over_turns
+from nncift.models.prompts import PromptedSample, Prompts
 from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
@@ -81,7 +82,8 @@ class RepresentationSimilarity(PromptedFunction):
         rendered = self._render(prompts, rows)
         samples = self._sequences(prompts, rendered)
         means = look_up(self._cache, self._keys(samples), partial(self._means, samples))
-        vectors = self._standardized(mean_over_turns(rendered, means.astype(np.float64)))
+        turns = [sample.queries for sample in rendered]
+        vectors = self._standardized(mean_over_turns(turns, means.astype(np.float64)))
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
     def _means(self, samples: list[tuple[list[int], int]], which: list[int]) -> np.ndarray:

@@ -9,7 +9,8 @@ probable answer:
 
 A rating costs a pass over the sample for each rating prompt and model. The part of a rating prompt before the sample is
 encoded once, only the last position goes through the output layer, and P' needs the logits of K tokens alone. One model
-is in memory at a time.
+is in memory at a time. Where several turns of a chat are trained on, each is rated after what precedes it, and a
+sample's score is their mean.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
+from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from scipy.special import softmax
@@ -30,7 +32,7 @@ from scipy.special import softmax
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.base import InfluenceFunction, Setup, Side, Traits, broadcast, look_up
 from nncift.influence.model_functions import LanguageModelFunction
-from nncift.models.chats import Conversation
+from nncift.models.chats import Conversation, mean_over_turns, trained_texts
 from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import check_response, name_sample
 from nncift.models.screening import Screen, reason
@@ -43,6 +45,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PARTS = re.compile(r"\{prompt\}|\{response\}")
+
+
+class _Turn(NamedTuple):
+    """A turn that is trained on, of the sample with this id."""
+
+    id: str
+    prompt: str
+    response: str
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,9 @@ class SelectIT(LanguageModelFunction):
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Rate every pool sample, model by model; `folder` caches the ratings in `selectit-<model>-*.safetensors`."""
-        known: dict[str, np.ndarray] = {}
+        known, turns = dict[str, np.ndarray](), [*chain(*_turns(pool))]
         for number in range(len(self.models)):
-            keys, compute = self._keys(number, pool), partial(self._rate, number, pool)
+            keys, compute = self._keys(number, turns), partial(self._rate, number, turns)
             name = f"{self.name}-{number}"
             known |= once_per_sample(keys, compute, name=name, folder=folder, progress=self.progress)
         self._cache = known
@@ -153,38 +163,38 @@ class SelectIT(LanguageModelFunction):
         """The score of each pool sample, equal for all targets; larger is better."""
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        values = []  # of each model, (n_pool, 2)
+        samples = _turns(pool_rows)
+        values, turns = [], [*chain(*samples)]  # of each model, (turns, 2)
         for number in range(len(self.models)):
-            keys = self._keys(number, pool_rows)
-            values.append(look_up(self._cache, keys, partial(self._rate, number, pool_rows)))
+            keys = self._keys(number, turns)
+            values.append(look_up(self._cache, keys, partial(self._rate, number, turns)))
             self._cache.update(zip(keys, values[-1], strict=True))
-        scores, sizes = np.stack(values).astype(np.float64).transpose(2, 0, 1)  # each (models, n_pool)
-        return broadcast((scores * sizes).sum(axis=0) / sizes.sum(axis=0), len(target_rows))
+        scores, sizes = np.stack(values).astype(np.float64).transpose(2, 0, 1)  # each (models, turns)
+        means = (scores * sizes).sum(axis=0) / sizes.sum(axis=0)
+        return broadcast(mean_over_turns(samples, means), len(target_rows))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
-        """Each distinct pool sample once for each rating prompt and model; loads each model."""
-        total = 0
+        """Each distinct turn of a pool sample once for each rating prompt and model; loads each model."""
+        total, every = 0, [*chain(*_turns(pool_rows))]
         for number in range(len(self.models)):
-            first = {key: i for i, key in reversed([*enumerate(self._keys(number, pool_rows))])}
-            rows = pool_rows.select(sorted(first.values()))  # each distinct sample once
-            model, shards = self._model(number), math.ceil(len(rows) / SHARD)
+            turns = [*dict(zip(self._keys(number, every), every, strict=True)).values()]
+            model, shards = self._model(number), math.ceil(len(turns) / SHARD)
             for rating_prompt in self.rating_prompts.prompts:
-                before, queries = self._render(model, rating_prompt, rows)
-                prefixes = shards if model.shares_prefix else len(rows)  # passes over the prefix
+                before, queries = self._render(model, rating_prompt, turns)
+                prefixes = shards if model.shares_prefix else len(turns)  # passes over the prefix
                 total += prefixes * len(before) + sum(map(len, queries))
         return total
 
-    def _keys(self, number: int, rows: Dataset) -> list[str]:
+    def _keys(self, number: int, turns: Sequence[_Turn]) -> list[str]:
         setting = fingerprint(self.describe() | {"models": self.models[number].describe()})
-        texts = zip(rows["prompt"], rows["response"], strict=True)
-        return [fingerprint(setting, prompt, response) for prompt, response in texts]
+        return [fingerprint(setting, turn.prompt, turn.response) for turn in turns]
 
-    def _rate(self, number: int, rows: Dataset, which: Sequence[int]) -> np.ndarray:
+    def _rate(self, number: int, turns: Sequence[_Turn], which: Sequence[int]) -> np.ndarray:
         """Sentence-level scores by one model, with its number of parameters, (n, 2) float32."""
         model = self._model(number)
-        rows = rows.select(which)
+        some = [turns[k] for k in which]
         tokens, splits = model.forward_tokens, len(model.oom_splits)
-        ratings = [self._ratings(model, prompt, rows) for prompt in self.rating_prompts.prompts]
+        ratings = [self._ratings(model, prompt, some) for prompt in self.rating_prompts.prompts]
         self._tokens += model.forward_tokens - tokens
         self._splits += model.oom_splits[splits:]
         size = sum(weights.numel() for weights in model.model.parameters())
@@ -199,20 +209,22 @@ class SelectIT(LanguageModelFunction):
             self._loaded = (number, self.models[number].load())
         return self._loaded[1]
 
-    def _ratings(self, model: LanguageModel, rating_prompt: str, rows: Dataset) -> np.ndarray:
-        """Token-level ratings of samples under one rating prompt, (n,) float64."""
+    def _ratings(self, model: LanguageModel, rating_prompt: str, turns: Sequence[_Turn]) -> np.ndarray:
+        """Token-level ratings of turns under one rating prompt, (n,) float64."""
         answers = answer_tokens(model, _PARTS.split(rating_prompt)[-1], self.rating_prompts.levels)
-        before, queries = self._render(model, rating_prompt, rows)
+        before, queries = self._render(model, rating_prompt, turns)
         logits = model.next_token_logits(model.prefix(before), queries, answers, batch_size=self.batch_size)
         return token_rating(logits, softmax_again=self.softmax)
 
-    def _render(self, model: LanguageModel, rating_prompt: str, rows: Dataset) -> tuple[list[int], list[list[int]]]:
-        """A rating prompt in token ids: the prefix shared by all samples, and the rest for each."""
+    def _render(
+        self, model: LanguageModel, rating_prompt: str, turns: Sequence[_Turn]
+    ) -> tuple[list[int], list[list[int]]]:
+        """A rating prompt in token ids: the prefix shared by all turns, and the rest for each."""
         before, between, after = model.encode(_PARTS.split(rating_prompt))
         room = self._room(model, before, between, after)
         queries = []
-        encoded = zip(rows["id"], model.encode(rows["prompt"]), model.encode(rows["response"]), strict=True)
-        for name, prompt, response in encoded:
+        prompts, responses = (model.encode([turn[side] for turn in turns]) for side in (1, 2))
+        for (name, *_), prompt, response in zip(turns, prompts, responses, strict=True):
             try:
                 check_response(response, room, model)
             except DataError as error:
@@ -239,14 +251,20 @@ class SelectIT(LanguageModelFunction):
                     pieces = (model.encode(_PARTS.split(prompt)) for prompt in self.rating_prompts.prompts)
                     rooms.append((model, min(self._room(model, *some) for some in pieces)))
             try:
-                for model, room in rooms:
-                    if not surely_fits(sample.response, room):
-                        check_response(model.encode([sample.response])[0], room, model)
+                for (model, room), turn in product(rooms, sample.parts):
+                    if not surely_fits(turn.response, room):
+                        check_response(model.encode([turn.response])[0], room, model)
             except DataError as error:
                 return reason(error)
             return None
 
         return refuse
+
+
+def _turns(rows: Dataset) -> list[list[_Turn]]:
+    """The turns of each sample."""
+    samples = zip(rows["id"], trained_texts(rows), strict=True)
+    return [[_Turn(name, *texts) for texts in turns] for name, turns in samples]
 
 
 def answer_tokens(model: LanguageModel, cue: str, levels: int) -> list[int]:

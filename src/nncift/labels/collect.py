@@ -44,6 +44,7 @@ def collect(
     after_prepare: Callable[[], None] = lambda: None,
     after_block: Callable[[], None] = lambda: None,
     known: LabelledPairs | None = None,
+    title: str = "exact influence",
 ) -> LabelledPairs:
     """Exact influence of pool rows on targets, block by block.
 
@@ -59,6 +60,7 @@ def collect(
         after_block: called after each computed block, for example to save the costs.
         known: exact values of pairs of these samples by this function, which are not computed again; of a function
             that is not relative.
+        title: of the progress bar.
 
     Returns:
         r * c or r * k pairs, row by row.
@@ -84,7 +86,8 @@ def collect(
         after_prepare()
         work = _Labelling(function, pool, target, rows, columns, values)
         each = width if function.traits.pointwise else 1
-        with tqdm(total=len(rows) * width, desc="exact influence", unit=" pairs", **drawn(progress)) as bar:
+        unit = " samples" if width == 1 else " pairs"
+        with tqdm(total=len(rows) * width, desc=title, unit=unit, **drawn(progress)) as bar:
             blocks.compute(work, bar=bar, after_shard=after_block, steps=width, steps_per_row=each)
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:

@@ -1,7 +1,8 @@
 """The rate of an influence function, measured on a handful of short batches: seconds, whatever the pool's size.
 
 A function that trains is measured on one epoch over a few samples (`InfluenceFunction.shortened`). Fixed costs, such as
-attaching an adapter and writing a checkpoint, are told apart from those of a token by two trials of different size.
+attaching an adapter and writing a checkpoint, are told apart from those of a token by the time of the training steps,
+or by two trials of different size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _CANDIDATES = 64  # random samples of a side, the shorter quarter of which the trials use
 _ROWS, _TARGETS = (1, 2, 4, 8, 16), (2, 4, 8, 16, 16)  # samples of the trials, smallest first
-_TRAINED = (1, 3)  # samples of a warm-up
+_TRAINED = (3, 1)  # samples of a warm-up; one training is enough where the function tells the time of its steps
 _ENOUGH, _LONG = 0.4, 1.5  # seconds; after a trial that took as long there is no larger one; after the first trial
 _COUNTED = 64  # samples whose tokens give the means of `Rate`
 _MAX_PAIRS = 10**9
@@ -164,12 +165,17 @@ def _warm_up_seconds(
 ) -> float:
     """Time of the warm-up on the whole pool, by its tokens and its epochs."""
     none = rows.select([])
-    points = []
+    points: list[tuple[float, float]] = []
     for number in _TRAINED:
         some = rows.select(range(min(number, len(rows))))
-        since = time.perf_counter()
+        since, trained = time.perf_counter(), short.training_seconds
         short.warm_up(some)
-        points.append((float(short.tokens(none, none, some) or len(some)), time.perf_counter() - since))
+        taken, steps = time.perf_counter() - since, short.training_seconds - trained
+        units = float(short.tokens(none, none, some) or len(some))
+        if steps > 0:
+            points = [(0.0, taken - steps), (units, taken)]
+            break
+        points.insert(0, (units, taken))
     each, fixed = _line(points)
     tokens = function.tokens(none, none, pool)
     total = len(pool) if tokens is None else tokens

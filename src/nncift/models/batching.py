@@ -31,7 +31,7 @@ _MEMORY_SIGNS = (
     "alloc_failed",
 )
 _LOGITS = 2**28  # positions x vocabulary of a batch at the output layer, at most: 1 GiB in float32
-_OVERHEAD = {"cpu": 32}  # cost of one more batch, in tokens
+_OVERHEAD = {"cpu": 32}  # cost of one more pass, in tokens
 _OVERHEAD_ACCELERATOR = 4096
 
 
@@ -93,6 +93,7 @@ class Batcher:
         *,
         batch_size: int,
         before: int = 0,
+        steps: int = 1,
     ) -> list[T]:
         """The result of `work` for each of n rows, in length-sorted batches that are halved when memory runs out.
 
@@ -102,13 +103,14 @@ class Batcher:
             scored: positions of each row at the output layer.
             batch_size: rows in a batch, at most.
             before: tokens in front of every row, for the error alone.
+            steps: passes of the model for a batch: one, or one for each generated token.
 
         Raises:
             ModelError: one row alone does not fit into memory.
         """
         order = sorted(range(len(lengths)), key=lambda j: -lengths[j])
         results: dict[int, T] = {}
-        waiting = deque(self.batches(order, lengths, scored, batch_size))
+        waiting = deque(self.batches(order, lengths, scored, batch_size, steps))
         while waiting:
             batch = waiting.popleft()
             found = in_memory(partial(work, batch))
@@ -120,11 +122,11 @@ class Batcher:
                 raise sequence_too_long(self.name, before + lengths[batch[0]])
             self.oom_splits.append(len(batch))
             self._most_rows = len(batch) // 2
-            waiting = deque(self.batches([*batch, *chain(*waiting)], lengths, scored, batch_size))
+            waiting = deque(self.batches([*batch, *chain(*waiting)], lengths, scored, batch_size, steps))
         return [results[j] for j in range(len(lengths))]
 
     def batches(
-        self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int
+        self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int, steps: int = 1
     ) -> list[list[int]]:
         """Rows in `order`, longest first, cut into the batches of least cost: padded tokens and an overhead each."""
         most = min(batch_size, self._most_rows or batch_size)
@@ -135,7 +137,7 @@ class Batcher:
                 positions += scored[order[start]]
                 if positions * self.vocabulary > _LOGITS and start < end - 1:
                     break
-                total = cost[start] + (end - start) * lengths[order[start]] + self._overhead
+                total = cost[start] + (end - start) * lengths[order[start]] + steps * self._overhead
                 if best is None or total < best:
                     best, begin[end] = total, start
             cost[end] = best or 0

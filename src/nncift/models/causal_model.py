@@ -32,6 +32,7 @@ class CausalModel(Batcher):
         vocabulary: number of logits per position.
         forward_tokens: tokens that went through the model so far, padding not counted.
         backward_tokens: tokens whose gradients went back through it, padding not counted.
+        training_seconds: time of all training steps so far.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -40,6 +41,7 @@ class CausalModel(Batcher):
         self.dtype: torch.dtype = model.dtype
         self.forward_tokens = 0
         self.backward_tokens = 0
+        self.training_seconds = 0.0
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in self._parameters else "past_key_values"
         self._embeddings = int(model.get_input_embeddings().weight.shape[0])
@@ -72,6 +74,15 @@ class CausalModel(Batcher):
         Raises:
             ModelError: a token is not in its vocabulary.
         """
+        options: dict[str, Any] = {} if cache is None else {self._cache_argument: cache}
+        if "use_cache" in self._parameters:
+            options["use_cache"] = cache is not None
+        logits = self._forward_at(rows, columns, {"input_ids": self._padded(sequences), **options})
+        self.forward_tokens += sum(map(len, sequences))
+        return logits
+
+    def _forward_at(self, rows: torch.Tensor, columns: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """The model's forward pass, of which the output layer sees the given positions alone."""
         kept = False
 
         def keep(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -81,15 +92,11 @@ class CausalModel(Batcher):
 
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(keep) if head is not None else None
-        options: dict[str, Any] = {} if cache is None else {self._cache_argument: cache}
-        if "use_cache" in self._parameters:
-            options["use_cache"] = cache is not None
         try:
-            logits: torch.Tensor = self.model(input_ids=self._padded(sequences), **options).logits
+            logits: torch.Tensor = self.model(**inputs).logits
         finally:
             if hook is not None:
                 hook.remove()
-        self.forward_tokens += sum(map(len, sequences))
         return logits[0] if kept else logits[rows, columns]
 
     @torch.inference_mode()
@@ -99,6 +106,34 @@ class CausalModel(Batcher):
         """`logits_at` without gradients."""
         with onednn_linears(self.model):
             return self.logits_at(sequences, rows, columns, cache)
+
+    @torch.inference_mode()
+    def masked_logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Logits at the given positions of sequences that are padded on either side and continue a cache of their own.
+
+        Args:
+            ids: (n, length) int64, on the model's device.
+            mask: (n, cached + length) int64, 1 for a token and 0 for padding, of the cache too.
+            rows: (positions,) int64, which sequence.
+            columns: (positions,) int64, which of `ids`.
+            cache: keys and values of the n sequences so far; `ids` are added to it.
+
+        Returns:
+            (positions, vocabulary), on the model's device in its dtype.
+
+        Raises:
+            ModelError: a token is not in its vocabulary.
+        """
+        self._check_tokens(ids)
+        inputs = {"input_ids": ids, "attention_mask": mask, self._cache_argument: cache, "use_cache": True}
+        if "position_ids" in self._parameters:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with onednn_linears(self.model):
+            logits = self._forward_at(rows, columns, inputs)
+        self.forward_tokens += int(mask[:, -ids.shape[1] :].sum())
+        return logits
 
     def logits_and_states(
         self, module: Any, sequences: Sequence[list[int]], rows: torch.Tensor, columns: torch.Tensor
@@ -145,12 +180,16 @@ class CausalModel(Batcher):
     def _padded(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         """Right-padded token ids on the model's device, (n, longest) int64."""
         ids = pad_sequence([torch.tensor(sequence, dtype=torch.long) for sequence in sequences], batch_first=True)
+        self._check_tokens(ids)
+        return ids.to(self.device)
+
+    def _check_tokens(self, ids: torch.Tensor) -> None:
+        """Raise a `ModelError` if a token is not in the vocabulary."""
         if int(ids.max()) >= self._embeddings:
             raise ModelError(
                 f"the tokenizer of {self.name!r} gives token {int(ids.max())}, but the model has {self._embeddings}",
                 "give a model with its own tokenizer",
             )
-        return ids.to(self.device)
 
 
 class _StopForward(Exception):

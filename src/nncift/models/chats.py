@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from nncift.data.chats.messages import SYSTEM_ROLES, content_text, exchange, transcript
 from nncift.data.rows import json_text
@@ -146,6 +148,24 @@ def any_turns(*datasets: Dataset) -> bool:
     chats = (rows.select_columns("turns") for rows in datasets if "turns" in rows.column_names)
     columns = (rows.with_format("arrow")[:]["turns"] for rows in chats)
     return any((pc.max(pc.list_value_length(c)).as_py() or 0) > 1 for c in columns if c.null_count < len(c))
+
+
+def trained_texts(rows: Dataset) -> list[list[tuple[str, str]]]:
+    """For each sample, prompt and response of each turn that is trained on: all that precedes it, and the turn."""
+    if not len(rows):
+        return []
+    if not any_turns(rows):
+        return [[texts] for texts in zip(rows["prompt"], rows["response"], strict=True)]
+    return [[(part.prompt, part.response) for part in sample.parts] for sample in conversations(rows)]
+
+
+def mean_over_turns(samples: Sequence[Sized], values: np.ndarray) -> np.ndarray:
+    """For each sample, a list of its turns, the mean (n, ...) of values (all turns in order, ...), in their dtype."""
+    counts = np.array([len(turns) for turns in samples], dtype=np.int64)
+    if (counts == 1).all():
+        return values
+    sums = np.add.reduceat(values, np.cumsum(counts) - counts, axis=0)
+    return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)), dtype=values.dtype)
 
 
 def chunks(rows: Dataset) -> Iterator[Dataset]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory
+from nncift.models.chats import mean_over_turns, trained_texts
 from nncift.models.loading import default_batch_size
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
@@ -25,9 +26,19 @@ if TYPE_CHECKING:
 _SMALLER = "take a smaller one, or `device` cpu"
 
 
-def sample_texts(samples: Dataset) -> list[str]:
-    """The text to embed of each sample: its prompt and its response."""
-    return [f"{prompt}\n{response}" for prompt, response in zip(samples["prompt"], samples["response"], strict=True)]
+def sample_texts(samples: Dataset) -> list[list[str]]:
+    """The texts of each sample, prompt and response: one for each turn that is trained on."""
+    return [[f"{prompt}\n{response}" for prompt, response in turns] for turns in trained_texts(samples)]
+
+
+def mean_embeddings(samples: Sequence[Sequence[str]], embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings of samples (n, d), of length 1, from those of all their texts in order: the mean over turns."""
+    means = mean_over_turns(samples, embeddings)
+    several = np.array([len(texts) > 1 for texts in samples], dtype=bool)
+    if not several.any():
+        return means
+    lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return np.where(several[:, None], means / lengths, means)
 
 
 def load_encoder(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:

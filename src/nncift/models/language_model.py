@@ -58,6 +58,7 @@ class LanguageModel(CausalModel, Tokenization):
         device: str | None = None,
         max_length: int | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
     ) -> Self:
         """Load a model from a folder or the hub; weights from safetensors alone.
 
@@ -68,13 +69,16 @@ class LanguageModel(CausalModel, Tokenization):
             device: "cuda", "mps", "cpu"; the best there is unless given.
             max_length: longest sequence, in tokens.
             trust_remote_code: run code that comes with the model.
+            tokenizer: the model's, where it is loaded already.
 
         Raises:
             ConfigError: `dtype` is none of these, or the device cannot be used.
             DependencyError: `dtype` needs bitsandbytes, which is not installed.
             ModelError: the model cannot be found, loaded or used.
         """
-        model, tokenizer = load_causal_lm(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_causal_lm(
+            name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, tokenizer=tokenizer
+        )
         return cls(model, tokenizer, name=name, max_length=max_length)
 
     def prefix(self, ids: Sequence[int]) -> Prefix:

@@ -23,7 +23,12 @@ DTYPES = ("float32", "bfloat16", "float16", "auto", *QUANTISED)
 
 
 def load_causal_lm(
-    name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: Any = None,
 ) -> tuple[Any, Any]:
     """A transformers causal language model on its device, and its tokenizer; as `LanguageModel.load`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,7 +44,8 @@ def load_causal_lm(
             allow = {"trust_remote_code": trust_remote_code}
             options = {**weights, **allow, "use_safetensors": True, "output_loading_info": True}
             model, report = AutoModelForCausalLM.from_pretrained(source, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **allow)
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(source, **allow)
             missing = sorted(report["missing_keys"])
             if not missing and dtype not in QUANTISED:
                 model.to(device)

@@ -31,7 +31,7 @@ def encode_prefix(model: CausalModel, ids: list[int]) -> Prefix:
     row, last = torch.tensor([0]), torch.tensor([len(ids) - 1])
     if in_memory(lambda: model.logits([ids], row, last, cache)) is None:
         raise sequence_too_long(model.name, len(ids))
-    return Prefix(ids, _shared(cache))
+    return Prefix(ids, shared_cache(cache))
 
 
 def continues_prefix(model: CausalModel) -> bool:
@@ -67,7 +67,7 @@ def continues_prefix(model: CausalModel) -> bool:
         cache = DynamicCache()
         model.logits([ids[:6]], torch.tensor([0]), torch.tensor([5]), cache)
         rows, columns = torch.tensor([0] * 6 + [1] * 2), torch.tensor([*range(6), 0, 1])
-        continued = model.logits([ids[6:], ids[6:8]], rows, columns, _shared(cache)).float()
+        continued = model.logits([ids[6:], ids[6:8]], rows, columns, shared_cache(cache)).float()
     except Exception:  # of any kind: this model does not take such a cache
         return False
     return not differs(continued, torch.cat([whole[6:], whole[6:8]]))
@@ -98,7 +98,8 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
         return keys, values
 
 
-def _shared(cache: Any) -> Any:
+def shared_cache(cache: Any) -> Any:
+    """A cache whose keys and values any continuation may read, and none changes: one sequence's, or a batch's own."""
     shared = DynamicCache()
     shared.layers = [_SharedLayer(layer.keys, layer.values) for layer in cache.layers]
     return shared

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nncift.errors import ConfigError, DataError, ModelError, NNCIFTError
 from nncift.models.chats import Conversation, conversations
 from nncift.models.tokenization import Tokenization, surely_fits
@@ -75,15 +73,6 @@ class PromptedSample:
     example: list[int]  # the prefix with it as the in-context example; empty where no sample stands beside another
     queries: tuple[Query, ...]  # for each turn that is trained on, the response's last
     cut: bool  # whether the start of a prompt was truncated
-
-
-def mean_over_turns(samples: Sequence[PromptedSample], values: np.ndarray) -> np.ndarray:
-    """For each sample the mean over its queries, (n, ...), of values (all queries in order, ...), in their dtype."""
-    counts = np.array([len(sample.queries) for sample in samples], dtype=np.int64)
-    if (counts == 1).all():
-        return values
-    sums = np.add.reduceat(values, np.cumsum(counts) - counts, axis=0)
-    return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)), dtype=values.dtype)
 
 
 class Prompts:

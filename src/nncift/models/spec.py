@@ -84,12 +84,14 @@ class ModelSpec(_Spec):
 
         if not isinstance(self.model, str):
             return self.model
+        known: Tokenization | None = self.__dict__.get("tokenization")
         return LanguageModel.load(
             self.model,
             dtype=self.precision,
             device=self.device,
             max_length=self.max_length,
             trust_remote_code=self.trust_remote_code,
+            tokenizer=None if known is None else known.tokenizer,
         )
 
     @cached_property
@@ -115,6 +117,11 @@ class ModelSpec(_Spec):
     def backward_tokens(self) -> int:
         """Tokens whose gradients went back through it, padding not counted."""
         return self.loaded.backward_tokens if self.is_loaded else 0
+
+    @property
+    def training_seconds(self) -> float:
+        """Time of all training steps so far."""
+        return self.loaded.training_seconds if self.is_loaded else 0.0
 
     @property
     def precision(self) -> str:

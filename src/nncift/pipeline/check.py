@@ -11,6 +11,7 @@ from nncift.labels.imported import keep_labels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.loading import check_device
 from nncift.models.locate import find_model
+from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.label import check_labels
 from nncift.selection.budget import check_shortlist
 from nncift.selection.objectives import ObjectiveOptions, make_objective
@@ -31,6 +32,7 @@ def check(run: Run) -> None:
     if not run.is_chosen:
         _check_objective(run)
         _check_budget(run)
+        check_arrangement(run)
         _check_models(run)
         _check_wording(run)
         if run.influence is not None:
@@ -59,7 +61,7 @@ def _check_budget(run: Run) -> None:
 
 
 def _check_wording(run: Run) -> None:
-    asked = run.influence is not None and run.influence.traits.asks_language_model
+    asked = any(function.traits.asks_language_model for function in run.functions)
     if run.config.wording is not None and run.features.language_model is None and not asked:
         problem = f"no language model reads samples in this run, so `wording` {run.config.wording} changes nothing"
         raise ConfigError(problem, "leave it out")
@@ -72,7 +74,7 @@ def _check_models(run: Run) -> None:
         find_model(run.features.encoder, "encoder")
     if run.features.language_model is not None:
         find_model(run.features.language_model, "language model")
-    for spec in run.influence.models if run.influence is not None else ():
+    for spec in (spec for function in run.functions for spec in function.models):
         if isinstance(spec.model, str):
             find_model(spec.model, "language model")
 

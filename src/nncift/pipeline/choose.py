@@ -12,7 +12,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
-        if run.config.verify is None:
-            selection.save(run.folder.path)
-        return selection
+        return pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
 
 
 def pick(
@@ -67,21 +64,13 @@ def pick(
         candidates: rows of the matrix that may be chosen; all unless given.
     """
     budget, tokens = run.budget, run.tokens
-    options = ObjectiveOptions(
-        has_target=not run.own_target,
-        eta=run.config.eta,
-        nu=run.config.nu,
-        known=None if run.known is None else read_array(run.folder.known),
-        covered=covered,
-        expected=budget.expected(len(run.pool), tokens),
-    )
     costs = tokens if tokens is None or rows is None else tokens[rows]
     among = matrix.shape[0] if candidates is None else len(candidates)
     room = None if budget.max_tokens is None else budget.max_tokens * times
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
     selection = lazy_greedy(
-        make_objective(run.config.objective, matrix, options),
+        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered),
         min(budget.count(len(run.pool), times), among) if tokens is None else None,
         candidates=candidates,
         costs=costs,
@@ -89,6 +78,33 @@ def pick(
         progress=run.progress,
     )
     return selection if rows is None else replace(selection, indices=rows[selection.indices])
+
+
+def objective_of(
+    run: Run,
+    matrix: InfluenceMatrix,
+    expected: float,
+    *,
+    covered: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+) -> Objective:
+    """The run's objective of a matrix.
+
+    Args:
+        run: the run.
+        matrix: influence on the targets.
+        expected: about how many samples will be selected.
+        covered: how well each target is covered by others, (n_target,) float32.
+        known: largest influence of the known samples on each target, (n_target,) float32; as the run estimated it
+            unless given.
+    """
+    if known is None and run.known is not None:
+        known = read_array(run.folder.known)
+    config, has_target = run.config, not run.own_target
+    options = ObjectiveOptions(
+        has_target=has_target, eta=config.eta, nu=config.nu, known=known, covered=covered, expected=expected
+    )
+    return make_objective(config.objective, matrix, options)
 
 
 def cost(run: Run) -> PlannedCost:

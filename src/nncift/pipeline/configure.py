@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from nncift.models.locate import PRETRAINED
 from nncift.pipeline.options import as_stored
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
+from nncift.run.naming import folder_beside
 from nncift.run.registry import resolve
 
 IN_MEMORY = "dataset "  # begins the name of a source that is no file
@@ -37,7 +37,6 @@ _REPLACES = {  # option to those of the earlier run that it takes the place of
     "target": ("target_split", "target_features"),
     "known": ("known_split",),
 }
-_LONGEST_NAME = 60
 
 
 def make_config(
@@ -179,10 +178,6 @@ def _joined(*lists: Sequence[str]) -> tuple[str, ...]:
 
 
 def _folder_name(run: str, given: Mapping[str, Any]) -> str:
-    """A folder beside the earlier run, named after the options that differ; the same for the same options."""
+    """A folder beside the earlier run, named after the options that differ."""
     changed = {name: value for name, value in given.items() if name not in _OWN and value not in (None, ())}
-    words = "-".join(f"{name}-{value}" for name, value in sorted(changed.items()))
-    slug = re.sub(r"[^\w.]+", "-", words).strip("-.")
-    if len(slug) > _LONGEST_NAME:
-        slug = f"{slug[:_LONGEST_NAME]}-{fingerprint(changed)[:6]}"
-    return f"{str(run).rstrip('/')}-{slug or 'again'}"
+    return folder_beside(run, changed)

@@ -24,6 +24,7 @@ from nncift.influence.options import make_function
 from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.pipeline.arrange import make_difficulty
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
@@ -53,6 +54,7 @@ class Run:
         prior: the network that the config names, to estimate with or to start from.
         features: where the network's features of each sample come from.
         influence: the exact influence function; None where nothing is measured.
+        difficulty: what the selected samples are arranged by; None where they are not.
         model, encoder: the language model and the sentence encoder of the features.
         progress: show progress bars.
         samples: of each side that there is, "pool", "target" and "known", once they are read.
@@ -68,6 +70,7 @@ class Run:
     prior: InfluenceNetwork | None
     features: FeatureSources
     influence: InfluenceFunction | None
+    difficulty: InfluenceFunction | None
     model: ModelSpec
     encoder: EncoderSpec
     progress: bool = False
@@ -119,9 +122,9 @@ class Run:
             for name in config.models
         )
         encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
-        function = None
+        function, setup = None, Setup(models, encoder, config.seed)
         if config.measures:
-            function = make_influence(config, influence, Setup(models, encoder, config.seed))
+            function = make_influence(config, influence, setup)
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
         features = FeatureSources.named(
@@ -144,6 +147,7 @@ class Run:
             prior=prior,
             features=features,
             influence=function,
+            difficulty=make_difficulty(config, setup),
             model=_feature_model(models[0], features, function),
             encoder=encoder,
             progress=progress,
@@ -193,10 +197,19 @@ class Run:
         assert self.influence is not None
         return self.influence
 
+    @property
+    def functions(self) -> list[InfluenceFunction]:
+        """The influence function and the difficulty, those that there are."""
+        return [function for function in (self.influence, self.difficulty) if function is not None]
+
+    def describe(self, function: InfluenceFunction) -> dict[str, Any]:
+        """What a function's values depend on besides the samples, ready for JSON."""
+        turns = {"turns": "all"} if any_turns(self.pool.rows, self.target.rows) else {}
+        return dict(json.loads(json.dumps(function.describe() | turns, default=str)))
+
     def describe_influence(self) -> dict[str, Any]:
         """What the exact values depend on besides the samples, ready for JSON."""
-        turns = {"turns": "all"} if any_turns(self.pool.rows, self.target.rows) else {}
-        return dict(json.loads(json.dumps(self.function.describe() | turns, default=str)))
+        return self.describe(self.function)
 
     @cached_property
     def rates(self) -> Rates:

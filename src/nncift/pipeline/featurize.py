@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from nncift.pipeline.context import Run
 
-_TRIALS = {"sentence": 16, "lm": 4}  # samples on which the rate is measured
+_TRIALS = {"sentence": 16, "lm": 2}  # samples on which the rate is measured
 _MEASURED = 512  # samples of which a dry run finds the longest
 
 

@@ -32,7 +32,7 @@ GROUPS = {
     ),
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
-    "Choice": ("budget", "objective", "eta", "nu", "verify", "seed"),
+    "Choice": ("budget", "objective", "eta", "nu", "verify", "weights", "difficulty", "phases", "order", "seed"),
     "Models and features": (
         "model",
         "encoder",
@@ -79,6 +79,10 @@ class SelectOptions(TypedDict, total=False):
     eta: float | None
     nu: float | None
     verify: float | None
+    weights: bool
+    difficulty: str | None
+    phases: int | None
+    order: Literal["gain", "curriculum"]
     seed: int
     model: str
     encoder: str | None

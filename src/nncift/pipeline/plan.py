@@ -21,7 +21,7 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import choose, featurize, label, verify
+from nncift.pipeline import arrange, choose, featurize, label, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
@@ -40,6 +40,7 @@ _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "probes": label.probe_cost,
     "shortlist": verify.cost,
     "selection": choose.cost,
+    "difficulty": arrange.cost,
 }
 
 
@@ -58,7 +59,8 @@ class RunPlan:
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes of the process at its peak, with the models.
         disk: bytes that the run folder will take.
-        checkpoints: bytes in addition while the run lasts.
+        checkpoints: bytes in addition while the run lasts, of checkpoints and gradients.
+        difficulty_tokens: LLM tokens of the selected samples' difficulty; None where none is computed, or not counted.
         exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
@@ -76,6 +78,7 @@ class RunPlan:
     memory: int
     disk: int
     checkpoints: int = 0
+    difficulty_tokens: int | None = None
     exact_seconds: float | None = None
     at_least: str = ""
     estimated: frozenset[str] = field(default_factory=frozenset)
@@ -95,7 +98,10 @@ class RunPlan:
         ]
         if self.exact_seconds is not None:
             lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
-        checkpoints = f", and {size_text(self.checkpoints)} of checkpoints while it runs" if self.checkpoints else ""
+        if self.difficulty_tokens:
+            lines.append(f"Difficulty of the selected samples: about {self.difficulty_tokens:,} LLM tokens")
+        while_it_runs = f", and {size_text(self.checkpoints)} of checkpoints and gradients while it runs"
+        checkpoints = while_it_runs if self.checkpoints else ""
         lines.append(f"Memory: about {size_text(self.memory)}; disk: about {size_text(self.disk)}{checkpoints}")
         if self.estimated:
             lines.append(
@@ -172,6 +178,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         memory=peak_memory() + max(cost.memory for cost in costs),
         disk=_data_on_disk(run, selected) + sum(cost.disk for cost in costs) - kept,
         checkpoints=kept,
+        difficulty_tokens=next(cost.tokens for cost in costs if cost.stage == "difficulty"),
         exact_seconds=_exact_seconds(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         estimated=frozenset(run.sizes),

@@ -110,6 +110,8 @@ def _screen(run: Run, side: str) -> RowScreen | None:
     screens: list[Screen | None] = []
     if run.influence is not None and side != "known":
         screens.append(run.influence.screen("target" if side == "target" else "pool"))
+    if run.difficulty is not None and side == "pool":
+        screens.append(run.difficulty.screen("pool"))
     if run.features.language_model is not None:
         screens.append(ExampleScreen(run.model, cut_responses=True))
     asked = [screen for screen in screens if screen is not None]

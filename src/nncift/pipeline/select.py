@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Unpack
 
 from nncift.data.memory import repeatable
+from nncift.pipeline.arrange import arrange
 from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.configure import make_config, sources_of
@@ -28,6 +29,7 @@ from nncift.run.progress import in_terminal
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
     from nncift.influence.base import InfluenceFunction
+    from nncift.matrix.matrix import InfluenceMatrix
     from nncift.selection.selection import Selection
 
 
@@ -80,6 +82,10 @@ def select(
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.
             verify: size of the shortlist to measure exactly, as a multiple of the budget.
+            weights: weight the selected samples by their marginal gains.
+            difficulty: of the selected samples: "ifd", "perplexity", "module:Class" or a column of the data.
+            phases: divide the subset into this many phases, from easy to hard.
+            order: of the subset: "gain", the order selected, or "curriculum", from easy to hard.
             seed: of everything random.
 
             Models and features
@@ -112,18 +118,24 @@ def select(
     sources = sources_of(config, {"pool": pool, "target": target, "known": known})
     shown = in_terminal() if progress is None else progress
     with Run.open(config, sources, influence, progress=shown) as run:
-        read(run)
-        check(run)
-        featurize(run)
-        labels = label(run)
-        network = learn(run, labels)
-        probes = probe(run, network)
-        matrix = estimate(run, network, probes)
+        matrix, evidence = estimated(run)
         selection = choose(run, matrix)
-        selection = verify(run, matrix, selection, Evidence(network, labels, probes))
+        selection = verify(run, matrix, selection, evidence)
+        selection = arrange(run, selection)
         drop_checkpoints(run)
         with run.costs.stage("report"):
-            given = network.description_ if labels is None else None
+            given = evidence.network.description_ if evidence.labels is None else None
             write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection
+
+
+def estimated(run: Run) -> tuple[InfluenceMatrix, Evidence]:
+    """The influence of every pair, and what it was estimated from; stages that are finished are not run again."""
+    read(run)
+    check(run)
+    featurize(run)
+    labels = label(run)
+    network = learn(run, labels)
+    probes = probe(run, network)
+    return estimate(run, network, probes), Evidence(network, labels, probes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import filecmp
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,6 +149,23 @@ class EarlierRun:
         pairs = pairs.take(np.sort(np.unique(codes, return_index=True)[1]))
         pairs.save(path)
         return pairs
+
+    def take_difficulty(self, plan: Mapping[str, Any]) -> LabelledPairs | None:
+        """Difficulty of samples that holds, kept in the new run before its first is computed.
+
+        Args:
+            plan: the new run's, with the function and its models.
+        """
+        there, here = self.folder.difficulty, self.run.folder.difficulty
+        if not here.source.exists():
+            taken = there.labels.exists() and self._same("pool")
+            taken = taken and {**read_json(there.plan), "rows": plan["rows"]} == plan
+            if taken:
+                take_file(there.labels, here.known)
+                number = len(LabelledPairs.load(here.known))
+                self.note("difficulty", f"difficulty: {number:,} values of its subset taken")
+            write_json(here.source, {"run": str(self.folder.path), "taken": taken})
+        return LabelledPairs.load(here.known) if here.known.exists() else None
 
     def note(self, what: str, line: str) -> None:
         """Keep a line for the terminal: what was taken, or why not."""

@@ -72,9 +72,7 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         facts.save(run.folder.verification)
         influence = np.array(read_array(run.folder.influence))
         influence[measured.rows] = updated.row_means()
-        chosen = chosen.with_pool(run.pool.rows, influence)
-        chosen.save(run.folder.path)
-        return chosen
+        return chosen.with_pool(run.pool.rows, influence)
 
 
 def _measure_shortlist(

@@ -1,1 +1,1 @@
-"""What a run did: terminal summary, summary.json, report.html."""
+"""What a run did: terminal summary, summary.json, report.html; and the page of a comparison."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,15 +24,15 @@ from nncift.data.facts import open_samples
 from nncift.errors import RunError
 from nncift.report import plots
 from nncift.report.summary import ending, known_coverage, target_fidelity, unmeasured
+from nncift.report.template import template
 from nncift.run.checksums import verify_folder
-from nncift.run.costs import Costs, duration
+from nncift.run.costs import Costs
 from nncift.run.files import atomic_write, read_array, read_json, read_table
 from nncift.run.folder import RunFolder
-from nncift.run.records import BETTER, NOT_BETTER, TOO_FEW, Fidelity, LabelHistory, Summary, Verification, counted
+from nncift.run.records import BETTER, NOT_BETTER, TOO_FEW, Fidelity, LabelHistory, Summary, Verification
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from jinja2 import Template
 
 _SHOWN = 20  # samples at either end
 _SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at first, and characters on demand
@@ -64,7 +62,7 @@ class _Run:
         self.features = read_array(features)  # (n_pool, d)
         self.target_features = read_array(of_target) if of_target.is_file() else None  # (n_target, d)
         self.influence = read_array(folder.influence)  # (n_pool,)
-        selection = read_table(folder.selection)  # a row per selected sample, best first
+        selection = read_table(folder.selection).sort_by("rank")  # a row per selected sample, best first
         self.chosen: np.ndarray = selection["pool_index"].to_numpy()
         self.gains: np.ndarray = selection["gain"].to_numpy()
         lengths = {pool: len(self.pool), features: len(self.features), folder.influence: len(self.influence)}
@@ -81,7 +79,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     run = _Run(RunFolder(folder))
     facts = {side: found for side in ("pool", "target", "known") if (found := getattr(run.summary, side))}
-    page = _template(run.folder).render(
+    filters = {"relative": lambda path: _relative(path, run.folder)}
+    page = template("report.html.jinja", filters).render(
         config=run.config,
         summary=run.summary,
         folder=run.folder,
@@ -110,19 +109,6 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     with atomic_write(run.folder.report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run.folder.report
-
-
-def visible(text: str) -> str:
-    r"""`text` with every invisible character written as its escape, such as `\x1b` or `\u202e`.
-
-    Line breaks, tabs, spaces of any kind and the joiners of scripts and emoji are kept.
-    """
-    return "".join(
-        c
-        if c.isprintable() or c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
-        else c.encode("unicode_escape").decode("ascii")
-        for c in text.replace("\r\n", "\n")
-    )
 
 
 def _relative(path: Path, folder: RunFolder) -> str:
@@ -249,46 +235,3 @@ def _cut(text: str) -> dict[str, Any]:
     head = "\n".join(text[:_SHORT].split("\n")[:_LINES])
     whole = len(text) <= len(head) + 40  # not worth a click
     return {"head": text if whole else head, "full": None if whole else text[:_LONG], "characters": len(text)}
-
-
-def _template(folder: RunFolder) -> Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        # Everything that is printed passes through here, then it is escaped.
-        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": "{:,.0f}".format,
-        "counted": counted,
-        "sentence": lambda text: text[:1].upper() + text[1:],
-        "duration": duration,
-        "memory": _memory,
-        "share": _share,
-        "value": _value,
-        "relative": lambda path: _relative(path, folder),
-    }
-    return environment.get_template("report.html.jinja")
-
-
-def _memory(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _share(part: float) -> str:
-    percent = 100 * part
-    return (f"{percent:.1f}" if percent >= 1 or not percent else _value(percent, significant=2)) + "\u00a0%"
-
-
-def _value(number: float | None, decimals: int | None = None, significant: int = 4) -> str:
-    """A measured value with `decimals`, or with that many significant digits; a dash when it is undefined."""
-    if number is None or not math.isfinite(number):
-        return "\u2013"
-    if decimals is None:
-        decimals = max(0, significant - 1 - math.floor(math.log10(abs(number)))) if number else 0
-    return f"{number:,.{min(decimals, 12)}f}".replace("-", "\u2212")

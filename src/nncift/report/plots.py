@@ -61,7 +61,7 @@ def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
         axes.locator_params(nbins=5)
         _legend(axes, len(groups))
 
-    return _svg("scatter", (4.3, 4.3), paint)
+    return svg("scatter", (4.3, 4.3), paint)
 
 
 def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
@@ -72,7 +72,7 @@ def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
         axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), 1.02))
         axes.locator_params(nbins=5)
 
-    return _svg("rounds", (4.3, 3.0), paint)
+    return svg("rounds", (4.3, 3.0), paint)
 
 
 def gain_curve(gains: np.ndarray) -> dict[str, Any] | None:
@@ -115,7 +115,7 @@ def _draw_gains(cumulative: np.ndarray, rank: int) -> Markup:
         axes.locator_params(axis="x", integer=True, nbins=5)
         axes.locator_params(axis="y", nbins=5)
 
-    return _svg("gains", (4.7, 3.7), paint)
+    return svg("gains", (4.7, 3.7), paint)
 
 
 def embedding_map(features: np.ndarray, chosen: np.ndarray, target_features: np.ndarray | None) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup
         axes.set(xlabel=f"component 1 ({explained[0]:.0%} of the variance)", ylabel=f"component 2 ({explained[1]:.0%})")
         _legend(axes, len(points))
 
-    return _svg("map", (4.7, 3.7), paint)
+    return svg("map", (4.7, 3.7), paint)
 
 
 def _legend(axes: Any, columns: int) -> None:
@@ -184,7 +184,8 @@ def _legend(axes: Any, columns: int) -> None:
         handle.set(alpha=1.0, sizes=[28], rasterized=False)
 
 
-def _svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Markup:
+def svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Markup:
+    """A picture of that size in inches; `paint` draws on its axes numbers and fixed words alone, no text from data."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -197,7 +198,7 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> 
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=200, transparent=True, metadata=nothing)
-    return Markup(_inline(text.getvalue(), name))  # drawn from numbers and the fixed words above alone
+    return Markup(_inline(text.getvalue(), name))
 
 
 def _inline(svg: str, name: str) -> str:

@@ -64,6 +64,7 @@ def write_summary(
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
         warnings=_warnings(target, fidelity, features, cut, selection.gains),
         network=given,
+        arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
     )
     summary.save(folder.summary)
@@ -80,6 +81,29 @@ def _known_value(folder: RunFolder, selection: Selection) -> float | None:
     """Coverage by the known samples in the conditional gain: nu * their largest influence, summed over the targets."""
     nu = selection.objective_options.get("nu")
     return None if nu is None else nu * float(np.maximum(read_array(folder.known), 0).sum(dtype=np.float64))
+
+
+def _arrangement(config: Mapping[str, Any], selection: Selection) -> str:
+    """Phases, order, difficulty and weights in a line."""
+    parts, values, weights = [], selection.difficulty, selection.weights
+    if values is not None:
+        spans = [_span(values[places]) for places in selection.phases]
+        by = f"by {config.get('difficulty')}"
+        if selection.phase is not None:
+            sizes = (f"{len(places):,} at {span}" for places, span in zip(selection.phases, spans, strict=True))
+            parts.append(f"{counted(len(spans), 'phase')} from easy to hard {by} ({', '.join(sizes)})")
+        elif config.get("order") == "curriculum":
+            parts.append(f"from easy to hard {by} ({spans[0]})")
+        else:
+            parts.append(f"best first, difficulty {by} {spans[0]}")
+    if weights is not None:
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        parts.append(f"weights {_span(weights)}, effective sample size {effective:,.1f}")
+    return "; ".join(parts)
+
+
+def _span(values: np.ndarray) -> str:
+    return f"{values.min():.3g} to {values.max():.3g}"
 
 
 def _features(folder: RunFolder) -> list[dict[str, Any]]:
@@ -168,6 +192,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
         covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
+    if summary.arrangement:
+        lines.append(f"Arranged: {summary.arrangement}.")
     if (verification := Verification.find(run.verification)) is not None:
         lines.append(_verification_line(verification))
     if run.taken.exists():

@@ -104,6 +104,7 @@ class LabelFolder:
         self.work = path / "work.json"  # what exact influence of all pairs would take
         self.history = path / "rounds.json"  # of active learning
         self.source = path / "source.json"  # checksums of the files of imported values
+        self.known = path / "known.parquet"  # values of an earlier run that hold
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
 
     def part(self, name: str) -> LabelFolder:
@@ -141,6 +142,7 @@ class RunFolder:
         self.labels = LabelFolder(self.path / "labels")
         self.probes = LabelFolder(self.path / "probes")
         self.shortlist = LabelFolder(self.path / "verify")
+        self.difficulty = LabelFolder(self.path / "difficulty")  # of the selected samples
         self.verification = self.path / "verify" / "verify.json"
 
     def __fspath__(self) -> str:
@@ -158,13 +160,13 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints that an influence function trained, whichever stage asked for them."""
-        measured = (self.labels, self.probes, self.shortlist)
+        measured = (self.labels, self.probes, self.shortlist, self.difficulty)
         return sorted({path.parent for part in measured for path in part.path.rglob("epoch-*") if path.is_dir()})
 
     @property
     def measured_with(self) -> list[Path]:
         """Shards that an influence function keeps beside the values, or their folders: of gradients, of losses, ..."""
-        parts = (self.labels, self.probes, self.shortlist)
+        parts = (self.labels, self.probes, self.shortlist, self.difficulty)
         shards = [path for part in parts for path in part.path.rglob("*") if SHARD_FILE.search(path.name)]
         beside = {path.parent for path in shards if LabelFolder(path.parent).plan.exists()}
         return sorted({path if path.parent in beside else path.parent for path in shards})

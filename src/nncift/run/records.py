@@ -167,4 +167,5 @@ class Summary(Record):
     warnings: list[str] = field(default_factory=list)  # reasons not to rely on the selection as it is
     network: dict[str, Any] | None = None  # description of the given network, where nothing was labelled
     sources: dict[str, list[int]] | None = None  # name to samples selected and samples there; None of a single source
+    arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None

@@ -33,6 +33,11 @@ def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
         raise ConfigError(problem, "check the module's name and that it is installed") from error
 
 
+def is_known(name: str, built_in: Mapping[str, str], group: str) -> bool:
+    """Whether `name` is a built-in name or an entry point of the group."""
+    return name in built_in or any(point.name == name for point in entry_points(group=group))
+
+
 def suggest(name: str, known: Sequence[str]) -> str:
     """What to write instead of an unknown name: the closest one that there is, and all of them."""
     close = difflib.get_close_matches(name, known, n=1)

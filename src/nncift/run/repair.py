@@ -133,7 +133,7 @@ def _remove_stale(run: RunFolder) -> list[str]:
     """Without its plan, a labelling that took a given time cannot be made again: remove what followed from it."""
     if run.labels.plan.is_file() or not run.labels.labels.is_file() or not _is_timed(run):
         return []
-    after = (run.labels, run.probes, run.shortlist)
+    after = (run.labels, run.probes, run.shortlist, run.difficulty)
     results = (run.network, run.fidelity, run.influence, run.known, run.selection, run.subset, run.summary, run.report)
     for path in (*(folder.path for folder in after), *results):
         remove(path)
@@ -187,7 +187,7 @@ def _is_proven(line: bytes, damaged: bytes) -> bool:
 def _own_files(run: RunFolder) -> Iterator[Path]:
     """The files that a run writes, save the costs and the log."""
     folders = [run.features.path, run.network, *(run.samples(side).path for side in ("pool", "target", "known"))]
-    folders += [run.labels.path, run.probes.path, run.shortlist.path]
+    folders += [run.labels.path, run.probes.path, run.shortlist.path, run.difficulty.path]
     single = (run.config, run.function, run.tokens, run.fidelity, run.influence, run.known, run.selection, run.subset)
     for path in (*single, run.summary, run.report, *(path for folder in folders for path in sorted(folder.rglob("*")))):
         if path.is_file() and not any(part.startswith(PARTIAL) for part in path.relative_to(run.path).parts):

@@ -1,4 +1,4 @@
-"""Selection: the selected samples in order, and the files that hold them.
+"""Selection: the selected samples, and the files that hold them.
 
 The subset's rows are the user's rows: the JSON text of the source with our keys appended and every other byte as it
 was, streamed from the memory-mapped pool.
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
+_OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
 _METADATA = ("value", "objective", "objective_options")  # of the table
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A subset in the order selected; under a count budget, its first m samples are the subset of budget m.
+    """A subset in the order of its file: the order selected, unless it has phases or goes from easy to hard.
+
+    Under a count budget, the samples that were selected first (`ranks` 1 to m) are the subset of budget m.
 
     Attributes:
         indices: pool rows, int64 (k,).
@@ -45,6 +48,10 @@ class Selection:
         influence: mean influence of each over the targets, on the influence function's scale, float32 (k,); None when
             not given.
         pool: what `indices` point into, with the columns `id` and `original`; None when not given.
+        ranks: when each was selected, from 1, int64 (k,); 1 to k unless given.
+        weights: of each in the loss of a training, mean 1, float64 (k,); None when not asked for.
+        difficulty: of each, larger is harder, float32 (k,); None when not computed.
+        phase: in which each is trained on, from 1, ascending, int64 (k,); None without phases.
     """
 
     indices: np.ndarray
@@ -54,6 +61,14 @@ class Selection:
     objective_options: dict[str, float] = field(default_factory=dict)
     influence: np.ndarray | None = None
     pool: Dataset | None = None
+    ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    weights: np.ndarray | None = None
+    difficulty: np.ndarray | None = None
+    phase: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.ranks) != len(self.indices):
+            object.__setattr__(self, "ranks", np.arange(1, len(self.indices) + 1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,11 +82,29 @@ class Selection:
         chosen = self.influence if influence is None else np.asarray(influence, dtype=np.float32)[self.indices]
         return replace(self, pool=pool, influence=chosen)
 
+    def take(self, places: np.ndarray) -> Selection:
+        """These samples, in this order; `value` stays that of the whole.
+
+        Args:
+            places: places in the selection, int64 (m,), such as one of `phases`.
+        """
+        arrays = ("indices", "gains", "influence", "ranks", *_OPTIONAL)
+        values = {name: getattr(self, name) for name in arrays}
+        return replace(self, **{name: value[places] for name, value in values.items() if value is not None})
+
+    @property
+    def phases(self) -> list[np.ndarray]:
+        """The places of each phase's samples in the selection, easiest phase first; all of them without phases."""
+        if self.phase is None:
+            return [np.arange(len(self))]
+        return [np.flatnonzero(self.phase == number) for number in np.unique(self.phase)]
+
     @functools.cached_property
     def dataset(self) -> Dataset:
         """The selected rows in their original columns, with nncift_rank (from 1), nncift_gain, nncift_influence.
 
-        Rows of a pool from several sources also have nncift_source. A column whose values have no common Arrow type
+        Rows of a pool from several sources also have nncift_source; with weights, difficulty or phases, they have
+        nncift_weight, nncift_difficulty and nncift_phase. A column whose values have no common Arrow type
         holds each value's JSON text instead. Without a pool, this and the other methods that need one raise a
         ConfigError.
         """
@@ -82,7 +115,7 @@ class Selection:
         names = list(dict.fromkeys(name for row in rows for name in row))
         return Dataset(pa.table({name: _column([row.get(name) for row in rows]) for name in names}))
 
-    def sft_dataset(self, *, chat: bool = True) -> Dataset:
+    def sft_dataset(self, *, chat: bool = True, weights: bool = False) -> Dataset:
         """The selected samples in the columns of trl's SFTTrainer, `prompt` and `completion`: loss on the responses.
 
         Args:
@@ -90,12 +123,19 @@ class Selection:
                 and `tools` as a column of their own), of any other sample a user's and an assistant's. A chat whose
                 turns are all trained on (`turns` "all") gives a row for each of them that answers something. Otherwise
                 as plain text, of a chat the transcript and the last response.
+            weights: add each sample's weight as the column `weight`, which trl itself does not use.
+
+        For one phase at a time: `selection.take(phase).sft_dataset()` for each of `phases`.
 
         Raises:
-            ConfigError: the selection has no pool.
+            ConfigError: the selection has no pool, or no weights.
             DependencyError: chats with tools need a newer version of `datasets`.
         """
         rows = self._rows("prompt", "response", optional=sft.CHAT_COLUMNS)
+        if weights:
+            if self.weights is None:
+                raise ConfigError("this selection has no weights", "select with `weights`")
+            rows = ({**row, sft.WEIGHT: float(weight)} for row, weight in zip(rows, self.weights, strict=True))
         return sft.chat_dataset(rows) if chat else sft.text_dataset(rows)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -108,7 +148,7 @@ class Selection:
 
         run = RunFolder(folder)
         columns = {
-            "rank": np.arange(1, len(self) + 1, dtype=np.int64),
+            "rank": self.ranks.astype(np.int64),
             "pool_index": self.indices.astype(np.int64),
             "id": pa.array([row["id"] for row in self._rows("id")], pa.string()),
             "gain": self.gains.astype(np.float64),
@@ -116,6 +156,7 @@ class Selection:
         }
         if any(sources := list(self._sources())):
             columns["source"] = pa.array(sources, pa.string())
+        columns |= self._optional()
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
         write_table(run.selection, pa.table(columns, metadata=metadata))
         with atomic_write(run.subset) as temporary, open(temporary, "wb") as file:
@@ -143,6 +184,8 @@ class Selection:
             gains=table["gain"].to_numpy(),
             influence=None if influence.null_count else influence.to_numpy().astype(np.float32),
             pool=pool,
+            ranks=table["rank"].to_numpy(),
+            **{name: table[column].to_numpy() for name, column in _OPTIONAL.items() if column in table.column_names},
             **{name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()},
         )
 
@@ -161,10 +204,17 @@ class Selection:
 
     def _lines(self) -> Iterator[str]:
         """Each selected row as one line of JSON, our keys appended."""
-        keys = zip(range(1, len(self) + 1), self.gains.tolist(), self._influences(), strict=True)
-        for row, (rank, gain, influence) in zip(self._rows("original", optional=("source",)), keys, strict=True):
+        keys = {RANK: self.ranks.tolist(), GAIN: self.gains.tolist(), INFLUENCE: self._influences()}
+        more = {f"nncift_{name}": _shortest(values) for name, values in self._optional().items()}
+        for i, row in enumerate(self._rows("original", optional=("source",))):
             source = {} if row.get("source") is None else {SOURCE: row["source"]}
-            yield with_keys(row["original"], {RANK: rank, GAIN: gain, INFLUENCE: influence, **source})
+            ours, others = ({name: values[i] for name, values in each.items()} for each in (keys, more))
+            yield with_keys(row["original"], {**ours, **source, **others})
+
+    def _optional(self) -> dict[str, np.ndarray]:
+        """Weights, difficulty and phases, those that there are, by the names of their columns."""
+        found = {column: getattr(self, name) for name, column in _OPTIONAL.items()}
+        return {column: values for column, values in found.items() if values is not None}
 
     def _sources(self) -> Iterator[str | None]:
         """The source of each row, of a pool from several."""
@@ -178,8 +228,12 @@ class Selection:
         return {name: (chosen[name], count) for name, count in whole.items() if name is not None}
 
     def _influences(self) -> list[float | None]:
-        """As the shortest decimals that round to the float32 values."""
-        return [None] * len(self) if self.influence is None else [float(str(value)) for value in self.influence]
+        return [None] * len(self) if self.influence is None else _shortest(self.influence)
+
+
+def _shortest(values: np.ndarray) -> list[Any]:
+    """As Python's numbers; float32 as the shortest decimals that round to them."""
+    return [float(str(value)) for value in values] if values.dtype == np.float32 else values.tolist()
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CHAT_COLUMNS = ("messages", "tools", "turns")  # of a pool, which may lack them
+WEIGHT = "weight"  # a column of rows that have weights
 
 
 def text_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     """Prompts and completions as plain text."""
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+    return Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"], **_weight(row)} for row in rows])
 
 
 def chat_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -38,7 +39,7 @@ def chat_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     examples = [example for row in rows for example in _examples(row)]
     has_tools = any(example["tools"] for example in examples)
     if not has_tools:
-        examples = [{side: example[side] for side in ("prompt", "completion")} for example in examples]
+        examples = [{name: value for name, value in example.items() if name != "tools"} for example in examples]
     keys = {key for example in examples for message in example["prompt"] + example["completion"] for key in message}
     if not has_tools and keys <= {"role", "content"}:
         return datasets.Dataset.from_list(examples)
@@ -46,7 +47,8 @@ def chat_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     if not hasattr(datasets, "Json"):
         raise DependencyError("chats with tools need a newer version of datasets", "pip install --upgrade datasets")
     as_json = datasets.List(datasets.Json())
-    return datasets.Dataset.from_list(examples, features=datasets.Features(dict.fromkeys(examples[0], as_json)))
+    features = {name: datasets.Value("float64") if name == WEIGHT else as_json for name in examples[0]}
+    return datasets.Dataset.from_list(examples, features=datasets.Features(features))
 
 
 def _examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -59,7 +61,11 @@ def _examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     last = len(chat) - 1
     for turn in row.get("turns") or [last]:
         if turn > 0:  # a greeting answers no prompt
-            yield {"prompt": chat[:turn], "completion": [chat[turn]], "tools": tools}
+            yield {"prompt": chat[:turn], "completion": [chat[turn]], "tools": tools, **_weight(row)}
+
+
+def _weight(row: Mapping[str, Any]) -> dict[str, float]:
+    return {WEIGHT: row[WEIGHT]} if WEIGHT in row else {}
 
 
 def _with_content(message: dict[str, Any]) -> dict[str, Any]:

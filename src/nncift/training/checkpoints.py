@@ -20,7 +20,7 @@ import torch
 from nncift.errors import ModelError, first_line
 from nncift.run.files import atomic_write, read_json, read_tensors, write_array, write_json, write_tensors
 from nncift.training.gradients import Moments
-from nncift.training.lora import WEIGHTS, check_adapter_folder, plain_name
+from nncift.training.lora import check_adapter_folder, plain_name, save_adapter
 
 _MOMENTS, _STATE = "optimizer.safetensors", "state.json"
 _KINDS = ("exp_avg", "exp_avg_sq")
@@ -39,16 +39,9 @@ def save_checkpoint(
     folder: Path, adapter: Any, moments: Moments, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Write a checkpoint's folder, with further arrays as `NAME.npy`, atomically."""
-    from peft import get_peft_model_state_dict
-
-    weights = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        adapter.peft_config["default"].save_pretrained(str(temporary))
-        config = read_json(temporary / "adapter_config.json")
-        config["target_modules"] = sorted(config["target_modules"])  # a set, in an order that no seed determines
-        write_json(temporary / "adapter_config.json", config)
-        write_tensors(temporary / WEIGHTS, {name: _numpy(tensor) for name, tensor in weights.items()})
+        save_adapter(temporary, adapter)
         both = {f"{kind}.{name}": _numpy(pair[k]) for name, pair in moments.items() for k, kind in enumerate(_KINDS)}
         write_tensors(temporary / _MOMENTS, both)
         for name, array in arrays.items():

@@ -15,9 +15,11 @@ import torch
 from nncift.errors import ModelError, first_line
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import quiet
-from nncift.run.files import read_tensors
+from nncift.run.files import read_tensors, write_json, write_tensors
 
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+ALL_LINEAR = "all-linear"
 _FACTOR = re.compile(r"\.(lora_[AB])(\.\w+)?(?=\.weight$)")
 
 
@@ -28,7 +30,8 @@ class Lora:
     rank: int = 128
     alpha: int = 512  # its output is scaled by alpha / rank
     dropout: float = 0.1  # probability that training drops one of its inputs
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # name endings of the layers to adapt
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Name endings of the layers to adapt; ("all-linear",) for every linear layer but the output layer."""
     seed: int = 0  # of its initial weights
 
 
@@ -76,7 +79,8 @@ def _attach(base: Any, source: Lora | Path) -> Any:
     if isinstance(source, Path):
         return get_peft_model(base, PeftConfig.from_pretrained(str(source)))
     shape = {"r": source.rank, "lora_alpha": source.alpha, "lora_dropout": source.dropout}
-    return get_peft_model(base, LoraConfig(**shape, target_modules=list(source.modules), task_type="CAUSAL_LM"))
+    modules = ALL_LINEAR if source.modules == (ALL_LINEAR,) else list(source.modules)
+    return get_peft_model(base, LoraConfig(**shape, target_modules=modules, task_type="CAUSAL_LM"))
 
 
 def _load_weights(adapter: Any, folder: Path) -> None:
@@ -87,6 +91,24 @@ def _load_weights(adapter: Any, folder: Path) -> None:
     if odd := expected ^ {plain_name(name) for name in weights}:
         raise ValueError(f"{sorted(odd)[0]} is in one of them alone, or is not plain LoRA")
     set_peft_model_state_dict(adapter, weights)
+
+
+def save_adapter(folder: Path, adapter: Any, **changes: Any) -> None:
+    """Write an attached adapter as peft does, the same bytes whenever its weights are the same.
+
+    Args:
+        folder: that of the adapter; the weights are written last.
+        adapter: as `adapted` gives it.
+        changes: of the entries of its configuration.
+    """
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    config = dict(sorted((adapter.peft_config["default"].to_dict() | changes).items()))
+    config["target_modules"] = sorted(config["target_modules"])  # a set, in an order that no seed determines
+    write_json(folder / CONFIG, config)
+    tensors = {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in weights.items()}
+    write_tensors(folder / WEIGHTS, tensors)
 
 
 @contextlib.contextmanager
@@ -119,6 +141,6 @@ def plain_name(name: str) -> str:
 
 def check_adapter_folder(folder: Path) -> None:
     """Raise a `ModelError` unless a folder holds an adapter in safetensors format."""
-    for name in ("adapter_config.json", WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
             raise ModelError(f"the checkpoint {str(folder)!r} has no {name}", "give a folder that peft saved")

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -85,6 +86,11 @@ def samples_per_step(n: int, training: Training) -> int:
 def steps_per_epoch(n: int, training: Training) -> int:
     """Steps of one pass over n samples."""
     return math.ceil(n / samples_per_step(n, training))
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate of a step: linear over `warmup` steps, then linear decay, never 0 in a training."""
+    return max(min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -206,10 +212,8 @@ class _Loop:
             save_checkpoint(places[epoch], adapter, self._moments(), state, self.callback.after_epoch())
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then linear decay, never 0."""
         steps = self.training.epochs * self.steps
-        warmup = math.ceil(self.training.warmup_ratio * steps)
-        return self.training.learning_rate * min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
+        return self.training.learning_rate * schedule(step, steps, math.ceil(self.training.warmup_ratio * steps))
 
     def _epoch(self, epoch: int, numbers: range) -> float:
         """One pass over the examples in steps of these numbers; the mean loss."""
@@ -224,7 +228,7 @@ class _Loop:
 
     def _step(self, number: int, batch: Sequence[int]) -> float:
         """One step of Adam on these examples; the sum of their losses."""
-        rate = self._rate(number)
+        rate, since = self._rate(number), time.perf_counter()
         second = {name: moments[1] for name, moments in self._moments().items()}
         with _memory(self.model, "computing target gradients"):
             self.callback.before_step(self.model, Step(number, rate, len(batch), second))
@@ -235,6 +239,7 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.training_seconds += time.perf_counter() - since
         return total
 
     def _backward(self, numbers: Sequence[int], batch_size: int) -> float:

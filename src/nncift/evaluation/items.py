@@ -1,0 +1,113 @@
+"""A test set as a model reads it, and which metric applies to which of its items.
+
+The loss of the reference applies to every item and is the most sensitive metric at small sizes. Exact match is for
+answers that have one wording: short ones, and those that end in GSM8K's "#### 42", of which the final numbers are
+compared. Longer references get ROUGE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nncift.errors import NNCIFTError
+from nncift.evaluation.text_metrics import ROUGE, final_number, is_short
+from nncift.models.chats import Conversation, Style, conversations
+from nncift.models.examples import Example, encode_samples
+from nncift.models.prompts import name_sample
+from nncift.models.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_MARGIN = 8  # tokens that an answer may have beyond the longest reference
+_MOST_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The n items of a test set, rendered for a model.
+
+    Attributes:
+        samples: as they were read.
+        examples: prompt and reference of each in token ids; of a chat, its last response is generated.
+        wording: "chat" or "plain", how they are rendered.
+    """
+
+    samples: tuple[Conversation, ...]
+    examples: tuple[Example, ...]
+    wording: Style
+
+    @classmethod
+    def read(cls, rows: Dataset, model: Tokenization, *, wording: Style | None = None) -> Items:
+        """The items of a test set, as `load_pool` gives it.
+
+        Args:
+            rows: n samples.
+            model: the language model, or its tokenizer alone.
+            wording: "chat" or "plain"; "chat" where the model has a chat template unless given.
+
+        Raises:
+            DataError: a reference exceeds the model's context, or has no tokens.
+            ModelError: the chat template refuses a chat.
+        """
+        samples, wording = conversations(rows), choose_wording(model, wording)
+        return cls(tuple(samples), tuple(encoded(model, samples, wording)), wording)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the items."""
+        return tuple(sample.id for sample in self.samples)
+
+    @property
+    def prompts(self) -> list[str]:
+        """In plain text."""
+        return [sample.prompt for sample in self.samples]
+
+    @property
+    def references(self) -> list[str]:
+        """In plain text."""
+        return [sample.response for sample in self.samples]
+
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """What precedes the answer of each, in token ids."""
+        return [example.ids[: example.spans[-1][0]] for example in self.examples]
+
+    @property
+    def default_new_tokens(self) -> int:
+        """Longest answer to generate: that of the references in tokens and a margin, at most 256."""
+        longest = max((end - start for start, end in (e.spans[-1] for e in self.examples)), default=0)
+        return min(longest + _MARGIN, _MOST_NEW_TOKENS)
+
+    def applies(self, metric: str) -> np.ndarray:
+        """To which items a metric of `METRICS` applies, (n,) bool."""
+        if metric == "exact_match":
+            return np.array([is_short(text) or final_number(text) is not None for text in self.references], bool)
+        if metric in ROUGE:
+            return np.array([not is_short(text) for text in self.references], bool)
+        return np.ones(len(self), bool)
+
+
+def choose_wording(model: Tokenization, wording: Style | None) -> Style:
+    """How samples are rendered: as given, else in the chat template where the model has one."""
+    if wording in (None, "auto"):
+        return "chat" if model.has_chat_template else "plain"
+    return wording
+
+
+def encoded(model: Tokenization, samples: Sequence[Conversation], wording: Style) -> list[Example]:
+    """The samples in token ids; an error names its sample."""
+    examples = list[Example]()
+    try:
+        for example in encode_samples(model, samples, wording=wording):
+            examples.append(example)
+    except NNCIFTError as error:
+        raise name_sample(error, samples[len(examples)].id) from error
+    return examples

@@ -1,0 +1,1 @@
+"""Training on the choice: how much better a model gets, beside random rows and what costs nothing."""

@@ -1,0 +1,224 @@
+"""`nncift evaluate`: the model trained on the choice of a run, and with it as examples, on a test file.
+
+`evaluate` reads top to bottom as the steps of an evaluation. Each leaves files in a folder, so a killed call resumes,
+and ends with the same `results.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nncift.config import Config
+from nncift.errors import ConfigError, DataError, RunError
+from nncift.evaluation.comparisons import adjust
+from nncift.models.spec import ModelSpec
+from nncift.proof.analysis import as_record, differences, metric_record, table_of
+from nncift.proof.folder import ProofFolder
+from nncift.proof.held_out import read_test, refuse_overlap
+from nncift.proof.options import ProofOptions
+from nncift.proof.setup import bench_of, models_of, read_options, stored, tuning_of
+from nncift.proof.trials import UNTRAINED, Bench, Trial
+from nncift.run.checksums import content_hash
+from nncift.run.files import read_json, write_json
+from nncift.run.folder import RunFolder
+from nncift.run.progress import in_terminal
+from nncift.selection.selection import Selection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from nncift.data.sources import SourceLike
+
+_INHERITED = (  # from the run, unless they are given
+    *("model", "encoder", "dtype", "device", "batch_size", "max_length", "wording", "trust_remote_code", "seed"),
+    *("prompt_field", "response_field", "messages_field", "turns", "skip_bad_rows", "max_row_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    Attributes:
+        folder: with everything behind them.
+        results: the content of `results.json`.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Evaluation({str(self.folder)!r}, {len(self.results['models'])} models)"
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    *,
+    test: SourceLike,
+    against: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Fine-tune on the choice of a run, use it as examples in the context, and test both beside the model as it is.
+
+    Args:
+        run: the folder of a finished run.
+        test: prompts with reference responses: a file, folder, hub id, dataset, DataFrame or dicts.
+        against: another finished run, whose choice is used likewise and compared.
+        output: the folder of the evaluation; `evaluation/NAME-OF-THE-TEST` in the run's unless given.
+        progress: show progress bars; in a terminal unless given.
+        **options: as `nncift evaluate --help` describes them: methods, metrics, seeds, epochs, ...
+
+    Returns:
+        The results; the adapter of the first training lies in the folder's `adapter`.
+
+    Raises:
+        NNCIFTError: what went wrong.
+    """
+    sides = [_Side.of("run", run), *([] if against is None else [_Side.of("against", against)])]
+    proof, config = _options(sides[0], test, options)
+    trials = [_trials(side, proof, config.seed) for side in sides]
+    folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))
+    shown = in_terminal() if progress is None else progress
+    identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
+    with folder.open(identity):
+        items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=shown)
+        if not proof.allow_overlap:
+            for side in sides:
+                refuse_overlap(items, side.chosen, proof.test)
+    model, encoder = models_of(config)
+    benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=shown) for side in sides]
+    trained = [group[0] for method, group in trials[0].items() if method not in UNTRAINED]
+    keep = {trained[0]: folder.adapter} if trained else {}
+    for bench, own in zip(benches, trials, strict=True):
+        bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
+    results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
+    write_json(folder.results, results)
+    return Evaluation(folder.path, results)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A finished run whose choice is tested."""
+
+    name: str  # "run" or "against"
+    folder: RunFolder
+    config: dict[str, Any]
+    selection: Selection
+
+    @classmethod
+    def of(cls, name: str, path: str | os.PathLike[str]) -> _Side:
+        folder = RunFolder(path)
+        if not folder.is_selected:
+            raise RunError(f"{folder.path} is not the folder of a finished run", "run nncift select first")
+        return cls(name, folder, read_json(folder.config), Selection.load(folder.path))
+
+    @property
+    def pool(self) -> Dataset:
+        assert self.selection.pool is not None
+        return self.selection.pool
+
+    @property
+    def chosen(self) -> Dataset:
+        return self.pool.select(self.selection.indices)
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on of the run."""
+        return {"folder": str(self.folder.path), "selection": content_hash(self.folder.selection)}
+
+
+def _options(side: _Side, test: SourceLike, options: dict[str, Any]) -> tuple[ProofOptions, Config]:
+    """The options of the evaluation, and a config with those of the run that hold for it too."""
+    own, others = ProofOptions.split(options)
+    for name in others:
+        if name not in _INHERITED:
+            known = sorted({*_INHERITED, *(field.name for field in dataclasses.fields(ProofOptions))})
+            raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(known)}")
+    of_run: dict[str, Any] = {name: side.config.get(name) for name in _INHERITED if side.config.get(name) is not None}
+    given = {name: value for name, value in others.items() if value is not None}
+    return ProofOptions(test=stored("test", test), **own), Config("pool", **of_run | given)
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _INHERITED}
+
+
+def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial]]:
+    """The trials of a side by method, those of the model as it is first."""
+    chosen = side.selection
+    rows, seeds = tuple(chosen.indices.tolist()), range(seed, seed + proof.seeds)
+    asked = {"phased": chosen.phase is not None, "weighted": chosen.weights is not None}
+    methods: Sequence[str] = proof.methods or ["lora", "icl", *(method for method, there in asked.items() if there)]
+    for method, option in (("phased", "phases"), ("weighted", "weights")):
+        if method in methods and not asked[method]:
+            problem = f"`methods` {method} needs a run with {option}, and {side.folder.path} has none"
+            raise ConfigError(problem, f"run nncift select with --{option}, --from that run")
+    found = {"none": [Trial("none")]}
+    if "lora" in methods:
+        found["lora"] = [Trial("lora", rows, each) for each in seeds]
+    if "phased" in methods:
+        lengths = tuple(map(len, chosen.phases))
+        found["phased"] = [Trial("lora", rows, each, phases=lengths) for each in seeds]
+    if "weighted" in methods and chosen.weights is not None:
+        weights = tuple(chosen.weights.tolist())
+        found["weighted"] = [Trial("lora", rows, each, weights=weights) for each in seeds]
+    if "icl" in methods:
+        found["icl"] = [Trial("icl", rows)]
+    return found
+
+
+def _facts(sides: Sequence[_Side], proof: ProofOptions, model: ModelSpec, items: Dataset) -> dict[str, Any]:
+    """What the results are of, ready for JSON."""
+    return {
+        "sides": {side.name: side.identity() | {"rows": len(side.selection)} for side in sides},
+        "test": {"name": proof.test, "items": len(items)},
+        "model": model.describe(),
+        "tuning": tuning_of(proof).describe(),
+        "seeds": proof.seeds,
+    }
+
+
+def _results(
+    sides: Sequence[_Side], benches: Sequence[Bench], trials: Sequence[dict[str, list[Trial]]]
+) -> dict[str, Any]:
+    """Each model's metrics, and the comparisons with the model as it is and between the runs."""
+    tables: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for side, bench, own in zip(sides, benches, trials, strict=True):
+        for method, group in own.items():
+            if method != "none" or side is sides[0]:
+                tables[side.name if method != "none" else "", method] = table_of(group, bench.scores)
+    pairs = [(key, ("", "none")) for key in tables if key[1] != "none"]
+    pairs += [((name, other), (name, "lora")) for name, other in tables if other in ("phased", "weighted")]
+    pairs += [(("run", method), ("against", method)) for name, method in tables if name == "against"]
+    pairs = [pair for pair in pairs if pair[0] in tables and pair[1] in tables]
+    compared = {}
+    for a, b in pairs:
+        compared[a, b] = differences(tables[a], tables[b], fixed=(a[1] in UNTRAINED, b[1] in UNTRAINED))
+    adjusted = iter(adjust([found for each in compared.values() for found in each.values()]))
+    return {
+        "models": [
+            {"run": name, "method": method, "metrics": {k: metric_record(v, method) for k, v in table.items()}}
+            for (name, method), table in tables.items()
+        ],
+        "comparisons": [
+            {"a": list(a), "b": list(b), "metrics": {metric: as_record(next(adjusted)) for metric in found}}
+            for (a, b), found in compared.items()
+        ],
+    }
+
+
+def _name(test: Any) -> str:
+    """A short name of a test file."""
+    if isinstance(test, str | os.PathLike):
+        return Path(test).name.partition(".")[0] or "test"
+    if isinstance(test, list | tuple) and not test:
+        raise DataError("the test file is empty", "give some rows")
+    return "test"

@@ -1,0 +1,130 @@
+"""The folder of an evaluation or comparison: where each file lies; several processes may work on one.
+
+What is finished has its file, so the same call resumes, and processes with the same folder share the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nncift.errors import RunError
+from nncift.run.checksums import CHECKSUMS, begin, cut_torn_line, verify_folder
+from nncift.run.files import read_json, refuse_damaged, remove, write_json
+from nncift.run.folder import RunFolder
+
+
+class ProofFolder:
+    """The folder of an evaluation or comparison; a path wherever one is taken.
+
+    Args:
+        path: where it lies.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.run = RunFolder(path)  # config and samples, which lie as in a run
+        self.choices = self.path / "choices"  # what each selector chose
+        self.trials = self.path / "trials"  # what came of each use of a choice
+        self.exact = self.path / "exact"  # exact influence, a folder for each function
+        self.runs = self.path / "runs"  # of estimated influence, a run for each function and budget
+        self.adapter = self.path / "adapter"  # of an evaluation, that of the first seed
+        self.judge = self.path / "judge.json"  # how a judge graded known answers
+        self.results = self.path / "results.json"
+        self.table = self.path / "results.csv"
+        self.markdown = self.path / "results.md"
+        self.report = self.path / "report.html"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @contextlib.contextmanager
+    def open(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Check the folder's config and files inside its lock, or begin it; the block runs with the lock held.
+
+        Raises:
+            ConfigError: the folder belongs to another config; the message shows the fields that differ.
+            RunError: it holds something else, cannot be made, or a file in it is damaged.
+        """
+        self.run.check(config)
+        with self._locked(), refuse_damaged(self.path, "cannot be checked"):
+            new = not self.run.config.exists()
+            if new and not (self.path / CHECKSUMS).exists():
+                begin(self.path)
+            cut_torn_line(self.path)
+            verify_folder(self.path)
+            self.run.check(config)
+            if new:
+                write_json(self.run.config, dict(config))
+            try:
+                yield
+            except Exception:
+                if new:  # refused before any work
+                    for path in self.path.iterdir():
+                        if path != self.run.lock:
+                            remove(path)
+                raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.run.lock)
+            lock.acquire()
+        except OSError as error:
+            problem = f"cannot make or lock the folder {self.path} ({error.strerror})"
+            raise RunError(problem, "choose another `output`") from error
+        try:
+            yield
+        finally:
+            if not self.run.config.exists():
+                self.run.lock.unlink(missing_ok=True)
+            lock.release()
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a file that is to be made; whether it is ours to make, inside the block.
+
+    Without `wait` it is not while another process makes it; in no case once it is there.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield not path.exists()
+    finally:
+        lock.release()
+
+
+def share(paths: Mapping[Path, Callable[[], None]]) -> None:
+    """Make the files that are not there, each in one of the processes that work on the folder.
+
+    First those that no other process is making, then, one by one, those whose process may have been killed.
+    """
+    for wait in (False, True):
+        for path, make in paths.items():
+            if not path.exists():
+                with claimed(path, wait=wait) as ours:
+                    if ours:
+                        make()
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config of a finished run or evaluation."""
+    return dict(read_json(RunFolder(path).config))

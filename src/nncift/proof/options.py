@@ -1,0 +1,120 @@
+"""Options of `nncift evaluate` and `nncift compare`: how a choice is put to the test."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal
+
+from nncift.errors import ConfigError
+from nncift.run.validation import check_types
+
+FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
+"""Influence functions whose exact values cost no label: what a user would take for free."""
+_NOT_IDENTITY = ("output", "report_to", "judge_url")
+_LEAST = {"seeds": 1, "shots": 1, "epochs": 1, "tuning_batch_size": 1, "rank": 1, "max_new_tokens": 1}
+
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """What a model is tested on, how it is trained, and what is reported.
+
+    The types are not put off by `from __future__ import annotations`: the command line reads them.
+    """
+
+    _: KW_ONLY
+    test: str
+    """The test file: prompts with reference responses, in any format and schema that a pool may have."""
+    test_split: str | None = None
+    """The split to read of the test file."""
+    methods: tuple[Literal["lora", "icl", "phased", "weighted"], ...] = ()
+    """How the chosen rows are used: lora fine-tunes the model on them, icl shows the most similar of them as examples
+    in the context, phased fine-tunes on the run's phases in turn, weighted with its weights; separated by commas. By
+    default lora, icl, and those of the others that the run was asked for."""
+    metrics: tuple[Literal["loss", "exact_match", "rouge", "similarity"], ...] = ()
+    """What is measured beside the response loss, which always is: exact_match (short answers, and those that end in
+    #### and a number), rouge (longer ones) and similarity (of embeddings) need generated answers. By default all."""
+    seeds: int = 1
+    """Trainings of each choice, with seeds from --seed on; the intervals cover their spread from 2 on."""
+    epochs: int = 3
+    """Passes over the chosen rows."""
+    learning_rate: float = 2e-4
+    """Peak learning rate; linear warm-up and decay."""
+    tuning_batch_size: int = 8
+    """Samples per step of the fine-tuning."""
+    rank: int = 16
+    """Rank of the LoRA adapter."""
+    shots: int = 5
+    """Examples in the context, at most."""
+    max_new_tokens: int | None = None
+    """Longest generated answer; by default a little longer than the longest reference."""
+    judge: str | None = None
+    """A language model that rates answers from 1 to 5 against the reference: a hub id, a folder, "embedded", or with
+    --judge-url the name of the endpoint's model. It is first checked on known answers."""
+    judge_url: str | None = None
+    """An OpenAI-compatible endpoint for the judge; the key is read from OPENAI_API_KEY."""
+    rubric: str | None = None
+    """A text file with the judge's instructions; {prompt}, {reference} and {answer} stand for an item."""
+    allow_overlap: bool = False
+    """Keep test rows that also stand in the chosen rows; they are refused otherwise."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that the trainer reports to, as transformers names them: wandb, tensorboard, ..."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == "" or (isinstance(value, tuple) and "" in value):
+                raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"`{name}` is {value}", f"give at least {least}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"`learning_rate` is {self.learning_rate}", "give a number above 0")
+        if self.judge_url is not None and self.judge is None:
+            raise ConfigError("`judge_url` needs the name of the endpoint's model", "give `judge` too")
+        if self.rubric is not None and self.judge is None:
+            raise ConfigError("`rubric` needs a judge", "give `judge` too")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What is measured."""
+        return self.metrics or ("loss", "exact_match", "rouge", "similarity")
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options of this class among some, lists as tuples, and the others."""
+        names = {field.name for field in fields(cls)}
+        own = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items() if name in names}
+        return own, {name: value for name, value in options.items() if name not in names}
+
+    def identity(self) -> dict[str, Any]:
+        """The options that determine what is measured, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_IDENTITY}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class CompareOptions(ProofOptions):
+    """What a comparison puts side by side."""
+
+    methods: tuple[Literal["lora", "icl"], ...] = ("lora",)
+    """How the chosen rows are used: lora fine-tunes the model on them, icl shows the most similar of them as examples
+    in the context; one, or both separated by a comma."""
+    metrics: tuple[Literal["loss", "exact_match", "rouge", "similarity"], ...] = ("loss",)
+    """What is measured: exact_match, rouge and similarity need generated answers. By default the response loss."""
+    seeds: int = 3
+    """Trainings of each choice, and random choices of each budget."""
+    influences: tuple[str, ...] = ()
+    """The influence functions to estimate; by default that of nncift select."""
+    budgets: tuple[str, ...] = ("0.05", "0.1", "0.3")
+    """How much to choose: fractions of the pool or numbers of samples."""
+    free: tuple[str, ...] = FREE
+    """Influence functions that need no label, as baselines: ranked by their exact values."""
+    exact: tuple[str, ...] = ()
+    """Influence functions to compute exactly for every pair too; "all" for every one that is estimated."""
+    curve: tuple[str, ...] = ()
+    """Budgets of the random learning curve; by default half the smallest budget, the budgets, and doublings up to the
+    whole pool."""
+    units: tuple[Literal["rows", "tokens"], ...] = ("rows", "tokens")
+    """What choices of one budget have equally many of: rows, or response tokens."""

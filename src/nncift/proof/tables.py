@@ -1,0 +1,170 @@
+"""The files of a comparison for people and for other programs: a CSV in long format, markdown, and the terminal's text.
+
+`results.json` holds the same figures, with the intervals; costs are in the tables alone, since they differ from run to
+run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nncift.errors import printable
+from nncift.evaluation.results import METRICS
+from nncift.proof.folder import ProofFolder
+from nncift.run.costs import duration
+from nncift.run.files import atomic_write
+
+_LONG = ("pool", "model", "task", "method", "unit", "budget", "rows", "seed", "selector", "metric", "value", "items")
+_METHODS = {
+    **{"none": "as it is", "lora": "fine-tuned", "icl": "in context"},
+    **{"phased": "in phases", "weighted": "weighted"},
+}
+_UNITS = {"rows": "rows", "tokens": "response tokens of so many mean rows"}
+
+
+def write_tables(folder: ProofFolder, results: Mapping[str, Any], costs: Mapping[str, Any]) -> None:
+    """Write `results.csv` and `results.md`."""
+    with atomic_write(folder.table) as temporary:
+        temporary.write_text(long_table(results), encoding="utf-8")
+    with atomic_write(folder.markdown) as temporary:
+        temporary.write_text(markdown(results, costs), encoding="utf-8")
+
+
+def long_table(results: Mapping[str, Any]) -> str:
+    """Every mean over the items, a line for each cell, seed and metric."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_LONG)
+    facts = (results["pool"]["name"], results["model"]["model"], results["test"]["name"])
+    for cell in results["cells"]:
+        for name, metric in cell["metrics"].items():
+            for seed, value in metric["by_seed"].items():
+                rest = (cell["selector"], name, _exact(value), metric["items"])
+                table.writerow((*facts, cell["method"], cell["unit"], cell["budget"], cell["rows"], seed, *rest))
+    return text.getvalue()
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def markdown(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
+    """The comparison as markdown: a table for each method, unit and budget, and the costs."""
+    test, pool = results["test"], results["pool"]
+    lines = [
+        f"# {_cell(pool['name'])}, tested on {_cell(test['name'])}",
+        "",
+        f"{pool['rows']:,} rows, {test['items']:,} test items, {_cell(results['model']['model'])}, seeds"
+        f" {', '.join(map(str, results['seeds']))}. Intervals are 95 %, over items and seeds; verdicts are corrected"
+        " for the number of selectors (Holm).",
+    ]
+    for (method, unit, budget), cells in _groups(results["cells"]).items():
+        title = f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}"
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_table(cells, results["cells"][0])]
+    lines += ["", "## Costs", "", *_cost_table(costs)]
+    return "\n".join(lines) + "\n"
+
+
+def _groups(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
+    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["method"] != "none" and not cell["curve"]:
+            found.setdefault((cell["method"], cell["unit"], cell["budget"]), []).append(cell)
+    return found
+
+
+def _table(cells: Sequence[Mapping[str, Any]], untuned: Mapping[str, Any]) -> list[str]:
+    names = [name for name in METRICS if any(cell["metrics"].get(name, {}).get("items") for cell in cells)]
+    equivalent = any("equivalent" in cell for cell in cells)
+    head = ["choice", "rows", *(METRICS[name].title for name in names), "loss against random"]
+    head += ["equivalent random rows"] if equivalent else []
+    ordered = sorted(cells, key=lambda cell: cell["metrics"]["loss"]["value"])
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(_row(cell, names, equivalent))} |" for cell in [untuned, *ordered]),
+    ]
+
+
+def _row(cell: Mapping[str, Any], names: Sequence[str], equivalent: bool) -> list[str]:
+    found = [_cell(cell["selector"]), f"{cell['rows']:,.0f}"]
+    found += [_interval(cell["metrics"].get(name)) for name in names]
+    against = cell.get("against_random", {}).get("loss")
+    found.append("" if against is None else _against(against))
+    if equivalent:
+        same = cell.get("equivalent")
+        found.append("" if same is None else same["text"].removesuffix(" random rows"))
+    return found
+
+
+def _interval(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["value"] is None:
+        return ""
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _against(difference: Mapping[str, Any]) -> str:
+    return f"{difference['verdict']}: {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _cost_table(costs: Mapping[str, Any]) -> list[str]:
+    lines = ["| choice | stages | all | tokens of the language model |", "|---|---|---|---|"]
+    for name, stages in costs["choices"].items():
+        seconds = ", ".join(f"{stage} {duration(cost['seconds'])}" for stage, cost in stages.items())
+        every = sum(cost["seconds"] for cost in stages.values())
+        tokens = sum(cost["tokens"] for cost in stages.values())
+        lines.append(f"| {_cell(name)} | {seconds} | {duration(every)} | {tokens:,} |")
+    trials = costs["trials"]
+    lines.append(
+        f"| all {trials['number']:,} trials | tune {duration(trials['tune']['seconds'])}, measure"
+        f" {duration(trials['measure']['seconds'])} |"
+        f" {duration(trials['tune']['seconds'] + trials['measure']['seconds'])} |"
+        f" {trials['tune']['tokens'] + trials['measure']['tokens']:,} |"
+    )
+    return lines
+
+
+def _cell(text: str) -> str:
+    """A text from the user or the data inside a markdown table."""
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def text_table(results: Mapping[str, Any]) -> str:
+    """The comparison for the terminal: the test loss of every choice, and what it says."""
+    lines = []
+    for (method, unit, budget), cells in _groups(results["cells"]).items():
+        lines += ["", f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}: test loss, and against random"]
+        for cell in sorted(cells, key=lambda cell: cell["metrics"]["loss"]["value"]):
+            against = cell.get("against_random", {}).get("loss")
+            verdict = "" if against is None else _against(against)
+            same = f"; trains like {cell['equivalent']['text']}" if "equivalent" in cell else ""
+            shown = _interval(cell["metrics"]["loss"])
+            lines.append(printable(f"  {cell['selector']:<36} {shown:<24} {verdict}{same}"))
+    return "\n".join(lines[1:])
+
+
+def evaluation_text(results: Mapping[str, Any]) -> str:
+    """An evaluation for the terminal: every model's metrics, then what the comparisons say."""
+    models = results["models"]
+    names = [name for name in METRICS if any(model["metrics"].get(name, {}).get("items") for model in models)]
+    counts = {name: max(model["metrics"][name]["items"] for model in models) for name in names}
+    head = [f"{METRICS[name].title} (n={counts[name]:,})" for name in names]
+    rows = [["", *head]]
+    for model in models:
+        shown = [_interval(model["metrics"][name]) for name in names]
+        rows.append([_model_name(model["run"], model["method"]), *shown])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for compared in results["comparisons"]:
+        a, b = (_model_name(*compared[side]) for side in ("a", "b"))
+        for name, difference in compared["metrics"].items():
+            lines.append(f"{a} against {b}, {METRICS[name].title}: {_against(difference)}")
+    return "\n".join(map(printable, lines))
+
+
+def _model_name(run: str, method: str) -> str:
+    other = " on the other run" if run == "against" else ""
+    return _METHODS[method] + other

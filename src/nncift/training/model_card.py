@@ -1,0 +1,66 @@
+"""The model card of an adapter that `finetune` trained: what the hub shows, and what reproduces the training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nncift.models.spec import DEFAULT_MODEL, ModelSpec
+
+_CARD = """\
+---
+{base}library_name: peft
+pipeline_tag: text-generation
+tags:
+- lora
+- sft
+- trl
+- nncift
+---
+
+# LoRA adapter of {model}
+
+Trained with trl's SFTTrainer on {rows} samples ({tokens} tokens, {response_tokens} of them in responses), with the loss
+on the responses{form}. nncift evaluates a choice of training data with it.
+
+| setting | value |
+|---|---|
+{settings}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({model!r})
+model = PeftModel.from_pretrained(model, "this folder")
+```
+"""
+
+
+def base_name(model: ModelSpec) -> str:
+    """The base model as others can find it: its hub id, or the last part of a local folder's path."""
+    if model.name == "embedded":
+        return DEFAULT_MODEL
+    return Path(model.name).resolve().name if Path(model.name).exists() else model.name
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """The text of README.md.
+
+    Args:
+        record: the content of `training.json`.
+    """
+    base = f"base_model: {json.dumps(record['model'])}\n" if "/" in record["model"] else ""  # the hub checks it
+    form = ", each sample in the chat template" if record["wording"] == "chat" else ""
+    if record["weighted"]:
+        form += ", weighted by sample"
+    facts = {"steps": record["steps"], "dtype": record["dtype"], "phases": len(record["phases"]), **record["settings"]}
+    settings = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items() if value is not None)
+    numbers = {name: f"{record[name]:,}" for name in ("rows", "tokens", "response_tokens")}
+    return _CARD.format(base=base, model=record["model"], form=form, settings=settings, **numbers)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,241 @@
+"""Evaluations and comparisons end to end on a tiny random model: files, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders import word_rows, write_rows
+from nncift import select
+from nncift.cli import main
+from nncift.errors import ConfigError, DataError, RunError
+from nncift.evaluation.datamodels import mean_losses
+from nncift.evaluation.results import ItemScores
+from nncift.models.examples import encode_examples
+from nncift.models.language_model import LanguageModel
+from nncift.proof.compare import compare
+from nncift.proof.evaluate import evaluate
+from nncift.training.lora import adapted
+
+QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1", "shots": "2"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: str) -> dict[str, str]:
+    """A pool, a test file, a finished run, and the models."""
+    folder = tmp_path_factory.mktemp("proof")
+    rng = np.random.default_rng(0)
+    features = folder / "features.npy"
+    np.save(features, rng.normal(size=(30, 6)).astype(np.float32))
+    pool = write_rows(folder / "pool.jsonl", word_rows(30))
+    test = write_rows(folder / "test.jsonl", word_rows(12, offset=500))
+    options = {"influence": "bm25", "labels": 60, "features": features, "model": tiny_model}
+    for name, seed in (("run", 0), ("other", 1)):
+        select(pool, budget=6, output=folder / name, seed=seed, **options)
+    return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
+
+
+def options(**changes) -> dict:
+    given = {
+        "encoder": "embedded",
+        "methods": ["lora", "icl"],
+        "metrics": ["loss"],
+        "epochs": 1,
+        "learning_rate": 0.02,
+        "shots": 2,
+    }
+    given["progress"] = False
+    return given | changes
+
+
+@pytest.fixture(scope="module")
+def evaluated(places: dict[str, str]) -> Path:
+    run = Path(places["folder"], "run")
+    return evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options()).folder
+
+
+def test_an_evaluation_measures_what_its_adapter_does(places, evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    assert [(m["run"], m["method"]) for m in results["models"]] == [
+        *(("", "none"), ("run", "lora"), ("run", "icl"), ("against", "lora"), ("against", "icl"))
+    ]
+    from nncift import load_pool
+
+    model, test = LanguageModel.load(places["model"]), load_pool(places["test"])
+    examples = encode_examples(model, test, wording="chat")
+    found = {(m["run"], m["method"]): m["metrics"]["loss"] for m in results["models"]}
+    assert found["", "none"]["value"] == pytest.approx(mean_losses(model, examples).mean(), rel=1e-5)
+    assert abs(found["run", "lora"]["value"] - found["", "none"]["value"]) > 0.01
+    with adapted(model, evaluated / "adapter"):
+        assert found["run", "lora"]["by_seed"]["0"] == pytest.approx(mean_losses(model, examples).mean(), rel=1e-5)
+    assert found["run", "lora"]["items"] == 12
+    assert (evaluated / "adapter" / "README.md").exists()
+    pairs = {(tuple(c["a"]), tuple(c["b"])) for c in results["comparisons"]}
+    assert (("run", "lora"), ("against", "lora")) in pairs
+    assert (("run", "icl"), ("", "none")) in pairs
+
+
+def test_the_same_call_resumes_with_the_same_bytes(places, evaluated, tmp_path):
+    whole = (evaluated / "results.json").read_bytes()
+    trials = sorted((evaluated / "trials").glob("*.parquet"))
+    for path in (evaluated / "results.json", trials[0], trials[0].with_suffix(".json"), evaluated / "adapter"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run = Path(places["folder"], "run")
+    evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options())
+    assert (evaluated / "results.json").read_bytes() == whole
+    assert (evaluated / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
+    call = {"test": places["test"], "output": tmp_path / "killed", "seeds": 2, **options()}
+    run = Path(places["folder"], "run")
+    child = os.fork()
+    if not child:
+        import nncift.proof.trials as trials
+
+        measured = trials.measure
+        trials.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL) if k["adapter"] else measured(*a, **k)
+        evaluate(run, **call)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not (tmp_path / "killed" / "results.json").exists()
+    again = evaluate(run, **call).results
+    whole = evaluate(run, **(call | {"output": tmp_path / "whole"})).results
+    assert again == whole
+    assert not list((tmp_path / "killed" / "trials").glob("*/"))
+
+
+def test_more_options_in_one_folder_are_refused(places, evaluated):
+    with pytest.raises(ConfigError, match="seeds: 2 there, 3 now"):
+        evaluate(Path(places["folder"], "run"), test=places["test"], seeds=3, output=evaluated, **options())
+
+
+def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
+    run = Path(places["folder"], "run")
+    subset = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
+    rows = [{key: row[key] for key in ("prompt", "response")} for row in subset]
+    test = write_rows(tmp_path / "test.jsonl", [*word_rows(3, offset=700), *rows[:2]])
+    with pytest.raises(DataError, match=r"test.jsonl, row 4: 2 of 5 test prompts also stand in the subset") as raised:
+        evaluate(run, test=test, output=tmp_path / "out", **options())
+    assert "`allow_overlap`" in str(raised.value)
+    assert not (tmp_path / "out").exists()
+    kept = evaluate(run, test=test, output=tmp_path / "out", allow_overlap=True, **options(methods=["icl"]))
+    assert kept.results["test"]["items"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"test": "missing.jsonl"}, DataError, "missing.jsonl"),
+        ({"methods": ["sft"]}, ConfigError, "`methods`"),
+        ({"seeds": 0}, ConfigError, "`seeds` is 0"),
+        ({"learning_rate": 0.0}, ConfigError, "`learning_rate`"),
+        ({"judge_url": "http://localhost:1/v1"}, ConfigError, "`judge`"),
+        ({"speed": 3}, ConfigError, "there is no option 'speed'"),
+    ],
+)
+def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
+    call = {"test": places["test"], "output": tmp_path / "out", **options()} | changes
+    with pytest.raises(error, match=said) as raised:
+        evaluate(Path(places["folder"], "run"), **call)
+    assert "\n" not in str(raised.value)
+
+
+def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
+    run = Path(places["folder"], "run")
+    arranged = {"from_run": run, "phases": 2, "weights": True, "difficulty": "perplexity", "output": tmp_path / "run"}
+    select(places["pool"], **arranged)
+    done = evaluate(tmp_path / "run", test=places["test"], **(options() | {"methods": []}))
+    found = {m["method"]: m["metrics"]["loss"]["value"] for m in done.results["models"]}
+    assert list(found) == ["none", "lora", "phased", "weighted", "icl"]
+    assert len(set(found.values())) == 5
+    pairs = [(c["a"][1], c["b"][1]) for c in done.results["comparisons"]]
+    assert ("phased", "lora") in pairs
+    assert ("weighted", "lora") in pairs
+    with pytest.raises(ConfigError, match="`methods` phased needs a run with phases"):
+        evaluate(run, test=places["test"], output=tmp_path / "none", **options(methods=["phased"]))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_is_no_finished_run_is_refused(places, tmp_path):
+    with pytest.raises(RunError, match="not the folder of a finished run"):
+        evaluate(tmp_path, test=places["test"], **options())
+
+
+def test_a_test_file_of_another_schema_is_one_line(places, tmp_path):
+    test = write_rows(tmp_path / "odd.jsonl", [{"score": 3}, {"score": 4}])
+    with pytest.raises(DataError, match=r"odd.jsonl"):
+        evaluate(Path(places["folder"], "run"), test=test, output=tmp_path / "out", **options())
+
+
+def test_command_line(places, evaluated, capsys, tmp_path):
+    run = str(Path(places["folder"], "run"))
+    flags = [part for name, value in QUICK.items() for part in (f"--{name}", value)]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", run, "--test", places["test"], *flags, "--output", str(tmp_path / "out"), "--quiet"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert "fine-tuned against as it is, response loss" in out
+    assert "results.json" in out
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", run, "--test", places["test"], "--methods", "sft"])
+    assert stop.value.code == 2
+    assert "--methods" in capsys.readouterr().err
+
+
+def comparison(places: dict[str, str], output: Path, **changes) -> dict:
+    call = {
+        "test": places["test"],
+        "influence": ["bm25", "embedding-similarity"],
+        "budget": 6,
+        "curve": ["3", "6", "30"],
+        "units": ["rows"],
+        "free": ["bm25"],
+        "exact": ["embedding-similarity"],
+        "labels": 60,
+        "features": "sentence",
+        "model": places["model"],
+        "seeds": 2,
+        "output": output,
+    }
+    return compare(places["pool"], **(call | options(methods=["lora"]) | changes))
+
+
+def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
+    made = comparison(places, tmp_path / "comparison")
+    names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
+    assert names == ["random", "bm25", "embedding-similarity, exact", "embedding-similarity, estimated"]
+    found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
+    assert found["full pool", "rows", 30]["curve"]
+    assert found["bm25", "rows", 6]["rows"] == 6
+    for name in ("results.csv", "results.md", "report.html"):
+        assert "bm25" in (made.folder / name).read_text()
+    results = (made.folder / "results.json").read_bytes()
+    pages = {path: path.read_bytes() for path in (made.folder / "report.html", made.folder / "results.md")}
+    (made.folder / "results.json").unlink()
+    trial = sorted((made.folder / "trials").glob("*.parquet"))[3]
+    scores = ItemScores.load(trial).values["loss"]
+    trial.unlink()
+    comparison(places, tmp_path / "comparison")
+    assert (made.folder / "results.json").read_bytes() == results
+    assert np.array_equal(ItemScores.load(trial).values["loss"], scores)
+    assert pages.keys() == {path for path in pages if path.exists()}
+
+
+def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):
+    flags = ["--test", places["test"], "--influence", "bm25", "--budget", "3,6", "--free", "bm25", "--seeds", "2"]
+    models = ["--model", places["model"], "--encoder", places["encoder"], "--curve", "3,6,30"]
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", places["pool"], *flags, *models, "--dry-run", "--output", str(tmp_path / "none")])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    # rows: random at 3 and 6 and the whole pool, bm25 at 3 and 6; tokens: both at 3 and 6; two seeds each
+    assert "Train: 18 times" in out
+    assert "Nothing was written." in out
+    assert not (tmp_path / "none").exists()
