@@ -95,7 +95,7 @@ def choice(
 
 
 def costs(**names: float) -> dict[str, Any]:
-    """Costs of some choices, each so many times the usual."""
+    """Costs of choices, scaled by a factor each."""
     choices = {
         name: {stage: {"seconds": s * times, "tokens": int(1000 * s * times)} for stage, s in STAGES.items()}
         for name, times in names.items()

@@ -123,7 +123,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the difference says of a, in words."""
+        """The verdict on a."""
         if self.n_items < MIN_SAMPLES:
             return TOO_FEW
         if (self.p_value if self.adjusted_p is None else self.adjusted_p) > 1 - _LEVEL or self.value == 0:

@@ -37,7 +37,7 @@ from nncift.proof.selectors import (
     load_ranking,
     save_ranking,
 )
-from nncift.proof.setup import bench_of, models_of, read_options, stored
+from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored
 from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench
 from nncift.report.comparison import write_comparison_report
@@ -205,6 +205,7 @@ def prepare(
     **options: Any,
 ) -> Inputs:
     """Read and check what a comparison is made of; arguments as of `compare`."""
+    check_installed()
     sources = {"pool": repeatable(pool), "target": repeatable(target), "known": repeatable(known)}
     own, others = CompareOptions.split(options)
     if influence is not None:

@@ -23,7 +23,7 @@ from nncift.proof.analysis import as_record, differences, metric_record, table_o
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import ProofOptions
-from nncift.proof.setup import bench_of, models_of, read_options, stored, tuning_of
+from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
 from nncift.proof.trials import UNTRAINED, Bench, Trial
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, write_json
@@ -83,6 +83,7 @@ def evaluate(
     Raises:
         NNCIFTError: what went wrong.
     """
+    check_installed()
     sides = [_Side.of("run", run), *([] if against is None else [_Side.of("against", against)])]
     proof, config = _options(sides[0], test, options)
     trials = [_trials(side, proof, config.seed) for side in sides]
@@ -160,7 +161,7 @@ def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial
     for method, option in (("phased", "phases"), ("weighted", "weights")):
         if method in methods and not asked[method]:
             problem = f"`methods` {method} needs a run with {option}, and {side.folder.path} has none"
-            raise ConfigError(problem, f"run nncift select with --{option}, --from that run")
+            raise ConfigError(problem, f"choose again with `{option}`, and `from_run` that run")
     found = {"none": [Trial("none")]}
     if "lora" in methods:
         found["lora"] = [Trial("lora", rows, each) for each in seeds]

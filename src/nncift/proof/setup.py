@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
 from nncift.config import Config
 from nncift.data.pool import ReadOptions
+from nncift.errors import DependencyError
 from nncift.evaluation.endpoint import EndpointJudge
 from nncift.evaluation.items import Items
 from nncift.evaluation.judge import Judge, LocalJudge, Rubric, check_judge
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 
 _READ = ("prompt_field", "response_field", "messages_field", "turns", "skip_bad_rows", "seed")
 _READ_POOL = ("keep_duplicates", "exclude", "exclude_fields")
+
+
+def check_installed() -> None:
+    """Refuse to begin without the packages that are needed at the end, after the trainings.
+
+    Raises:
+        DependencyError: one is missing.
+    """
+    for package in ("trl", "statsmodels", "rouge_score"):
+        if importlib.util.find_spec(package) is None:
+            raise DependencyError(f"the package {package} is missing", "pip install 'nncift[proof]'")
 
 
 def stored(option: str, source: Any) -> str:
