@@ -222,7 +222,8 @@ def prepare(
     base = make_config(sources["pool"], target=sources["target"], known=sources["known"], influence=one, **others)
     folder = ProofFolder(output or Path("runs") / f"compare-{base.folder.name}")
     shown = in_terminal() if progress is None else progress
-    with folder.open(proof.identity() | {"select": base.identity()}):
+    shared = {name: value for name, value in base.identity().items() if name != "influence"}
+    with folder.open(proof.identity() | {"select": shared}):
         source = sources_of(base, sources)["pool"]
         assert source is not None
         samples, _ = read_pool(
@@ -252,9 +253,16 @@ def _rows(option: str, amount: str, n: int) -> int:
 
 
 def choose(inputs: Inputs) -> dict[Selector, dict[int, np.ndarray]]:
-    """Every selector's ranking for each budget; the costs of one are written last."""
-    done = {inputs.folder.choices / f"{selector.slug}.json": selector for selector in inputs.selectors}
-    share({path: partial(_choose, inputs, selector) for path, selector in done.items()})
+    """Every selector's ranking for each budget; only those that the folder lacks are made."""
+    missing = {
+        selector: [budget for budget in inputs.budgets if not _ranking(inputs, selector, budget).exists()]
+        for selector in inputs.selectors
+    }
+    share({
+        _ranking(inputs, selector, budgets[-1]): partial(_choose, inputs, selector, budgets)
+        for selector, budgets in missing.items()
+        if budgets
+    })
     return {
         selector: {budget: load_ranking(_ranking(inputs, selector, budget)) for budget in inputs.budgets}
         for selector in inputs.selectors
@@ -265,19 +273,20 @@ def _ranking(inputs: Inputs, selector: Selector, budget: int) -> Path:
     return inputs.folder.choices / f"{selector.slug}-{budget}.npy"
 
 
-def _choose(inputs: Inputs, selector: Selector) -> None:
+def _choose(inputs: Inputs, selector: Selector, budgets: Sequence[int]) -> None:
+    """Make a selector's rankings for some budgets; the last one is written last."""
     config = inputs.config(selector)
     with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
         read(run)
         check_same_pool(run, inputs.samples)
         if selector.kind == "estimated":
-            found, folder = estimated_rankings(run, inputs.budgets), run.folder.path
+            found, folder = estimated_rankings(run, budgets), run.folder.path
         else:
             folder = inputs.folder.exact / selector.slug
-            found = exact_rankings(run, folder, inputs.budgets)
-    for budget, ranking in zip(inputs.budgets, found, strict=True):
-        save_ranking(_ranking(inputs, selector, budget), ranking)
+            found = exact_rankings(run, folder, budgets)
     write_json(inputs.folder.choices / f"{selector.slug}.json", costs_of(folder))
+    for budget, ranking in zip(budgets, found, strict=True):
+        save_ranking(_ranking(inputs, selector, budget), ranking)
 
 
 def costs(inputs: Inputs, cells: Sequence[Cell]) -> dict[str, Any]:

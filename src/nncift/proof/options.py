@@ -11,6 +11,8 @@ from nncift.run.validation import check_types
 FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")
+_ADDED = ("methods", "seeds", "influences", "budgets", "free", "exact", "curve", "units")
+"""Options of a comparison that only add rows to its table, so that the same folder takes other values of them."""
 _LEAST = {"seeds": 1, "shots": 1, "epochs": 1, "tuning_batch_size": 1, "rank": 1, "max_new_tokens": 1}
 
 
@@ -118,3 +120,7 @@ class CompareOptions(ProofOptions):
     whole pool."""
     units: tuple[Literal["rows", "tokens"], ...] = ("rows", "tokens")
     """What choices of one budget have equally many of: rows, or response tokens."""
+
+    def identity(self) -> dict[str, Any]:
+        """The options that every trial depends on, ready for JSON."""
+        return {name: value for name, value in super().identity().items() if name not in _ADDED}
