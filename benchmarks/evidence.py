@@ -2,8 +2,8 @@
 
     python benchmarks/evidence.py FOLDER
 
-a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 targets and 150 test rows of the same families;
-   and for some of these families, 100 targets and 150 test rows of that family alone.
+a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 targets and 150 test rows of these families;
+   and for some of them, 100 targets and 150 test rows of that family alone.
 b: Alpaca, 500 rows, 100 targets, 93 test rows.
 c: P3, Alpaca, GSM8K and reasoning-gym mixed, with GSM8K targets and test rows.
 
@@ -73,7 +73,7 @@ def gsm8k(part: str) -> list[Row]:
 
 
 def reasoning(n: int) -> list[Row]:
-    """n rows of reasoning-gym, of each task equally many."""
+    """Rows of reasoning-gym, of each task equally many."""
     rows = []
     for name in TASKS:
         made = reasoning_gym.create_dataset(name, size=n // len(TASKS), seed=0)
@@ -91,6 +91,7 @@ def write(folder: Path, **files: Sequence[Row]) -> None:
 
 
 def main() -> None:
+    """Write the files of all letters."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

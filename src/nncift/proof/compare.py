@@ -258,11 +258,13 @@ def choose(inputs: Inputs) -> dict[Selector, dict[int, np.ndarray]]:
         selector: [budget for budget in inputs.budgets if not _ranking(inputs, selector, budget).exists()]
         for selector in inputs.selectors
     }
-    share({
-        _ranking(inputs, selector, budgets[-1]): partial(_choose, inputs, selector, budgets)
-        for selector, budgets in missing.items()
-        if budgets
-    })
+    share(
+        {
+            _ranking(inputs, selector, budgets[-1]): partial(_choose, inputs, selector, budgets)
+            for selector, budgets in missing.items()
+            if budgets
+        }
+    )
     return {
         selector: {budget: load_ranking(_ranking(inputs, selector, budget)) for budget in inputs.budgets}
         for selector in inputs.selectors
