@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from nncift.data.demo import FAMILIES, PER_FAMILY, TARGET_FAMILIES, embedded_data
+from nncift.data.demo import DEMO_PER_FAMILY, FAMILIES, PER_FAMILY, TARGET_FAMILIES, demo_data, embedded_data
 from nncift.demo import run_demo
 
 
@@ -28,12 +28,27 @@ def test_the_embedded_pool_is_as_documented(tmp_path: Path):
     assert pool.read_bytes() == before
 
 
+def test_the_small_pool_has_all_families_and_the_test_rows_are_new(tmp_path: Path):
+    pool, target, test = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in demo_data(tmp_path)
+    )
+    families = Counter(row["family"] for row in pool)
+    assert all(families[family] == DEMO_PER_FAMILY for family in FAMILIES)
+    assert 780 <= len(pool) <= 820
+    assert Counter(row["family"] for row in test) == dict.fromkeys(TARGET_FAMILIES, 15)
+    assert not {row["prompt"] for row in test} & {row["prompt"] for row in pool + target}
+
+
 def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("nncift.demo.BUDGET", 20)
+    monkeypatch.setattr("nncift.demo.BUDGET", 4)
+    monkeypatch.setattr("nncift.data.demo.DEMO_TESTS", 4)
+    monkeypatch.setattr("nncift.demo.cache_folder", lambda: tmp_path)
     out = run_demo(output=tmp_path / "run", labels="24", features="sentence")
-    assert "share of the 4 target families in the subset" in out
-    assert "random (expected)" in out
+    assert "share of the 4 target families in 4 rows" in out
+    assert "test loss on 4 new samples of these families" in out
+    assert all(out.count(f"  {name} ") == 2 for name in ("chosen by influence", "cosine of the embeddings", "random"))
+    assert "model as it is" in out
     assert "(extrapolated)" in out
     assert "Too few samples to tell whether the network is better than the baselines" in out
-    assert len((tmp_path / "run/subset.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+    assert len((tmp_path / "run/subset.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert str(tmp_path / "run/report.html") in out

@@ -1,29 +1,45 @@
-"""`nncift demo`: the real main job on embedded real parts, and the share of the target families in the choice.
+"""`nncift demo`: the real main job on embedded real parts, ending with what a model learns from the choice.
 
-The pool mixes the distinct English pairs of chatterbot-corpus with 40 families of reasoning-gym tasks; the
-target is fresh samples of four of those families. Their share in the choice stands beside that of a random choice and
-of one by the cosine of the embeddings, which needs no language model.
+The pool mixes pairs of chatterbot-corpus with 40 families of reasoning-gym tasks; the target is fresh samples of four
+of those families. The model is then trained shortly on the choice, and likewise on as many rows chosen by the cosine of
+the embeddings, which needs no language model, and on random rows; all are tested on new samples of the four families.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.data.demo import TARGET_FAMILIES, embedded_data
+from nncift.config import Config
+from nncift.data.demo import TARGET_FAMILIES, demo_data
+from nncift.data.pool import load_pool
+from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.select import select
+from nncift.proof.analysis import as_record, differences, metric_record, table_of
+from nncift.proof.folder import ProofFolder
+from nncift.proof.held_out import read_test
+from nncift.proof.options import ProofOptions
+from nncift.proof.setup import bench_of, check_installed, models_of, read_options
+from nncift.proof.tables import as_text, with_interval
+from nncift.proof.trials import Bench, Trial
 from nncift.report.summary import summary_text
-from nncift.run.files import cache_folder, read_array
-from nncift.run.folder import RunFolder
+from nncift.run.files import cache_folder
+from nncift.run.progress import in_terminal
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
-BUDGET = 0.05
-LABELS = 800
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUDGET: float = 0.05
+EPOCHS = 2  # of the short trainings
+CHOSEN, COSINE, RANDOM = "chosen by influence", "cosine of the embeddings", "random"
 
 
 def run_demo(
@@ -35,20 +51,21 @@ def run_demo(
     features: str | None = None,
     progress: bool | None = None,
 ) -> str:
-    """Make the pool, run `select`, and return what the terminal shows.
+    """Make the data, run `select`, train on its choice and two others, and return what the terminal shows.
 
     Args:
         output: the run folder.
         model: language model, or "embedded" for SmolLM2-135M-Instruct.
         encoder: sentence encoder, or "embedded" for MiniLM.
-        labels: pairs to label; 800 unless given.
+        labels: pairs to label, as `select` takes them.
         features: the network's features of each sample, as `select` takes them.
         progress: show progress bars; in a terminal unless given.
 
     Raises:
-        DependencyError: a package with embedded parts is missing.
+        DependencyError: a package with embedded parts, or one of the extra `proof`, is missing.
     """
-    pool, target = embedded_data(cache_folder() / "demo")
+    check_installed()
+    pool, target, test = demo_data(cache_folder() / "demo")
     selection = select(
         pool,
         target=target,
@@ -56,27 +73,62 @@ def run_demo(
         output=output,
         model=model,
         encoder=encoder,
-        labels=labels or LABELS,
+        labels=labels,
         features=features,
         progress=progress,
     )
-    return "\n".join([summary_text(Path(output)), "", *_shares(selection, RunFolder(output))])
+    config = Config("pool", model=model, encoder=encoder)
+    choices = _choices(selection, load_pool(target), config)
+    bench = _bench(selection, test, config, Path(output), progress=in_terminal() if progress is None else progress)
+    tables = [_shares(selection, choices), _losses(bench, choices)]
+    return "\n\n".join([summary_text(Path(output)), *tables])
 
 
-def _shares(selection: Selection, folder: RunFolder) -> list[str]:
-    """Share of the target families in the subset, beside random's (expected) and the embedding cosine's."""
+def _choices(selection: Selection, target: Dataset, config: Config) -> dict[str, np.ndarray]:
+    """The run's choice, and as many rows by the cosine of the embeddings and at random."""
+    pool, count = selection.pool, len(selection)
+    assert pool is not None
+    _, encoder = models_of(config)
+    cosines = EmbeddingSimilarity(encoder)(pool, target)
+    options = ObjectiveOptions(has_target=True, expected=count)
+    objective = make_objective(None, InfluenceMatrix.from_array(cosines), options)
+    shuffled = np.random.default_rng(0).permutation(len(pool))
+    return {CHOSEN: selection.indices, COSINE: lazy_greedy(objective, count).indices, RANDOM: shuffled[:count]}
+
+
+def _bench(selection: Selection, test: Path, config: Config, output: Path, *, progress: bool) -> Bench:
+    """Where the choices are tried."""
+    options = ProofOptions(test=str(test), metrics=("loss",), epochs=EPOCHS)
+    folder = ProofFolder(output / "evaluation" / "demo")
+    items = read_test(test, folder.run.samples("test"), read_options(config, None))
+    assert selection.pool is not None
+    return bench_of(folder, *models_of(config), selection.pool, items, options, progress=progress)
+
+
+def _shares(selection: Selection, choices: Mapping[str, np.ndarray]) -> str:
+    """Share of the target families in each choice."""
     assert selection.pool is not None
     wanted = np.array([json.loads(original)["family"] in TARGET_FAMILIES for original in selection.pool["original"]])
-    features, targets = (np.asarray(read_array(folder.features.array(side))) for side in ("pool", "target"))
-    cosine = InfluenceMatrix.from_array(features @ targets.T)
-    count = len(selection.indices)
-    objective = make_objective(None, cosine, ObjectiveOptions(has_target=True, expected=count))
-    by_cosine = lazy_greedy(objective, count).indices
-    rows = (
-        ("estimated influence", wanted[selection.indices].mean()),
-        ("cosine of the embeddings", wanted[by_cosine].mean()),
-        ("random (expected)", wanted.mean()),
-    )
-    return [f"share of the {len(TARGET_FAMILIES)} target families in the subset"] + [
-        f"  {name:<26} {share:6.1%}" for name, share in rows
+    lines = [f"share of the {len(TARGET_FAMILIES)} target families in {len(selection)} rows"]
+    lines += [f"  {name:<26} {wanted[rows].mean():6.1%}" for name, rows in choices.items()]
+    return "\n".join(lines)
+
+
+def _losses(bench: Bench, choices: Mapping[str, np.ndarray]) -> str:
+    """Test loss of the model as it is and after a short training on each choice."""
+    untrained = Trial("none")
+    trials = {name: Trial("lora", tuple(rows.tolist())) for name, rows in choices.items()}
+    bench.run([untrained, *trials.values()])
+    tables = {name: table_of([trial], bench.scores) for name, trial in trials.items()}
+    as_it_is = metric_record(table_of([untrained], bench.scores)["loss"], "none")
+    lines = [
+        f"test loss on {as_it_is['items']} new samples of these families, one training of {EPOCHS} epochs each"
+        " [95 % interval over the samples], and against random",
+        f"  {'model as it is':<26} {with_interval(as_it_is)}",
     ]
+    for name, table in tables.items():
+        line = f"  {name:<26} {with_interval(metric_record(table['loss'], 'lora'))}"
+        if name != RANDOM:
+            line += "  " + as_text(as_record(differences(table, tables[RANDOM], fixed=(False, False))["loss"]))
+        lines.append(line)
+    return "\n".join(lines)

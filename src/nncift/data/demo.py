@@ -1,4 +1,8 @@
-"""Embedded real data: dialogues of chatterbot-corpus and 40 reasoning-gym task families, as a pool and a target."""
+"""Embedded real data: dialogues of chatterbot-corpus and 40 reasoning-gym task families.
+
+`demo_data` is what `nncift demo` shows its point on within minutes; `embedded_data` is the whole mixture, which
+`nncift pretrain` and benchmarks learn from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,9 @@ from nncift.run.files import atomic_write, package_folder
 
 PER_FAMILY = 40
 TARGETS = 40
-POOL_SEED, TARGET_SEED = 0, 1_000_000  # sample i of a family has seed + i: far apart, so disjoint
+POOL_SEED, TARGET_SEED, TEST_SEED = 0, 1_000_000, 2_000_000  # sample i of a family has seed + i, so they are disjoint
+DEMO_PER_FAMILY, DEMO_TESTS = 15, 60
+DEMO_DIALOGUES = 6  # every sixth of them
 # fmt: off
 FAMILIES = (  # deterministic given a seed
     "ab", "aiw", "base_conversion", "basic_arithmetic", "bitwise_arithmetic", "caesar_cipher", "calendar_arithmetic",
@@ -42,6 +48,24 @@ def embedded_data(folder: Path) -> tuple[Path, Path]:
     if not target.exists():
         _write_jsonl(target, _task_rows(TARGET_FAMILIES, TARGETS // len(TARGET_FAMILIES), TARGET_SEED))
     return pool, target
+
+
+def demo_data(folder: Path) -> tuple[Path, Path, Path]:
+    """Write `small-pool.jsonl`, `target.jsonl` and `test.jsonl` into `folder` unless they exist.
+
+    The pool has about 800 rows in the columns of `embedded_data`; the test rows are of the target's families.
+
+    Raises:
+        DependencyError: chatterbot-corpus or reasoning-gym is not installed.
+    """
+    pool, target, test = (folder / f"{name}.jsonl" for name in ("small-pool", "target", "test"))
+    if not pool.exists():
+        dialogues = itertools.islice(_dialogue_rows(), 0, None, DEMO_DIALOGUES)
+        _write_jsonl(pool, (*dialogues, *_task_rows(FAMILIES, DEMO_PER_FAMILY, POOL_SEED)))
+    for path, size, seed in ((target, TARGETS, TARGET_SEED), (test, DEMO_TESTS, TEST_SEED)):
+        if not path.exists():
+            _write_jsonl(path, _task_rows(TARGET_FAMILIES, size // len(TARGET_FAMILIES), seed))
+    return pool, target, test
 
 
 def _write_jsonl(path: Path, rows: Any) -> None:

@@ -91,22 +91,24 @@ def _table(cells: Sequence[Mapping[str, Any]], untuned: Mapping[str, Any]) -> li
 
 def _row(cell: Mapping[str, Any], names: Sequence[str], equivalent: bool) -> list[str]:
     found = [_cell(cell["selector"]), f"{cell['rows']:,.0f}"]
-    found += [_interval(cell["metrics"].get(name)) for name in names]
+    found += [with_interval(cell["metrics"].get(name)) for name in names]
     against = cell.get("against_random", {}).get("loss")
-    found.append("" if against is None else _against(against))
+    found.append("" if against is None else as_text(against))
     if equivalent:
         same = cell.get("equivalent")
         found.append("" if same is None else same["text"].removesuffix(" random rows"))
     return found
 
 
-def _interval(metric: Mapping[str, Any] | None) -> str:
+def with_interval(metric: Mapping[str, Any] | None) -> str:
+    """A metric with its interval."""
     if metric is None or metric["value"] is None:
         return ""
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
-def _against(difference: Mapping[str, Any]) -> str:
+def as_text(difference: Mapping[str, Any]) -> str:
+    """A difference with its verdict and interval."""
     return f"{difference['verdict']}: {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
@@ -139,9 +141,9 @@ def text_table(results: Mapping[str, Any]) -> str:
         lines += ["", f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}: test loss, and against random"]
         for cell in sorted(cells, key=lambda cell: cell["metrics"]["loss"]["value"]):
             against = cell.get("against_random", {}).get("loss")
-            verdict = "" if against is None else _against(against)
+            verdict = "" if against is None else as_text(against)
             same = f"; trains like {cell['equivalent']['text']}" if "equivalent" in cell else ""
-            shown = _interval(cell["metrics"]["loss"])
+            shown = with_interval(cell["metrics"]["loss"])
             lines.append(printable(f"  {cell['selector']:<36} {shown:<24} {verdict}{same}"))
     return "\n".join(lines[1:])
 
@@ -154,14 +156,14 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     head = [f"{METRICS[name].title} (n={counts[name]:,})" for name in names]
     rows = [["", *head]]
     for model in models:
-        shown = [_interval(model["metrics"][name]) for name in names]
+        shown = [with_interval(model["metrics"][name]) for name in names]
         rows.append([_model_name(model["run"], model["method"]), *shown])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for compared in results["comparisons"]:
         a, b = (_model_name(*compared[side]) for side in ("a", "b"))
         for name, difference in compared["metrics"].items():
-            lines.append(f"{a} against {b}, {METRICS[name].title}: {_against(difference)}")
+            lines.append(f"{a} against {b}, {METRICS[name].title}: {as_text(difference)}")
     return "\n".join(map(printable, lines))
 
 
