@@ -34,6 +34,7 @@ class ProofFolder:
         self.adapter = self.path / "adapter"  # of an evaluation, that of the first seed
         self.judge = self.path / "judge.json"  # how a judge graded known answers
         self.results = self.path / "results.json"
+        self.costs = self.path / "costs.json"  # of a comparison's choices and trials
         self.table = self.path / "results.csv"
         self.markdown = self.path / "results.md"
         self.report = self.path / "report.html"

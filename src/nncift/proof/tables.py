@@ -20,7 +20,7 @@ from nncift.run.files import atomic_write
 _LONG = ("pool", "model", "task", "method", "unit", "budget", "rows", "seed", "selector", "metric", "value", "items")
 _METHODS = {
     **{"none": "as it is", "lora": "fine-tuned", "icl": "in context"},
-    **{"phased": "in phases", "weighted": "weighted"},
+    **{"phased": "fine-tuned in phases", "weighted": "fine-tuned with weights"},
 }
 _UNITS = {"rows": "rows", "tokens": "response tokens of so many mean rows"}
 
@@ -79,21 +79,27 @@ def _groups(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], li
 def _table(cells: Sequence[Mapping[str, Any]], untuned: Mapping[str, Any]) -> list[str]:
     names = [name for name in METRICS if any(cell["metrics"].get(name, {}).get("items") for cell in cells)]
     equivalent = any("equivalent" in cell for cell in cells)
+    one_off = any("against_lora" in cell for cell in cells)
     head = ["choice", "rows", *(METRICS[name].title for name in names), "loss against random"]
+    head += ["loss against one-off training"] if one_off else []
     head += ["equivalent random rows"] if equivalent else []
     ordered = sorted(cells, key=lambda cell: cell["metrics"]["loss"]["value"])
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(_row(cell, names, equivalent))} |" for cell in [untuned, *ordered]),
+        *(
+            f"| {' | '.join(_row(cell, names, one_off=one_off, equivalent=equivalent))} |"
+            for cell in [untuned, *ordered]
+        ),
     ]
 
 
-def _row(cell: Mapping[str, Any], names: Sequence[str], equivalent: bool) -> list[str]:
+def _row(cell: Mapping[str, Any], names: Sequence[str], *, one_off: bool, equivalent: bool) -> list[str]:
     found = [_cell(cell["selector"]), f"{cell['rows']:,.0f}"]
     found += [_interval(cell["metrics"].get(name)) for name in names]
-    against = cell.get("against_random", {}).get("loss")
-    found.append("" if against is None else _against(against))
+    for other in ("random", *(("lora",) if one_off else ())):
+        against = cell.get(f"against_{other}", {}).get("loss")
+        found.append("" if against is None else _against(against))
     if equivalent:
         same = cell.get("equivalent")
         found.append("" if same is None else same["text"].removesuffix(" random rows"))
