@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_phases_order_the_same_rows_and_weights_follow_the_gains():
     assert sorted(phased.rows) == list(plain.rows) == list(weighted.rows) == list(range(10))
     assert phased.phases == (4, 3, 3)
     parts = np.split(np.array(phased.rows), [4, 7])
-    assert all(difficulty[a].max() < difficulty[b].min() for a, b in zip(parts, parts[1:], strict=False))
+    assert all(difficulty[a].max() < difficulty[b].min() for a, b in itertools.pairwise(parts))
     assert all((np.diff(part) > 0).all() for part in parts)  # in a phase, the order chosen
     assert np.mean(weighted.weights) == pytest.approx(1)
     assert (np.diff(weighted.weights) <= 0).all()

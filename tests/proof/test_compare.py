@@ -154,3 +154,35 @@ def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys)
     assert "Train: 18 times" in out
     assert "Nothing was written." in out
     assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module")
+def studied(places, tmp_path_factory) -> Path:
+    """The studies of a function, without a test file."""
+    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth", "labels-subset"]}
+    return comparison(places, tmp_path_factory.mktemp("studied"), **given).folder
+
+
+def test_studies_need_no_test_file_and_train_nothing(studied, capsys):
+    results = json.loads((studied / "results.json").read_text())
+    assert (results["cells"], results["test"]) == ([], None)
+    assert not (studied / "trials").exists()
+    depths = {r["setting"] for r in results["studies"] if r["study"] == "depth" and r["network"] == "paper"}
+    assert depths == {1, 2, 3, 4}
+    assert "Depth of the paper's network (embedding-similarity)" in (studied / "results.md").read_text()
+    rows = (studied / "studies.csv").read_text().splitlines()
+    assert rows[0].startswith("study,influence,network,labels,setting")
+    assert len(rows) > 100
+    page = (studied / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    assert "2 studies of estimated influence" in page
+
+
+def test_studies_resume_with_the_same_bytes(places, studied):
+    before = {name: (studied / name).read_bytes() for name in ("results.json", "report.html", "results.md")}
+    networks = sorted((studied / "studies" / "embedding-similarity").glob("*.json"))
+    for path in (networks[0], networks[-1], studied / "results.json"):
+        path.unlink()
+    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth", "labels-subset"]}
+    comparison(places, studied, **given)
+    assert {name: (studied / name).read_bytes() for name in before} == before

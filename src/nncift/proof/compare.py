@@ -37,6 +37,7 @@ from nncift.proof.selectors import (
     save_ranking,
     verified_rankings,
 )
+from nncift.proof.studies import study
 from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench
 from nncift.run.costs import Costs
@@ -98,6 +99,8 @@ def compare(
     if inputs.bench is not None:
         found, spent = _trained(inputs, inputs.bench)
         results |= found
+    if inputs.proof.studies:
+        results["studies"] = study(inputs)
     write_json(inputs.folder.results, results)
     write_json(inputs.folder.costs, spent)
     write_tables(inputs.folder, results, spent)

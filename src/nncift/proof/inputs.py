@@ -20,7 +20,7 @@ from nncift.proof.cells import Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import CompareOptions
-from nncift.proof.selectors import Kind, Ranking, Selector
+from nncift.proof.selectors import Kind, Ranking, Selector, as_file_name
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored
 from nncift.proof.trials import Bench
 from nncift.run.amounts import parse_budget
@@ -139,8 +139,11 @@ class Inputs:
     def difficulty_config(self) -> Config:
         """The config of the run that computes the difficulty of every pool row."""
         made = self.config(Selector("free", "bm25"))  # whose values nobody asks for
-        slug = Selector("free", self.difficulty).slug
-        return replace(made, difficulty=self.difficulty, output=str(self.folder.runs / f"difficulty-{slug}"))
+        return replace(
+            made,
+            difficulty=self.difficulty,
+            output=str(self.folder.runs / f"difficulty-{as_file_name(self.difficulty)}"),
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the results are of, ready for JSON."""

@@ -64,12 +64,17 @@ class Selector:
         """As file names have it."""
         times = f"{self.shortlist:g}" if self.shortlist else ""
         parts = filter(None, [self.influence, self.kind, times, self.objective])
-        return "-".join(parts).replace(":", "-").replace("/", "-")
+        return as_file_name("-".join(parts))
 
     @property
     def values(self) -> Selector:
         """The selector whose influence values it takes: objectives share them, and a shortlist starts from them."""
         return Selector("estimated" if self.kind == "verified" else self.kind, self.influence)
+
+
+def as_file_name(name: str) -> str:
+    """The name of a function, perhaps a "module:Class", as file names have it."""
+    return name.replace(":", "-").replace("/", "-")
 
 
 class Ranking(NamedTuple):
@@ -140,7 +145,7 @@ def verified_rankings(
     own = dataclasses.replace(run, config=config, folder=RunFolder(run.folder.path), costs=costs or run.costs)
     found = []
     for budget in budgets:
-        name = "-".join(filter(None, [f"{budget}", f"{times:g}", objective.replace(":", "-")]))
+        name = "-".join(filter(None, [f"{budget}", f"{times:g}", as_file_name(objective)]))
         own.budget, own.folder.shortlist = Budget(Amount("count", budget)), run.folder.shortlist.part(name)
         with own.costs.stage("verify"):
             measured, updated = measure_shortlist(own, matrix, pick(own, matrix), evidence)

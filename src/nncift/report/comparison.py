@@ -18,6 +18,7 @@ import numpy as np
 from nncift.evaluation.results import METRICS
 from nncift.report import comparison_plots as plots
 from nncift.report.answer import Cell, answer, loss_against, main_place, signed
+from nncift.report.studies import pictures, views
 from nncift.report.template import template
 from nncift.run.files import atomic_write
 
@@ -59,6 +60,11 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
             "tune" and "measure" the same two); empty if they were not recorded.
     """
     cells = results["cells"]
+    studied = [(view, pictures(view, k)) for k, view in enumerate(views(results.get("studies", ())))]
+    version = importlib.metadata.version("nncift")
+    if not cells and studied:
+        page = template("studies_page.html.jinja", {"listed": _listed})
+        return page.render(results=results, studies=studied, version=version)
     choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _CHOICES}
     look, found = plots.looks(choices), answer(results)
     return template("comparison.html.jinja", {"signed": signed, "listed": _listed}).render(
@@ -75,7 +81,8 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
         trials=costs.get("trials"),
         overlaps=_overlaps(results["overlaps"]),
         seeds_counted=[d["seeds_counted"] for c in cells if (d := loss_against(c, "random")) and c["method"] != "icl"],
-        version=importlib.metadata.version("nncift"),
+        studies=studied,
+        version=version,
     )
 
 
