@@ -22,8 +22,8 @@ _TITLES = {
 }
 _QUADRANTS = (
     "The labels are all pairs of a fraction of the samples of each side, drawn anew for each seed. Q1 are the labelled"
-    " pairs themselves, Q2 those of new pool samples, Q3 those of new targets, Q4 those of both; target mean is each"
-    " target's mean label, for any pool sample."
+    " pairs themselves, Q2 those of new pool samples, Q3 those of new targets, Q4 those of both. The target mean (each"
+    " target's mean label, whatever the pool sample) has the rank correlation 0, and an error to be below."
 )
 _MEANINGS = {
     "labels": _QUADRANTS,
@@ -97,6 +97,8 @@ def _table(study: str, records: Sequence[Record], metric: str, title: str) -> St
     columns = list(dict.fromkeys(record[side] for record in records))
     rows: dict[tuple[str, ...], dict[Any, Mapping[str, Any]]] = {}
     for record in records:
+        if metric in _RANKS and record["network"] == "target mean":  # 0, since it ranks nothing
+            continue
         setting = record["setting"]
         shape = f"{setting:g}" if setting is not None else record["network"]
         rows.setdefault((share(record["labels"]), shape), {})[record[side]] = record["metrics"][metric]
@@ -127,15 +129,16 @@ def pictures(view: StudyView, number: int) -> list[dict[str, Any]]:
     setting = view.study in _SETTINGS
     networks = list(dict.fromkeys(r["network"] for r in view.records if r["network"] != "target mean"))
     found: list[dict[str, Any]] = []
-    for network in networks:
-        own = [record for record in view.records if record["network"] == network]
-        lines = _lines(own, metric, setting=setting)
+    drawn = {n: _lines([r for r in view.records if r["network"] == n], metric, setting=setting) for n in networks}
+    shown = np.concatenate([line.values.ravel() for lines in drawn.values() for line in lines] or [np.zeros(1)])
+    limits = (max(float(shown.min(initial=0.0)), -1.0) - 0.03, min(float(shown.max(initial=0.1)), 1.0) + 0.03)
+    for network, lines in drawn.items():
         label = _SETTINGS.get(view.study, "labelled fraction of each side's samples")
         name = f"study-{number}-{len(found)}"
         found.append(
             {
                 "title": "" if setting else f"recipe “{network}”",
-                "plot": _draw(name, lines, label, "normalized gain" if subset else "rank correlation"),
+                "plot": _draw(name, lines, label, "normalized gain" if subset else "rank correlation", limits),
                 "legend": [
                     {"name": line.name, "color": line.color, "dashed": line.dashes[0] is not None} for line in lines
                 ],
@@ -170,7 +173,7 @@ def _bounds(metric: Mapping[str, Any]) -> tuple[float, float, float]:
     return value, low, high
 
 
-def _draw(name: str, lines: Sequence[_Line], label: str, metric: str) -> Markup:
+def _draw(name: str, lines: Sequence[_Line], label: str, metric: str, limits: tuple[float, float]) -> Markup:
     ticks = sorted({x for line in lines for x in line.x.tolist()})
 
     def paint(axes: Any) -> None:
@@ -181,8 +184,7 @@ def _draw(name: str, lines: Sequence[_Line], label: str, metric: str) -> Markup:
             axes.fill_between(line.x, line.values[:, 1], line.values[:, 2], color=line.color, alpha=0.12, linewidth=0)
             style = {} if line.dashes[0] is None else {"dashes": line.dashes}
             axes.plot(line.x, line.values[:, 0], color=line.color, linewidth=1.6, marker="o", markersize=3, **style)
-        axes.set(xlabel=label, ylabel=metric)
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.05), top=min(axes.get_ylim()[1], 1.05))
+        axes.set(xlabel=label, ylabel=metric, ylim=limits)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
     return svg(name, (5.0, 3.4), paint)
