@@ -185,6 +185,7 @@ _command(
 _command(
     "nncift compare pool.jsonl --target task.jsonl --test test.jsonl --influence less,delift --budget 0.05,0.1",
     "nncift compare pool.jsonl --test test.jsonl --methods lora,icl --exact all --seeds 5 --dry-run",
+    "nncift compare pool.jsonl --target task.jsonl --influence less --study labels,depth",
 )(cli_proof.compare)
 
 

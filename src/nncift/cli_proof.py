@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
@@ -26,7 +26,11 @@ NAMES = {
 
 def _split(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     """Several values, separated by commas or given several times."""
-    return tuple(part.strip() for token in tokens for part in token.value.split(","))
+    values = tuple(part.strip() for token in tokens for part in token.value.split(","))
+    choices = get_args(get_args(kind)[0])  # of a literal type
+    if choices and (wrong := [value for value in values if value not in choices]):
+        raise ValueError(f"{wrong[0]!r} is not one of {', '.join(choices)}.")
+    return values
 
 
 def _shown(default: Any) -> str:

@@ -138,7 +138,7 @@ class CompareOptions(ProofOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.test is None and not self.studies:
-            raise ConfigError("there is no `test` file to test trained models on", "give `test`, or only `study`")
+            raise ConfigError("there is no `test` file to test trained models on", "give `test`, or `studies` alone")
 
     def identity(self) -> dict[str, Any]:
         """The options that every trial depends on, ready for JSON."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nncift.config import Config
+from nncift.evaluation.studies import points
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
@@ -39,6 +40,7 @@ class ComparisonPlan:
         choosing: name of each way of choosing to expected seconds.
         tuning: expected seconds of all fine-tunings.
         testing: expected seconds of all tests.
+        networks: of the studies, whose time is not counted.
     """
 
     trainings: int
@@ -46,20 +48,25 @@ class ComparisonPlan:
     choosing: Mapping[str, float]
     tuning: float
     testing: float
+    networks: int = 0
 
     def __str__(self) -> str:
         every = sum(self.choosing.values()) + self.tuning + self.testing
         choosing = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.choosing.items())
         context = f" and {counted(self.in_context, 'test')} in context" if self.in_context else ""
-        return "\n".join(
-            [
-                f"Train: {counted(self.trainings, 'time')}{context}, at most (equal choices are trained on once)",
-                f"Time: about {duration(every)} (choosing: {choosing}; tuning {duration(self.tuning)}, testing"
-                f" {duration(self.testing)}), at the rate measured just now",
-                "Several processes share the work if the same command is started several times.",
-                "Nothing was written.",
-            ]
-        )
+        lines = [
+            f"Train: {counted(self.trainings, 'time')}{context}, at most (equal choices are trained on once)",
+            f"Time: about {duration(every)} (choosing: {choosing}; tuning {duration(self.tuning)}, testing"
+            f" {duration(self.testing)}), at the rate measured just now",
+            "Several processes share the work if the same command is started several times.",
+            "Nothing was written.",
+        ]
+        if self.networks:
+            fitted = f"Fit for the studies: {counted(self.networks, 'network')}, seconds each, which are not counted"
+            lines.insert(1, fitted)
+        if not self.testing:
+            lines[0] = "Train: nothing, without a test file"
+        return "\n".join(lines)
 
 
 def plan(pool: Any, **options: Any) -> ComparisonPlan:
@@ -68,8 +75,10 @@ def plan(pool: Any, **options: Any) -> ComparisonPlan:
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
         inputs = prepare(sources, options, output=temporary, progress=False)
         choosing = _choosing(inputs)
+        each_function = sum(len(points(study, range(inputs.proof.seeds))) for study in inputs.proof.studies)
+        networks = each_function * len(inputs.influences)
         if inputs.bench is None:
-            return ComparisonPlan(0, 0, choosing, 0.0, 0.0)
+            return ComparisonPlan(0, 0, choosing, 0.0, 0.0, networks)
         bench, n = inputs.bench, len(inputs.samples)
         every = Ranking(np.arange(n), np.ones(n))
         rankings = {selector: dict.fromkeys(inputs.budgets, every) for selector in inputs.selectors}
@@ -87,6 +96,7 @@ def plan(pool: Any, **options: Any) -> ComparisonPlan:
             choosing,
             tuning * tokens * bench.tuning.epochs,
             testing * (1 + len(trained) + (1 + bench.shots) * len(shown)),
+            networks,
         )
 
 
@@ -97,8 +107,8 @@ def _choosing(inputs: Inputs) -> dict[str, float]:
     found = {}
     for selector in dict.fromkeys([*(selector.values for selector in selectors), *studied]):
         planned = _planned(inputs.config(selector))
-        estimated = selector.kind == "estimated"
-        found[selector.name] = sum(planned.seconds.values()) if estimated else planned.exact_seconds or 0.0
+        exact = (planned.exact_seconds or 0.0) + (planned.seconds.get("features", 0.0) if selector in studied else 0.0)
+        found[selector.name] = sum(planned.seconds.values()) if selector.kind == "estimated" else exact
     for selector in selectors:
         if selector.kind == "verified":
             config = dataclasses.replace(
