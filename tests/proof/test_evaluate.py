@@ -182,6 +182,10 @@ def test_command_line(places, evaluated, capsys, tmp_path):
     assert "fine-tuned against as it is, response loss" in out
     assert "results.json" in out
     with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "is the folder of an evaluation, which has no page" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
         main(["evaluate", run, "--test", places["test"], "--methods", "sft"])
     assert stop.value.code == 2
     assert "--methods" in capsys.readouterr().err

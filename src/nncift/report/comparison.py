@@ -157,7 +157,7 @@ def _tables(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         for (method, unit), groups in found.items()
     ]
     for table in tables:
-        table["columns"] = 6 + 2 * table["one_off"] + 2 * table["equivalent"]
+        table["columns"] = 6 + table["one_off"] + 2 * table["equivalent"]
     return tables
 
 
