@@ -185,21 +185,23 @@ _command(
 _command(
     "nncift compare pool.jsonl --target task.jsonl --test test.jsonl --influence less,delift --budget 0.05,0.1",
     "nncift compare pool.jsonl --test test.jsonl --methods lora,icl --exact all --seeds 5 --dry-run",
+    "nncift compare pool.jsonl --target task.jsonl --influence less --study labels,depth",
 )(cli_proof.compare)
 
 
 @_command("nncift report runs/alpaca")
 def report(run: str) -> None:
-    """Regenerate report.html for a finished run.
+    """Regenerate report.html for a finished run or comparison.
 
     Args:
-        run: The run folder.
+        run: The folder of the run or the comparison.
     """
     if not run or not Path(run).is_dir():  # before the imports, which take seconds
-        raise RunError(f"there is no folder {run!r}", "give the folder of a finished run")
+        raise RunError(f"there is no folder {run!r}", "give the folder of a finished run or comparison")
+    from nncift.proof.pages import write_again
     from nncift.report.html import write_report
 
-    print(printable(write_report(Path(run))))
+    print(printable(write_again(run) or write_report(Path(run))))
 
 
 @_command("nncift repair runs/alpaca")
@@ -279,7 +281,7 @@ def _sub_command(arguments: list[str]) -> str:
 
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    return re.sub(r"`(\w+)`", lambda match: NAMES.get(match[1], match[0]), str(text))
+    return re.sub(r"`(\w+)`", lambda match: (NAMES | cli_proof.NAMES).get(match[1], match[0]), str(text))
 
 
 def _fail(message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
@@ -14,13 +14,23 @@ from nncift.errors import printable
 from nncift.proof.options import CompareOptions, ProofOptions
 
 _TEST = Group("Test and training", sort_key=-1)
-_OWN = {"influences": "--influence", "budgets": "--budget"}  # fields typed by another name
-_NOT_COMPARED = ("influence", "budget", "output", "from_run", "network", "labels_from", "verify")
+_OWN = {"influences": "--influence", "budgets": "--budget", "studies": "--study"}  # fields typed by another name
+_NOT_COMPARED = ("influence", "budget", "output", "from_run", "network", "labels_from", "weights", "order")
+
+NAMES = {
+    field.name: _OWN.get(field.name, f"--{field.name.replace('_', '-')}")
+    for field in dataclasses.fields(CompareOptions)
+}
+"""How each field of the options is typed."""
 
 
 def _split(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     """Several values, separated by commas or given several times."""
-    return tuple(part.strip() for token in tokens for part in token.value.split(","))
+    values = tuple(part.strip() for token in tokens for part in token.value.split(","))
+    choices = get_args(get_args(kind)[0])  # of a literal type
+    if choices and (wrong := [value for value in values if value not in choices]):
+        raise ValueError(f"{wrong[0]!r} is not one of {', '.join(choices)}.")
+    return values
 
 
 def _shown(default: Any) -> str:
@@ -33,7 +43,7 @@ def _proof_class(base: type[ProofOptions]) -> type[ProofOptions]:
     for field in dataclasses.fields(base):
         several = str(hints[field.name]).startswith("tuple")
         parameter = Parameter(
-            name=_OWN.get(field.name, f"--{field.name.replace('_', '-')}"),
+            name=NAMES[field.name],
             group=_TEST,
             converter=_split if several else None,
             n_tokens=1 if several else None,
@@ -102,7 +112,7 @@ def evaluate(
 
 def compare(
     select: Annotated[SelectFlags, Parameter(name="*")],
-    proof: Annotated[CompareFlags, Parameter(name="*")],
+    proof: Annotated[CompareFlags | None, Parameter(name="*")] = None,
     *,
     output: Annotated[str | None, OUTPUT] = None,
     dry_run: Annotated[bool, OUTPUT] = False,
@@ -124,7 +134,7 @@ def compare(
     from nncift.proof.compare import compare as run_comparison
     from nncift.proof.tables import text_table
 
-    given = dict(select.given) | _values(proof)  # type: ignore[attr-defined]
+    given = dict(select.given) | _values(proof or CompareOptions())  # type: ignore[attr-defined]
     shown = False if quiet else None
     if dry_run:
         from nncift.proof.plan import plan

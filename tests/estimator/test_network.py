@@ -36,12 +36,20 @@ def test_the_recipe_paper_is_the_papers_network():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 100), st.sampled_from([0.01, 1.0, 300.0]))
-def test_the_factored_mlp_equals_its_forward_pass(n_pool, n_target, seed, scale):
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 100),
+    st.sampled_from([0.01, 1.0, 300.0]),
+    st.sampled_from([1, 1, 3]),
+)
+def test_the_factored_mlp_equals_its_forward_pass(n_pool, n_target, seed, scale, depth):
     a, b = features(n_pool, seed), features(n_target, seed + 1)
     pairs = random_labels(n_pool, n_target, seed)
     pairs = LabelledPairs(pairs.pool_index, pairs.target_index, pairs.influence * np.float32(scale))
-    network = InfluenceNetwork("paper", hidden=16, epochs=2, learning_rate=0.05, seed=seed).fit(a, b, pairs)
+    network = InfluenceNetwork("paper", hidden=16, depth=depth, epochs=2, learning_rate=0.05, seed=seed).fit(
+        a, b, pairs
+    )
     matrix = network.estimate(a, b)
     assert matrix.shape == (n_pool, n_target)
     rows = a[pairs.pool_index], b[pairs.target_index]
@@ -79,7 +87,14 @@ def test_fit_does_not_change_the_global_random_state(recipe):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("options", [{"recipe": "paper", "hidden": 5, "epochs": 1}, {"recipe": "process"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recipe": "paper", "hidden": 5, "epochs": 1},
+        {"recipe": "paper", "hidden": 5, "depth": 3, "epochs": 1},
+        {"recipe": "process"},
+    ],
+)
 def test_a_saved_network_is_safetensors_and_loads(tmp_path: Path, options):
     a, b = features(9), features(8, 1)
     network = InfluenceNetwork(**options, seed=3).fit(a, b, random_labels(9, 8))

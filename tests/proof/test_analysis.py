@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from nncift.evaluation.results import ItemScores
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import FULL, NONE, RANDOM, Grid, by_importance, default_curve
-from nncift.proof.selectors import Selector, random_ranking, within_tokens
+from nncift.proof.selectors import Ranking, Selector, random_ranking, within_tokens
 from nncift.proof.tables import long_table, markdown, text_table
 from nncift.proof.trials import Trial
 
@@ -19,10 +20,15 @@ N, ITEMS = 100, 60
 GOOD, WEAK = Selector("free", "bm25"), Selector("estimated", "less")
 
 
+def ranked(rows: np.ndarray) -> Ranking:
+    return Ranking(rows, 1 / np.arange(1.0, len(rows) + 1))
+
+
 def grid(**changes) -> Grid:
-    order = np.arange(N)
+    order = ranked(np.arange(N))
+    back = ranked(np.arange(N)[::-1])
     defaults = {
-        "rankings": {GOOD: {10: order, 20: order}, WEAK: {10: order[::-1], 20: order[::-1]}},
+        "rankings": {GOOD: {10: order, 20: order}, WEAK: {10: back, 20: back}},
         "tokens": np.where(np.arange(N) < 50, 4, 12),
         "budgets": [10, 20],
         "curve": [5, 10, 20, 40, 100],
@@ -59,6 +65,23 @@ def test_within_tokens_skips_a_long_row_and_gives_at_least_one():
     tokens = np.array([5, 50, 4, 3])
     assert within_tokens(np.array([0, 1, 2, 3]), tokens, 12).tolist() == [0, 2, 3]
     assert within_tokens(np.array([1, 0]), tokens, 2).tolist() == [1]
+
+
+def test_phases_order_the_same_rows_and_weights_follow_the_gains():
+    difficulty = np.random.default_rng(0).permutation(N).astype(np.float32)
+    made = grid(methods=["lora", "phased", "weighted"], units=["rows"], seeds=[7], difficulty=difficulty, phases=3)
+    cells = {(c.selector, c.method, c.budget): c.trials for c in made.cells()}
+    (phased,), (weighted,), (plain,) = (cells[GOOD, method, 10] for method in ("phased", "weighted", "lora"))
+    assert {trial.method for trial in (phased, weighted, plain)} == {"lora"}
+    assert sorted(phased.rows) == list(plain.rows) == list(weighted.rows) == list(range(10))
+    assert phased.phases == (4, 3, 3)
+    parts = np.split(np.array(phased.rows), [4, 7])
+    assert all(difficulty[a].max() < difficulty[b].min() for a, b in itertools.pairwise(parts))
+    assert all((np.diff(part) > 0).all() for part in parts)  # in a phase, the order chosen
+    assert np.mean(weighted.weights) == pytest.approx(1)
+    assert (np.diff(weighted.weights) <= 0).all()
+    assert cells[RANDOM, "weighted", 10] == cells[RANDOM, "lora", 10]  # nothing tells random rows apart
+    assert (FULL, "phased", N) not in cells  # the learning curve is that of one-off training
 
 
 def test_random_rankings_are_permutations_that_differ_by_draw_and_budget():
@@ -128,8 +151,10 @@ def test_holm_counts_the_selectors_that_are_read_together(results):
 def test_the_best_free_choice_and_the_exact_values_are_compared_with():
     order = np.arange(N)
     close, exact = Selector("free", "embedding-similarity"), Selector("exact", "less")
-    ranked = {GOOD: order, close: np.roll(order, 30), WEAK: order[::-1], exact: order}
-    made = grid(rankings={s: {10: r} for s, r in ranked.items()}, budgets=[10], methods=["lora"], units=["rows"])
+    orders = {GOOD: order, close: np.roll(order, 30), WEAK: order[::-1], exact: order}
+    made = grid(
+        rankings={s: {10: ranked(r)} for s, r in orders.items()}, budgets=[10], methods=["lora"], units=["rows"]
+    )
     found = {r["selector"]: r for r in analyse(made.cells(), scores, made.tokens) if not r["curve"]}
     assert [found[name]["best_free"] for name in ("less, estimated", "less, exact")] == ["bm25", "bm25"]
     assert found["less, estimated"]["against_free"]["loss"]["verdict"] == "worse"

@@ -1,4 +1,4 @@
-"""Evaluations and comparisons end to end on a tiny random model: files, resuming, refusals."""
+"""Evaluations end to end on a tiny random model: files, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from nncift import select
 from nncift.cli import main
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.datamodels import mean_losses
-from nncift.evaluation.results import ItemScores
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
-from nncift.proof.compare import compare
 from nncift.proof.evaluate import evaluate
 from nncift.training.lora import adapted
 
@@ -184,58 +182,10 @@ def test_command_line(places, evaluated, capsys, tmp_path):
     assert "fine-tuned against as it is, response loss" in out
     assert "results.json" in out
     with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "is the folder of an evaluation, which has no page" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
         main(["evaluate", run, "--test", places["test"], "--methods", "sft"])
     assert stop.value.code == 2
     assert "--methods" in capsys.readouterr().err
-
-
-def comparison(places: dict[str, str], output: Path, **changes) -> dict:
-    call = {
-        "test": places["test"],
-        "influence": ["bm25", "embedding-similarity"],
-        "budget": 6,
-        "curve": ["3", "6", "30"],
-        "units": ["rows"],
-        "free": ["bm25"],
-        "exact": ["embedding-similarity"],
-        "labels": 60,
-        "features": "sentence",
-        "model": places["model"],
-        "seeds": 2,
-        "output": output,
-    }
-    return compare(places["pool"], **(call | options(methods=["lora"]) | changes))
-
-
-def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
-    made = comparison(places, tmp_path / "comparison")
-    names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
-    assert names == ["random", "bm25", "embedding-similarity, exact", "embedding-similarity, estimated"]
-    found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
-    assert found["full pool", "rows", 30]["curve"]
-    assert found["bm25", "rows", 6]["rows"] == 6
-    for name in ("results.csv", "results.md", "report.html"):
-        assert "bm25" in (made.folder / name).read_text()
-    results = (made.folder / "results.json").read_bytes()
-    pages = {path: path.read_bytes() for path in (made.folder / "report.html", made.folder / "results.md")}
-    (made.folder / "results.json").unlink()
-    trial = sorted((made.folder / "trials").glob("*.parquet"))[3]
-    scores = ItemScores.load(trial).values["loss"]
-    trial.unlink()
-    comparison(places, tmp_path / "comparison")
-    assert (made.folder / "results.json").read_bytes() == results
-    assert np.array_equal(ItemScores.load(trial).values["loss"], scores)
-    assert pages.keys() == {path for path in pages if path.exists()}
-
-
-def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):
-    flags = ["--test", places["test"], "--influence", "bm25", "--budget", "3,6", "--free", "bm25", "--seeds", "2"]
-    models = ["--model", places["model"], "--encoder", places["encoder"], "--curve", "3,6,30"]
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", places["pool"], *flags, *models, "--dry-run", "--output", str(tmp_path / "none")])
-    assert not stop.value.code
-    out = capsys.readouterr().out
-    # rows: random at 3 and 6 and the whole pool, bm25 at 3 and 6; tokens: both at 3 and 6; two seeds each
-    assert "Train: 18 times" in out
-    assert "Nothing was written." in out
-    assert not (tmp_path / "none").exists()

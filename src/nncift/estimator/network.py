@@ -43,7 +43,7 @@ class InfluenceNetwork(ModelHubMixin):
         recipe: "process": a Gaussian process over pairs, with posterior variance. "paper": NN-CIFT's MLP.
         pointwise: the influence is one score for each pool sample, whatever the target.
         seed: of all random choices.
-        **options: of the recipe "paper": `hidden`, `learning_rate`, `epochs`, `batch_size`.
+        **options: of the recipe "paper": `hidden`, `depth`, `learning_rate`, `epochs`, `batch_size`.
 
     Attributes:
         model: the `GaussianProcess` or `PaperNetwork`.

@@ -25,6 +25,7 @@ _NUMBERS = {"mean", "unit", "scale_mean", "noise", "profile", "profile_noise", "
 _NOT_NEGATIVE = {"unit", "noise", "profile", "profile_noise", "level_noise"}
 _SOURCES = {"encoder", "own", "language_model"}
 _INFLUENCE = ("name", "model", "models", "encoder", "preconditioned")  # of a description, a text or a list of models
+_MOST_LAYERS = 64
 _KERNELS = {"pool": 2, "target": 3}
 
 
@@ -103,6 +104,7 @@ def _is_count(value: Any, least: int = 1) -> bool:
 def _check_options(options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         valid = {"recipe": isinstance(value, str), "pointwise": isinstance(value, bool), "seed": _is_count(value, 0)}
+        valid["depth"] = _is_count(value) and value <= _MOST_LAYERS
         if not valid.get(option, _is_number(value) and value > 0):
             raise ValueError(f"{option} is {value!r}")
     if options["recipe"] not in ("process", "paper"):
@@ -132,6 +134,9 @@ def _check_paper(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], wid
     hidden = len(arrays["first.weight"])
     shapes: dict[str, tuple[int, ...]] = {"first.weight": (hidden, sum(widths)), "first.bias": (hidden,)}
     shapes |= {"second.weight": (1, hidden), "second.bias": (1,), "low": (), "range": ()}
+    for name in arrays:
+        if name.startswith("middle."):  # of the further hidden layers
+            shapes[name] = (hidden, hidden) if name.endswith(".weight") else (hidden,)
     for name, shape in shapes.items():
         _check_shape(arrays, name, *shape)
 

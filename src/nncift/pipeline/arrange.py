@@ -41,7 +41,7 @@ def arrange(run: Run, selection: Selection) -> Selection:
     """The selection as it is trained on, written to the run folder; the given one where that is done."""
     if run.is_chosen:
         return selection
-    config, difficulty = run.config, _difficulty(run, selection)
+    config, difficulty = run.config, difficulty_of(run, selection.indices)
     with run.costs.stage("select"):
         selection = arranged(
             selection,
@@ -54,13 +54,13 @@ def arrange(run: Run, selection: Selection) -> Selection:
     return selection
 
 
-def _difficulty(run: Run, selection: Selection) -> np.ndarray | None:
-    """Difficulty of each selected sample, (k,) float32, kept in the folder; None where none is asked for."""
+def difficulty_of(run: Run, indices: np.ndarray) -> np.ndarray | None:
+    """Difficulty of pool rows, (k,) float32, kept in the folder; None where none is asked for."""
     function, folder = run.difficulty, run.folder.difficulty
     if function is None:
         return None
     with run.costs.stage("difficulty"):
-        rows = np.sort(selection.indices)
+        rows = np.sort(indices)
         plan = {"rows": rows.tolist(), "columns": [0]}
         plan |= {"function": run.describe(function), "models": identities(function)}
         if not folder.plan.is_file() or read_json(folder.plan) != plan:
@@ -83,7 +83,7 @@ def _difficulty(run: Run, selection: Selection) -> np.ndarray | None:
             known=known,
             title="difficulty",
         )
-        return values.influence[np.searchsorted(rows, selection.indices)]
+        return values.influence[np.searchsorted(rows, indices)]
 
 
 def make_difficulty(config: Config, setup: Setup) -> InfluenceFunction | None:

@@ -67,7 +67,7 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
     if run.config.verify is None or run.is_chosen:
         return selection
     with run.costs.stage("verify"):
-        measured, updated = _measure_shortlist(run, matrix, selection, evidence)
+        measured, updated = measure_shortlist(run, matrix, selection, evidence)
         chosen, facts = choose_from(run, matrix, updated, measured)
         facts.save(run.folder.verification)
         influence = np.array(read_array(run.folder.influence))
@@ -75,10 +75,17 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         return chosen.with_pool(run.pool.rows, influence)
 
 
-def _measure_shortlist(
+def measure_shortlist(
     run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Evidence
 ) -> tuple[Measured, InfluenceMatrix]:
-    """The shortlist, and its influence on all targets: as measured, else completed by the refitted network."""
+    """The shortlist, and its influence on all targets: as measured, else completed by the refitted network.
+
+    Args:
+        run: the run; its `config.verify` is the size of the shortlist, its folder keeps what is measured.
+        matrix: influence as estimated, (n_pool, n_target).
+        selection: the choice by estimates.
+        evidence: what led to the estimates.
+    """
     folder, times = run.folder.shortlist, float(run.config.verify or 1)
     share = (times - 1) / _PARTS
     first = partial(first_measured, run, matrix, selection, evidence.labels)

@@ -11,12 +11,14 @@ import numpy as np
 from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, contrast
 from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
 from nncift.evaluation.results import METRICS, ItemScores
-from nncift.proof.cells import FULL, NONE, RANDOM, Cell
-from nncift.proof.selectors import Selector
+from nncift.proof.cells import FULL, NONE, RANDOM, TUNED, Cell, Method, Unit
+from nncift.proof.selectors import Kind, Selector
 from nncift.proof.trials import UNTRAINED, Trial
 
+Place = tuple[Selector, Method, Unit, int]
+"""What tells a cell from the others: selector, method, unit and budget."""
 Scores = Callable[[Trial], ItemScores]
-_AGAINST = ("against_random", "against_none", "against_free", "against_exact")
+_AGAINST = ("against_random", "against_none", "against_free", "against_exact", "against_estimated", "against_lora")
 
 
 def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[dict[str, Any]]:
@@ -28,12 +30,14 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
         tokens: response tokens of each pool row, (n,).
 
     Returns:
-        Of each: "selector", "method", "unit", "budget", "rows" and "tokens" (means over the seeds), "curve", "metrics"
-        (by name: "value", "low", "high", "items", "by_seed"), and of tunings "equivalent" (`EquivalentBudget`).
+        Of each: "selector", "kind", "influence", "objective", "method", "unit", "budget", "rows" and "tokens" (means
+        over the seeds), "curve", "metrics" (by name: "value", "low", "high", "items", "by_seed"), and of tunings
+        "equivalent" (`EquivalentBudget`).
         Differences by metric, as `Difference`, p values corrected by Holm over the selectors of the same method, unit,
-        budget and metric: "against_random"; "against_none"; of exact and estimated influence "against_free", the free
-        choice of the lowest loss, which "best_free" names; and of estimated influence "against_exact", the exact
-        values of the same function.
+        budget and metric: "against_random"; "against_none"; of exact, estimated and verified influence "against_free",
+        the free choice of the lowest loss, which "best_free" names; of estimated and verified influence
+        "against_exact", the exact values of the same function; of verified influence "against_estimated"; and of rows
+        in phases or with weights "against_lora", the one-off training on the same rows.
     """
     tables = [table_of(cell.trials, scores) for cell in cells]
     place = {(cell.selector, cell.method, cell.unit, cell.budget): k for k, cell in enumerate(cells)}
@@ -42,6 +46,7 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
             "selector": cell.selector.name,
             "kind": cell.selector.kind,
             "influence": cell.selector.influence,
+            "objective": cell.selector.objective,
             "method": cell.method,
             "unit": cell.unit,
             "budget": cell.budget,
@@ -59,15 +64,29 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
         if cell.selector not in (NONE, RANDOM, FULL) and other is not None:
             records[k]["against_random"] = _between(cells, tables, k, other)
         free = _best_free(cells, records, cell)
-        if cell.selector.kind in ("estimated", "exact") and free is not None:
+        if cell.selector.kind in ("estimated", "exact", "verified") and free is not None:
             records[k]["best_free"] = cells[free].selector.name
             records[k]["against_free"] = _between(cells, tables, k, free)
-        exact = place.get((Selector("exact", cell.selector.influence), cell.method, cell.unit, cell.budget))
-        if cell.selector.kind == "estimated" and exact is not None:
-            records[k]["against_exact"] = _between(cells, tables, k, exact)
+        for name, key in _others(cell).items():
+            there = place.get(key)
+            if there is not None and not (name == "lora" and cells[there].trials == cell.trials):
+                records[k][f"against_{name}"] = _between(cells, tables, k, there)
     _correct(records)
     _equivalents(cells, tables, records)
     return records
+
+
+def _others(cell: Cell) -> dict[str, Place]:
+    """Where the cells lie that show what an estimate, a shortlist, phases or weights are worth."""
+    selector = cell.selector
+    kinds: dict[str, tuple[Kind, ...]] = {"estimated": ("exact",), "verified": ("exact", "estimated")}
+    found: dict[str, Place] = {
+        kind: (Selector(kind, selector.influence, selector.objective), cell.method, cell.unit, cell.budget)
+        for kind in kinds.get(selector.kind, ())
+    }
+    if cell.method in TUNED[1:]:
+        found["lora"] = (selector, "lora", cell.unit, cell.budget)
+    return found
 
 
 def table_of(trials: Sequence[Trial], scores: Scores) -> dict[str, np.ndarray]:
@@ -176,7 +195,7 @@ def _equivalents(
         return
     untuned = tables[0]["loss"][0]
     for k, cell in enumerate(cells):
-        if cell.method == "lora" and cell.unit == "rows" and cell.selector not in (NONE, RANDOM, FULL):
+        if cell.method in TUNED and cell.unit == "rows" and cell.selector not in (NONE, RANDOM, FULL):
             found: EquivalentBudget = equivalent_budget(curve, tables[k]["loss"], untuned=untuned)
             records[k]["equivalent"] = asdict(found) | {"text": str(found), "times": found.value / cell.budget}
 

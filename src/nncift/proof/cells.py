@@ -8,11 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from nncift.proof.selectors import Selector, random_ranking, within_tokens
-from nncift.proof.trials import Method, Trial
+from nncift.proof.selectors import Ranking, Selector, random_ranking, within_tokens
+from nncift.proof.trials import Trial
+from nncift.selection.arrangement import gain_weights, phase_parts
 
 Unit = Literal["rows", "tokens"]
 """What choices of one budget have equally many of: rows, or response tokens."""
+
+Method = Literal["none", "lora", "icl", "phased", "weighted"]
+"""How rows are used: as `trials.Method`, or trained on in phases from easy to hard, or weighted by their gains."""
+TUNED = ("lora", "phased", "weighted")
+"""Methods that train, with a seed."""
 
 NONE, FULL, RANDOM = Selector("none"), Selector("full"), Selector("random")
 
@@ -50,15 +56,19 @@ class Grid:
         methods: how rows are used.
         units: what budgets are measured in.
         seeds: of the trainings and the random choices.
+        difficulty: of each pool row, larger is harder, (n,); of the method "phased".
+        phases: how many; of the same.
     """
 
-    rankings: Mapping[Selector, Mapping[int, np.ndarray]]
+    rankings: Mapping[Selector, Mapping[int, Ranking]]
     tokens: np.ndarray
     budgets: Sequence[int]
     curve: Sequence[int]
     methods: Sequence[Method]
     units: Sequence[Unit]
     seeds: Sequence[int]
+    difficulty: np.ndarray | None = None
+    phases: int = 1
 
     def cells(self) -> list[Cell]:
         """All cells, the model as it is first, then random ones, which the others are compared with."""
@@ -71,17 +81,18 @@ class Grid:
                     found.append(self._random(method, unit, budget, n))
                 for selector, ranking in self.rankings.items():
                     for budget in self.budgets:
-                        rows = self._chosen(ranking[budget], unit, budget)
-                        found.append(Cell(selector, method, unit, budget, self._trials(method, rows)))
+                        rows = self._chosen(ranking[budget].rows, unit, budget)
+                        gains = ranking[budget].gains_of(rows) if method == "weighted" else None
+                        found.append(Cell(selector, method, unit, budget, self._trials(method, rows, gains=gains)))
         return found
 
     def _random(self, method: Method, unit: Unit, budget: int, n: int) -> Cell:
         if budget == n and unit == "rows":
             return Cell(FULL, method, unit, n, self._trials(method, np.arange(n)), curve=n not in self.budgets)
-        trials = []
+        trials: list[Trial] = []
         for draw in self.seeds:
             rows = self._chosen(random_ranking(n, budget, draw, 0), unit, budget)
-            trials.append(Trial(method, tuple(rows.tolist()), draw if method == "lora" else 0))
+            trials += self._trials(method, rows, seeds=(draw,))
         return Cell(RANDOM, method, unit, budget, tuple(trials), curve=budget not in self.budgets)
 
     def _chosen(self, ranking: np.ndarray, unit: Unit, budget: int) -> np.ndarray:
@@ -89,9 +100,23 @@ class Grid:
             return ranking[:budget]
         return within_tokens(ranking, self.tokens, budget * float(self.tokens.mean()))
 
-    def _trials(self, method: Method, rows: np.ndarray) -> tuple[Trial, ...]:
-        seeds = self.seeds if method == "lora" else (0,)  # examples in a context have no seed
-        return tuple(Trial(method, tuple(rows.tolist()), seed) for seed in seeds)
+    def _trials(
+        self, method: Method, rows: np.ndarray, *, gains: np.ndarray | None = None, seeds: Sequence[int] | None = None
+    ) -> tuple[Trial, ...]:
+        """One use of some rows with each seed; rows without gains, such as random ones, all have the weight 1."""
+        if method not in TUNED:
+            return (Trial("icl", tuple(rows.tolist())),)  # examples in a context have no seed
+        weights: tuple[float, ...] = ()
+        phases: tuple[int, ...] = ()
+        if method == "phased":
+            assert self.difficulty is not None
+            parts = phase_parts(self.difficulty[rows], self.phases)
+            rows, phases = rows[np.concatenate(parts)], tuple(map(len, parts))
+        if method == "weighted" and gains is not None:
+            weights = tuple(gain_weights(gains).tolist())
+        return tuple(
+            Trial("lora", tuple(rows.tolist()), seed, weights=weights, phases=phases) for seed in seeds or self.seeds
+        )
 
 
 def default_curve(budgets: Sequence[int], n: int) -> list[int]:

@@ -32,9 +32,12 @@ class ProofFolder:
         self.exact = self.path / "exact"  # exact influence, a folder for each function
         self.runs = self.path / "runs"  # of estimated influence, a run for each function and budget
         self.adapter = self.path / "adapter"  # of an evaluation, that of the first seed
+        self.studies = self.path / "studies"  # networks of the paper's studies, a folder for each function
         self.judge = self.path / "judge.json"  # how a judge graded known answers
         self.results = self.path / "results.json"
+        self.costs = self.path / "costs.json"  # of a comparison's choices and trials
         self.table = self.path / "results.csv"
+        self.studied = self.path / "studies.csv"
         self.markdown = self.path / "results.md"
         self.report = self.path / "report.html"
 

@@ -11,7 +11,9 @@ from nncift.run.validation import check_types
 FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")
-_ADDED = ("methods", "seeds", "influences", "budgets", "free", "exact", "curve", "units")
+STUDIES = ("labels", "labels-subset", "depth", "width", "learning-rate")
+"""The studies of the paper that a comparison can repeat."""
+_ADDED = ("methods", "seeds", "influences", "budgets", "free", "exact", "curve", "units", "objectives", "studies")
 """Options of a comparison that only add rows to its table, so that the same folder takes other values of them."""
 _LEAST = {"seeds": 1, "shots": 1, "epochs": 1, "tuning_batch_size": 1, "rank": 1, "max_new_tokens": 1}
 
@@ -100,9 +102,13 @@ class ProofOptions:
 class CompareOptions(ProofOptions):
     """What a comparison puts side by side."""
 
-    methods: tuple[Literal["lora", "icl"], ...] = ("lora",)
+    test: str | None = None  # type: ignore[assignment]
+    """The test file: prompts with reference responses, in any format and schema that a pool may have. Without one
+    nothing is trained, and only what --study asks for is computed."""
+    methods: tuple[Literal["lora", "icl", "phased", "weighted"], ...] = ("lora",)
     """How the chosen rows are used: lora fine-tunes the model on them, icl shows the most similar of them as examples
-    in the context; one, or both separated by a comma."""
+    in the context, phased fine-tunes in phases from easy to hard (--phases, --difficulty; 3 phases by default),
+    weighted with weights by marginal gain; separated by commas."""
     metrics: tuple[Literal["loss", "exact_match", "rouge", "similarity"], ...] = ("loss",)
     """What is measured: exact_match, rouge and similarity need generated answers. By default the response loss."""
     seeds: int = 3
@@ -113,6 +119,9 @@ class CompareOptions(ProofOptions):
     """How much to choose: fractions of the pool or numbers of samples."""
     free: tuple[str, ...] = FREE
     """Influence functions that need no label, as baselines: ranked by their exact values."""
+    objectives: tuple[str, ...] = ()
+    """Objectives to maximise side by side, separated by commas: each chooses from the values of each influence
+    function. By default one, that of --objective."""
     exact: tuple[str, ...] = ()
     """Influence functions to compute exactly for every pair too; "all" for every one that is estimated."""
     curve: tuple[str, ...] = ()
@@ -120,6 +129,16 @@ class CompareOptions(ProofOptions):
     whole pool."""
     units: tuple[Literal["rows", "tokens"], ...] = ("rows", "tokens")
     """What choices of one budget have equally many of: rows, or response tokens."""
+    studies: tuple[Literal["labels", "labels-subset", "depth", "width", "learning-rate"], ...] = ()
+    """Studies of the NN-CIFT paper to repeat with each influence function, separated by commas: fidelity in each
+    quadrant over the fraction of labelled samples (labels), the value of the choice over that and the fraction chosen
+    (labels-subset), fidelity of the paper's network over its depth, width and learning rate. They need exact influence
+    of all pairs, and no training of the language model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test is None and not self.studies:
+            raise ConfigError("there is no `test` file to test trained models on", "give `test`, or `studies` alone")
 
     def identity(self) -> dict[str, Any]:
         """The options that every trial depends on, ready for JSON."""

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from nncift.config import Config
+from nncift.evaluation.studies import points
 from nncift.models.examples import encode_examples
+from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
-from nncift.proof.compare import Inputs, prepare
-from nncift.proof.selectors import Selector
+from nncift.proof.inputs import Inputs, prepare
+from nncift.proof.selectors import Ranking, Selector
 from nncift.proof.trials import Bench, Trial
 from nncift.run.costs import duration, seconds_of
 from nncift.run.records import counted
@@ -34,9 +37,10 @@ class ComparisonPlan:
     Attributes:
         trainings: fine-tunings.
         in_context: tests with examples in the context.
-        choosing: name of each selector to expected seconds.
+        choosing: name of each way of choosing to expected seconds.
         tuning: expected seconds of all fine-tunings.
         testing: expected seconds of all tests.
+        networks: of the studies, whose time is not counted.
     """
 
     trainings: int
@@ -44,33 +48,44 @@ class ComparisonPlan:
     choosing: Mapping[str, float]
     tuning: float
     testing: float
+    networks: int = 0
 
     def __str__(self) -> str:
         every = sum(self.choosing.values()) + self.tuning + self.testing
         choosing = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.choosing.items())
         context = f" and {counted(self.in_context, 'test')} in context" if self.in_context else ""
-        return "\n".join(
-            [
-                f"Train: {counted(self.trainings, 'time')}{context}, at most (equal choices are trained on once)",
-                f"Time: about {duration(every)} (choosing: {choosing}; tuning {duration(self.tuning)}, testing"
-                f" {duration(self.testing)}), at the rate measured just now",
-                "Several processes share the work if the same command is started several times.",
-                "Nothing was written.",
-            ]
-        )
+        lines = [
+            f"Train: {counted(self.trainings, 'time')}{context}, at most (equal choices are trained on once)",
+            f"Time: about {duration(every)} (choosing: {choosing}; tuning {duration(self.tuning)}, testing"
+            f" {duration(self.testing)}), at the rate measured just now",
+            "Several processes share the work if the same command is started several times.",
+            "Nothing was written.",
+        ]
+        if self.networks:
+            fitted = f"Fit for the studies: {counted(self.networks, 'network')}, seconds each, which are not counted"
+            lines.insert(1, fitted)
+        if not self.testing:
+            lines[0] = "Train: nothing, without a test file"
+        return "\n".join(lines)
 
 
-def plan(*arguments: Any, **options: Any) -> ComparisonPlan:
+def plan(pool: Any, **options: Any) -> ComparisonPlan:
     """The plan of a comparison; arguments as of `compare`."""
+    sources = {"pool": pool} | {name: options.pop(name, None) for name in ("test", "target", "known")}
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary:
-        inputs = prepare(*arguments, output=temporary, progress=False, **options)
-        choosing = {selector.name: _choosing(selector, inputs) for selector in inputs.selectors}
-        n = len(inputs.samples)
-        rankings = {s: dict.fromkeys(inputs.budgets, np.arange(n)) for s in inputs.selectors}
-        cells = inputs.grid(rankings).cells()
+        inputs = prepare(sources, options, output=temporary, progress=False)
+        choosing = _choosing(inputs)
+        each_function = sum(len(points(study, range(inputs.proof.seeds))) for study in inputs.proof.studies)
+        networks = each_function * len(inputs.influences)
+        if inputs.bench is None:
+            return ComparisonPlan(0, 0, choosing, 0.0, 0.0, networks)
+        bench, n = inputs.bench, len(inputs.samples)
+        every = Ranking(np.arange(n), np.ones(n))
+        rankings = {selector: dict.fromkeys(inputs.budgets, every) for selector in inputs.selectors}
+        cells = inputs.grid(rankings, np.zeros(n), bench.response_tokens).cells()
         trials = [trial for cell in cells for trial in cell.trials]
-        tuning, testing = _rates(inputs.bench, Path(temporary))
-        examples = encode_examples(inputs.bench.model.tokenization, inputs.samples, cut_responses=True)
+        tuning, testing = _rates(bench, Path(temporary))
+        examples = encode_examples(bench.model.tokenization, inputs.samples, cut_responses=True)
         trained = [trial for trial in trials if trial.method == "lora"]
         shown = [trial for trial in trials if trial.method == "icl"]
         each = sum(len(example.ids) for example in examples) / n
@@ -79,17 +94,38 @@ def plan(*arguments: Any, **options: Any) -> ComparisonPlan:
             len(trained),
             len(shown),
             choosing,
-            tuning * tokens * inputs.bench.tuning.epochs,
-            testing * (1 + len(trained) + (1 + inputs.bench.shots) * len(shown)),
+            tuning * tokens * bench.tuning.epochs,
+            testing * (1 + len(trained) + (1 + bench.shots) * len(shown)),
+            networks,
         )
 
 
-def _choosing(selector: Selector, inputs: Inputs) -> float:
-    """Expected seconds of a selector's choices."""
-    config = inputs.config(selector)
+def _choosing(inputs: Inputs) -> dict[str, float]:
+    """Expected seconds of the values that choices are made from, each counted once, and of shortlists."""
+    selectors = inputs.selectors if inputs.bench is not None else []
+    studied = [Selector("exact", name) for name in inputs.influences] if inputs.proof.studies else []
+    found = {}
+    for selector in dict.fromkeys([*(selector.values for selector in selectors), *studied]):
+        planned = _planned(inputs.config(selector))
+        exact = (planned.exact_seconds or 0.0) + (planned.seconds.get("features", 0.0) if selector in studied else 0.0)
+        found[selector.name] = sum(planned.seconds.values()) if selector.kind == "estimated" else exact
+    for selector in selectors:
+        if selector.kind == "verified":
+            config = dataclasses.replace(
+                inputs.config(selector), verify=selector.shortlist, budget=str(max(inputs.budgets))
+            )
+            largest = _planned(config).seconds.get("verify", 0.0)
+            found[selector.name] = largest * sum(inputs.budgets) / max(inputs.budgets)
+    if inputs.bench is not None and "phased" in inputs.proof.methods:
+        config = dataclasses.replace(inputs.difficulty_config, budget="100%")
+        found[f"difficulty, {inputs.difficulty}"] = _planned(config).seconds.get("difficulty", 0.0)
+    return found
+
+
+def _planned(config: Config) -> RunPlan:
+    """The plan of a run in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as folder:
-        planned = plan_run(dataclasses.replace(config, output=folder))
-    return sum(planned.seconds.values()) if selector.kind == "estimated" else planned.exact_seconds or 0.0
+        return plan_run(dataclasses.replace(config, output=folder))
 
 
 def _rates(bench: Bench, folder: Path) -> tuple[float, float]:

@@ -5,22 +5,26 @@ A ranking is longer than its budget, so that a choice of equally many response t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from nncift.errors import RunError
 from nncift.labels.collect import collect
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.choose import objective_of
+from nncift.pipeline.choose import objective_of, pick
 from nncift.pipeline.context import Run
 from nncift.pipeline.select import estimated
+from nncift.pipeline.verify import measure_shortlist
+from nncift.run.amounts import Amount
 from nncift.run.costs import Costs
 from nncift.run.files import read_array, remove, write_array
-from nncift.run.folder import LabelFolder
+from nncift.run.folder import LabelFolder, RunFolder
+from nncift.selection.budget import Budget
 from nncift.selection.greedy import lazy_greedy
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 _LONGER = 4  # times the budget: the length of a ranking
 
-Kind = Literal["none", "random", "full", "free", "exact", "estimated"]
+Kind = Literal["none", "random", "full", "free", "exact", "estimated", "verified"]
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,53 @@ class Selector:
     """A way to choose rows.
 
     Attributes:
-        kind: "none" chooses no rows, "full" all; "free", "exact" and "estimated" rank them by influence.
+        kind: "none" chooses no rows, "full" all; "free", "exact" and "estimated" rank them by influence, "verified" by
+            estimated influence, of which a shortlist is measured exactly.
         influence: the name of the influence function.
+        objective: the name of the objective; that of the runs unless given.
+        shortlist: of a "verified" choice, its size as a multiple of the budget.
     """
 
     kind: Kind
     influence: str = ""
+    objective: str = ""
+    shortlist: float = 0.0
 
     @property
     def name(self) -> str:
         """As tables show it."""
-        return {"none": "no tuning", "full": "full pool", "random": "random", "free": self.influence}.get(
-            self.kind, f"{self.influence}, {self.kind}"
-        )
+        if self.kind in ("none", "full", "random"):
+            return {"none": "no tuning", "full": "full pool", "random": "random"}[self.kind]
+        return ", ".join(filter(None, [self.influence, self.kind if self.kind != "free" else "", self.objective]))
 
     @property
     def slug(self) -> str:
         """As file names have it."""
-        return "-".join(filter(None, [self.influence, self.kind])).replace(":", "-").replace("/", "-")
+        times = f"{self.shortlist:g}" if self.shortlist else ""
+        parts = filter(None, [self.influence, self.kind, times, self.objective])
+        return as_file_name("-".join(parts))
+
+    @property
+    def values(self) -> Selector:
+        """The selector whose influence values it takes: objectives share them, and a shortlist starts from them."""
+        return Selector("estimated" if self.kind == "verified" else self.kind, self.influence)
+
+
+def as_file_name(name: str) -> str:
+    """The name of a function, perhaps a "module:Class", as file names have it."""
+    return name.replace(":", "-").replace("/", "-")
+
+
+class Ranking(NamedTuple):
+    """Rows in the order chosen, int64 (k,), and the marginal gain of each, float64 (k,)."""
+
+    rows: np.ndarray
+    gains: np.ndarray
+
+    def gains_of(self, rows: np.ndarray) -> np.ndarray:
+        """The gains of some of its rows, (len(rows),)."""
+        order = np.argsort(self.rows)
+        return np.asarray(self.gains[order[np.searchsorted(self.rows, rows, sorter=order)]])
 
 
 def random_ranking(n: int, budget: int, draw: int, seed: int) -> np.ndarray:
@@ -61,32 +94,87 @@ def random_ranking(n: int, budget: int, draw: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, draw, budget]).permutation(n)
 
 
-def rankings(run: Run, matrix: InfluenceMatrix, budgets: Sequence[int], known: np.ndarray | None) -> list[np.ndarray]:
+def with_objective(run: Run, objective: str) -> Run:
+    """The run with another objective; itself without a name."""
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, objective=objective)) if objective else run
+
+
+def rankings(run: Run, matrix: InfluenceMatrix, budgets: Sequence[int], known: np.ndarray | None) -> list[Ranking]:
     """For each budget the rows that the run's objective chooses from a matrix, and those that it would choose next."""
     found = []
     for budget in budgets:
         objective = objective_of(run, matrix, float(budget), known=known)
-        found.append(lazy_greedy(objective, min(_LONGER * budget, matrix.shape[0]), progress=run.progress).indices)
+        chosen = lazy_greedy(objective, min(_LONGER * budget, matrix.shape[0]), progress=run.progress)
+        found.append(Ranking(chosen.indices, chosen.gains))
     return found
 
 
-def estimated_rankings(run: Run, budgets: Sequence[int]) -> list[np.ndarray]:
-    """The rankings by influence that the run estimates."""
+def estimated_rankings(
+    run: Run, budgets: Sequence[int], objective: str = "", costs: Costs | None = None
+) -> list[Ranking]:
+    """The rankings by influence that the run estimates.
+
+    Args:
+        run: the run.
+        budgets: in rows.
+        objective: instead of the run's own.
+        costs: where choosing counts; with the run's own costs unless given.
+    """
     matrix, _ = estimated(run)
-    with run.costs.stage("select"):
-        return rankings(run, matrix, budgets, None)
+    with (costs or run.costs).stage("select"):
+        return rankings(with_objective(run, objective), matrix, budgets, None)
 
 
-def exact_rankings(run: Run, folder: Path, budgets: Sequence[int]) -> list[np.ndarray]:
-    """The rankings by exact influence, which is kept in `folder` with its costs."""
-    costs = Costs(folder / "costs.json")
-    with costs.stage("labels"):
-        matrix = exact_matrix(run, run.pool.rows, folder, costs)
+def verified_rankings(
+    run: Run, budgets: Sequence[int], times: float, objective: str = "", costs: Costs | None = None
+) -> list[Ranking]:
+    """The rankings that begin with the choice from a measured shortlist, as a run with `verify` makes it.
+
+    Each budget has a shortlist of its own, kept in the folder of the run. A ranking goes on with what else was measured
+    and then with the ranking by estimates, since a choice of equally many response tokens may need more rows.
+
+    Args:
+        run: the run that estimates.
+        budgets: in rows.
+        times: size of the shortlist as a multiple of the budget.
+        objective: instead of the run's own.
+        costs: of the shortlists.
+    """
+    matrix, evidence = estimated(run)
+    config = dataclasses.replace(run.config, verify=times, objective=objective or run.config.objective)
+    own = dataclasses.replace(run, config=config, folder=RunFolder(run.folder.path), costs=costs or run.costs)
+    found = []
+    for budget in budgets:
+        name = "-".join(filter(None, [f"{budget}", f"{times:g}", as_file_name(objective)]))
+        own.budget, own.folder.shortlist = Budget(Amount("count", budget)), run.folder.shortlist.part(name)
+        with own.costs.stage("verify"):
+            measured, updated = measure_shortlist(own, matrix, pick(own, matrix), evidence)
+            most = min(_LONGER * budget, len(measured.rows))
+            chosen = lazy_greedy(objective_of(own, updated, float(budget)), most, progress=run.progress)
+            first = Ranking(measured.rows[chosen.indices], chosen.gains)
+            found.append(_followed(first, rankings(own, matrix, [budget], None)[0]))
+    return found
+
+
+def _followed(first: Ranking, then: Ranking) -> Ranking:
+    """A ranking, then the rows of another that it lacks, which count no more than its last one."""
+    new = ~np.isin(then.rows, first.rows)
+    gains = np.minimum(then.gains[new], first.gains[-1])
+    return Ranking(np.concatenate([first.rows, then.rows[new]]), np.concatenate([first.gains, gains]))
+
+
+def exact_rankings(
+    run: Run, folder: Path, budgets: Sequence[int], objective: str = "", costs: Costs | None = None
+) -> list[Ranking]:
+    """The rankings by exact influence, which is kept in `folder` with its costs; arguments as of the others."""
+    own = Costs(folder / "costs.json")
+    with own.stage("labels"):
+        matrix = exact_matrix(run, run.pool.rows, folder, own)
         known = None
         if run.known is not None:
-            known = exact_matrix(run, run.known.rows, folder / "known", costs).max(axis=0)
-    with costs.stage("select"):
-        return rankings(run, InfluenceMatrix.from_array(matrix), budgets, known)
+            known = exact_matrix(run, run.known.rows, folder / "known", own).max(axis=0)
+    with (costs or own).stage("select"):
+        return rankings(with_objective(run, objective), InfluenceMatrix.from_array(matrix), budgets, known)
 
 
 def exact_matrix(run: Run, rows: Dataset, folder: Path, costs: Costs) -> np.ndarray:
@@ -148,19 +236,27 @@ def within_tokens(ranking: np.ndarray, tokens: np.ndarray, most: float) -> np.nd
     return np.array(chosen or ranking[:1], dtype=np.int64)
 
 
-def save_ranking(path: Path, ranking: np.ndarray) -> None:
-    """Keep a ranking."""
-    write_array(path, np.asarray(ranking, np.int64))
+def save_ranking(path: Path, ranking: Ranking) -> None:
+    """Keep a ranking, and its gains beside it, which are written last."""
+    write_array(path, np.asarray(ranking.rows, np.int64))
+    write_array(gains_path(path), np.asarray(ranking.gains, np.float64))
 
 
-def load_ranking(path: Path) -> np.ndarray:
-    """A kept ranking."""
-    return np.asarray(read_array(path))
+def load_ranking(path: Path) -> Ranking:
+    """A kept ranking; of an earlier version without gains, which are zeros then."""
+    rows = np.asarray(read_array(path))
+    there = gains_path(path).exists()
+    return Ranking(rows, np.asarray(read_array(gains_path(path))) if there else np.zeros(len(rows)))
 
 
-def costs_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a selector cost, by stage: seconds and tokens of the language model."""
-    stages = Costs(folder / "costs.json").stages
+def gains_path(path: Path) -> Path:
+    """The file of a ranking's gains."""
+    return path.with_suffix(".gains.npy")
+
+
+def costs_of(path: Path) -> dict[str, dict[str, Any]]:
+    """What a table of costs holds, by stage: seconds and tokens of the language model."""
+    stages = Costs(path).stages
     return {
         name: {"seconds": cost.seconds, "tokens": cost.forward_tokens + cost.backward_tokens}
         for name, cost in stages.items()

@@ -14,19 +14,24 @@ from typing import Any
 from nncift.errors import printable
 from nncift.evaluation.results import METRICS
 from nncift.proof.folder import ProofFolder
+from nncift.report.studies import StudyTable, views
 from nncift.run.costs import duration
 from nncift.run.files import atomic_write
 
 _LONG = ("pool", "model", "task", "method", "unit", "budget", "rows", "seed", "selector", "metric", "value", "items")
+_STUDY = ("study", "influence", "network", "labels", "setting", "subset", "quadrant", "pairs")
 _METHODS = {
     **{"none": "as it is", "lora": "fine-tuned", "icl": "in context"},
-    **{"phased": "in phases", "weighted": "weighted"},
+    **{"phased": "fine-tuned in phases", "weighted": "fine-tuned with weights"},
 }
 _UNITS = {"rows": "rows", "tokens": "response tokens of so many mean rows"}
 
 
 def write_tables(folder: ProofFolder, results: Mapping[str, Any], costs: Mapping[str, Any]) -> None:
-    """Write `results.csv` and `results.md`."""
+    """Write `results.csv` and `results.md`, and `studies.csv` where there are studies."""
+    if results.get("studies"):
+        with atomic_write(folder.studied) as temporary:
+            temporary.write_text(studies_table(results["studies"]), encoding="utf-8")
     with atomic_write(folder.table) as temporary:
         temporary.write_text(long_table(results), encoding="utf-8")
     with atomic_write(folder.markdown) as temporary:
@@ -38,12 +43,26 @@ def long_table(results: Mapping[str, Any]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_LONG)
-    facts = (results["pool"]["name"], results["model"]["model"], results["test"]["name"])
+    test = results["test"]["name"] if results["test"] else ""
+    facts = (results["pool"]["name"], results["model"]["model"], test)
     for cell in results["cells"]:
         for name, metric in cell["metrics"].items():
             for seed, value in metric["by_seed"].items():
                 rest = (cell["selector"], name, _exact(value), metric["items"])
                 table.writerow((*facts, cell["method"], cell["unit"], cell["budget"], cell["rows"], seed, *rest))
+    return text.getvalue()
+
+
+def studies_table(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Every figure of the studies, a line for each network, quadrant or subset, seed and metric."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow((*_STUDY, "seed", "metric", "value"))
+    for record in studies:
+        for name, metric in record["metrics"].items():
+            for seed, value in metric["by_seed"].items():
+                facts = ("" if record[field] is None else record[field] for field in _STUDY)
+                table.writerow((*facts, seed, name, _exact(value)))
     return text.getvalue()
 
 
@@ -53,19 +72,33 @@ def _exact(value: float | None) -> str:
 
 def markdown(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
     """The comparison as markdown: a table for each method, unit and budget, and the costs."""
-    test, pool = results["test"], results["pool"]
+    test, pool, trained = results["test"], results["pool"], results["cells"]
+    tested = f", tested on {_cell(test['name'])}" if test else ""
+    items = f", {test['items']:,} test items" if test else ""
     lines = [
-        f"# {_cell(pool['name'])}, tested on {_cell(test['name'])}",
+        f"# {_cell(pool['name'])}{tested}",
         "",
-        f"{pool['rows']:,} rows, {test['items']:,} test items, {_cell(results['model']['model'])}, seeds"
-        f" {', '.join(map(str, results['seeds']))}. Intervals are 95 %, over items and seeds; verdicts are corrected"
-        " for the number of selectors (Holm).",
+        f"{pool['rows']:,} rows{items}, {_cell(results['model']['model'])}, seeds"
+        f" {', '.join(map(str, results['seeds']))}. Intervals are 95 %"
+        + (", over items and seeds; verdicts are corrected for the number of selectors (Holm)." if trained else "."),
     ]
     for (method, unit, budget), cells in _groups(results["cells"]).items():
         title = f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}"
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_table(cells, results["cells"][0])]
-    lines += ["", "## Costs", "", *_cost_table(costs)]
+    if costs:
+        lines += ["", "## Costs", "", *_cost_table(costs)]
+    for view in views(results.get("studies", ())):
+        lines += ["", f"## {view.title} ({_cell(view.influence)})", "", view.meaning]
+        for table in view.tables:
+            lines += ["", f"**{table.title}**", "", *_study_lines(table)]
     return "\n".join(lines) + "\n"
+
+
+def _study_lines(table: StudyTable) -> list[str]:
+    found = [f"| {' | '.join([*table.head, *table.columns])} |", f"|{'---|' * (len(table.head) + len(table.columns))}"]
+    for names, metrics in table.rows:
+        found.append(f"| {' | '.join([*names, *map(with_interval, metrics)])} |")
+    return found
 
 
 def _groups(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
@@ -79,21 +112,27 @@ def _groups(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], li
 def _table(cells: Sequence[Mapping[str, Any]], untuned: Mapping[str, Any]) -> list[str]:
     names = [name for name in METRICS if any(cell["metrics"].get(name, {}).get("items") for cell in cells)]
     equivalent = any("equivalent" in cell for cell in cells)
+    one_off = any("against_lora" in cell for cell in cells)
     head = ["choice", "rows", *(METRICS[name].title for name in names), "loss against random"]
+    head += ["loss against one-off training"] if one_off else []
     head += ["equivalent random rows"] if equivalent else []
     ordered = sorted(cells, key=lambda cell: cell["metrics"]["loss"]["value"])
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(_row(cell, names, equivalent))} |" for cell in [untuned, *ordered]),
+        *(
+            f"| {' | '.join(_row(cell, names, one_off=one_off, equivalent=equivalent))} |"
+            for cell in [untuned, *ordered]
+        ),
     ]
 
 
-def _row(cell: Mapping[str, Any], names: Sequence[str], equivalent: bool) -> list[str]:
+def _row(cell: Mapping[str, Any], names: Sequence[str], *, one_off: bool, equivalent: bool) -> list[str]:
     found = [_cell(cell["selector"]), f"{cell['rows']:,.0f}"]
     found += [with_interval(cell["metrics"].get(name)) for name in names]
-    against = cell.get("against_random", {}).get("loss")
-    found.append("" if against is None else as_text(against))
+    for other in ("random", *(("lora",) if one_off else ())):
+        against = cell.get(f"against_{other}", {}).get("loss")
+        found.append("" if against is None else as_text(against))
     if equivalent:
         same = cell.get("equivalent")
         found.append("" if same is None else same["text"].removesuffix(" random rows"))
@@ -104,6 +143,8 @@ def with_interval(metric: Mapping[str, Any] | None) -> str:
     """A metric with its interval."""
     if metric is None or metric["value"] is None:
         return ""
+    if metric["low"] is None:  # one seed
+        return f"{metric['value']:.3f}"
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
@@ -145,6 +186,12 @@ def text_table(results: Mapping[str, Any]) -> str:
             same = f"; trains like {cell['equivalent']['text']}" if "equivalent" in cell else ""
             shown = with_interval(cell["metrics"]["loss"])
             lines.append(printable(f"  {cell['selector']:<36} {shown:<24} {verdict}{same}"))
+    for view in views(results.get("studies", ())):
+        lines += ["", printable(f"{view.title} ({view.influence}): {view.tables[0].title}")]
+        shown_rows = [[*view.tables[0].head, *view.tables[0].columns]]
+        shown_rows += [[*names, *map(with_interval, metrics)] for names, metrics in view.tables[0].rows]
+        widths = [max(map(len, column)) for column in zip(*shown_rows, strict=True)]
+        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in shown_rows]
     return "\n".join(lines[1:])
 
 

@@ -18,10 +18,13 @@ from nncift.report.template import share, shown_value
 from nncift.run.records import counted
 
 Cell = Mapping[str, Any]
-_CHOICES = ("free", "exact", "estimated")
-_PLACES = (("lora", "rows"), ("lora", "tokens"), ("icl", "rows"), ("icl", "tokens"))
+_CHOICES = ("free", "exact", "estimated", "verified")
+_PLACES = tuple((method, unit) for method in ("lora", "phased", "weighted", "icl") for unit in ("rows", "tokens"))
 _THAN = {BETTER: "better than", TIE: "a tie with", WORSE: "worse than", TOO_FEW: "not to be told from"}
-_DOES = {"lora": "trains better than", "icl": "is better in the context than"}
+_DOES = {
+    **{"lora": "trains better than", "phased": "trains better in phases than"},
+    **{"weighted": "trains better with weights than", "icl": "is better in the context than"},
+}
 
 
 @dataclass(frozen=True)
@@ -128,15 +131,17 @@ def _beside_free(every: _Choices, leader: str) -> list[str]:
 
 def _estimate_of(every: _Choices, leader: str) -> list[str]:
     """How the estimate of an exact leader stands beside it, since it costs less."""
-    function = every.influence(leader) if every.kind(leader) == "exact" else None
+    function = every.function(leader) if every.kind(leader) == "exact" else None
     found = {
         budget: difference["verdict"]
-        for (_, budget), cell in every.cells.items()
-        if cell["influence"] == function and (difference := loss_against(cell, "exact"))
+        for (name, budget), cell in every.cells.items()
+        if cell["kind"] == "estimated"
+        and every.function(name) == function
+        and (difference := loss_against(cell, "exact"))
     }
     by_verdict = {word: [b for b, one in found.items() if one == verdict] for verdict, word in _THAN.items()}
     parts = [f"{word} it {every.at(budgets)}" for word, budgets in by_verdict.items() if budgets]
-    return [f"{function} (estimated) is {_listed(parts)}."] if parts else []
+    return [f"{every.influence(leader)} (estimated) is {_listed(parts)}."] if parts else []
 
 
 def _reservations(every: _Choices, results: Mapping[str, Any], leader: str | None = None) -> tuple[str, ...]:
@@ -198,17 +203,23 @@ class _Choices:
         return min(self.verdicts, key=rank)
 
     def kind(self, name: str) -> str:
-        """Whether a choice is free, exact or estimated."""
+        """Whether a choice is free, exact, estimated or verified."""
         return next(str(cell["kind"]) for (other, _), cell in self.cells.items() if other == name)
 
     def title(self, name: str) -> str:
         """A choice's name inside a sentence."""
-        kind = self.kind(name)
-        return name if kind == "free" else f"{self.influence(name)} ({kind})"
+        influence = self.influence(name)
+        rest = name.removeprefix(influence).removeprefix(", ")  # its kind, and the objective where there are several
+        return f"{influence} ({rest})" if rest else name
 
     def influence(self, name: str) -> str:
         """The influence function of a choice."""
         return next(str(cell["influence"]) for (other, _), cell in self.cells.items() if other == name)
+
+    def function(self, name: str) -> tuple[str, str]:
+        """The influence function of a choice, and its objective where there are several."""
+        cell = next(cell for (other, _), cell in self.cells.items() if other == name)
+        return str(cell["influence"]), str(cell.get("objective", ""))
 
     def budgets_of(self, name: str, verdict: str) -> list[int]:
         """Budgets where a choice has that verdict against random rows."""

@@ -18,12 +18,16 @@ import numpy as np
 from nncift.evaluation.results import METRICS
 from nncift.report import comparison_plots as plots
 from nncift.report.answer import Cell, answer, loss_against, main_place, signed
+from nncift.report.studies import pictures, views
 from nncift.report.template import template
 from nncift.run.files import atomic_write
 
-_CHOICES = ("free", "exact", "estimated")
+_CHOICES = ("free", "exact", "estimated", "verified")
 _MARKS = {"good": ("good", "✓"), "mixed": ("", "≈"), "bad": ("bad", "!"), "unknown": ("", "?")}
-_METHODS = {"lora": "Fine-tuned", "icl": "In context"}
+_METHODS = {
+    **{"lora": "Fine-tuned", "phased": "Fine-tuned in phases", "weighted": "Fine-tuned with weights"},
+    **{"icl": "In context"},
+}
 _UNITS = {"rows": "equal rows", "tokens": "equal response tokens"}
 _AXES = {"rows": "rows", "tokens": "budget: response tokens of so many mean rows"}
 _STAGES = {
@@ -56,7 +60,12 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
             "tune" and "measure" the same two); empty if they were not recorded.
     """
     cells = results["cells"]
-    choices = {c["selector"]: (c["kind"], c["influence"]) for c in cells if c["kind"] in _CHOICES}
+    studied = [(view, pictures(view, k)) for k, view in enumerate(views(results.get("studies", ())))]
+    version = importlib.metadata.version("nncift")
+    if not cells and studied:
+        page = template("studies_page.html.jinja", {"listed": _listed})
+        return page.render(results=results, studies=studied, version=version)
+    choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _CHOICES}
     look, found = plots.looks(choices), answer(results)
     return template("comparison.html.jinja", {"signed": signed, "listed": _listed}).render(
         results=results,
@@ -71,9 +80,15 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
         savings=_savings(costs, choices),
         trials=costs.get("trials"),
         overlaps=_overlaps(results["overlaps"]),
-        seeds_counted=[d["seeds_counted"] for c in cells if (d := loss_against(c, "random")) and c["method"] == "lora"],
-        version=importlib.metadata.version("nncift"),
+        seeds_counted=[d["seeds_counted"] for c in cells if (d := loss_against(c, "random")) and c["method"] != "icl"],
+        studies=studied,
+        version=version,
     )
+
+
+def _function(cell: Cell) -> str:
+    """The influence function of a choice, with the objective where there are several."""
+    return ", ".join(filter(None, [cell["influence"], cell.get("objective", "")]))
 
 
 def _listed(value: Any) -> Any:
@@ -123,13 +138,14 @@ def _tables(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     for cell in cells:
         if cell["kind"] != "none" and not cell["curve"]:
             found.setdefault((cell["method"], cell["unit"]), {}).setdefault(cell["budget"], []).append(cell)
-    return [
+    tables: list[dict[str, Any]] = [
         {
             "title": f"{_METHODS[method]}, {_UNITS[unit]}",
             "slug": f"{method}-{unit}",
             "unit": unit,
             "groups": {budget: sorted(groups[budget], key=_by_loss) for budget in sorted(groups)},
             "equivalent": any("equivalent" in cell for group in groups.values() for cell in group),
+            "one_off": any("against_lora" in cell for group in groups.values() for cell in group),
             "references": _references(cells, method, unit, groups),
             "others": [
                 name
@@ -140,6 +156,9 @@ def _tables(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         }
         for (method, unit), groups in found.items()
     ]
+    for table in tables:
+        table["columns"] = 6 + table["one_off"] + 2 * table["equivalent"]
+    return tables
 
 
 def _references(cells: Sequence[Cell], method: str, unit: str, shown: Mapping[int, Sequence[Cell]]) -> list[Cell]:
@@ -183,10 +202,10 @@ def _savings(costs: Mapping[str, Any], choices: Mapping[str, tuple[str, str]]) -
     made, found = costs.get("choices", {}), []
     for (kind, influence), name in names.items():
         other = names.get(("exact", influence))
-        if kind == "estimated" and name in made and other in made:
+        if kind in ("estimated", "verified") and name in made and other in made:
             estimated, exact = _total(made[name]), _total(made[other])
             saved = {k: 1 - estimated[k] / exact[k] if exact[k] else None for k in ("total", "tokens")}
-            found.append({"influence": influence, "estimated": estimated, "exact": exact, "saved": saved})
+            found.append({"name": name, "estimated": estimated, "exact": exact, "saved": saved})
     return found
 
 

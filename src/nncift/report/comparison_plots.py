@@ -1,7 +1,8 @@
 """The pictures of a comparison as inline SVG: test loss over rows, and differences to random rows.
 
-Each influence function has a color and a marker of its own, safe for the color-blind; its exact values are hollow. The
-names stand in the page's legend, not in the pictures: they may come from data. See plots.py for the rest.
+Each influence function has a color and a marker of its own, safe for the color-blind; its exact values are hollow, a
+verified choice has an outline. The names stand in the page's legend, not in the pictures: they may come from data. See
+plots.py for the rest.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ class Look:
         color: of its influence function.
         marker: of its influence function.
         hollow: of exact influence.
+        outlined: of estimated influence with a measured shortlist.
         thin: of functions beyond the eighth, which share a gray.
     """
 
     color: str
     marker: str
     hollow: bool
+    outlined: bool
     thin: bool
 
 
@@ -59,7 +62,7 @@ def looks(choices: Mapping[str, tuple[str, str]]) -> dict[str, Look]:
         number = functions.index(influence)
         thin = number >= len(_COLORS)
         color, marker = (OTHER, "o") if thin else (_COLORS[number], _MARKERS[number])
-        found[name] = Look(color, marker, kind == "exact", thin)
+        found[name] = Look(color, marker, kind == "exact", kind == "verified", thin)
     return found
 
 
@@ -147,7 +150,8 @@ def _paint_choices(
             markersize=3 if one.thin else 6,
             elinewidth=0.7 if one.thin else 1.2,
             markerfacecolor="none" if one.hollow else one.color,
-            markeredgewidth=1.3 if one.hollow else 0,
+            markeredgewidth=1.3 if one.hollow or one.outlined else 0,
+            markeredgecolor=INK if one.outlined else one.color,
             zorder=3,
         )
 

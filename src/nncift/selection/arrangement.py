@@ -75,10 +75,20 @@ def arranged(
     if difficulty is None:
         return selection
     selection = replace(selection, difficulty=np.asarray(difficulty, dtype=np.float32))
-    order = np.argsort(difficulty, kind="stable")  # places in the selection, the easiest first
     if phases is not None:
-        parts = np.array_split(order, min(phases, len(order)))
+        parts = phase_parts(difficulty, phases, curriculum=curriculum)
         number = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
-        order = np.concatenate(parts if curriculum else [np.sort(part) for part in parts])
-        return replace(selection.take(order), phase=number)
-    return selection.take(order) if curriculum else selection
+        return replace(selection.take(np.concatenate(parts)), phase=number)
+    return selection.take(np.argsort(difficulty, kind="stable")) if curriculum else selection
+
+
+def phase_parts(difficulty: np.ndarray, phases: int, *, curriculum: bool = False) -> list[np.ndarray]:
+    """The places of each phase's samples, int64: equally many up to one, from easy to hard.
+
+    Args:
+        difficulty: of each sample, (k,).
+        phases: at most so many; of fewer samples, as many as there are.
+        curriculum: in each phase from easy to hard too, instead of in their order.
+    """
+    parts = np.array_split(np.argsort(difficulty, kind="stable"), min(phases, len(difficulty)))
+    return parts if curriculum else [np.sort(part) for part in parts]

@@ -1,0 +1,188 @@
+"""Comparisons end to end on a tiny random model: choices, files, resuming, refusals, the page, the dry run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders import word_rows, write_rows
+from nncift import select
+from nncift.cli import main
+from nncift.errors import ConfigError
+from nncift.evaluation.results import ItemScores
+from nncift.proof.compare import compare
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: str) -> dict[str, str]:
+    """A pool, a test file and the models."""
+    folder = tmp_path_factory.mktemp("proof")
+    pool = write_rows(folder / "pool.jsonl", word_rows(30))
+    test = write_rows(folder / "test.jsonl", word_rows(12, offset=500))
+    return {"pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
+
+
+def comparison(places: dict[str, str], output: Path, **changes):
+    call = {
+        "test": places["test"],
+        "influence": ["bm25", "embedding-similarity"],
+        "budget": 6,
+        "curve": ["3", "6", "30"],
+        "units": ["rows"],
+        "free": ["bm25"],
+        "exact": ["embedding-similarity"],
+        "labels": 60,
+        "features": "sentence",
+        "model": places["model"],
+        "encoder": "embedded",
+        "methods": ["lora"],
+        "seeds": 2,
+        "epochs": 1,
+        "learning_rate": 0.02,
+        "progress": False,
+        "output": output,
+    }
+    return compare(places["pool"], **(call | changes))
+
+
+def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
+    made = comparison(places, tmp_path / "comparison")
+    names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
+    assert names == ["random", "bm25", "embedding-similarity, exact", "embedding-similarity, estimated"]
+    found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
+    assert found["full pool", "rows", 30]["curve"]
+    assert found["bm25", "rows", 6]["rows"] == 6
+    for name in ("results.csv", "results.md", "report.html"):
+        assert "bm25" in (made.folder / name).read_text()
+    results = (made.folder / "results.json").read_bytes()
+    page = (made.folder / "report.html").read_bytes()
+    (made.folder / "results.json").unlink()
+    trial = sorted((made.folder / "trials").glob("*.parquet"))[3]
+    scores = ItemScores.load(trial).values["loss"]
+    trial.unlink()
+    comparison(places, tmp_path / "comparison")
+    assert (made.folder / "results.json").read_bytes() == results
+    assert np.array_equal(ItemScores.load(trial).values["loss"], scores)
+    page = (made.folder / "report.html").read_bytes()
+    (made.folder / "report.html").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(made.folder)])
+    assert not stop.value.code
+    assert (made.folder / "report.html").read_bytes() == page
+
+
+@pytest.fixture(scope="module")
+def arranged(places, tmp_path_factory) -> Path:
+    """A comparison of verified choices by two objectives, trained with weights."""
+    given = {"objectives": ["facility-location", "concave-cover"], "verify": 2, "methods": ["weighted"], "seeds": 1}
+    given |= {"influence": "embedding-similarity", "free": [], "exact": []}
+    return comparison(places, tmp_path_factory.mktemp("arranged"), **given).folder
+
+
+def cells_of(folder: Path) -> dict[str, dict]:
+    return {cell["selector"]: cell for cell in json.loads((folder / "results.json").read_text())["cells"]}
+
+
+def test_verified_choices_of_each_objective_are_those_of_select(places, arranged, tmp_path):
+    name = "embedding-similarity"
+    kinds = [
+        f"{name}, {kind}, {o}" for kind in ("estimated", "verified") for o in ("facility-location", "concave-cover")
+    ]
+    assert list(cells_of(arranged))[2:] == kinds
+    for objective in ("facility-location", "concave-cover"):
+        run = select(
+            places["pool"],
+            **{"influence": name, "objective": objective, "budget": 6, "verify": 2, "labels": 60},
+            **{"features": "sentence", "model": places["model"], "encoder": "embedded", "output": tmp_path / objective},
+        )
+        kept = np.load(arranged / "choices" / f"{name}-verified-2-{objective}-6.npy")
+        assert kept[:6].tolist() == run.indices.tolist()
+        assert len(set(kept.tolist())) == len(kept) >= 12
+    spent = json.loads((arranged / "costs.json").read_text())["choices"]
+    assert {"labels", "verify"} <= spent[f"{name}, verified, concave-cover"].keys()
+    assert "verify" not in spent[f"{name}, estimated, concave-cover"]
+    assert (arranged / "runs" / f"{name}-estimated" / "verify" / "6-2-concave-cover" / "choice").exists()
+
+
+def test_the_folder_takes_phases_later(places, arranged):
+    before = cells_of(arranged)
+    given = {"influence": "embedding-similarity", "free": [], "exact": [], "seeds": 1}
+    given |= {"methods": ["lora", "phased"], "phases": 2, "difficulty": "perplexity"}
+    found = comparison(places, arranged, **given).results["cells"]
+    assert before["random"]["method"] == "weighted"  # whose rows all have the weight 1
+    loss = before["random"]["metrics"]["loss"]["value"]
+    place = {(cell["selector"], cell["method"], cell["budget"]): cell for cell in found}
+    assert place["random", "lora", 6]["metrics"]["loss"]["value"] == loss
+    for name in ("random", "embedding-similarity, estimated"):
+        assert place[name, "phased", 6]["against_lora"]["loss"]["value"] != 0
+        assert "against_lora" not in place[name, "lora", 6]
+    text = (arranged / "results.md").read_text()
+    assert "## Fine-tuned in phases, 6 rows" in text
+    assert "loss against one-off training" in text
+    assert "One-off training" in (arranged / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["best"]}, "best"),
+        ({"phases": 2}, "`phases` is of phased training: add phased to `methods`"),
+        ({"weights": True}, "add weighted to `methods`"),
+        ({"order": "curriculum"}, "`order` is for one run"),
+        ({"verify": 5}, "`verify` would measure 30 of the pool's 30 samples"),
+        ({"from_run": "run"}, "`from_run` is for one run"),
+        ({"test": None}, "there is no `test` file"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused_in_one_line(places, tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said) as raised:
+        comparison(places, tmp_path / "out", **changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):
+    flags = ["--test", places["test"], "--influence", "bm25", "--budget", "3,6", "--free", "bm25", "--seeds", "2"]
+    models = ["--model", places["model"], "--encoder", places["encoder"], "--curve", "3,6,30"]
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", places["pool"], *flags, *models, "--dry-run", "--output", str(tmp_path / "none")])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    # rows: random at 3 and 6 and the whole pool, bm25 at 3 and 6; tokens: both at 3 and 6; two seeds each
+    assert "Train: 18 times" in out
+    assert "Nothing was written." in out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module")
+def studied(places, tmp_path_factory) -> Path:
+    """A study of a function, without a test file."""
+    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth"]}
+    return comparison(places, tmp_path_factory.mktemp("studied"), **given).folder
+
+
+def test_studies_need_no_test_file_and_train_nothing(studied, capsys):
+    results = json.loads((studied / "results.json").read_text())
+    assert (results["cells"], results["test"]) == ([], None)
+    assert not (studied / "trials").exists()
+    depths = {r["setting"] for r in results["studies"] if r["study"] == "depth" and r["network"] == "paper"}
+    assert depths == {1, 2, 3, 4}
+    assert "Depth of the paper's network (embedding-similarity)" in (studied / "results.md").read_text()
+    rows = (studied / "studies.csv").read_text().splitlines()
+    assert rows[0].startswith("study,influence,network,labels,setting")
+    assert len(rows) > 100
+    page = (studied / "report.html").read_text()
+    assert page.count("<svg") >= 1
+    assert "One study of estimated influence" in page
+
+
+def test_studies_resume_with_the_same_bytes(places, studied):
+    before = {name: (studied / name).read_bytes() for name in ("results.json", "report.html", "results.md")}
+    networks = sorted((studied / "studies" / "embedding-similarity").glob("*.json"))
+    for path in (networks[0], networks[-1], studied / "results.json"):
+        path.unlink()
+    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth"]}
+    comparison(places, studied, **given)
+    assert {name: (studied / name).read_bytes() for name in before} == before
