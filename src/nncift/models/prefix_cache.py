@@ -17,6 +17,9 @@ from nncift.models.batching import in_memory, out_of_memory, sequence_too_long
 from nncift.models.causal_model import CausalModel
 
 
+_ROOM = 32  # tokens that a growing cache takes before it is copied
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Token ids that many continuations share, with their keys and values (None: read again each time)."""
@@ -96,6 +99,48 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
         both = ((self.keys, key_states), (self.values, value_states))
         keys, values = (torch.cat([one.expand(len(more), -1, -1, -1), more], dim=-2) for one, more in both)
         return keys, values
+
+
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values of a batch, with room behind them: the library's are copied with every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stores: list[torch.Tensor] = []  # (batch, heads, length with room, head width)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with these behind them, views of (batch, heads, length, head width)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._stores or end > self._stores[0].shape[-2]:
+            held = [self.keys, self.values] if start else []
+            self._stores = [_with_room(more, end + _ROOM) for more in (key_states, value_states)]
+            for store, before in zip(self._stores, held, strict=bool(held)):
+                store[..., :start, :] = before
+        for store, more in zip(self._stores, (key_states, value_states), strict=True):
+            store[..., start:end, :] = more
+        self.keys, self.values = (store[..., :end, :] for store in self._stores)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch, copies without room."""
+        super().batch_select_indices(indices)
+        self._stores = []
+
+
+def _with_room(states: torch.Tensor, length: int) -> torch.Tensor:
+    return states.new_empty((*states.shape[:-2], length, states.shape[-1]))
+
+
+def growing_cache() -> Any:
+    """An empty cache of a batch, to which tokens are added one by one in place."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _GrowingLayer
+    return cache
 
 
 def shared_cache(cache: Any) -> Any:
