@@ -16,7 +16,6 @@ from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory, sequence_too_long
 from nncift.models.causal_model import CausalModel
 
-
 _ROOM = 32  # tokens that a growing cache takes before it is copied
 
 
