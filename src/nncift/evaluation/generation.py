@@ -23,7 +23,7 @@ from nncift.data.chats.messages import exchange
 from nncift.models.chats import Style
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
 from nncift.models.loading import default_batch_size
-from nncift.models.onednn import onednn_linears
+from nncift.models.onednn import packed_linears
 from nncift.models.prefix_cache import growing_cache, shared_cache
 from nncift.models.prompts import PLAIN
 
@@ -90,13 +90,13 @@ def answer(
     def work(batch: list[int]) -> list[Answer]:
         asked = _Asked.read(model, [prompts[k] for k in batch])
         losses = [math.nan] * len(batch) if references is None else asked.losses([references[k] for k in batch])
-        with onednn_linears(model.model):  # once for all steps
-            found = _decode(asked, ends, [rooms[k] for k in batch])
+        found = _decode(asked, ends, [rooms[k] for k in batch])
         return [Answer(ends.text(ids), loss) for ids, loss in zip(found, losses, strict=True)]
 
     lengths = [len(prompt) for prompt in prompts]
     scored = [1] * len(prompts) if references is None else [len(reference) for reference in references]
-    return model.in_batches(work, lengths, scored, batch_size=size, steps=rooms)
+    with packed_linears(model.model):
+        return model.in_batches(work, lengths, scored, batch_size=size, steps=rooms)
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,19 @@ class _Asked:
             model.masked_logits(ids[:, :-1], mask[:, :-1], nowhere, nowhere, cache)
         return cls(model, prompts, ids[:, -1:], mask, cache)
 
-    @torch.inference_mode()
     def losses(self, references: list[list[int]]) -> list[float]:
         """Mean negative log-likelihood of each reference's tokens; the cache stays as it is."""
-        before = [prompt[-1:] if self.cache is not None else prompt for prompt in self.prompts]
+        lengths, found = [len(reference) for reference in references], [math.nan] * len(references)
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        for rows in self.model.batches(order, lengths, lengths, len(lengths)):  # one long reference pads all others
+            for row, loss in zip(rows, self._losses(rows, [references[row] for row in rows]), strict=True):
+                found[row] = loss
+        return found
+
+    def _losses(self, places: list[int], references: list[list[int]]) -> list[float]:
+        """Losses of the references of these rows."""
+        prompts = [self.prompts[row] for row in places]
+        before = [prompt[-1:] if self.cache is not None else prompt for prompt in prompts]
         sequences = [[*asked, *reference] for asked, reference in zip(before, references, strict=True)]
         spans = [[(len(asked), len(ids))] for asked, ids in zip(before, sequences, strict=True)]
         rows, columns, wanted = response_positions(sequences, spans)
@@ -161,10 +170,11 @@ class _Asked:
         if self.cache is None:
             logits = self.model.logits([ids.tolist() for ids in shown], rows, columns)
         else:
+            chosen = torch.tensor(places, device=self.mask.device)
             there = pad_sequence([torch.ones_like(ids) for ids in shown], batch_first=True)
-            mask = torch.cat([self.mask[:, :-1], there.to(self.mask.device)], dim=1)
+            mask = torch.cat([self.mask[chosen, :-1], there.to(self.mask.device)], dim=1)
             ids = pad_sequence(shown, batch_first=True).to(self.mask.device)
-            logits = self.model.masked_logits(ids, mask, rows, columns, shared_cache(self.cache))
+            logits = self.model.masked_logits(ids, mask, rows, columns, shared_cache(self.cache, chosen))
         values = token_log_probabilities(logits, wanted.to(self.model.device))
         return [-float(part.mean()) for part in torch.split(values, [len(reference) for reference in references])]
 

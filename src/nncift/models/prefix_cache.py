@@ -86,18 +86,22 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
     The library's cache would keep the joined ones of all layers until the pass ends; here each layer frees its own.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values  # (1, heads, prefix, head width)
+        self.keys, self.values = keys, values  # (1 or rows of a batch, heads, prefix, head width)
+        self._rows = rows
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of prefix and batch, (batch, heads, prefix + continuation, head width)."""
         both = ((self.keys, key_states), (self.values, value_states))
-        keys, values = (torch.cat([one.expand(len(more), -1, -1, -1), more], dim=-2) for one, more in both)
+        keys, values = (torch.cat([self._of(one, len(more)), more], dim=-2) for one, more in both)
         return keys, values
+
+    def _of(self, states: torch.Tensor, n: int) -> torch.Tensor:
+        return states.expand(n, -1, -1, -1) if self._rows is None else states[self._rows]
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -142,8 +146,13 @@ def growing_cache() -> Any:
     return cache
 
 
-def shared_cache(cache: Any) -> Any:
-    """A cache whose keys and values any continuation may read, and none changes: one sequence's, or a batch's own."""
+def shared_cache(cache: Any, rows: torch.Tensor | None = None) -> Any:
+    """A cache whose keys and values any continuation may read, and none changes.
+
+    Args:
+        cache: of one sequence, which all continuations share, or of a batch.
+        rows: those of the batch that are continued.
+    """
     shared = DynamicCache()
-    shared.layers = [_SharedLayer(layer.keys, layer.values) for layer in cache.layers]
+    shared.layers = [_SharedLayer(layer.keys, layer.values, rows) for layer in cache.layers]
     return shared
