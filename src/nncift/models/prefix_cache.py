@@ -107,6 +107,9 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values of a batch, with room behind them: the library's are copied with every token."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self._stores: list[torch.Tensor] = []  # (batch, heads, length with room, head width)
