@@ -44,6 +44,9 @@ def test_batches_with_a_cache_equal_one_prompt_at_a_time(name, tokenizer, monkey
         found = answer(model, prompts, references, max_new_tokens=8, batch_size=batch_size)
         assert [one.text for one in found] == [ids for ids, _ in expected]
         np.testing.assert_allclose([one.loss for one in found], [loss for _, loss in expected], rtol=1e-4)
+    limits = [8, 0, 3, 1, 8, 5]
+    found = answer(model, prompts, references, max_new_tokens=limits)
+    assert [one.text for one in found] == [ids[:most] for (ids, _), most in zip(expected, limits, strict=True)]
 
 
 def test_answers_end_at_their_end_token_and_with_the_context(tokenizer, monkeypatch):

@@ -42,7 +42,7 @@ def test_demonstrations_are_earlier_exchanges_the_most_similar_last(tiny, minilm
     turns = [("user", "Translate cat into French"), ("assistant", "chat")]
     turns += [("user", "Translate dog into French"), ("assistant", "chien"), ("user", "Translate the dog into French")]
     before = tiny.chat([{"role": role, "content": content} for role, content in turns])
-    together = found.before(items, tiny, new_tokens=16)
+    together = found.before(items, tiny, new_tokens=[16])
     assert shown(tiny, together) == [f"{before}le chien<|im_end|>"]
     assert together.prompt_ids == tiny.encode([before])
     assert together.references == items.references
@@ -52,7 +52,7 @@ def test_plain_demonstrations_are_blocks(tiny):
     rows, test = samples(word_rows(3)), samples(word_rows(1, 5))
     items = Items.read(test, tiny, wording="plain")
     demonstrations = Demonstrations(tuple(Items.read(rows, tiny).samples), np.array([[2, 0]]))
-    (text,) = shown(tiny, demonstrations.before(items, tiny, new_tokens=4))
+    (text,) = shown(tiny, demonstrations.before(items, tiny, new_tokens=[4]))
     blocks = [f"Request:\n{row['prompt']}\n\nResponse:\n{row['response']}" for row in (*word_rows(1), word_rows(3)[2])]
     own = f"Request:\n{test[0]['prompt']}\n\nResponse:\n{test[0]['response']}"
     assert text == "\n\n".join([*blocks, own]) + "<|im_end|>"
@@ -63,7 +63,7 @@ def test_turns_that_are_trained_on_stay_so_after_a_system_message(tiny):
     sample = Conversation.read("t", "one", "four", row["messages"], None, [2, 4])
     items = Items((sample,), tuple(encode_samples(tiny, [sample], wording="chat")), "chat")
     demonstrations = Demonstrations(Items.read(samples(word_rows(1)), tiny).samples, np.array([[0]]))
-    together = demonstrations.before(items, tiny, new_tokens=4)
+    together = demonstrations.before(items, tiny, new_tokens=[4])
     pieces = [
         [tiny.tokenizer.decode(e.ids[a:b]) for a, b in e.spans] for e in (items.examples[0], together.examples[0])
     ]
@@ -82,7 +82,7 @@ def test_the_least_similar_go_first_where_the_context_is_short(tiny_model):
         for length, model in zip(lengths, models, strict=True):
             items = Items.read(samples(word_rows(1, 9)), model, wording=wording)
             demonstrations = Demonstrations(Items.read(rows, model).samples, np.array([[3, 1, 4, 0, 5]]))
-            together = demonstrations.before(items, model, new_tokens=40)
+            together = demonstrations.before(items, model, new_tokens=[40])
             (text,) = shown(model, together)
             assert len(together.prompt_ids[0]) + 40 <= length
             order = [k for k in (5, 0, 4, 1, 3) if rows[k]["prompt"] + "\n" in text.replace("<|im_end|>", "\n")]

@@ -124,9 +124,17 @@ def test_a_killed_measurement_ends_with_the_same_bytes(tiny, items, tmp_path, mo
     measure(tiny, items, folder=tmp_path / "killed", **options)  # nothing is left to do
 
 
+def test_an_answer_may_be_twice_as_long_as_its_reference_but_not_much_longer_than_all(tiny, items):
+    lengths = [len(ids) - 1 for ids in tiny.encode([f"{row['response']}<|im_end|>\n" for row in ROWS])]
+    assert items.new_tokens() == [min(2 * length, max(lengths)) + 8 for length in lengths]
+    assert items.new_tokens(5) == [5] * len(items)
+    long = Items.read(samples([{"id": "l", "prompt": "Count.", "response": "one two " * 160}]), tiny)
+    assert long.new_tokens() == [256]
+
+
 def test_in_context_learning_changes_the_loss(tiny, items, tmp_path):
     demonstrations = Demonstrations(items.samples, np.array([[k] for k in range(len(items))]))
-    shown = demonstrations.before(items, tiny, new_tokens=3)
+    shown = demonstrations.before(items, tiny, new_tokens=[3] * len(items))
     found = measure(tiny, items, folder=tmp_path / "a", demonstrations=demonstrations, max_new_tokens=3)
     expected = mean_losses(tiny, shown.examples)
     np.testing.assert_allclose(found.values["loss"], expected, rtol=1e-4)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from builders import named
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.labels.design import PairPlan
-from nncift.labels.rates import mean_rate, measure_rates
+from nncift.labels.rates import abridged, mean_rate, measure_rates
 from nncift.labels.work import grid_work, planned_work
 from nncift.run.costs import Rates, StageCost, Work
 
@@ -171,3 +171,14 @@ def test_the_rates_of_a_finished_run_extrapolate_it():
     assert rates == Rates(10.0, 0.1, 0.02)
     assert rates.seconds(Work(samples=200, pairs=10_000, tokens=4000)) == pytest.approx(10 + 400 + 200)
     assert Rates.of(cost, Work(samples=20, pairs=100)).unit == 2.0
+
+
+def test_trials_do_not_grow_with_the_samples():
+    """Long samples are abridged to plain text; short ones stay as they are."""
+    long = {"prompt": "p" * 5000 + "?", "response": "r" * 9000, "messages": "[]", "turns": [1, 3]}
+    short = {"prompt": "p", "response": "r", "messages": None, "turns": None}
+    rows = Dataset.from_list([{"id": "a", **long}, {"id": "b", **short}])
+    first, second = abridged(rows, 100).to_list()
+    assert first == {"id": "a", "prompt": "p" * 49 + "?", "response": "r" * 50, "messages": None, "turns": None}
+    assert second == {"id": "b", **short}
+    assert abridged(rows, 100).features == rows.features

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nncift.models.onednn import onednn_linears
+from nncift.models import onednn
+from nncift.models.onednn import onednn_linears, packed_linears
 
 
 def replaced(layers) -> list[bool]:
@@ -49,3 +50,19 @@ def test_a_nested_block_adds_layers_frozen_in_between():
             assert replaced(layers) == [True, True]
         assert replaced(layers) == [True, False]
     assert replaced(layers) == [False, False]
+
+
+@pytest.mark.parametrize("limit", [2**31, 0])
+def test_packed_weights_equal_plain_ones(monkeypatch, limit):
+    monkeypatch.setattr(onednn, "_PACKED", limit)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.Linear(40, 8, bias=False))
+    inputs = [torch.randn(shape) for shape in ((1, 24), (7, 24), (2, 5, 24), (3, 1, 24))]
+    with torch.inference_mode():
+        expected = [layers(each) for each in inputs]
+        with packed_linears(layers), onednn_linears(layers):
+            assert replaced(layers) == [True, True]
+            for each, wanted in zip(inputs, expected, strict=True):
+                torch.testing.assert_close(layers(each), wanted, rtol=1e-5, atol=1e-5)
+    assert replaced(layers) == [False, False]
+    assert layers[0].weight.requires_grad

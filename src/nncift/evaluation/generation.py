@@ -14,17 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import DynamicCache
 
 from nncift.data.chats.messages import exchange
 from nncift.models.chats import Style
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
 from nncift.models.loading import default_batch_size
-from nncift.models.prefix_cache import shared_cache
+from nncift.models.onednn import packed_linears
+from nncift.models.prefix_cache import growing_cache, shared_cache
 from nncift.models.prompts import PLAIN
 
 _NEXT_REQUEST = "\n\n" + PLAIN.partition("{prompt}")[0]  # a model without an end token goes on with it
@@ -64,7 +64,7 @@ def answer(
     prompts: Sequence[list[int]],
     references: Sequence[list[int]] | None = None,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     wording: Style = "chat",
     batch_size: int | None = None,
 ) -> list[Answer]:
@@ -74,7 +74,7 @@ def answer(
         model: the language model, with an adapter or without.
         prompts: n lists of token ids, none of them empty.
         references: n likewise; fewer than the context leaves behind the prompt.
-        max_new_tokens: of an answer, at most; an answer also ends with the context.
+        max_new_tokens: of an answer, or of each, at most; an answer also ends with the context.
         wording: "plain" also ends an answer where the model goes on with the next request.
         batch_size: sequences per pass, at most; halved when memory runs out. 32 unless given, on CUDA as many as fit.
 
@@ -82,9 +82,11 @@ def answer(
         ModelError: one sequence alone does not fit into memory.
     """
     size = batch_size or default_batch_size(str(model.device))
-    rooms = [min(max_new_tokens, model.context_length - len(prompt)) for prompt in prompts]
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    rooms = [min(most, model.context_length - len(prompt)) for most, prompt in zip(limits, prompts, strict=True)]
     ends = _Ends(model, stop_tokens(model), _NEXT_REQUEST if wording == "plain" else None)
 
+    @torch.inference_mode()
     def work(batch: list[int]) -> list[Answer]:
         asked = _Asked.read(model, [prompts[k] for k in batch])
         losses = [math.nan] * len(batch) if references is None else asked.losses([references[k] for k in batch])
@@ -93,7 +95,8 @@ def answer(
 
     lengths = [len(prompt) for prompt in prompts]
     scored = [1] * len(prompts) if references is None else [len(reference) for reference in references]
-    return model.in_batches(work, lengths, scored, batch_size=size, steps=max(max_new_tokens, 1))
+    with packed_linears(model.model):
+        return model.in_batches(work, lengths, scored, batch_size=size, steps=rooms)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Asked:
     prompts: list[list[int]]
     ids: torch.Tensor
     mask: torch.Tensor
-    cache: DynamicCache | None
+    cache: Any
 
     @classmethod
     def read(cls, model: LanguageModel, prompts: list[list[int]]) -> _Asked:
@@ -142,15 +145,24 @@ class _Asked:
         mask = mask.to(model.device)
         if not model.shares_prefix:
             return cls(model, prompts, ids[:, -1:], mask, None)
-        cache, nowhere = DynamicCache(), torch.zeros(0, dtype=torch.long)
+        cache, nowhere = growing_cache(), torch.zeros(0, dtype=torch.long)
         if ids.shape[1] > 1:
             model.masked_logits(ids[:, :-1], mask[:, :-1], nowhere, nowhere, cache)
         return cls(model, prompts, ids[:, -1:], mask, cache)
 
-    @torch.inference_mode()
     def losses(self, references: list[list[int]]) -> list[float]:
         """Mean negative log-likelihood of each reference's tokens; the cache stays as it is."""
-        before = [prompt[-1:] if self.cache is not None else prompt for prompt in self.prompts]
+        lengths, found = [len(reference) for reference in references], [math.nan] * len(references)
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        for rows in self.model.batches(order, lengths, lengths, len(lengths)):  # one long reference pads all others
+            for row, loss in zip(rows, self._losses(rows, [references[row] for row in rows]), strict=True):
+                found[row] = loss
+        return found
+
+    def _losses(self, places: list[int], references: list[list[int]]) -> list[float]:
+        """Losses of the references of these rows."""
+        prompts = [self.prompts[row] for row in places]
+        before = [prompt[-1:] if self.cache is not None else prompt for prompt in prompts]
         sequences = [[*asked, *reference] for asked, reference in zip(before, references, strict=True)]
         spans = [[(len(asked), len(ids))] for asked, ids in zip(before, sequences, strict=True)]
         rows, columns, wanted = response_positions(sequences, spans)
@@ -158,10 +170,11 @@ class _Asked:
         if self.cache is None:
             logits = self.model.logits([ids.tolist() for ids in shown], rows, columns)
         else:
+            chosen = torch.tensor(places, device=self.mask.device)
             there = pad_sequence([torch.ones_like(ids) for ids in shown], batch_first=True)
-            mask = torch.cat([self.mask[:, :-1], there.to(self.mask.device)], dim=1)
+            mask = torch.cat([self.mask[chosen, :-1], there.to(self.mask.device)], dim=1)
             ids = pad_sequence(shown, batch_first=True).to(self.mask.device)
-            logits = self.model.masked_logits(ids, mask, rows, columns, shared_cache(self.cache))
+            logits = self.model.masked_logits(ids, mask, rows, columns, shared_cache(self.cache, chosen))
         values = token_log_probabilities(logits, wanted.to(self.model.device))
         return [-float(part.mean()) for part in torch.split(values, [len(reference) for reference in references])]
 
@@ -189,7 +202,6 @@ class _Asked:
             self.cache.batch_select_indices(chosen)
 
 
-@torch.inference_mode()
 def _decode(asked: _Asked, ends: _Ends, rooms: list[int]) -> list[list[int]]:
     """The token ids of each answer, with the token that ends it."""
     answers = [list[int]() for _ in rooms]

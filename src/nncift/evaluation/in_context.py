@@ -60,13 +60,13 @@ class Demonstrations:
         embeddings = embed_texts([*items.prompts, *(sample.prompt for sample in samples)], encoder)
         return cls(samples, most_similar(embeddings[: len(items)], embeddings[len(items) :], k))
 
-    def before(self, items: Items, model: Tokenization, *, new_tokens: int) -> Items:
+    def before(self, items: Items, model: Tokenization, *, new_tokens: Sequence[int]) -> Items:
         """The items with their demonstrations in front.
 
         Args:
             items: n test items.
             model: the language model they were rendered for, or its tokenizer alone.
-            new_tokens: for which the context keeps room, or for the reference where that is longer.
+            new_tokens: of each item, for which the context keeps room, or for the reference where that is longer.
 
         Raises:
             ModelError: the chat template refuses the demonstrations.
@@ -75,9 +75,9 @@ class Demonstrations:
             raise ConfigError(f"there are {len(items)} test items, and demonstrations for {len(self.nearest)}")
         render: Render = _in_chat if items.wording == "chat" else _in_plain
         examples = []
-        for sample, alone, nearest in zip(items.samples, items.examples, self.nearest, strict=True):
+        for sample, alone, nearest, room in zip(items.samples, items.examples, self.nearest, new_tokens, strict=True):
             shown = [self.samples[k] for k in reversed(nearest.tolist())]  # the most similar last
-            examples.append(_fitting(model, sample, alone, shown, render, new_tokens))
+            examples.append(_fitting(model, sample, alone, shown, render, room))
         return replace(items, examples=tuple(examples))
 
 

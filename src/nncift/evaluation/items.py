@@ -80,11 +80,19 @@ class Items:
         """What precedes the answer of each, in token ids."""
         return [example.ids[: example.spans[-1][0]] for example in self.examples]
 
-    @property
-    def default_new_tokens(self) -> int:
-        """Longest answer to generate: that of the references in tokens and a margin, at most 256."""
-        longest = max((end - start for start, end in (e.spans[-1] for e in self.examples)), default=0)
-        return min(longest + _MARGIN, _MOST_NEW_TOKENS)
+    def new_tokens(self, most: int | None = None) -> list[int]:
+        """Tokens of the longest answer to generate to each item; the same for every model that is tested.
+
+        Twice its own reference, but no more than the longest reference of all, and a margin of 8; at most 256. What
+        goes on for longer matches no short reference, so it is not paid for.
+
+        Args:
+            most: for every item, instead.
+        """
+        if most is not None:
+            return [most] * len(self)
+        lengths = [end - start for start, end in (example.spans[-1] for example in self.examples)]
+        return [min(min(2 * length, max(lengths)) + _MARGIN, _MOST_NEW_TOKENS) for length in lengths]
 
     def applies(self, metric: str) -> np.ndarray:
         """To which items a metric of `METRICS` applies, (n,) bool."""

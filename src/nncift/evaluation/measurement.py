@@ -59,7 +59,7 @@ def measure(
         metrics: names of `METRICS`; all that can be measured unless given. "loss" alone generates nothing.
         encoder: for the embedding similarity.
         judge: grades the answers; check it first (`check_judge`).
-        max_new_tokens: of an answer; that of the longest reference and a margin, at most 256, unless given.
+        max_new_tokens: of an answer; by its reference (`Items.new_tokens`) unless given.
         batch_size: sequences per pass, at most; 32 unless given, on CUDA as many as fit.
         progress: show progress bars.
 
@@ -70,12 +70,12 @@ def measure(
         RunError: the folder has results of another measurement.
     """
     wanted = _wanted(metrics, items, encoder, judge)
-    new_tokens = max_new_tokens or items.default_new_tokens
+    new_tokens = items.new_tokens(max_new_tokens)
     shown = items if demonstrations is None else demonstrations.before(items, model, new_tokens=new_tokens)
     if adapter is not None:
         check_adapter_folder(adapter)
     generates = wanted != ["loss"]
-    work = _Answers(model, shown, new_tokens if generates else 0, batch_size)
+    work = _Answers(model, shown, tuple(new_tokens) if generates else (), batch_size)
     identity = fingerprint(
         [model.name, model.precision, None if adapter is None else content_hash(adapter / WEIGHTS)],
         [items.ids, items.prompts, items.references, [example.key for example in shown.examples]],
@@ -136,17 +136,19 @@ def _claim(folder: Path, identity: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """Losses and answers of a range of the items, which are sorted by length so that those of a batch are alike."""
+    """Losses and answers of a range of the items, which are sorted so that those of a batch are alike."""
 
     model: LanguageModel
     items: Items
-    new_tokens: int  # 0: no answers are generated
+    new_tokens: tuple[int, ...]  # of the answer to each item, at most; empty: no answers are generated
     batch_size: int | None
 
     @property
     def order(self) -> list[int]:
-        """The items, longest first."""
-        return sorted(range(len(self.items)), key=lambda k: -len(self.items.examples[k].ids))
+        """The items, the longest answers and then the longest prompts first: a batch lasts as long as its longest."""
+        lengths = [len(example.ids) for example in self.items.examples]
+        rooms = self.new_tokens or [0] * len(lengths)
+        return sorted(range(len(lengths)), key=lambda k: (-rooms[k], -lengths[k]))
 
     def __call__(self, rows: range) -> Arrays:
         chosen = self.order[rows.start : rows.stop]
@@ -160,7 +162,7 @@ class _Answers:
                 self.model,
                 [prompts[k] for k in chosen],
                 references,
-                max_new_tokens=self.new_tokens,
+                max_new_tokens=[self.new_tokens[k] for k in chosen],
                 wording=self.items.wording,
                 batch_size=self.batch_size,
             )

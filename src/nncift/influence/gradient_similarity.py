@@ -13,15 +13,16 @@ so it alone has nonzero gradients, for which the first factor is a random projec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, RunError
@@ -97,11 +98,13 @@ class GradientInfluence(LanguageModelFunction):
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
         with tqdm(total=total, desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
-            for (k, point), side in product(enumerate(points), _SIDES):
-                shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
-                shards.compute(partial(self._shard, point, side, examples[side]), bar=bar)
-                features = (feature for shard in shards for feature in shard["values"])
-                known[k, side] = dict(zip((example.key for example in examples[side]), features, strict=True))
+            for k, point in enumerate(points):
+                with _Attached(self, point) as attached:  # once for all shards of both sides
+                    for side in _SIDES:
+                        shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
+                        shards.compute(partial(_shard, attached, side, examples[side]), bar=bar)
+                        features = (feature for shard in shards for feature in shard["values"])
+                        known[k, side] = dict(zip((each.key for each in examples[side]), features, strict=True))
         self._cache = known
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
@@ -153,31 +156,69 @@ class GradientInfluence(LanguageModelFunction):
             lambda which: self._compute(point, side, [examples[number] for number in which]),
         )
 
-    def _shard(self, point: Point, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
-        return {"values": self._compute(point, side, examples[rows.start : rows.stop])}
-
     def _compute(self, point: Point, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Normalized features of the examples at an adapter, (n, dimension) float32."""
-        model = self.language_model
-        with adapted(model, point.adapter):
-            layers = adapter_layers(model)
-            if isinstance(point.adapter, Lora):  # its second factor is zero, so the first has no gradient
-                layers = {name: layer for name, layer in layers.items() if ".lora_B." in name}
-            weights = adapter_weights(model)
-            shapes = {name: (weights[name].shape[0], weights[name].shape[1]) for name in layers}
-            sketch = SignSketch(shapes, self.dimension, seed=self.seed, device=model.device)
-            change = None
-            if self.preconditioned == "both" or self.preconditioned == side:
-                assert isinstance(point.adapter, Path)
-                adam = Adam(read_moments(point.adapter, shapes), sketch.widths, device=model.device)
-                change = adam.update if side == "pool" else adam.scale
-            found = batched_features(model, examples, layers, sketch, change, batch_size=self.batch_size)
+        with _Attached(self, point) as attached:
+            return attached.features(side, examples)
+
+
+class _Attached(contextlib.ExitStack):
+    """An adapter of a function, on its model from the first features that are computed to the end of the block."""
+
+    def __init__(self, function: GradientInfluence, point: Point) -> None:
+        super().__init__()
+        self._function, self._point = function, point
+
+    def features(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        """Normalized features of the examples, (n, dimension) float32.
+
+        Raises:
+            DataError: a gradient is not finite.
+        """
+        function = self._function
+        layers, sketch = self._layers
+        change = None
+        if function.preconditioned in ("both", side):
+            change = self._adam.update if side == "pool" else self._adam.scale
+        model, batch_size = function.language_model, function.batch_size
+        found = batched_features(model, examples, layers, sketch, change, batch_size=batch_size)
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
             name = examples[bad[0]].id
             raise DataError(f"the gradient of {name!r} is not finite", "drop the sample, or set `dtype` to float32")
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
+
+    @cached_property
+    def _layers(self) -> tuple[dict[str, torch.nn.Module], SignSketch]:
+        """The layers of the adapter, which is attached now, and the random projection of their gradients."""
+        model, adapter = self._function.language_model, self._point.adapter
+        self.enter_context(adapted(model, adapter))
+        layers = adapter_layers(model)
+        if isinstance(adapter, Lora):  # its second factor is zero, so the first has no gradient
+            layers = {name: layer for name, layer in layers.items() if ".lora_B." in name}
+        sketch = SignSketch(
+            _shapes(model, layers), self._function.dimension, seed=self._function.seed, device=model.device
+        )
+        return layers, sketch
+
+    @cached_property
+    def _adam(self) -> Adam:
+        """Adam's preconditioning by the checkpoint's moments."""
+        assert isinstance(self._point.adapter, Path)
+        (layers, sketch), model = self._layers, self._function.language_model
+        moments = read_moments(self._point.adapter, _shapes(model, layers))
+        return Adam(moments, sketch.widths, device=model.device)
+
+
+def _shapes(model: LanguageModel, layers: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """(out, in) of the weights of some layers of the adapter on the model."""
+    weights = adapter_weights(model)
+    return {name: (weights[name].shape[0], weights[name].shape[1]) for name in layers}
+
+
+def _shard(attached: _Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
+    return {"values": attached.features(side, examples[rows.start : rows.stop])}
 
 
 class GradientSimilarity(GradientInfluence):

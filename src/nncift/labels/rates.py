@@ -26,6 +26,7 @@ _CANDIDATES = 64  # random samples of a side, the shorter quarter of which the t
 _ROWS, _TARGETS = (1, 2, 4, 8, 16), (2, 4, 8, 16, 16)  # samples of the trials, smallest first
 _TRAINED = (3, 1)  # samples of a warm-up; one training is enough where the function tells the time of its steps
 _ENOUGH, _LONG = 0.4, 1.5  # seconds; after a trial that took as long there is no larger one; after the first trial
+_CHARACTERS = 600  # of a sample of the trials, at most
 _COUNTED = 64  # samples whose tokens give the means of `Rate`
 _MAX_PAIRS = 10**9
 
@@ -129,12 +130,29 @@ def mean_rate(function: InfluenceFunction, rates: Rates, pool: Dataset, target: 
 
 
 def _short(samples: Dataset, rng: np.random.Generator) -> Dataset:
-    """A random part of the samples, the shorter quarter of them, its longest first."""
+    """A random part of the samples, the shorter quarter of them, its longest first, abridged."""
     some = samples.select(np.sort(rng.permutation(len(samples))[:_CANDIDATES]))
     if "prompt" not in some.column_names:
         return some
     lengths = [len(prompt) + len(response) for prompt, response in zip(some["prompt"], some["response"], strict=True)]
-    return some.select(np.argsort(lengths, kind="stable")[: len(lengths) // 4 + 1][::-1])
+    return abridged(some.select(np.argsort(lengths, kind="stable")[: len(lengths) // 4 + 1][::-1]))
+
+
+def abridged(samples: Dataset, characters: int = _CHARACTERS) -> Dataset:
+    """The samples, the long ones as plain text with half as many characters each of prompt and response.
+
+    Time is extrapolated by tokens, and a trial on a handful of long samples would take minutes.
+    """
+    from datasets import Dataset
+
+    half, rows = characters // 2, samples.to_list()
+    if all(len(row["prompt"]) + len(row["response"]) <= characters for row in rows):
+        return samples
+    for row in rows:
+        if len(row["prompt"]) + len(row["response"]) > characters:
+            row |= {"prompt": row["prompt"][-half:], "response": row["response"][:half]}
+            row |= dict.fromkeys(row.keys() & {"messages", "tools", "turns"})
+    return Dataset.from_list(rows, features=samples.features)
 
 
 def _tried(function: InfluenceFunction, rows: Dataset, targets: Dataset) -> _Trial:

@@ -93,7 +93,7 @@ class Batcher:
         *,
         batch_size: int,
         before: int = 0,
-        steps: int = 1,
+        steps: Sequence[int] | None = None,
     ) -> list[T]:
         """The result of `work` for each of n rows, in length-sorted batches that are halved when memory runs out.
 
@@ -103,7 +103,8 @@ class Batcher:
             scored: positions of each row at the output layer.
             batch_size: rows in a batch, at most.
             before: tokens in front of every row, for the error alone.
-            steps: passes of the model for a batch: one, or one for each generated token.
+            steps: passes of the model for each row alone, such as tokens to generate; a batch takes those of its
+                longest, one unless given.
 
         Raises:
             ModelError: one row alone does not fit into memory.
@@ -126,18 +127,24 @@ class Batcher:
         return [results[j] for j in range(len(lengths))]
 
     def batches(
-        self, order: Sequence[int], lengths: Sequence[int], scored: Sequence[int], batch_size: int, steps: int = 1
+        self,
+        order: Sequence[int],
+        lengths: Sequence[int],
+        scored: Sequence[int],
+        batch_size: int,
+        steps: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Rows in `order`, longest first, cut into the batches of least cost: padded tokens and an overhead each."""
         most = min(batch_size, self._most_rows or batch_size)
         cost, begin = [0] + [0] * len(order), [0] * (len(order) + 1)
         for end in range(1, len(order) + 1):
-            best, positions = None, 0
+            best, positions, passes = None, 0, 1
             for start in range(end - 1, max(end - most, 0) - 1, -1):
                 positions += scored[order[start]]
                 if positions * self.vocabulary > _LOGITS and start < end - 1:
                     break
-                total = cost[start] + (end - start) * lengths[order[start]] + steps * self._overhead
+                passes = max(passes, 1 if steps is None else steps[order[start]])
+                total = cost[start] + (end - start) * lengths[order[start]] + passes * self._overhead
                 if best is None or total < best:
                     best, begin[end] = total, start
             cost[end] = best or 0

@@ -16,6 +16,8 @@ from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory, sequence_too_long
 from nncift.models.causal_model import CausalModel
 
+_ROOM = 32  # tokens that a growing cache takes before it is copied
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -84,22 +86,76 @@ class _SharedLayer(DynamicLayer):  # type: ignore[misc]
     The library's cache would keep the joined ones of all layers until the pass ends; here each layer frees its own.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values  # (1, heads, prefix, head width)
+        self.keys, self.values = keys, values  # (1 or rows of a batch, heads, prefix, head width)
+        self._rows = rows
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of prefix and batch, (batch, heads, prefix + continuation, head width)."""
         both = ((self.keys, key_states), (self.values, value_states))
-        keys, values = (torch.cat([one.expand(len(more), -1, -1, -1), more], dim=-2) for one, more in both)
+        keys, values = (torch.cat([self._of(one, len(more)), more], dim=-2) for one, more in both)
         return keys, values
 
+    def _of(self, states: torch.Tensor, n: int) -> torch.Tensor:
+        return states.expand(n, -1, -1, -1) if self._rows is None else states[self._rows]
 
-def shared_cache(cache: Any) -> Any:
-    """A cache whose keys and values any continuation may read, and none changes: one sequence's, or a batch's own."""
+
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values of a batch, with room behind them: the library's are copied with every token."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stores: list[torch.Tensor] = []  # (batch, heads, length with room, head width)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with these behind them, views of (batch, heads, length, head width)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._stores or end > self._stores[0].shape[-2]:
+            held = [self.keys, self.values] if start else []
+            self._stores = [_with_room(more, end + _ROOM) for more in (key_states, value_states)]
+            for store, before in zip(self._stores, held, strict=bool(held)):
+                store[..., :start, :] = before
+        for store, more in zip(self._stores, (key_states, value_states), strict=True):
+            store[..., start:end, :] = more
+        self.keys, self.values = (store[..., :end, :] for store in self._stores)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch, copies without room."""
+        super().batch_select_indices(indices)
+        self._stores = []
+
+
+def _with_room(states: torch.Tensor, length: int) -> torch.Tensor:
+    return states.new_empty((*states.shape[:-2], length, states.shape[-1]))
+
+
+def growing_cache() -> Any:
+    """An empty cache of a batch, to which tokens are added one by one in place."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _GrowingLayer
+    return cache
+
+
+def shared_cache(cache: Any, rows: torch.Tensor | None = None) -> Any:
+    """A cache whose keys and values any continuation may read, and none changes.
+
+    Args:
+        cache: of one sequence, which all continuations share, or of a batch.
+        rows: those of the batch that are continued.
+    """
     shared = DynamicCache()
-    shared.layers = [_SharedLayer(layer.keys, layer.values) for layer in cache.layers]
+    shared.layers = [_SharedLayer(layer.keys, layer.values, rows) for layer in cache.layers]
     return shared

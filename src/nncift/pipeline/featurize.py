@@ -9,6 +9,7 @@ import numpy as np
 
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
+from nncift.labels.rates import abridged
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
@@ -51,20 +52,25 @@ def _some(rows: Dataset) -> Dataset:
     return rows.select(np.linspace(0, len(rows) - 1, min(_MEASURED, len(rows))).astype(int))
 
 
+def _characters(rows: Dataset) -> list[int]:
+    return [len(p) + len(r) + 1 for p, r in zip(rows["prompt"], rows["response"], strict=True)]
+
+
 def cost(run: Run) -> PlannedCost:
     """Planned cost of the features, from a rate measured on a few samples; nothing for the user's own."""
     rows, seconds, width, memory = run.pool.rows, 0.0, 0, 0
     some = _some(rows)
-    lengths = np.array([len(p) + len(r) for p, r in zip(some["prompt"], some["response"], strict=True)]) + 1
+    lengths = np.array(_characters(some))
     samples = sum(run.size(side) for side in run.samples)
     for kind, source in _reader(run).models.items():
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
-        source(some.select([order[-1]]))  # loads the model
+        trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
+        source(trial.select([len(trial) - 1]))  # loads the model
         blocks: dict[str, np.ndarray] = {}
         taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
-        characters = lengths[order[: _TRIALS[kind]]].sum()
+        characters = sum(_characters(trial))
         seconds += taken / characters * lengths.mean() * samples
         memory = max(memory, *(source.memory(_some(one.rows)) for one in run.samples.values()))
     return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

@@ -50,7 +50,7 @@ class ProofOptions:
     shots: int = 5
     """Examples in the context, at most."""
     max_new_tokens: int | None = None
-    """Longest generated answer; by default a little longer than the longest reference."""
+    """Longest generated answer in tokens; by default twice its own reference and 8 more, at most 256."""
     judge: str | None = None
     """A language model that rates answers from 1 to 5 against the reference: a hub id, a folder, "embedded", or with
     --judge-url the name of the endpoint's model. It is first checked on known answers."""

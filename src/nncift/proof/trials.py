@@ -83,7 +83,9 @@ class Test:
         """What the results depend on, hashed."""
         items, judge = self.items, None if self.judge is None else self.judge.describe()
         parts = [items.ids, items.references, [example.key for example in items.examples]]
-        return fingerprint(*parts, self.metrics, self.encoder.name, judge, self.max_new_tokens)
+        generates = self.metrics != ("loss",)
+        limits = self.items.new_tokens(self.max_new_tokens) if generates else self.max_new_tokens
+        return fingerprint(*parts, self.metrics, self.encoder.name, judge, limits)
 
     def first(self, n: int) -> Test:
         """The same of the first n items."""
