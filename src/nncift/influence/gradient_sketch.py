@@ -2,16 +2,16 @@
 
 A layer's gradient is a sum over tokens of outer products, and both factors are there after a forward pass
 (`models/token_gradients.py`): g_t, the gradient at the last layer's output, and x_lt, the normalized input of layer l.
-A sample is the G_l = sum over its response tokens of g_t x_lt^T; similarity is the cosine of two samples' G_l, mean over
-a few layers, with x whitened over the pool (`token_products.py`), and with a small weight the cosine of the whitened
-mean of x at one layer. No labels, no training, no backward pass through the layers.
+A sample is G_l = sum over its response tokens of g_t x_lt^T for a few layers l. Similarity is the mean over layers of
+the cosine of two samples' G_l, with x whitened over the pool (`token_products.py`), plus, with a small weight, the
+cosine of the whitened means of x at one layer. No labels, no training, no backward pass through the layers.
 
 Summed over a subset, many small cosines outweigh a few large ones, so influence is exp(sharpness (cos - 1)).
 
-A sample takes one pass and is then a vector of `dimension` + hidden numbers, which a run needs for all of its samples;
-a pair costs an inner product. With `dimension=0` cosines are exact: all token factors are kept, which is for small sets,
-and a pair costs a product of the samples' tokens. Whitening takes the first `WHITENING_TOKENS` response tokens of the
-pool in a fixed pseudo-random order of its samples, so values depend on the pool given to `prepare`.
+A sample takes one pass and is then a vector of `dimension` + hidden numbers, which are kept; a pair costs an inner
+product. With `dimension=0` cosines are exact, for small sets: (layers + 1) x hidden numbers are kept of each response
+token, and a pair costs a product of its samples' tokens. Whitening takes the first `WHITENING_TOKENS` response tokens
+of the pool, in a fixed pseudo-random order of its samples, so values depend on the pool given to `prepare`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nncift.models.examples import Example, in_example_batches
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
-from nncift.models.token_gradients import TokenFactors, token_factors
+from nncift.models.token_gradients import TokenFactors, join_factors, split_factors, token_factors
 from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
@@ -104,7 +104,8 @@ class GradientSketch(LanguageModelFunction):
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
         if self.dimension:
-            return self.from_products(self.vectors(pool_rows) @ self.vectors(target_rows).T)
+            products: np.ndarray = self.vectors(pool_rows) @ self.vectors(target_rows).T
+            return self.from_products(products)
         pool, target = (self._whitened(self._examples(rows)) for rows in (pool_rows, target_rows))
         return self.from_products(cosines(pool, target, self.states).astype(np.float32))
 
@@ -126,11 +127,11 @@ class GradientSketch(LanguageModelFunction):
         if self.dimension:
             return self._vectors_and_norms(rows)[:, -1]
         found = self._factors_of(self._examples(rows))
-        return np.array([gradient_norm(factors) for factors in found], dtype=np.float32)
+        return np.array([float(gradient_norm(factors)) for factors in found], dtype=np.float32)
 
     def from_products(self, products: np.ndarray) -> np.ndarray:
         """Influence from the inner products of two samples' vectors, entry by entry."""
-        cosine = np.clip(products, -1, 1)
+        cosine: np.ndarray = np.clip(products, -1, 1)
         return np.exp(np.float32(self.sharpness) * (cosine - 1)) if self.sharpness else cosine
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
@@ -283,26 +284,14 @@ class GradientSketch(LanguageModelFunction):
         return found
 
     def _factor_shard(self, examples: Sequence[Example], rows: range) -> Arrays:
-        found = self._factors(examples[rows.start : rows.stop])
-        gradients, inputs, weights = ([part.numpy() for part in parts] for parts in zip(*found, strict=True))
-        return {
-            "tokens": np.array([len(one) for one in weights]),
-            "gradients": np.concatenate(gradients),
-            "inputs": np.concatenate(inputs, axis=1),
-            "weights": np.concatenate(weights),
-        }
+        return join_factors(self._factors(examples[rows.start : rows.stop]))
 
     def _vector_shard(self, examples: Sequence[Example], sketch: Sketch, rows: range) -> Arrays:
         return {"values": self._vectors(examples[rows.start : rows.stop], sketch)}
 
 
 def _split(shards: Shards) -> Iterator[TokenFactors]:
-    """The factors of each sample, from shards of `_factor_shard`."""
-    for shard in shards:
-        gradients, inputs, weights = (torch.from_numpy(shard[name]) for name in ("gradients", "inputs", "weights"))
-        tokens = shard["tokens"].tolist()
-        for parts in zip(gradients.split(tokens), inputs.split(tokens, dim=1), weights.split(tokens), strict=True):
-            yield TokenFactors(*parts)
+    return (factors for shard in shards for factors in split_factors(shard))
 
 
 def _first_tokens(examples: Sequence[Example], most: int) -> list[Example]:

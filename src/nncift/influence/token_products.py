@@ -1,11 +1,12 @@
 """Cosines of sums of token outer products, G_l = sum over t of g_t x_lt^T, exactly or through random projections.
 
-Inputs x are whitened by the second moment of a set of tokens, C_l + damping mean(diag C_l) = L L^T, so that the few
-directions all tokens share do not dominate: x L^-T (the input side of K-FAC's preconditioner, arXiv:1503.05671). Exactly,
-no G is formed: <G, G'> = sum over t, t' of (g_t . g'_t') (x_t . x'_t') (the ghost inner product of arXiv:2110.05679).
-Projected, each G_l is formed once, divided by its exact norm, and added to a count sketch of all layers, whose inner
-products are unbiased estimates of the mean cosine with a standard error of about 1 / sqrt(dimension). A projection of
-either side of G, to k x k, needs several times as many numbers for the same error.
+Inputs x are whitened, x L^-T with C_l + damping mean(diag C_l) = L L^T and C_l the second moment of a set of tokens, so
+that the few directions that all tokens share do not dominate (the input side of K-FAC, arXiv:1503.05671).
+
+Exact cosines form no G: <G, G'> = sum over t, t' of (g_t . g'_t') (x_t . x'_t'), the ghost inner product of
+arXiv:2110.05679. For vectors, each G_l is formed once, divided by its norm and added to one count sketch of all layers,
+whose inner products are unbiased estimates of the mean cosine with a standard error of about 1 / sqrt(dimension). A
+projection of g and x to k numbers each, which keeps layers x k x k, needs over ten times as many for the same error.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def whitening(parts: Iterable[TokenFactors], damping: float) -> np.ndarray:
         parts: of the samples whose tokens count; at least one.
         damping: above 0, in units of the mean eigenvalue.
     """
-    moments, tokens = np.zeros(()), 0
+    total: np.ndarray | float = 0.0
+    tokens = 0
     for part in parts:
         inputs = part.inputs.double().cpu().numpy()
-        moments = moments + inputs.transpose(0, 2, 1) @ inputs
+        total = total + inputs.transpose(0, 2, 1) @ inputs
         tokens += inputs.shape[1]
-    moments = moments / tokens
+    moments = np.asarray(total) / tokens
     hidden = moments.shape[-1]
     means = np.maximum(np.trace(moments, axis1=1, axis2=2) / hidden, _TINY)
     factors = np.linalg.cholesky(moments + damping * means[:, None, None] * np.eye(hidden))
@@ -43,17 +45,10 @@ def whitening(parts: Iterable[TokenFactors], damping: float) -> np.ndarray:
     return np.ascontiguousarray(inverses.transpose(0, 2, 1), dtype=np.float32)
 
 
-def gradient_norm(factors: TokenFactors) -> float:
-    """Mean over layers of the Frobenius norm of G_l before whitening."""
-    return float(np.mean([_norm(factors.gradients, inputs) for inputs in factors.inputs]))
-
-
-def _norm(gradients: torch.Tensor, inputs: torch.Tensor) -> float:
-    """Frobenius norm of gradients^T @ inputs, both (T, hidden), by the smaller of two products."""
-    if len(gradients) > gradients.shape[1]:
-        return float(torch.linalg.vector_norm(gradients.T @ inputs))
-    squared = ((gradients @ gradients.T).double() * (inputs @ inputs.T).double()).sum()
-    return math.sqrt(max(float(squared), 0.0))
+def gradient_norm(factors: TokenFactors) -> torch.Tensor:
+    """Mean over layers of the Frobenius norm of G_l before whitening, a float32 scalar on the factors' device."""
+    norms = [torch.linalg.vector_norm(factors.gradients.T @ inputs) for inputs in factors.inputs]
+    return torch.stack(norms).mean()
 
 
 class Sketch:
@@ -88,21 +83,20 @@ class Sketch:
 
     def vector(self, factors: TokenFactors) -> torch.Tensor:
         """The vector, (width,) float32, and the gradient norm behind it: (width + 1,)."""
-        gradients = factors.gradients.to(self._matrices.device)[None]
-        inputs = factors.inputs.to(self._matrices.device) @ self._matrices  # (layers, T, hidden), whitened
+        factors = TokenFactors(*(part.to(self._matrices.device) for part in factors))
+        gradients, inputs = factors.gradients[None], factors.inputs @ self._matrices  # (layers, T, hidden), whitened
         found = torch.zeros(1, self._sketch.dimension, device=gradients.device)
         for k, whitened in enumerate(inputs):
             product = self._sketch.gradients(str(k), gradients, whitened[None])
             self._sketch.add(found, str(k), _unit(product))
         parts = [math.sqrt(1 - self.states) * _unit(found[0])]
         if self.states:
-            mean = factors.weights.to(gradients.device) @ inputs[self.states_layer]
-            parts.append(math.sqrt(self.states) * _unit(mean))
-        return torch.cat([*parts, found.new_tensor([gradient_norm(factors)])])
+            parts.append(math.sqrt(self.states) * _unit(factors.weights @ inputs[self.states_layer]))
+        return torch.cat([*parts, gradient_norm(factors)[None]])
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:
-    return values / torch.linalg.vector_norm(values).clamp(min=_TINY)
+    return torch.div(values, torch.linalg.vector_norm(values).clamp(min=_TINY))
 
 
 class WhitenedSample(NamedTuple):

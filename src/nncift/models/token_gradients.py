@@ -14,10 +14,11 @@ logits are right; the graph begins at the last layer's output, and only response
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from nncift.errors import ModelError
@@ -69,9 +70,33 @@ def token_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequen
     shares = [1 / (end - start) / len(one) for one in spans for start, end in one for _ in range(start, end)]
     weights = torch.tensor(shares, device=model.device)
     gradients = gradients[places].float() * weights[:, None]
-    tokens = [example.scored for example in batch]
-    states = torch.stack([inputs[layer] for layer in layers]).split(tokens, dim=1)
-    return [TokenFactors(*part) for part in zip(gradients.split(tokens), states, weights.split(tokens), strict=True)]
+    states = torch.stack([inputs[layer] for layer in layers])
+    return _split(gradients, states, weights, [example.scored for example in batch])
+
+
+def join_factors(samples: Sequence[TokenFactors]) -> dict[str, np.ndarray]:
+    """Factors of some samples on the CPU as arrays that can be stored."""
+    return {
+        "gradients": torch.cat([sample.gradients for sample in samples]).numpy(),
+        "inputs": torch.cat([sample.inputs for sample in samples], dim=1).numpy(),
+        "weights": torch.cat([sample.weights for sample in samples]).numpy(),
+        "tokens": np.array([len(sample.weights) for sample in samples]),
+    }
+
+
+def split_factors(arrays: Mapping[str, np.ndarray]) -> list[TokenFactors]:
+    """The inverse of `join_factors`."""
+    gradients, inputs, weights = (torch.from_numpy(arrays[name]) for name in ("gradients", "inputs", "weights"))
+    return _split(gradients, inputs, weights, arrays["tokens"].tolist())
+
+
+def _split(
+    gradients: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor, tokens: list[int]
+) -> list[TokenFactors]:
+    parts = zip(
+        torch.split(gradients, tokens), torch.split(inputs, tokens, dim=1), torch.split(weights, tokens), strict=True
+    )
+    return [TokenFactors(*part) for part in parts]
 
 
 Places = tuple[torch.Tensor, torch.Tensor]
