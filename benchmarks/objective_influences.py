@@ -1,26 +1,22 @@
 """The influences that objectives are compared on: pool on targets, and pool on pool for redundancy, from exact values.
 
-The gradient sketch is a prototype: the outer product of output error and layer input, from one forward pass.
+The gradient sketch is that of `gradient-sketch` with exact cosines of gradients alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from exact_values import FOLDER, ExactValues
 from functions import exact_values
-from nncift.models.examples import Example, encode_examples
-from nncift.models.hidden_states import layer_count, layer_module
-from nncift.models.language_model import LanguageModel, response_positions
+from nncift.influence.gradient_sketch import GradientSketch
+from nncift.models.language_model import LanguageModel
 from nncift.run.files import read_tensors, write_tensors
 
-SKETCH_LAYERS = range(5, 31, 5)
 LESS = "less, trained alike, both sides"
 SHARPNESS = 5.0  # of exp(sharpness (cosine - 1))
 
@@ -80,8 +76,11 @@ def sketch_cosine(model: LanguageModel, pool: Dataset, target: Dataset, folder: 
     """The cosine itself, which is the inner product of a feature space; targets weighted by their gradient's norm."""
     place, n = folder / "sketch.safetensors", len(pool)
     if not place.exists():
-        cosine, norms = _cosines_and_norms(model, pool, target)
-        write_tensors(place, {"cosine": cosine.astype(np.float32), "target_norms": norms[n:].astype(np.float32)})
+        function = GradientSketch(model, dimension=0, states=0.0, sharpness=0.0)
+        function.prepare(pool, target)
+        shared = [name for name in pool.column_names if name in target.column_names]
+        both = concatenate_datasets([pool.select_columns(shared), target.select_columns(shared)])
+        write_tensors(place, {"cosine": function(both, both), "target_norms": function.norms(target)})
     stored = {name: values.astype(np.float64) for name, values in read_tensors(place).items()}
     weights = stored["target_norms"] / stored["target_norms"].mean()
     return Influence(stored["cosine"][:n, n:], stored["cosine"][:n, :n], weights)
@@ -103,55 +102,3 @@ def sketch_only_cosine(model: LanguageModel, pool: Dataset, target: Dataset, fol
     """`sketch` without the exponential: the inner product of a feature space."""
     cosine, n = sketch_cosine(model, pool, target, folder), len(pool)
     return Influence(cosine[:n, n:], cosine[:n, :n])
-
-
-def _cosines_and_norms(model: LanguageModel, pool: Dataset, target: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all samples, pool before target, (n, n); norms of their sketches before whitening, (n,)."""
-    examples = [*encode_examples(model, pool), *encode_examples(model, target)]
-    errors, states, tokens = _error_and_states(model, examples)
-    of_pool = np.concatenate([states[k] for k in range(len(pool))], axis=1)  # (layers, tokens, hidden)
-    cosine, norms = np.zeros((len(examples), len(examples))), np.zeros(len(examples))
-    everyone = np.repeat(np.arange(len(examples)), tokens)
-    starts = np.flatnonzero(np.diff(everyone, prepend=-1))
-    alike = np.concatenate(errors) @ np.concatenate(errors).T
-    for layer in range(len(SKETCH_LAYERS)):
-        covariance = of_pool[layer].T @ of_pool[layer] / of_pool.shape[1]
-        values, vectors = np.linalg.eigh(covariance)
-        whiten = vectors / np.sqrt(values + values.mean())
-        white = np.concatenate([state[layer] for state in states]) @ whiten
-        products = alike * (white @ white.T)
-        products = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
-        lengths = np.sqrt(np.diag(products))
-        cosine += products / lengths / lengths[:, None] / len(SKETCH_LAYERS)
-        plain = [((error @ error.T) * (x[layer] @ x[layer].T)).sum() for error, x in zip(errors, states, strict=True)]
-        norms += np.sqrt(plain) / len(SKETCH_LAYERS)
-    return cosine, norms
-
-
-def _error_and_states(
-    model: LanguageModel, examples: Sequence[Example]
-) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
-    """Of each sample: gradient at the last residual state (tokens, hidden); layer inputs (layers, tokens, hidden)."""
-    final = model.model.model.norm
-    norms = [layer_module(model, layer).input_layernorm for layer in SKETCH_LAYERS if layer < layer_count(model)]
-    norms += [final] if layer_count(model) in SKETCH_LAYERS else []
-    caught: list[torch.Tensor] = []
-    hooks = [norm.register_forward_hook(lambda _m, _a, out: caught.append(out[0])) for norm in norms]
-    hooks.append(final.register_forward_pre_hook(lambda _m, given: caught.insert(0, given[0][0])))
-    errors, states = [], []
-    try:
-        for example in examples:
-            caught.clear()
-            _, columns, wanted = response_positions([example.ids], [example.spans])
-            with torch.no_grad():
-                model.model.model(input_ids=torch.tensor([example.ids[:-1]]), use_cache=False)
-            last, *inputs = (part[columns] for part in caught)
-            state = last.clone().requires_grad_(True)
-            logits = model.model.get_output_embeddings()(final(state[None])[0])
-            torch.nn.functional.cross_entropy(logits, wanted).backward()
-            errors.append(state.grad.double().numpy())
-            states.append(np.stack([part.double().numpy() for part in inputs]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return errors, states, [len(part) for part in errors]

@@ -48,6 +48,7 @@ def kinds(folder: Path) -> list[Kind]:
         "perplexity": _NOTHING,
         "less": _SMALL_TRAINING,
         "gradient-similarity": _NOTHING,
+        "gradient-sketch": _NOTHING,
         "in-run": {"training.epochs": 1},
     }
     runs = {

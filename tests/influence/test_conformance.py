@@ -23,10 +23,11 @@ from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.checksums import SHARD_FILE
 from nncift.run.registry import resolve
 
-NEED_PREPARE = {"response-similarity", "bm25", "less", "in-run", "lossval"}  # values depend on all samples
+NEED_PREPARE = {"gradient-sketch", "response-similarity", "bm25", "less", "in-run", "lossval"}  # relative
 ENCODERS = {"embedding-similarity", "lossval"}
 CACHE = {  # functions that keep something in a folder, and an option that gives other values
     "delift": {"wording": PromptTemplate(query="Q: {prompt}\nA: ")},
+    "gradient-sketch": {"dimension": 64},
     "response-similarity": {"layer": 0},
     "representation-similarity": {"wording": "chat"},
     "selectit": {"softmax": True},
@@ -35,7 +36,8 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "in-run": {"preconditioned": "no"},
     "lossval": {"epochs": 4},
 }
-REFUSED = {"gradient-similarity", "less", "in-run"}  # other samples or settings in the same folder
+BACKWARD = {"gradient-similarity", "less", "in-run"}
+REFUSED = BACKWARD | {"gradient-sketch"}  # other samples or settings in the same folder
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -123,7 +125,7 @@ def test_prepare_does_not_change_values(make, pool, target, tmp_path):
 
 @pytest.mark.parametrize("make", CACHE, indirect=True)
 def test_prepare_resumes_with_the_same_bytes(make, pool, target, tmp_path, monkeypatch):
-    for module in ("run.shards", "influence.gradient_similarity"):
+    for module in ("run.shards", "influence.gradient_similarity", "influence.gradient_sketch"):
         monkeypatch.setattr(f"nncift.{module}.SHARD", 2)
     first = prepared(make(ready=False), pool, target, tmp_path)
     influence, kept = first(pool, target), content(tmp_path)
@@ -178,6 +180,11 @@ def test_a_response_that_does_not_fit_is_an_error_before_any_pass(make, pool):
         ("in-run", {"preconditioned": "both"}),
         ("in-run", {"target_batch": 0}),
         ("in-run", {"training": InRunTraining(fraction=0.5)}),
+        ("gradient-sketch", {"layers": ()}),
+        ("gradient-sketch", {"damping": 0.0}),
+        ("gradient-sketch", {"sharpness": -1.0}),
+        ("gradient-sketch", {"dimension": -1}),
+        ("gradient-sketch", {"states": 1.5}),
         ("response-similarity", {"sharpness": -1.0}),
         ("response-similarity", {"sharpness": np.inf}),
         ("response-similarity", {"sharpness": np.nan}),
@@ -206,7 +213,7 @@ def test_tokens_are_those_of_all_blocks(make):
         function(pool.select(range(start, min(start + 3, 8))), target)
     if function.traits.asks_language_model:
         assert function.forward_tokens - before == expected > 0
-        assert function.backward_tokens == (function.forward_tokens if make.name in REFUSED else 0)
+        assert function.backward_tokens == (function.forward_tokens if make.name in BACKWARD else 0)
     else:
         assert expected is None
 
@@ -243,7 +250,7 @@ def test_samples_that_were_not_prepared(make, pool, target):
             function(*block)
 
 
-@pytest.mark.parametrize("make", ["gradient-similarity", "in-run"], indirect=True)
+@pytest.mark.parametrize("make", ["gradient-similarity", "gradient-sketch", "in-run"], indirect=True)
 def test_a_value_that_is_not_finite_is_refused(make, pool, target):
     function = make(ready=False)
     model = function.language_model

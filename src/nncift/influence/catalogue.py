@@ -13,6 +13,7 @@ from nncift.run.registry import resolve
 
 BUILT_IN = {
     "delift": "nncift.influence.delift:Delift",
+    "gradient-sketch": "nncift.influence.gradient_sketch:GradientSketch",
     "response-similarity": "nncift.influence.response_similarity:ResponseSimilarity",
     "representation-similarity": "nncift.influence.representation_similarity:RepresentationSimilarity",
     "embedding-similarity": "nncift.influence.embedding_similarity:EmbeddingSimilarity",
@@ -60,6 +61,17 @@ CATALOGUE = (
         per_pair="one pass over the target; the example is encoded once for all targets (159 tokens, 0.17 s with 12"
         " targets)",
         good_for="the default: measured in-context influence; the most expensive of these",
+    ),
+    About(
+        name="gradient-sketch",
+        formula="exp(5 (c - 1)), with c = 0.8 mean over six layers l of cos(G_il, G_jl) + 0.2 cos(z_i, z_j), with G_l ="
+        " sum over response tokens t of g_t x_lt^T, g the gradient at the last layer's output, x the input of l,"
+        " normalized and whitened over the pool, z the mean of x at two thirds of the depth",
+        source="this project",
+        scale="0 to 1; 1 = the same gradient, 0.007 = unrelated gradients",
+        per_sample="one pass (147 tokens, 0.14 s)",
+        per_pair="an inner product",
+        good_for="predicting the effect of training without labels, training or backward passes",
     ),
     About(
         name="response-similarity",

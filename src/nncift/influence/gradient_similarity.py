@@ -90,10 +90,10 @@ class GradientInfluence(LanguageModelFunction):
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Compute every sample's features once; `folder` caches them in a folder of this function's name."""
         rows: dict[Side, Dataset] = {"pool": pool, "target": target}
-        examples = {side: _distinct(self._examples(rows[side])) for side in _SIDES}
+        examples = {side: distinct(self._examples(rows[side])) for side in _SIDES}
         place = None if folder is None else folder / self.name
         if place is not None:
-            _same_samples(place / "samples.json", self.describe(), examples)
+            same_samples(place / "samples.json", self.describe(), examples)
         self._cache, known = {}, dict[tuple[int, Side], dict[str, np.ndarray]]()
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
@@ -109,7 +109,7 @@ class GradientInfluence(LanguageModelFunction):
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Tokens of all forward, and of all backward, passes of `prepare` on these rows."""
-        examples = [*_distinct(self._examples(pool_rows)), *_distinct(self._examples(target_rows))]
+        examples = [*distinct(self._examples(pool_rows)), *distinct(self._examples(target_rows))]
         return self._passes() * sum(len(example.ids) - 1 for example in examples)
 
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
@@ -254,12 +254,12 @@ class GradientSimilarity(GradientInfluence):
         return [Point(self.adapter, 1.0)]
 
 
-def _distinct(examples: Sequence[Example]) -> list[Example]:
+def distinct(examples: Sequence[Example]) -> list[Example]:
     """One example of those with the same tokens."""
     return list({example.key: example for example in examples}.values())
 
 
-def _same_samples(path: Path, description: Mapping[str, Any], examples: Mapping[Side, Sequence[Example]]) -> None:
+def same_samples(path: Path, description: Mapping[str, Any], examples: Mapping[Side, Sequence[Example]]) -> None:
     """Check that the features cached in this folder belong to these samples and settings."""
     keys = {side: [example.key for example in examples[side]] for side in _SIDES}
     found = {"fingerprint": fingerprint(dict(description), keys)}

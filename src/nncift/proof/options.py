@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nncift.errors import ConfigError
 from nncift.run.validation import check_types
 
-FREE = ("bm25", "embedding-similarity", "representation-similarity", "response-similarity")
+FREE = ("bm25", "embedding-similarity", "gradient-sketch", "representation-similarity", "response-similarity")
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")
 STUDIES = ("labels", "labels-subset", "depth", "width", "learning-rate")
