@@ -35,7 +35,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: st
     np.save(features, rng.normal(size=(30, 6)).astype(np.float32))
     pool = write_rows(folder / "pool.jsonl", word_rows(30))
     test = write_rows(folder / "test.jsonl", word_rows(12, offset=500))
-    options = {"influence": "bm25", "labels": 60, "features": features, "model": tiny_model}
+    options = {"influence": "builders:Overlap", "labels": 60, "features": features, "model": tiny_model}
     for name, seed in (("run", 0), ("other", 1)):
         select(pool, budget=6, output=folder / name, seed=seed, **options)
     return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
@@ -192,12 +192,12 @@ def test_command_line(places, evaluated, capsys, tmp_path):
 def comparison(places: dict[str, str], output: Path, **changes) -> dict:
     call = {
         "test": places["test"],
-        "influence": ["bm25", "embedding-similarity"],
+        "influence": ["bm25", "builders:Likeness"],
         "budget": 6,
         "curve": ["3", "6", "30"],
         "units": ["rows"],
         "free": ["bm25"],
-        "exact": ["embedding-similarity"],
+        "exact": ["builders:Likeness"],
         "labels": 60,
         "features": "sentence",
         "model": places["model"],
@@ -210,7 +210,7 @@ def comparison(places: dict[str, str], output: Path, **changes) -> dict:
 def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
     made = comparison(places, tmp_path / "comparison")
     names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
-    assert names == ["random", "bm25", "embedding-similarity, exact", "embedding-similarity, estimated"]
+    assert names == ["random", "bm25", "builders:Likeness, exact", "builders:Likeness, estimated"]
     found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
     assert found["full pool", "rows", 30]["curve"]
     assert found["bm25", "rows", 6]["rows"] == 6

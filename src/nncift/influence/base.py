@@ -107,6 +107,8 @@ class InfluenceFunction:
             DataError: a response does not fit into the context, or a value is not finite.
             ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
         """
+        if type(self).vectors is InfluenceFunction.vectors:
+            raise NotImplementedError
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
         from nncift.matrix.products import product_matrix  # numba takes half a second to import
@@ -217,8 +219,11 @@ def as_function(function: Any) -> InfluenceFunction:
         raise ConfigError(f"{function.__name__} is a class", "give an object of it")
     if isinstance(function, InfluenceFunction):
         kind, traits = type(function), function.traits
-        own = "vectors" if isinstance(traits, Traits) and traits.factored else "__call__"
-        if not function.name or not isinstance(traits, Traits) or getattr(kind, own) is getattr(InfluenceFunction, own):
+        has_vectors = kind.vectors is not InfluenceFunction.vectors
+        has_values = has_vectors or kind.__call__ is not InfluenceFunction.__call__
+        whole = function.name and isinstance(traits, Traits) and (has_vectors if traits.factored else has_values)
+        if not whole:
+            own = "vectors" if isinstance(traits, Traits) and traits.factored else "__call__"
             raise ConfigError(
                 f"the influence function {kind.__name__} is incomplete", f"give it a `name`, `traits` and `{own}`"
             )

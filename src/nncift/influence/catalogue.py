@@ -27,6 +27,16 @@ BUILT_IN = {
 }
 
 
+def is_factored(name: str) -> bool:
+    """Whether the influence function of a name is computed exactly for every pair (`Traits.factored`).
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    kind = resolve(name, BUILT_IN, "nncift.influence")
+    return bool(getattr(getattr(kind, "traits", None), "factored", False))
+
+
 @dataclass(frozen=True)
 class About:
     """Summary of an influence function."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.config import default_fields
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import InfluenceFunction
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.chats import chunks
 from nncift.pipeline.measure import describe_once, note_cut
+from nncift.pipeline.options import ESTIMATION
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import remove, write_array
 from nncift.run.vectors import read_vectors, write_vectors
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from nncift.matrix.matrix import InfluenceMatrix
     from nncift.pipeline.context import Run
 
-_ESTIMATES = ("labels", "fidelity", "probes", "verify", "network", "features", "target_features")
-"""Options of a run that estimates."""
 _TRIAL = 2048  # samples on which the rate of a matrix product is measured
 _FEW = 4  # samples that these repeat
 _MEASURED = 512  # samples of which a dry run finds the longest
@@ -43,13 +43,12 @@ def refuse_estimation(config: Config, name: str) -> None:
     Raises:
         ConfigError: one is given.
     """
-    given = [option for option in _ESTIMATES if getattr(config, option) is not None]
-    given += ["recipe"] if config.recipe != "process" else []
-    if given:
-        raise ConfigError(
-            f"{name} is computed exactly for every pair, so `{given[0]}` {getattr(config, given[0])} has no use",
-            "leave it out",
-        )
+    defaults = default_fields()
+    for option in ESTIMATION:
+        if (value := getattr(config, option)) != defaults[option]:
+            raise ConfigError(
+                f"{name} is computed exactly for every pair, so `{option}` {value} has no use", "leave it out"
+            )
 
 
 def check_not_estimated(run: Run) -> None:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, Config
+from nncift.config import DEFAULT_INFLUENCE, Config, default_fields
 from nncift.data.memory import repeatable
 from nncift.data.pool import read_pool
 from nncift.errors import ConfigError
+from nncift.influence.catalogue import is_factored
 from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.context import Run
+from nncift.pipeline.options import ESTIMATION
 from nncift.pipeline.read import read
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import Cell, Grid, by_importance, default_curve
@@ -32,9 +34,9 @@ from nncift.proof.selectors import (
     Selector,
     check_same_pool,
     costs_of,
-    estimated_rankings,
     exact_rankings,
     load_ranking,
+    run_rankings,
     save_ranking,
 )
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored
@@ -95,7 +97,8 @@ def compare(
         test: prompts with reference responses, as of `evaluate`.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before.
-        influence: the influence functions to estimate, by name; that of `select` unless given.
+        influence: the influence functions to compare, by name; that of `select` unless given. One that is exact for
+            every pair counts as free.
         budget: fractions of the pool or numbers of samples; 0.05, 0.1 and 0.3 unless given.
         output: the folder; the same call resumes it. `runs/compare-NAME-OF-THE-POOL` unless given.
         progress: show progress bars; in a terminal unless given.
@@ -161,8 +164,9 @@ class Inputs:
         names = self.proof.influences or (DEFAULT_INFLUENCE,)
         exact = names if "all" in self.proof.exact else self.proof.exact
         found = [Selector("free", name) for name in self.proof.free]
-        found += [Selector("exact", name) for name in exact]
-        found += [Selector("estimated", name) for name in names if name not in self.proof.free]
+        found += [Selector("free" if is_factored(name) else "exact", name) for name in exact]
+        others = (name for name in names if name not in self.proof.free)
+        found += [Selector("free" if is_factored(name) else "estimated", name) for name in others]
         return list(dict.fromkeys(found))
 
     def grid(self, rankings: Mapping[Selector, Mapping[int, np.ndarray]]) -> Grid:
@@ -173,9 +177,12 @@ class Inputs:
 
     def config(self, selector: Selector) -> Config:
         """The config of the run that a selector's choices come from."""
-        output = str(self.folder.runs / selector.slug)
+        output = self.folder.runs / selector.slug
         own = self.base.influence_options if selector.influence == self.base.influence else None
-        made = replace(self.base, influence=selector.influence, influence_options=own, output=output)
+        made = replace(self.base, influence=selector.influence, influence_options=own, output=str(output))
+        if is_factored(selector.influence):  # earlier versions had a run of another kind in the folder of the slug
+            exact = {name: default_fields()[name] for name in ESTIMATION}
+            return replace(made, **exact, output=str(output.with_name(output.name.removesuffix("-free"))))
         return replace(made, **_UNLEARNED) if selector.kind == "free" else made
 
     def facts(self) -> dict[str, Any]:
@@ -281,8 +288,8 @@ def _choose(inputs: Inputs, selector: Selector, budgets: Sequence[int]) -> None:
     with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
         read(run)
         check_same_pool(run, inputs.samples)
-        if selector.kind == "estimated":
-            found, folder = estimated_rankings(run, budgets), run.folder.path
+        if selector.kind == "estimated" or run.is_exact:
+            found, folder = run_rankings(run, budgets), run.folder.path
         else:
             folder = inputs.folder.exact / selector.slug
             found = exact_rankings(run, folder, budgets)

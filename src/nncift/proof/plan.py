@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.influence.catalogue import is_factored
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import plan as plan_run
 from nncift.proof.compare import Inputs, prepare
@@ -89,7 +90,8 @@ def _choosing(selector: Selector, inputs: Inputs) -> float:
     config = inputs.config(selector)
     with tempfile.TemporaryDirectory(prefix="nncift-plan-") as folder:
         planned = plan_run(dataclasses.replace(config, output=folder))
-    return sum(planned.seconds.values()) if selector.kind == "estimated" else planned.exact_seconds or 0.0
+    whole_run = selector.kind == "estimated" or is_factored(selector.influence)
+    return sum(planned.seconds.values()) if whole_run else planned.exact_seconds or 0.0
 
 
 def _rates(bench: Bench, folder: Path) -> tuple[float, float]:

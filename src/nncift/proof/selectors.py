@@ -17,7 +17,7 @@ from nncift.labels.collect import collect
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.choose import objective_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.select import estimated
+from nncift.pipeline.select import influence_of_all
 from nncift.run.costs import Costs
 from nncift.run.files import read_array, remove, write_array
 from nncift.run.folder import LabelFolder
@@ -70,9 +70,9 @@ def rankings(run: Run, matrix: InfluenceMatrix, budgets: Sequence[int], known: n
     return found
 
 
-def estimated_rankings(run: Run, budgets: Sequence[int]) -> list[np.ndarray]:
-    """The rankings by influence that the run estimates."""
-    matrix, _ = estimated(run)
+def run_rankings(run: Run, budgets: Sequence[int]) -> list[np.ndarray]:
+    """The rankings by influence as the run has it: estimated, or exact for every pair."""
+    matrix, _ = influence_of_all(run)
     with run.costs.stage("select"):
         return rankings(run, matrix, budgets, None)
 

@@ -48,8 +48,8 @@ class _Run:
     def __init__(self, folder: RunFolder) -> None:
         verify_folder(folder.path, but=folder.report)
         pool, target = folder.samples("pool").samples, folder.samples("target").samples
-        required = [folder.config, folder.costs, folder.summary, pool, folder.influence, folder.selection]
-        required += [] if folder.vectors.is_finished("pool") else [folder.features.array("pool")]
+        features = [] if folder.vectors.is_finished("pool") else [folder.features.array("pool")]
+        required = (folder.config, folder.costs, folder.summary, pool, *features, folder.influence, folder.selection)
         if missing := [_relative(path, folder) for path in required if not path.is_file()]:
             problem = f"{folder.path} is not the folder of a finished run: it lacks {', '.join(missing)}"
             raise RunError(problem, "run the same `nncift select` command again, which resumes it")
@@ -65,8 +65,8 @@ class _Run:
         selection = read_table(folder.selection).sort_by("rank")  # a row per selected sample, best first
         self.chosen: np.ndarray = selection["pool_index"].to_numpy()
         self.gains: np.ndarray = selection["gain"].to_numpy()
-        lengths = {pool: len(self.pool), folder.influence: len(self.influence)}
-        lengths |= {} if self.features is None else {folder.features.array("pool"): len(self.features)}
+        lengths = {pool: len(self.pool), **{path: len(read_array(path)) for path in features}}
+        lengths[folder.influence] = len(self.influence)
         if len({*lengths.values()}) > 1 or np.any(self.chosen >= len(self.influence)):
             found = ", ".join(f"{_relative(path, folder)} has {n} rows" for path, n in lengths.items())
             raise RunError(f"the files of {folder.path} do not belong together ({found})", "run into a new folder")

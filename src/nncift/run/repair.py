@@ -186,7 +186,7 @@ def _is_proven(line: bytes, damaged: bytes) -> bool:
 
 def _own_files(run: RunFolder) -> Iterator[Path]:
     """The files that a run writes, save the costs and the log."""
-    folders = [run.features.path, run.network, *(run.samples(side).path for side in ("pool", "target", "known"))]
+    folders = [run.features.path, run.vectors.path, run.network, *(run.samples(side).path for side in ("pool", "target", "known"))]
     folders += [run.labels.path, run.probes.path, run.shortlist.path, run.difficulty.path]
     single = (run.config, run.function, run.tokens, run.fidelity, run.influence, run.known, run.selection, run.subset)
     for path in (*single, run.summary, run.report, *(path for folder in folders for path in sorted(folder.rglob("*")))):
