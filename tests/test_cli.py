@@ -66,7 +66,7 @@ def test_env_names_versions(capsys):
         (["--budget", "0"], "--budget '0' is zero"),
         (["--budget", "41", *SIMILARITY], "--budget 41 is more than the pool's 40 samples"),
         (["--budget", "lots"], "--budget 'lots' is not an amount"),
-        (["--influence", "builders:Overlap", "--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
+        (["--influence", "embedding-similarity", "--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
         (["--encoder", "MINILM", "--model", "nobody/no-such-model"], "'nobody/no-such-model'"),
         (["--influence", "delfit"], "did you mean 'delift'?"),
         (["--target", "no-such-file.jsonl"], "no-such-file.jsonl"),
@@ -109,7 +109,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
 
 def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, minilm, tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(f"encoder: {minilm}\ninfluence: embedding-similarity\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
+    file.write_text(f"encoder: {minilm}\ninfluence: builders:Likeness\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
     code, out, err = run(
         capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
     )
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, t
         pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = f"select {pool} --output {small / 'run'} --encoder {minilm} --influence embedding-similarity"
         done = subprocess.run(
-            [sys.executable, "-m", "nncift", *given.split(), "--labels", "60", "--device", "cpu", "--quiet"],
+            [sys.executable, "-m", "nncift", *given.split(), "--device", "cpu", "--quiet"],
             capture_output=True,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},

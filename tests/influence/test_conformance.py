@@ -29,6 +29,7 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "delift": {"wording": PromptTemplate(query="Q: {prompt}\nA: ")},
     "response-similarity": {"layer": 0},
     "representation-similarity": {"wording": "chat"},
+    "embedding-similarity": {"scaled": True},
     "selectit": {"softmax": True},
     "gradient-similarity": {"dimension": 64},
     "less": {"dimension": 64},

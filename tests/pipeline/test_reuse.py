@@ -117,7 +117,9 @@ def test_what_differs_is_computed_anew_and_says_why(files, earlier, tmp_path: Pa
     assert notes(run)["labels"] == "labels: computed anew (`labels` 120 there)"
     assert notes(run)["network"] == "network: fitted anew (the labels differ)"
     fresh = tmp_path / "fresh"
-    select(**files, influence="builders:Overlap", labels=150, objective="facility-location", budget=6, seed=3, output=fresh)
+    select(
+        **files, influence="builders:Overlap", labels=150, objective="facility-location", budget=6, seed=3, output=fresh
+    )
     assert (run / "subset.jsonl").read_bytes() == (fresh / "subset.jsonl").read_bytes()
     # Other samples, or another function: nothing of the labels holds.
     target = write_rows(tmp_path / "target.jsonl", word_rows(12, offset=200))

@@ -171,7 +171,7 @@ def test_a_fitted_network_is_verified_with_its_own_influence_function(data, opti
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
     new = write_rows(tmp_path / "new.jsonl", word_rows(30, 500))
     common = {"network": tmp_path / "run", "budget": 3, "device": "cpu", "verify": 2, "model": options["model"]}
-    with pytest.raises(ConfigError, match="influence with the name 'embedding-similarity', and 'delift' would"):
+    with pytest.raises(ConfigError, match="influence with the name 'likeness', and 'delift' would"):
         nncift.select(new, output=tmp_path / "other", **common)
     selection = nncift.select(new, output=tmp_path / "new", influence="builders:Likeness", probes=2, **common)
     exact = exact_values(new, target, options)

@@ -99,9 +99,7 @@ def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
     return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
-def inherited(
-    run: str, given: Mapping[str, Any], influence: str | InfluenceFunction | None = None
-) -> dict[str, Any]:
+def inherited(run: str, given: Mapping[str, Any], influence: str | InfluenceFunction | None = None) -> dict[str, Any]:
     """The options of an earlier run with those that are given in their place.
 
     Args:

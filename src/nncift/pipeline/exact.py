@@ -91,12 +91,13 @@ def _sides(run: Run) -> list[str]:
 def _compute_vectors(run: Run) -> None:
     """Write the vectors of the sides that lack them."""
     folder, function, sides = run.folder.vectors, run.function, _sides(run)
-    if run.earlier is not None:
-        run.earlier.take_vectors([side for side in sides if not folder.is_finished(side)])
-    missing = [side for side in sides if not folder.is_finished(side)]
+    if missing := [side for side in sides if not folder.is_finished(side)]:
+        describe_once(run)
+        if run.earlier is not None:
+            run.earlier.take_vectors(missing)
+            missing = [side for side in sides if not folder.is_finished(side)]
     if missing:
         count = run.costs.counter("influence", function)
-        describe_once(run)
         function.progress = run.progress
         function.on_cut = functools.partial(note_cut, run, folder.notes)
         note_cut(run, folder.notes)

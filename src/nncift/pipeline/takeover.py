@@ -88,7 +88,9 @@ class EarlierRun:
         there, here, relative = self.folder.vectors, self.run.folder.vectors, self.run.function.traits.relative
         for side in sides:
             where = "pool" if side == "target" and self.run.own_target else side
-            others = [one for one in (("pool", "target", "known") if relative else (side, where)) if not self._same(one)]
+            others = [
+                one for one in (("pool", "target", "known") if relative else (side, where)) if not self._same(one)
+            ]
             reason = self._other_function() or (f"other {others[0]} samples" if others else "")
             if not reason and not there.is_finished(side):
                 reason = "it has none"
