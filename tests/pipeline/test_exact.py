@@ -1,4 +1,4 @@
-"""Runs whose influence is exact for every pair: no labels, no network, and the same choice as by the function itself."""
+"""Runs whose influence is exact for every pair: no labels, no network, the choice is that by the function itself."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from nncift.pipeline.configure import make_config
 from nncift.report.html import write_report
 from nncift.report.summary import summary_text
 from nncift.run.files import write_json
-from nncift.run.repair import repair
 from nncift.run.registry import resolve
+from nncift.run.repair import repair
 
 FACTORED = [name for name in BUILT_IN if is_factored(name)]
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")

@@ -69,7 +69,7 @@ class RepresentationSimilarity(PromptedFunction):
 
     def from_products(self, products: np.ndarray) -> np.ndarray:
         """Cosines, in [-1, 1]."""
-        return np.clip(products, -1, 1)
+        return np.asarray(np.clip(products, -1, 1))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each distinct sample once."""

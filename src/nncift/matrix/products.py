@@ -1,8 +1,8 @@
 """Influence of every pair from the inner products of two samples' vectors, exact: entry [i, j] is f(u_i . v_j).
 
-Only the vectors are kept: (n_pool + n_target) x d numbers instead of n_pool x n_target. A matrix of at most `HELD` bytes
-is computed once and held in memory; a larger one is computed block by block whenever it is read, at the cost of a matrix
-product, so that memory does not grow with the number of pairs.
+Only the vectors are kept: (n_pool + n_target) x d numbers instead of n_pool x n_target. A matrix of at most `HELD`
+bytes is computed once and held in memory; a larger one is computed block by block whenever it is read, at the cost of a
+matrix product, so that memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ labels that an estimate would need. The vectors are kept, so that a resumed run 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +161,7 @@ def cost(run: Run) -> PlannedCost:
 
 
 def selection_cost(run: Run) -> PlannedCost:
-    """Planned cost of a pass over all pairs, from a small matrix that is held in memory as the run's will be, or not."""
+    """Planned cost of a pass over all pairs, from a small matrix that is held in memory if the run's will be."""
     pairs = (run.size("pool") + run.size("known")) * run.size("target")
     streamed = 4 * run.size("pool") * run.size("target") > HELD
     matrix = product_matrix(*_trial(run), run.function.from_products, held=0 if streamed else HELD)

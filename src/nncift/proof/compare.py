@@ -246,7 +246,17 @@ def prepare(
     bench = bench_of(folder, *models_of(base), samples, items, proof, progress=shown)
     inputs = Inputs(proof, base, sources, folder, samples, items, bench, shown)
     _ = inputs.budgets, inputs.curve  # refused before anything costly
+    if not any(selector.kind == "estimated" for selector in inputs.selectors):
+        _refuse_estimation(base)
     return inputs
+
+
+def _refuse_estimation(config: Config) -> None:
+    """Refuse options of labels and network where no function of the comparison is estimated."""
+    defaults = default_fields()
+    for option in ESTIMATION:
+        if (value := getattr(config, option)) != defaults[option]:
+            raise ConfigError(f"no influence function is estimated, so `{option}` {value} has no use", "leave it out")
 
 
 def _rows(option: str, amount: str, n: int) -> int:

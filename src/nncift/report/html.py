@@ -3,8 +3,8 @@
 One self-contained file: pictures are inline SVG, there is no script and no outside link, and a Content-Security-Policy
 forbids the browser to fetch any. The data may be hostile, so the template escapes everything it prints, and invisible
 characters (control characters, bidirectional overrides) are written as escapes. Only files of the run folder are read;
-without labels, network or target their sections state so, and without features there is no map. The same folder gives the same bytes. Costs about a second,
-and four more per million samples, whose original rows are read.
+without labels, network or target their sections state so, and without features there is no map. The same folder gives
+the same bytes. Costs about a second, and four more per million samples, whose original rows are read.
 """
 
 from __future__ import annotations

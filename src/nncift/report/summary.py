@@ -12,6 +12,7 @@ from nncift.data.facts import PoolFacts
 from nncift.errors import printable
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import DEFAULT_MODEL
+from nncift.report.warnings import warnings_of
 from nncift.run.costs import Costs, Rates, Work, duration
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
@@ -59,7 +60,7 @@ def write_summary(
         value=float(selection.value),
         encoder=_encoder(features),
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
-        warnings=_warnings(target, fidelity, features, cut, selection.gains, exact=bool(exact)),
+        warnings=warnings_of(target, fidelity, features, cut, selection.gains, exact=bool(exact)),
         exact=exact,
         network=given,
         arrangement=_arrangement(config, selection),
@@ -152,43 +153,6 @@ def _exact_cost(folder: RunFolder) -> dict[str, float] | None:
     return {"seconds": Rates.of(cost, labelled).seconds(all_pairs), "forward_tokens": all_pairs.all_tokens or 0}
 
 
-def _warnings(
-    target: dict[str, Any] | None,
-    fidelity: Fidelity | None,
-    features: Sequence[dict[str, Any]],
-    cut: int | None,
-    gains: np.ndarray,
-    *,
-    exact: bool = False,
-) -> list[str]:
-    warnings = []
-    if target is not None and target["rows"] == 1:
-        warnings.append("The target is one sample: the subset serves that sample, not a task.")
-    if fidelity is not None and fidelity.conclusion != BETTER:
-        warnings.append(str(fidelity))
-    for part in features:
-        if part["truncated"] > part["rows"] / 10:
-            longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
-            exceed = "exceeds" if part["truncated"] == 1 else "exceed"
-            were = "was" if part["truncated"] == 1 else "were"
-            warnings.append(
-                f"{part['truncated']:,} of {counted(part['rows'], 'text')} {exceed} the {longest} and {were} truncated."
-            )
-    if cut:
-        verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
-        warnings.append(
-            f"{counted(cut, 'sample' if exact else 'labelled sample')} {verbs[0]} the language model's context and {verbs[1]} truncated."
-        )
-    idle = int(np.sum(gains <= 0))
-    if idle == len(gains):
-        gain = "gains" if exact else "estimated gains"
-        warnings.append(f"All {gain} are at most 0: the selection is arbitrary.")
-    elif idle:
-        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
-        warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
-    return warnings
-
-
 def summary_text(folder: str | os.PathLike[str]) -> str:
     """The run as a short text for the terminal, with everything from the data escaped."""
     run = RunFolder(folder)
@@ -253,8 +217,8 @@ def known_coverage(summary: Summary) -> float | None:
 def exactness(summary: Summary) -> str:
     """That the influence of a run is not estimated."""
     return (
-        f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}): nothing was estimated, so there is no"
-        " fidelity to measure."
+        f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}): nothing was estimated, so there is"
+        " no fidelity to measure."
     )
 
 

@@ -55,12 +55,11 @@ def write_vectors(folder: VectorFolder, side: str, n: int, blocks: Iterable[Any]
     if not isinstance(first, np.ndarray):
         _write_sparse(folder, side, [first, *waiting])
         return
-    with atomic_write(folder.array(side)) as temporary:
-        with open(temporary, "wb") as handle:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (n, first.shape[1])}
-            np.lib.format.write_array_header_1_0(handle, header)
-            for block in (first, *waiting):
-                handle.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
+    with atomic_write(folder.array(side)) as temporary, open(temporary, "wb") as handle:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n, first.shape[1])}
+        np.lib.format.write_array_header_1_0(handle, header)
+        for block in (first, *waiting):
+            handle.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
 
 
 def _write_sparse(folder: VectorFolder, side: str, blocks: list[Any]) -> None:
