@@ -247,6 +247,11 @@ def test_damaged_vectors_are_computed_again(files, common, tmp_path: Path):
     assert repair(run) == ["vectors/pool.npy was damaged and is removed: the same command writes it again."]
     nncift.select(files["pool"], output=run, **given)
     assert {name: content for name, content in state(run).items() if name in before} == before
+    for name in ("function.json", "models.json"):
+        lost = (run / name).read_bytes()
+        (run / name).unlink()
+        nncift.select(files["pool"], output=run, **given)
+        assert (run / name).read_bytes() == lost
     (run / "vectors/notes.json").write_bytes(b"broken")
     assert "the report lacks the number of truncated samples" in repair(run)[0]
     nncift.select(files["pool"], output=run, **given)

@@ -228,6 +228,11 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
     assert pages.keys() == {path for path in pages if path.exists()}
 
 
+def test_options_of_an_estimate_without_one_are_refused(places, tmp_path):
+    with pytest.raises(ConfigError, match="no influence function is estimated, so `labels` 60 has no use: leave it out"):
+        comparison(places, tmp_path / "comparison", influence="bm25", exact=[])
+
+
 def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):
     flags = ["--test", places["test"], "--influence", "bm25", "--budget", "3,6", "--free", "bm25", "--seeds", "2"]
     models = ["--model", places["model"], "--encoder", places["encoder"], "--curve", "3,6,30"]

@@ -18,7 +18,7 @@ from nncift.influence.base import InfluenceFunction
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.chats import chunks
-from nncift.pipeline.measure import describe_once, note_cut
+from nncift.pipeline.measure import describe_once, keep_description, note_cut
 from nncift.pipeline.options import ESTIMATION
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import remove, write_array
@@ -95,6 +95,8 @@ def _compute_vectors(run: Run) -> None:
         if run.earlier is not None:
             run.earlier.take_vectors(missing)
             missing = [side for side in sides if not folder.is_finished(side)]
+    else:
+        keep_description(run)
     if missing:
         count = run.costs.counter("influence", function)
         function.progress = run.progress

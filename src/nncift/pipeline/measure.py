@@ -40,7 +40,7 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         _begin(run)
         lap("warm_up")
     else:
-        _keep_description(run)
+        keep_description(run)
     tokens = function.forward_tokens
 
     def after_block() -> None:
@@ -129,7 +129,7 @@ def _begin(run: Run) -> None:
     run.measuring = True
 
 
-def _keep_description(run: Run) -> None:
+def keep_description(run: Run) -> None:
     """Write the description of the function and of its models again where they were lost and are the same."""
     for path, describe in (
         (run.folder.function, run.describe_influence),
