@@ -4,7 +4,7 @@
     python benchmarks/continual.py --influence delift --labels 1000 --seeds 3
 
 P3, half of whose task families are known: `known` holds samples of these alone, the pool samples of all. The share of
-new families in the choice (conditional gain) stands beside that of plain facility location with the same network, and
+new families in the choice (conditional gain) stands beside that of plain facility location with the same influence, and
 of a random choice (expected). Mean and standard error over seeds, which draw families, samples and labels.
 """
 
@@ -23,6 +23,7 @@ import nncift
 from known_truth import p3, short_samples
 from nncift.features.features import stored_features
 from nncift.features.sources import FeatureSources
+from nncift.influence.catalogue import is_factored
 from nncift.run.folder import RunFolder
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import FacilityLocation
@@ -37,22 +38,21 @@ def shares(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, fl
     is_known = np.isin(families, names[: len(names) // 2])
     pool, rest = order[: options.pool], order[options.pool :]
     known = rest[is_known[rest]][: options.known]
-    selection = nncift.select(
-        _source_rows(rows, pool),
-        known=_source_rows(rows, known),
-        influence=options.influence,
-        labels=options.labels,
-        budget=options.budget,
-        model="embedded",
-        encoder="embedded",
-        output=folder,
-        seed=seed,
-        progress=True,
-    )
-    network = nncift.InfluenceNetwork.from_pretrained(folder / "network")
-    names_of = FeatureSources.described(network.description_).names("pool")
-    features = stored_features(RunFolder(folder).features, names_of)
-    plain = lazy_greedy(FacilityLocation(network.estimate(features, features)), len(selection))
+    given: dict[str, Any] = {"influence": options.influence, "budget": options.budget, "seed": seed, "progress": True}
+    given |= {"model": "embedded", "encoder": "embedded"}
+    if is_factored(options.influence):  # exact for every pair, so it is no work to choose again
+        plain = nncift.select(_source_rows(rows, pool), output=folder / "plain", **given)
+        selection = nncift.select(
+            _source_rows(rows, pool), known=_source_rows(rows, known), output=folder / "known", **given
+        )
+    else:
+        selection = nncift.select(
+            _source_rows(rows, pool), known=_source_rows(rows, known), labels=options.labels, output=folder, **given
+        )
+        network = nncift.InfluenceNetwork.from_pretrained(folder / "network")
+        names_of = FeatureSources.described(network.description_).names("pool")
+        features = stored_features(RunFolder(folder).features, names_of)
+        plain = lazy_greedy(FacilityLocation(network.estimate(features, features)), len(selection))
     new = ~is_known[pool]
     return {
         "conditional gain": float(new[selection.indices].mean()),

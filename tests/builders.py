@@ -15,7 +15,9 @@ from datasets import Dataset, Features, Value
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from nncift.influence.base import InfluenceFunction
+from nncift.influence.base import InfluenceFunction, Traits
+from nncift.influence.bm25 import BM25
+from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.loading import quiet
 from nncift.run.files import package_folder
@@ -58,6 +60,20 @@ def samples(rows: list[dict]) -> Dataset:
 
 def named(pairs: list[tuple[str, str]], prefix: str) -> Dataset:
     return samples([{"id": f"{prefix}{k}", "prompt": p, "response": r} for k, (p, r) in enumerate(pairs)])
+
+
+class Overlap(BM25):
+    """BM25 for runs that estimate: a cheap function without a model that is not computed for every pair."""
+
+    name = "overlap"
+    traits = Traits(relative=True)
+
+
+class Likeness(EmbeddingSimilarity):
+    """Cosine of embeddings for runs that estimate."""
+
+    name = "likeness"
+    traits = Traits()
 
 
 def prepared(function: InfluenceFunction, pool: Dataset, target: Dataset, folder: Path | None = None):

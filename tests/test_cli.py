@@ -16,7 +16,7 @@ from nncift.pipeline.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
-SIMILARITY = ("--influence", "embedding-similarity", "--encoder", "MINILM")
+SIMILARITY = ("--influence", "builders:Likeness", "--encoder", "MINILM")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_env_names_versions(capsys):
         (["--budget", "0"], "--budget '0' is zero"),
         (["--budget", "41", *SIMILARITY], "--budget 41 is more than the pool's 40 samples"),
         (["--budget", "lots"], "--budget 'lots' is not an amount"),
-        (["--influence", "bm25", "--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
+        (["--influence", "embedding-similarity", "--encoder", "nobody/no-such-encoder"], "'nobody/no-such-encoder'"),
         (["--encoder", "MINILM", "--model", "nobody/no-such-model"], "'nobody/no-such-model'"),
         (["--influence", "delfit"], "did you mean 'delift'?"),
         (["--target", "no-such-file.jsonl"], "no-such-file.jsonl"),
@@ -109,7 +109,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
 
 def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, minilm, tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(f"encoder: {minilm}\ninfluence: embedding-similarity\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
+    file.write_text(f"encoder: {minilm}\ninfluence: builders:Likeness\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
     code, out, err = run(
         capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
     )
@@ -244,7 +244,7 @@ def test_options_in_messages_are_as_typed():
 def test_what_cannot_work_is_refused_before_any_work_and_leaves_nothing(
     capsys, pool, minilm, tiny_model, tmp_path, arguments, message
 ):
-    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "embedding-similarity", "--quiet"]
+    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "builders:Likeness", "--quiet"]
     code, _, err = run(capsys, "select", pool, *common, "--output", tmp_path / "run", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
@@ -288,7 +288,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, 
 
 
 def test_a_dry_run_of_what_has_run_is_planned(capsys, pool, minilm, tmp_path):
-    command = ["select", pool, "--encoder", minilm, "--influence", "embedding-similarity", "--labels", "60", "--quiet"]
+    command = ["select", pool, "--encoder", minilm, "--influence", "builders:Likeness", "--labels", "60", "--quiet"]
     command += ["--budget", "4", "--device", "cpu", "--influence-option", "scaled=true", "--output", tmp_path / "run"]
     assert run(capsys, *command)[0] == 0
     code, _, err = run(capsys, *command, "--dry-run")
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, t
         pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = f"select {pool} --output {small / 'run'} --encoder {minilm} --influence embedding-similarity"
         done = subprocess.run(
-            [sys.executable, "-m", "nncift", *given.split(), "--labels", "60", "--device", "cpu", "--quiet"],
+            [sys.executable, "-m", "nncift", *given.split(), "--device", "cpu", "--quiet"],
             capture_output=True,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -359,7 +359,7 @@ def test_options_that_complete_those_of_an_earlier_run(capsys, pool, tmp_path):
     target.write_text("".join(pool.read_text().splitlines(keepends=True)[:9]))
     np.save(tmp_path / "x.npy", np.eye(40, 12, dtype=np.float32))
     np.save(tmp_path / "t.npy", np.eye(9, 12, dtype=np.float32))
-    options = ("--influence", "bm25", "--labels", "60", "--features", tmp_path / "x.npy", "--quiet")
+    options = ("--influence", "builders:Overlap", "--labels", "60", "--features", tmp_path / "x.npy", "--quiet")
     assert run(capsys, "select", pool, *options, "--output", tmp_path / "run")[0] == 0
     more = ("--target", target, "--target-features", tmp_path / "t.npy", "--output", tmp_path / "more", "--quiet")
     code, out, err = run(capsys, "select", pool, "--from", tmp_path / "run", *more)

@@ -20,7 +20,7 @@ import children
 import runs
 
 _UNREAD = {"run.log", ".lock"}
-_THOROUGH = ("bm25", "less", "verified shortlist", "active learning")
+_THOROUGH = ("bm25", "words", "less", "verified shortlist", "active learning")
 _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them in a finished run of that kind
     "active learning": {"function.json", "models.json"},
     "token budget": {"tokens.npy"},
@@ -92,7 +92,7 @@ def _damage(
 
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
-    unused = ("labels/notes.json", "labels/delift-baseline.npy")
+    unused = ("labels/notes.json", "vectors/notes.json", "labels/delift-baseline.npy")
     return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/", "difficulty/"))
 
 

@@ -86,7 +86,11 @@ def _seeds(folder: Path) -> list[tuple[str, bytes, Use]]:
         ("test-set.jsonl", lines["plain"], _exclude),
         ("features.npy", _array(np.ones((12, 4), np.float32)), _features),
         ("labels.jsonl", _labels(), _labels_from),
-        ("options.yaml", b"budget: 3\nseed: 1\ninfluence: bm25\nlabels: 40\nskip_bad_rows: true\n", _config),
+        (
+            "options.yaml",
+            b"budget: 3\nseed: 1\ninfluence: estimated:Overlap\nlabels: 40\nskip_bad_rows: true\n",
+            _config,
+        ),
         (
             "mixture.yaml",
             b"- name: a\n  path: good.jsonl\n  weight: 0.5\n- name: b\n  path: good.jsonl\n  cap: 3\n",
@@ -139,7 +143,7 @@ def _select(pool: Path, output: Path, **options: Any) -> int:
 
     shutil.rmtree(output, ignore_errors=True)
     given = (
-        {"influence": "bm25", "labels": 40, "budget": 3}
+        {"influence": "estimated:Overlap", "labels": 40, "budget": 3}
         if not {"network", "labels_from"} & set(options)
         else {"budget": 3}
     )

@@ -34,15 +34,13 @@ def kinds(folder: Path) -> list[Kind]:
     """All kinds, with their data made in `folder`."""
     data = _data(folder)
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
-    cheap = {"influence": "bm25", "features": data["features"], "labels": 200}
-    similarity = {"influence": "embedding-similarity", "encoder": "embedded", "labels": 200}
+    cheap = {"influence": "estimated:Overlap", "features": data["features"], "labels": 200}
+    similarity = {"influence": "estimated:Likeness", "encoder": "embedded", "labels": 200}
     fitted = folder / "fitted"
     outcome = children.run(lambda: _select(data["pool"], fitted, cheap))
     assert outcome.kind == "ok", outcome
     functions: dict[str, dict[str, Any]] = {
         "delift": _NOTHING,
-        "response-similarity": _NOTHING,
-        "representation-similarity": _NOTHING,
         "selectit": _NOTHING,
         "ifd": _NOTHING,
         "perplexity": _NOTHING,
@@ -54,9 +52,12 @@ def kinds(folder: Path) -> list[Kind]:
     runs = {
         **{name: language_model | {"influence": name} | _own(options) for name, options in functions.items()},
         "lossval": similarity | {"influence": "lossval", "labels": 40} | _own({"epochs": 1}),
-        "embedding-similarity": similarity,
+        **{name: {"influence": name, "model": data["model"]} for name in ("response-similarity", "bm25")},
+        "representation-similarity": {"influence": "representation-similarity", "model": data["model"]},
+        "embedding-similarity": {"influence": "embedding-similarity", "encoder": "embedded", "known": data["target"]},
         "features of the language model": {"influence": "delift", "model": data["model"], "features": "lm"},
-        "bm25": cheap,
+        "words": cheap,
+        "likeness": similarity,
         "target": cheap | {"target": data["target"], "target_features": data["target_features"]},
         "known": similarity | {"known": data["target"]},
         "probes": similarity | {"probes": 6},

@@ -45,15 +45,16 @@ class Config:
     known: str | None = None
     """Samples that the model was trained on before (continual tuning): only what the subset adds to them counts."""
     influence: str | None = None
-    """The exact influence function: a name that `nncift influences` lists, or your own "module:Class". By default
-    delift."""
+    """The influence function: a name that `nncift influences` lists, or your own "module:Class". By default delift.
+    Similarities and bm25 are computed exactly for every pair, without labels and network; the others for --labels."""
     influence_options: Mapping[str, Any] | Sequence[str] | None = None
     """An option of the influence function itself, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
     labels: str | None = None
     """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01) or a time
     budget (90s, 15m). auto adds pairs by active learning until --fidelity is reached; 0 computes none and uses the
-    bundled pretrained network. For pointwise functions it counts samples. By default 2000."""
+    bundled pretrained network. For pointwise functions it counts samples. By default 2000. Not for functions that are
+    exact for every pair."""
     fidelity: float | None = None
     """With --labels auto: the target fidelity, the rank correlation within a target on held-out samples at which
     labelling stops. By default 0.5."""

@@ -16,8 +16,9 @@ from datasets import Dataset
 from builders import dialogues, named, prepared
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.influence.base import InfluenceFunction, PlainFunction, Setup, as_function
-from nncift.influence.catalogue import BUILT_IN
+from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.in_run import InRunTraining
+from nncift.matrix.products import product_matrix
 from nncift.models.prompts import PromptTemplate
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.checksums import SHARD_FILE
@@ -30,6 +31,7 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "gradient-sketch": {"dimension": 64},
     "response-similarity": {"layer": 0},
     "representation-similarity": {"wording": "chat"},
+    "embedding-similarity": {"scaled": True},
     "selectit": {"softmax": True},
     "gradient-similarity": {"dimension": 64},
     "less": {"dimension": 64},
@@ -265,6 +267,22 @@ def test_an_unknown_model_is_an_error_on_first_use(make, pool, target):
     function = make(ready=False, model="/no/such/model", encoder="/no/such/model")
     with pytest.raises(ModelError, match="there is no folder '/no/such/model'"):
         (function.prepare if make.name in NEED_PREPARE else function)(pool, target)
+
+
+@pytest.mark.parametrize("make", [name for name in BUILT_IN if is_factored(name)], indirect=True)
+def test_vectors_give_the_values(make, pool, target):
+    function = make()
+    expected, vectors = function(pool, target), function.vectors(pool)
+    matrix = product_matrix(vectors, function.target_vectors(target), function.from_products)
+    np.testing.assert_allclose(matrix.rows(slice(None)), expected, atol=1e-5)
+    alone = function.vectors(pool.select([1]))
+    assert (vectors.dtype, vectors.shape[0], alone.shape) == (np.float32, 3, (1, vectors.shape[1]))
+    dense = [part if isinstance(part, np.ndarray) else part.toarray() for part in (vectors[[1]], alone)]
+    np.testing.assert_allclose(*dense, atol=1e-5)
+
+
+def test_which_functions_have_vectors(make):
+    assert make(ready=False).traits.factored == is_factored(make.name)
 
 
 def test_a_plain_callable_is_wrapped(pool, target):

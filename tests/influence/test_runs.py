@@ -149,19 +149,19 @@ class TestOptions:
     def test_no_options_are_none(self, nothing):
         assert make_config("pool.jsonl", influence_options=nothing).influence_options is None
 
-    def test_a_run_from_the_command_line_a_file_and_python(self, pool, minilm, tmp_path, capsys):
+    def test_a_run_from_the_command_line_a_file_and_python(self, pool, tmp_path, capsys):
         file, folder = tmp_path / "run.yaml", tmp_path / "run"
         file.write_text(
-            f"pool: {pool}\noutput: {folder}\nencoder: {minilm}\ndevice: cpu\nlabels: '60'\nbudget: '4'\n"
+            f"pool: {pool}\noutput: {folder}\ndevice: cpu\nbudget: '4'\n"
             "influence: bm25\ninfluence_options:\n  k1: 2\n  b: 0.5\n"
         )
         assert run("select", "--config", str(file), "--quiet") == 0
         assert json.loads((folder / "config.json").read_text())["influence_options"] == {"b": 0.5, "k1": 2.0}
-        assert json.loads((folder / "network/config.json").read_text())["description"]["influence"]["k1"] == 2.0
-        given = f"select {pool} --output {folder} --encoder {minilm} --device cpu --labels 60 --budget 4"
+        assert json.loads((folder / "function.json").read_text())["k1"] == 2.0
+        given = f"select {pool} --output {folder} --device cpu --budget 4"
         given += " --influence bm25 --quiet"
         assert run(*given.split(), "--influence-option", "b=0.50", "--influence-option", "k1=2") == 0  # resumes it
-        options = {"encoder": minilm, "device": "cpu", "labels": 60, "budget": 4, "influence": "bm25"}
+        options = {"device": "cpu", "budget": 4, "influence": "bm25"}
         nncift.select(pool, output=folder, influence_options={"k1": 2, "b": "0.5"}, **options)
         with pytest.raises(ConfigError, match=r"influence_options: .*2\.0.* there, None now"):
             nncift.select(pool, output=folder, **options)

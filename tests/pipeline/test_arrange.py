@@ -56,7 +56,13 @@ def options(tmp_path_factory) -> dict:
     np.save(folder / "p.npy", features)
     scored = [{**row, "score": random.Random(i).randint(1, 5)} for i, row in enumerate(rows)]
     pool = write_rows(folder / "pool.jsonl", scored)
-    return {"pool": pool, "features": str(folder / "p.npy"), "influence": "bm25", "labels": 150, "budget": 11}
+    return {
+        "pool": pool,
+        "features": str(folder / "p.npy"),
+        "influence": "builders:Overlap",
+        "labels": 150,
+        "budget": 11,
+    }
 
 
 @pytest.fixture(scope="module")

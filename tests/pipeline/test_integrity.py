@@ -33,7 +33,9 @@ def results(run: Path) -> dict[str, bytes]:
 
 
 def choose(output: Path | str, **options) -> nncift.Selection:
-    return nncift.select("pool.jsonl", **{"influence": "bm25", "labels": 150, **OPTIONS, **options}, output=output)
+    return nncift.select(
+        "pool.jsonl", **{"influence": "builders:Overlap", "labels": 150, **OPTIONS, **options}, output=output
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 
 from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
 from nncift.models.chats import mean_over_turns
-from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts
+from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts, truncated_texts
 from nncift.models.loading import best_device
 from nncift.models.locate import model_identity
 from nncift.models.memory import states_of
@@ -71,7 +71,7 @@ class SentenceFeatures(FeatureSource):
         turns, encoder = sample_texts(samples), self.encoder.loaded
         texts = [*chain(*turns)]
         embeddings = embed_texts(texts, encoder, batch_size=self.encoder.batch_size)
-        truncated = mean_over_turns(turns, _truncated(texts, encoder).astype(np.float32)) > 0
+        truncated = mean_over_turns(turns, truncated_texts(texts, encoder).astype(np.float32)) > 0
         return {"sentence": mean_embeddings(turns, embeddings), TRUNCATED: truncated}
 
 
@@ -107,12 +107,3 @@ def embed(
     source = SentenceFeatures(EncoderSpec(encoder, device=device, batch_size=batch_size))
     place = None if folder is None else FeatureFolder(folder)
     return read_source(samples, source, folder=place, name=name, progress=progress).blocks["sentence"]
-
-
-def _truncated(texts: list[str], encoder: Any) -> np.ndarray:
-    """Which texts exceed the encoder's maximum length, (n,) bool."""
-    limit, tokenizer = encoder.max_seq_length, encoder.tokenizer
-    if limit is None or not callable(tokenizer):
-        return np.zeros(len(texts), dtype=bool)
-    lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
-    return np.asarray(np.array(lengths) > limit)

@@ -20,6 +20,7 @@ from nncift.models.spec import EncoderSpec, ModelSpec
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from nncift.matrix.products import Vectors
 
 Side = Literal["pool", "target"]
 
@@ -33,12 +34,15 @@ class Traits:
         relative: values depend on all samples given to `prepare`, and are comparable only within one such set.
         per_pair: cost is dominated by per-pair work (as opposed to per-sample work). Then each labelled row gets
             targets of its own; otherwise all rows share a square grid.
+        factored: influence is a function of the inner product of two samples' vectors (`vectors`), so a run computes it
+            exactly for every pair, and needs neither labels nor a network.
         asks_language_model: it runs a language model, so that features from the same model are used too.
     """
 
     pointwise: bool = False
     relative: bool = False
     per_pair: bool = False
+    factored: bool = False
     asks_language_model: bool = False
 
 
@@ -62,8 +66,8 @@ class Setup:
 class InfluenceFunction:
     """Exact influence for a block of pool samples and targets.
 
-    A function of your own overrides `__call__`, sets `name` and `traits`, and overrides the hooks that it needs. Its
-    constructor's parameters with type hints are its options (`options.py`).
+    A function of your own overrides `__call__`, or `vectors` with the trait `factored`, sets `name` and `traits`, and
+    overrides the hooks that it needs. Its constructor's parameters with type hints are its options (`options.py`).
     """
 
     name: str = ""
@@ -75,9 +79,9 @@ class InfluenceFunction:
     forward_tokens: int = 0
     """Tokens of all forward passes so far, without padding."""
     backward_tokens: int = 0
+    """Tokens of all backward passes so far, without padding."""
     training_seconds: float = 0.0
     """Time of all training steps so far; 0 where it is not told."""
-    """Tokens of all backward passes so far, without padding."""
     oom_splits: Sequence[int] = ()
     """Sizes of the batches that did not fit into memory and were halved."""
     cut_ids: frozenset[str] | None = None
@@ -103,7 +107,34 @@ class InfluenceFunction:
             DataError: a response does not fit into the context, or a value is not finite.
             ModelError: a model cannot be loaded, or one sample alone does not fit into memory.
         """
+        if type(self).vectors is InfluenceFunction.vectors:
+            raise NotImplementedError
+        if not len(pool_rows) or not len(target_rows):
+            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
+        from nncift.matrix.products import product_matrix  # numba takes half a second to import
+
+        pool, target = self.vectors(pool_rows), self.target_vectors(target_rows)
+        return product_matrix(pool, target, self.from_products).rows(slice(None))
+
+    def vectors(self, rows: Dataset) -> Vectors:
+        """Vectors of pool samples, and of targets where `target_vectors` is not overridden, for the trait `factored`.
+
+        Args:
+            rows: n samples, at least one, of those given to `prepare` where the function is `relative`.
+
+        Returns:
+            (n, d) float32, an array or a `scipy.sparse.csr_array`. A sample's vector does not depend on the others in
+            `rows`.
+        """
         raise NotImplementedError
+
+    def target_vectors(self, rows: Dataset) -> Vectors:
+        """Vectors of targets, (n, d); those of `vectors` unless overridden."""
+        return self.vectors(rows)
+
+    def from_products(self, products: np.ndarray) -> np.ndarray:
+        """Influence from the inner products of two samples' vectors, entry by entry; the product itself by default."""
+        return products
 
     @classmethod
     def build(cls, setup: Setup, **options: Any) -> Self:
@@ -187,10 +218,14 @@ def as_function(function: Any) -> InfluenceFunction:
     if isinstance(function, type):
         raise ConfigError(f"{function.__name__} is a class", "give an object of it")
     if isinstance(function, InfluenceFunction):
-        kind = type(function)
-        if not function.name or not isinstance(function.traits, Traits) or kind.__call__ is InfluenceFunction.__call__:
+        kind, traits = type(function), function.traits
+        has_vectors = kind.vectors is not InfluenceFunction.vectors
+        has_values = has_vectors or kind.__call__ is not InfluenceFunction.__call__
+        whole = function.name and isinstance(traits, Traits) and (has_vectors if traits.factored else has_values)
+        if not whole:
+            own = "vectors" if isinstance(traits, Traits) and traits.factored else "__call__"
             raise ConfigError(
-                f"the influence function {kind.__name__} is incomplete", "give it a `name`, `traits` and `__call__`"
+                f"the influence function {kind.__name__} is incomplete", f"give it a `name`, `traits` and `{own}`"
             )
         return function
     members = set(dir(function))

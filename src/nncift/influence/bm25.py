@@ -16,6 +16,7 @@ influence is the mean over the turns of both.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,6 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.influence.base import InfluenceFunction, Traits
-from nncift.models.chats import mean_over_turns
 from nncift.models.encoder import sample_texts
 
 if TYPE_CHECKING:
@@ -45,38 +45,57 @@ class BM25(InfluenceFunction):
     """
 
     name = "bm25"
-    traits = Traits(relative=True)
+    traits = Traits(relative=True, factored=True)
     _settings = ("k1", "b")
 
     def __init__(self, *, k1: float = 1.5, b: float = 0.75) -> None:
         self.k1 = k1
         self.b = b
-        self._index: Any = None
         self._document: dict[str, int] = {}  # text -> document number
+        self._word: dict[str, int] = {}  # word -> column, in the order of the alphabet
+        self._weights: Any = None  # of the words in the documents, a csr_array (documents, words) float32
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Index the pool samples; nothing is kept in `folder`."""
-        import bm25s
-
-        texts = [*chain(*sample_texts(pool))]
-        self._document = {text: number for number, text in reversed([*enumerate(texts)])}
+        texts = [*dict.fromkeys(chain(*sample_texts(pool)))]
+        self._document = {text: number for number, text in enumerate(texts)}
+        copies = Counter(chain(*sample_texts(pool)))
         documents = [words(text) for text in texts]
-        self._index = None
-        if any(documents):  # the library divides by the mean length
-            self._index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", dtype="float32")
-            self._index.index(documents, show_progress=False)
+        self._word = {word: k for k, word in enumerate(sorted({*chain(*documents)}))}
+        self._weights = self._weighted(self._counts(documents), np.array([copies[text] for text in texts]))
 
-    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """BM25 scores, at least 0."""
-        documents, queries = sample_texts(pool_rows), sample_texts(target_rows)
-        numbers = self._numbers([*chain(*documents)])
-        if self._index is None or not documents or not queries:
-            return np.zeros((len(documents), len(queries)), np.float32)
-        influence = np.zeros((sum(map(len, queries)), len(documents)), np.float32)
-        for j, text in enumerate(chain(*queries)):
-            if indexed := [word for word in words(text) if word in self._index.vocab_dict]:
-                influence[j] = mean_over_turns(documents, self._index.get_scores(indexed)[numbers])
-        return mean_over_turns(queries, influence).T.copy()
+    def vectors(self, rows: Dataset) -> Any:
+        """Weights of the words in the samples, a csr_array (n, words) float32."""
+        turns = sample_texts(rows)
+        return _turn_means(turns) @ self._weights[self._numbers([*chain(*turns)])]
+
+    def target_vectors(self, rows: Dataset) -> Any:
+        """How often each word occurs in the targets, likewise."""
+        if self._weights is None:
+            raise ConfigError(f"{self.name} has no index", "call prepare(pool, target) with all samples")
+        turns = sample_texts(rows)
+        return _turn_means(turns) @ self._counts([words(text) for text in chain(*turns)])
+
+    def _counts(self, texts: Sequence[Sequence[str]]) -> Any:
+        """How often each indexed word occurs in texts, a csr_array (n, words) float32."""
+        from scipy.sparse import coo_array
+
+        found = [(k, self._word[word]) for k, text in enumerate(texts) for word in text if word in self._word]
+        places = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        shape = len(texts), len(self._word)
+        return coo_array((np.ones(len(found), np.float32), (places[0], places[1])), shape=shape).tocsr()
+
+    def _weighted(self, counts: Any, copies: np.ndarray) -> Any:
+        """BM25 weights from the counts of distinct documents, each of which stands for some `copies`."""
+        lengths = counts.sum(axis=1)
+        mean = lengths @ copies / copies.sum() if counts.nnz else 1.0
+        documents, total = copies @ (counts > 0), copies.sum()
+        rarity = np.log1p((total - documents + 0.5) / (documents + 0.5))
+        norms = self.k1 * (1 - self.b + self.b * lengths / mean)
+        weights = counts.copy()
+        saturated = counts.data / (counts.data + np.repeat(norms, np.diff(counts.indptr)))
+        weights.data = np.asarray(saturated * rarity[counts.indices], dtype=np.float32)
+        return weights
 
     def _numbers(self, texts: Sequence[str]) -> np.ndarray:
         for text in texts:
@@ -86,6 +105,16 @@ class BM25(InfluenceFunction):
                     "call prepare(pool, target) with all samples",
                 )
         return np.array([self._document[text] for text in texts], dtype=np.int64)
+
+
+def _turn_means(samples: Sequence[Sequence[str]]) -> Any:
+    """The means over the turns of each sample as a csr_array (n, turns of all) float32."""
+    from scipy.sparse import csr_array
+
+    counts = np.array([len(turns) for turns in samples], dtype=np.int64)
+    ends = np.cumsum(counts)
+    weights = np.repeat(1 / np.maximum(counts, 1), counts).astype(np.float32)
+    return csr_array((weights, np.arange(len(weights)), np.append(0, ends)), shape=(len(samples), len(weights)))
 
 
 def words(text: str) -> list[str]:

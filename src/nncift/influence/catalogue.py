@@ -28,6 +28,16 @@ BUILT_IN = {
 }
 
 
+def is_factored(name: str) -> bool:
+    """Whether the influence function of a name is computed exactly for every pair (`Traits.factored`).
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    kind = resolve(name, BUILT_IN, "nncift.influence")
+    return bool(getattr(getattr(kind, "traits", None), "factored", False))
+
+
 @dataclass(frozen=True)
 class About:
     """Summary of an influence function."""
@@ -36,10 +46,10 @@ class About:
     formula: str  # entry [i, j], pool sample i on target j; larger is better
     source: str  # the publication
     scale: str  # range and interpretation of the values
-    per_sample: str  # cost per labelled sample
+    per_sample: str  # cost per measured sample
     good_for: str  # when to use it
     kind: Literal["pairwise", "pointwise"] = "pairwise"  # pointwise: one score per sample, the same for every target
-    per_pair: str = "nothing"  # additional cost per labelled pair
+    per_pair: str = "nothing"  # additional cost per measured pair
     whole_target: bool = False  # whether a pointwise score depends on the target as a whole
 
     @property
@@ -76,11 +86,11 @@ CATALOGUE = (
     About(
         name="response-similarity",
         formula="exp(5 (cos(z_i, z_j) - 1)), with z the mean over the response tokens of the inputs of the middle"
-        " layer, each dimension standardized over all labelled samples",
+        " layer, each dimension standardized over all samples",
         source="this project",
         scale="0 to 1; 1 = identical response, 0.007 = no more similar than two random samples",
         per_sample="half a pass (155 tokens, 0.07 s)",
-        per_pair="a dot product",
+        per_pair="a dot product: every pair is computed, without labels",
         good_for="predicting the effect of training without gradients; cheap",
     ),
     About(
@@ -90,7 +100,7 @@ CATALOGUE = (
         source="RDS+, Ivison et al. 2025, arXiv:2503.01807",
         scale="-1 to 1, mostly close to 1: only the ranking is meaningful",
         per_sample="one pass (155 tokens, 0.13 s)",
-        per_pair="a dot product",
+        per_pair="a dot product: every pair is computed, without labels",
         good_for="a widely used baseline for targeted selection",
     ),
     About(
@@ -99,17 +109,17 @@ CATALOGUE = (
         source="DELIFT (SE), arXiv:2411.04425, sec. 5",
         scale="-1 to 1; topical similarity, which need not imply usefulness",
         per_sample="one pass of the sentence encoder (0.05 s), no language model",
-        per_pair="a dot product",
+        per_pair="a dot product: every pair is computed, without labels",
         good_for="a first look without a language model",
     ),
     About(
         name="bm25",
         formula="sum over the words w of j: ln(1 + (N - n_w + 0.5) / (n_w + 0.5)) * f_w / (f_w + k1 * (1 - b + b *"
         " L_i / L)), with f_w the frequency of w in i, n_w the number of the N pool samples with w",
-        source="Lucene's BM25, through bm25s, arXiv:2407.03618",
+        source="Lucene's BM25, as in bm25s, arXiv:2407.03618",
         scale="0 and up; 0 without shared words, higher for long targets",
         per_sample="word counts (0.0001 s), no model",
-        per_pair="a look-up of the target's words",
+        per_pair="the words of the target: every pair is computed, without labels",
         good_for="a lexical baseline that is hard to beat; no model at all",
     ),
     About(

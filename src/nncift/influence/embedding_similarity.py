@@ -7,15 +7,18 @@ on, each is embedded with what precedes it, and a sample is their mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.influence.base import InfluenceFunction, Setup, look_up
-from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts
+from nncift.influence.base import InfluenceFunction, Setup, Traits, look_up
+from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts, truncated_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
+from nncift.run.files import fingerprint
+from nncift.run.shards import once_per_sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,39 +36,61 @@ class EmbeddingSimilarity(InfluenceFunction):
     """
 
     name = "embedding-similarity"
+    traits = Traits(factored=True)
     _settings = ("scaled",)
 
     def __init__(self, encoder: Any | EncoderSpec = DEFAULT_ENCODER, *, scaled: bool = False, **options: Any) -> None:
         self.encoder_spec = EncoderSpec.of(encoder, **options)
         self.scaled = scaled
-        self._cache: dict[str, np.ndarray] = {}  # embeddings of the texts given to `prepare`
+        self._cache: dict[str, np.ndarray] = {}  # embeddings of the texts given to `prepare`, by key
+        self._cut: set[str] = set()  # ids of truncated samples
 
     @classmethod
     def build(cls, setup: Setup, **options: Any) -> Self:
         """The function on the run's sentence encoder."""
         return cls(setup.encoder, **options)
 
-    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Cosines, in [-1, 1] or scaled to [0, 1]."""
-        if not len(pool_rows) or not len(target_rows):
-            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        pool, target = (self._vectors(rows) for rows in (pool_rows, target_rows))
-        cosine = np.clip(pool @ target.T, -1, 1)
-        return np.asarray((cosine + 1) / 2 if self.scaled else cosine, dtype=np.float32)
+    @property
+    def cut_ids(self) -> frozenset[str]:  # type: ignore[override]
+        """Ids of the samples with a text that exceeds the encoder's maximum length."""
+        return frozenset(self._cut)
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
-        """Embed each distinct text once; nothing is kept in `folder`."""
+        """Embed each distinct text once; `folder` caches the embeddings in shards `<name>-*.safetensors`."""
         texts = [*chain(*sample_texts(pool), *sample_texts(target))]
-        self._cache = dict(zip(texts, self._embed(texts, {}), strict=True))
+        keys = [self._key(text) for text in texts]
+        self._cache = once_per_sample(
+            keys, partial(self._embed, texts), name=self.name, folder=folder, progress=self.progress
+        )
+
+    def vectors(self, rows: Dataset) -> np.ndarray:
+        """Embeddings of length 1, (n, d) float32; a text that `prepare` did not embed is embedded now."""
+        turns = sample_texts(rows)
+        texts = [*chain(*turns)]
+        self._note_cut(rows, turns, texts)
+        embeddings = look_up(self._cache, [self._key(text) for text in texts], partial(self._embed, texts))
+        return mean_embeddings(turns, embeddings)
+
+    def from_products(self, products: np.ndarray) -> np.ndarray:
+        """Cosines, in [-1, 1] or scaled to [0, 1]."""
+        cosine = np.clip(products, -1, 1)
+        return np.asarray((cosine + 1) / 2 if self.scaled else cosine, dtype=np.float32)
 
     def describe(self) -> dict[str, Any]:
         """With the encoder's name."""
         return super().describe() | {"encoder": self.encoder_spec.name}
 
-    def _vectors(self, rows: Dataset) -> np.ndarray:
-        """Unit vectors, (n, d) float32."""
-        turns = sample_texts(rows)
-        return mean_embeddings(turns, self._embed([*chain(*turns)], self._cache))
+    def _key(self, text: str) -> str:
+        """Identifies an embedding: the encoder and the text."""
+        return fingerprint(self.encoder_spec.name, text)
 
-    def _embed(self, texts: Sequence[str], known: dict[str, np.ndarray]) -> np.ndarray:
-        return look_up(known, texts, lambda which: embed_texts([texts[k] for k in which], self.encoder_spec))
+    def _embed(self, texts: Sequence[str], which: list[int]) -> np.ndarray:
+        return embed_texts([texts[k] for k in which], self.encoder_spec)
+
+    def _note_cut(self, rows: Dataset, turns: Sequence[Sequence[str]], texts: Sequence[str]) -> None:
+        """Count the samples of which the encoder truncates a text."""
+        before, cut = len(self._cut), truncated_texts(texts, self.encoder_spec.loaded)
+        owners = np.repeat(np.arange(len(turns)), [len(parts) for parts in turns])
+        self._cut.update(rows[int(i)]["id"] for i in np.unique(owners[cut]))
+        if len(self._cut) > before and self.on_cut is not None:
+            self.on_cut()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class GradientSketch(LanguageModelFunction):
     """
 
     name = "gradient-sketch"
-    traits = Traits(relative=True, asks_language_model=True)
+    traits = Traits(relative=True, factored=True, asks_language_model=True)
     seeded = True
     _settings = ("damping", "sharpness", "dimension", "states", "seed")
 
@@ -95,6 +96,8 @@ class GradientSketch(LanguageModelFunction):
         self.layers = None if layers is None else tuple(sorted({*layers}))
         self.damping, self.sharpness, self.dimension, self.states = damping, sharpness, dimension, states
         self.seed = seed
+        if not dimension:  # exact cosines are no inner products of vectors
+            self.traits = replace(self.traits, factored=False)
         self._matrices: np.ndarray | None = None  # of the whitening
         self._rows: dict[str, np.ndarray] = {}  # vectors with their norms, by `Example.key`
         self._samples: dict[str, TokenFactors] = {}  # instead of these for exact cosines

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.influence.base import look_up
+from nncift.influence.base import Traits, look_up
 from nncift.influence.model_functions import PromptedFunction
 from nncift.models.chats import mean_over_turns
 from nncift.models.hidden_states import mean_states
@@ -42,6 +42,7 @@ class RepresentationSimilarity(PromptedFunction):
     """
 
     name = "representation-similarity"
+    traits = Traits(factored=True, asks_language_model=True)
 
     def __init__(self, model: str | LanguageModel | ModelSpec, **options: Any) -> None:
         super().__init__(model, **options)
@@ -56,13 +57,19 @@ class RepresentationSimilarity(PromptedFunction):
         self._cache = once_per_sample(keys, work, name=self.name, folder=folder, progress=self.progress)
         self._prompts = prompts
 
-    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Cosines, in [-1, 1]; a sample that `prepare` did not encode is encoded now."""
-        if not len(pool_rows) or not len(target_rows):
-            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        prompts = self._prompts_for(pool_rows, target_rows)
-        pool, target = (self._vectors(prompts, rows) for rows in (pool_rows, target_rows))
-        return np.asarray(np.clip(pool @ target.T, -1, 1), dtype=np.float32)
+    def vectors(self, rows: Dataset) -> np.ndarray:
+        """Means of length 1, (n, hidden) float32; a sample that `prepare` did not encode is encoded now."""
+        prompts = self._prompts_for(rows)
+        rendered = self._render(prompts, rows)
+        samples = self._sequences(prompts, rendered)
+        means = look_up(self._cache, self._keys(samples), partial(self._means, samples))
+        turns = [sample.queries for sample in rendered]
+        vectors = self._standardized(mean_over_turns(turns, means.astype(np.float64)))
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def from_products(self, products: np.ndarray) -> np.ndarray:
+        """Cosines, in [-1, 1]."""
+        return np.asarray(np.clip(products, -1, 1))
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each distinct sample once."""
@@ -76,15 +83,6 @@ class RepresentationSimilarity(PromptedFunction):
         queries = (query for sample in samples for query in sample.queries)
         contexts = [(prompts.no_example + query.alone, query.response) for query in queries]
         return [(context + response, len(context)) for context, response in contexts]
-
-    def _vectors(self, prompts: Prompts, rows: Dataset) -> np.ndarray:
-        """Unit vectors, (n, hidden) float64, from the means that `prepare` cached or from new ones."""
-        rendered = self._render(prompts, rows)
-        samples = self._sequences(prompts, rendered)
-        means = look_up(self._cache, self._keys(samples), partial(self._means, samples))
-        turns = [sample.queries for sample in rendered]
-        vectors = self._standardized(mean_over_turns(turns, means.astype(np.float64)))
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
     def _means(self, samples: list[tuple[list[int], int]], which: list[int]) -> np.ndarray:
         """Weighted means of hidden states of some samples, (n, hidden) float32."""

@@ -43,7 +43,7 @@ class ResponseSimilarity(RepresentationSimilarity):
     """
 
     name = "response-similarity"
-    traits = Traits(relative=True, asks_language_model=True)
+    traits = Traits(relative=True, factored=True, asks_language_model=True)
     _mean: np.ndarray | None = None  # (hidden,) float64
     _deviation: np.ndarray | float = 1.0  # likewise, above 0
 
@@ -78,12 +78,16 @@ class ResponseSimilarity(RepresentationSimilarity):
             varies = deviation > 1e-6 * deviation.max(initial=0)
             self._deviation = np.where(varies, deviation, np.inf)  # constant dimensions become 0
 
-    def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """exp(sharpness (cosine - 1)), or the cosine."""
-        if self._mean is None and len(pool_rows) and len(target_rows):
+    def vectors(self, rows: Dataset) -> np.ndarray:
+        """Standardized means of length 1, (n, hidden) float32."""
+        if self._mean is None:
             raise ConfigError(f"{self.name} needs the mean of all samples", "call prepare(pool, target) first")
-        cosine = super().__call__(pool_rows, target_rows)
-        return np.exp(self.sharpness * (cosine - 1)) if self.sharpness else cosine
+        return super().vectors(rows)
+
+    def from_products(self, products: np.ndarray) -> np.ndarray:
+        """exp(sharpness (cosine - 1)), or the cosine."""
+        cosine = super().from_products(products)
+        return np.exp(np.float32(self.sharpness) * (cosine - 1)) if self.sharpness else cosine
 
     def _layer(self) -> int:
         count = layer_count(self.language_model)

@@ -97,6 +97,15 @@ def embed_texts(
     return embeddings
 
 
+def truncated_texts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+    """Which texts exceed the encoder's maximum length, (n,) bool."""
+    limit, tokenizer = encoder.max_seq_length, encoder.tokenizer
+    if limit is None or not callable(tokenizer) or not texts:
+        return np.zeros(len(texts), dtype=bool)
+    lengths = [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+    return np.asarray(np.array(lengths) > limit)
+
+
 @contextlib.contextmanager
 def _reported(encoder: Encoder) -> Iterator[None]:
     """Report each batch of the encoder inside the block: the library makes its batches itself, and has no callback."""

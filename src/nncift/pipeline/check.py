@@ -12,7 +12,9 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.loading import check_device
 from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
+from nncift.pipeline.exact import check_not_estimated
 from nncift.pipeline.label import check_labels
+from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
 from nncift.selection.objectives import ObjectiveOptions, make_objective
 
@@ -29,13 +31,17 @@ def check(run: Run) -> None:
         DataError: a sample lacks what the function needs, or imported values do not fit the samples.
         ModelError: a model does not exist.
     """
+    if run.is_exact:
+        check_not_estimated(run)
     if not run.is_chosen:
         _check_objective(run)
         _check_budget(run)
         check_arrangement(run)
         _check_models(run)
         _check_wording(run)
-        if run.influence is not None:
+        if run.is_exact:
+            run.function.check(run.pool.rows, run.target.rows)
+        elif run.influence is not None:
             _check_function(run, run.influence)
             check_labels(run)
     elif run.influence is not None:  # a lost file may have to be computed again
@@ -74,9 +80,8 @@ def _check_models(run: Run) -> None:
         find_model(run.features.encoder, "encoder")
     if run.features.language_model is not None:
         find_model(run.features.language_model, "language model")
-    for spec in (spec for function in run.functions for spec in function.models):
-        if isinstance(spec.model, str):
-            find_model(spec.model, "language model")
+    for name, kind in (part for function in run.functions for part in models_of(function)):
+        find_model(name, kind)
 
 
 def _check_function(run: Run, function: InfluenceFunction) -> None:

@@ -1,4 +1,4 @@
-"""Estimating every pair, and choosing within the budget from estimated or measured influence."""
+"""Estimating every pair, and choosing within the budget from estimated or exact influence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from nncift.estimator.towers import RANK
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.pipeline.exact import selection_cost
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
 from nncift.selection.greedy import lazy_greedy
@@ -37,7 +38,7 @@ def estimate(run: Run, network: InfluenceNetwork, probes: Probes | None) -> Infl
 
 
 def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
-    """The subset by estimated influence; the stored one of a run that has chosen."""
+    """The subset by the influence of every pair; the stored one of a run that has chosen."""
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
@@ -95,8 +96,8 @@ def objective_of(
         matrix: influence on the targets.
         expected: about how many samples will be selected.
         covered: how well each target is covered by others, (n_target,) float32.
-        known: largest influence of the known samples on each target, (n_target,) float32; as the run estimated it
-            unless given.
+        known: largest influence of the known samples on each target, (n_target,) float32; as the run has it unless
+            given.
     """
     if known is None and run.known is not None:
         known = read_array(run.folder.known)
@@ -109,6 +110,8 @@ def objective_of(
 
 def cost(run: Run) -> PlannedCost:
     """Planned cost of scoring every pair, at this machine's rate."""
+    if run.is_exact:
+        return selection_cost(run)
     rng = np.random.default_rng(0)
     factors = rng.standard_normal((_TRIAL_SAMPLES, _TRIAL_WIDTH), dtype=np.float32)
     weight = rng.standard_normal(_TRIAL_WIDTH, dtype=np.float32)

@@ -17,10 +17,10 @@ from nncift.data.memory import is_table
 from nncift.data.sources import SourceLike, is_several, open_source
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import InfluenceFunction, as_function
-from nncift.influence.catalogue import BUILT_IN
+from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
-from nncift.pipeline.options import as_stored
+from nncift.pipeline.options import ESTIMATION, as_stored
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
 from nncift.run.naming import folder_beside
@@ -72,7 +72,7 @@ def make_config(
     }
     named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
     if options.get("from_run") is not None:
-        named = inherited(str(options["from_run"]), named)
+        named = inherited(str(options["from_run"]), named, influence)
     named["exclude"] = _joined(named.get("exclude", ()), excluded_by(named.get("network")))
     config = Config(_source_name("pool", pool), **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
@@ -99,12 +99,13 @@ def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
     return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
-def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def inherited(run: str, given: Mapping[str, Any], influence: str | InfluenceFunction | None = None) -> dict[str, Any]:
     """The options of an earlier run with those that are given in their place.
 
     Args:
         run: the folder of the earlier run.
         given: the options that are given, of which `exclude` is added to the earlier run's.
+        influence: the influence function where it is given as an object, which `given` has the description of.
 
     Raises:
         ConfigError: an option of the earlier run cannot be used again.
@@ -122,6 +123,8 @@ def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
     elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
         replaced.add("network")
     options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
+    if _is_factored(options, influence):  # an earlier run may have estimated
+        options = {name: value for name, value in options.items() if name in given or name not in ESTIMATION}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     options.setdefault("output", _folder_name(run, given))
     if Path(str(options["output"])).resolve() == Path(run).resolve():
@@ -130,6 +133,16 @@ def inherited(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"the influence function of {run} was an object", "give it again: `influence`")
     _refuse_missing(run, stored.get("exclude") or (), "its subset")
     return options
+
+
+def _is_factored(options: Mapping[str, Any], influence: str | InfluenceFunction | None) -> bool:
+    """Whether a run with these options computes influence exactly for every pair."""
+    if not isinstance(influence, str | None):
+        return as_function(influence).traits.factored
+    if options.get("influence") is None and any(options.get(name) for name in ("network", "labels_from")):
+        return False
+    name = str(options.get("influence") or DEFAULT_INFLUENCE)
+    return not name.startswith("{") and is_factored(name)
 
 
 def excluded_by(network: str | None) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.arrange import make_difficulty
+from nncift.pipeline.exact import refuse_estimation
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
@@ -125,11 +126,12 @@ class Run:
         function, setup = None, Setup(models, encoder, config.seed)
         if config.measures:
             function = make_influence(config, influence, setup)
+            if function.traits.factored:
+                refuse_estimation(config, function.name)
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
-        features = FeatureSources.named(
-            config.feature_names or default_features(config, function), encoder=encoder.name, model=config.models[0]
-        )
+        names = config.feature_names or default_features(config, function)
+        features = FeatureSources.named(names, encoder=encoder.name, model=config.models[0])
         if needed is not None:
             features = features.for_network(
                 str(config.network),
@@ -190,6 +192,11 @@ class Run:
         """Whether the subset is chosen, and verified if asked for."""
         verified = self.config.verify is None or self.folder.verification.is_file()
         return self.folder.is_selected and verified
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether influence is computed exactly for every pair, so that nothing is labelled, learned or estimated."""
+        return self.influence is not None and self.influence.traits.factored
 
     @property
     def function(self) -> InfluenceFunction:
@@ -256,7 +263,14 @@ def make_influence(
 
 
 def default_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
-    """The features of a run that names none.
+    """The features of a run that names none; nothing reads features where influence is exact for every pair."""
+    if function is not None and function.traits.factored:
+        return ()
+    return learned_features(config, function)
+
+
+def learned_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
+    """The features that a network of a function learns from where none are named.
 
     The language model's own view of a sample counts too where the influence function runs a language model anyway
     (that costs one forward pass per sample), and for a recipe that can use it.

@@ -117,7 +117,7 @@ def cost(run: Run) -> PlannedCost:
     """Planned cost of the labels; of active learning, the first round and the held-out rows."""
     if run.config.labels_from is not None:
         return PlannedCost("labels", pairs=len(LabelledPairs.load(run.folder.labels.labels)))
-    if not run.config.learns:
+    if run.is_exact or not run.config.learns:
         return PlannedCost("labels")
     amount = parse_labels(run.config.labels or DEFAULT_LABELS) if not run.config.in_rounds else _first_round(run)
     plan, pool, target = _planned(run, amount), run.pool.rows, run.target.rows

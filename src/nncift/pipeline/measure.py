@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,13 +34,13 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
     lap, known = run.costs.clock(stage), None
     if not folder.labels.exists():
         if stage == "labels":
-            _note_cut(run)
-            function.on_cut = functools.partial(_note_cut, run)
+            note_cut(run, run.folder.labels.notes)
+            function.on_cut = functools.partial(note_cut, run, run.folder.labels.notes)
         known = None if run.earlier is None else run.earlier.measured()
         _begin(run)
         lap("warm_up")
     else:
-        _keep_description(run)
+        keep_description(run)
     tokens = function.forward_tokens
 
     def after_block() -> None:
@@ -100,14 +101,12 @@ def drop_checkpoints(run: Run) -> None:
             remove(path)
 
 
-def _begin(run: Run) -> None:
-    """Done before the first pair that this process measures.
+def describe_once(run: Run) -> None:
+    """Write what the run's exact influence is measured with, or compare with what is written.
 
     Raises:
-        ConfigError: the function, its precision or its device's default differs from that of the pairs so far.
+        ConfigError: the function, its precision or its device's default differs from that of the values so far.
     """
-    if run.measuring:
-        return
     described, path = run.describe_influence(), run.folder.function
     if path.exists() and (stored := read_json(path)) != described:
         raise ConfigError(
@@ -117,13 +116,20 @@ def _begin(run: Run) -> None:
     write_json(path, described)
     if not run.folder.models.exists():
         write_json(run.folder.models, identities(run.function))
+
+
+def _begin(run: Run) -> None:
+    """Done before the first pair that this process measures."""
+    if run.measuring:
+        return
+    describe_once(run)
     if len(run.function.models) == 1:  # of several, one is in memory at a time
         _ = run.function.models[0].loaded
     run.function.warm_up(run.pool.rows, run.folder.labels.warm_up, progress=run.progress)
     run.measuring = True
 
 
-def _keep_description(run: Run) -> None:
+def keep_description(run: Run) -> None:
     """Write the description of the function and of its models again where they were lost and are the same."""
     for path, describe in (
         (run.folder.function, run.describe_influence),
@@ -133,9 +139,9 @@ def _keep_description(run: Run) -> None:
             write_json(path, describe())
 
 
-def _note_cut(run: Run) -> None:
+def note_cut(run: Run, path: Path) -> None:
     """Keep which samples were cut: before their values are stored, so that a resumed run can report it."""
-    cut, path = run.function.cut_ids, run.folder.labels.notes
+    cut = run.function.cut_ids
     if cut is not None:
         noted = read_json(path)["cut"] if path.exists() else None
         if noted is None or not set(noted) >= set(cut):

@@ -50,6 +50,10 @@ GROUPS = {
 """Heading to the fields of `Config` under it, both in the order of the help page."""
 
 
+ESTIMATION = ("labels", "fidelity", "probes", "verify", "network", "recipe", "features", "target_features")
+"""Options that only a run which estimates influence has a use for."""
+
+
 class SelectOptions(TypedDict, total=False):
     """The keyword arguments of `select` besides those that it names itself."""
 

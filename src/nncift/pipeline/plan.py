@@ -21,7 +21,7 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, featurize, label, verify
+from nncift.pipeline import arrange, choose, exact, featurize, label, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
@@ -36,6 +36,7 @@ _COUNTED = 300  # samples of a side whose tokens give those of all pairs
 _FILES = 650_000  # bytes of the network, the report and other files of a run that hardly grow with it
 _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "features": featurize.cost,
+    "influence": exact.cost,
     "labels": label.cost,
     "probes": label.probe_cost,
     "shortlist": verify.cost,
@@ -53,15 +54,15 @@ class RunPlan:
         targets: target samples; the pool's number without a target.
         known: known samples.
         selected: how many will be chosen; None for a budget in tokens.
-        pairs: pairs to measure exactly: labels, probes and a shortlist.
-        all_pairs: pairs to estimate.
+        pairs: pairs to compute exactly: labels, probes and a shortlist, or all of them.
+        all_pairs: pairs that the selection needs.
         tokens: LLM tokens of that; None when the influence function does not count them.
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes of the process at its peak, with the models.
         disk: bytes that the run folder will take.
         checkpoints: bytes in addition while the run lasts, of checkpoints and gradients.
         difficulty_tokens: LLM tokens of the selected samples' difficulty; None where none is computed, or not counted.
-        exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured.
+        exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured, or everything.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
@@ -199,7 +200,7 @@ def _data_on_disk(run: Run, selected: int | None) -> int:
 
 def _exact_seconds(run: Run) -> float | None:
     """Expected time of all pairs, by the cost model of the labels."""
-    if run.influence is None or not run.config.learns:
+    if run.influence is None or run.is_exact or not run.config.learns:
         return None
     own, pool = run.own_target, run.pool.rows
     rows = pool.select(range(min(_COUNTED, len(pool))))

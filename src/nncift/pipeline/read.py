@@ -79,7 +79,8 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
-    if run.folder.features.path.exists() and before and content_hash(folder.samples) not in before:
+    begun = run.folder.features.path.exists() or run.folder.vectors.path.exists()
+    if begun and before and content_hash(folder.samples) not in before:
         forget(folder.samples)  # they were read again, because a file was lost, and do not fit the others
         remove(folder.path)
         raise RunError(
@@ -108,7 +109,7 @@ def side_splits(config: Config) -> dict[str, str | None]:
 def _screen(run: Run, side: str) -> RowScreen | None:
     """What refuses rows of a side that its models cannot take: the influence function's, and that of the features."""
     screens: list[Screen | None] = []
-    if run.influence is not None and side != "known":
+    if run.influence is not None and (side != "known" or run.is_exact):
         screens.append(run.influence.screen("target" if side == "target" else "pool"))
     if run.difficulty is not None and side == "pool":
         screens.append(run.difficulty.screen("pool"))

@@ -15,6 +15,7 @@ from nncift.pipeline.check import check
 from nncift.pipeline.choose import choose, estimate
 from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.context import Run
+from nncift.pipeline.exact import exact_matrix
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
@@ -70,6 +71,7 @@ def select(
             Influence, labels and network
             influence_options: options of the influence function itself: a mapping, or NAME=VALUE texts.
             labels: pairs to compute exactly, 2000 unless given: 2000, 0.01, "15m", "auto"; 0 uses the bundled network.
+                A similarity or "bm25" takes none: it is exact for every pair, without a network.
             fidelity: with `labels` "auto", the rank correlation at which labelling stops; 0.5 unless given.
             labels_from: a file of exact values computed by another tool.
             probes: targets on which every pool sample is measured exactly.
@@ -118,22 +120,27 @@ def select(
     sources = sources_of(config, {"pool": pool, "target": target, "known": known})
     shown = in_terminal() if progress is None else progress
     with Run.open(config, sources, influence, progress=shown) as run:
-        matrix, evidence = estimated(run)
+        matrix, evidence = influence_of_all(run)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, evidence)
         selection = arrange(run, selection)
         drop_checkpoints(run)
         with run.costs.stage("report"):
-            given = evidence.network.description_ if evidence.labels is None else None
+            given = evidence.network.description_ if evidence is not None and evidence.labels is None else None
             write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection
 
 
-def estimated(run: Run) -> tuple[InfluenceMatrix, Evidence]:
-    """The influence of every pair, and what it was estimated from; stages that are finished are not run again."""
+def influence_of_all(run: Run) -> tuple[InfluenceMatrix, Evidence | None]:
+    """The influence of every pair, and what it was estimated from, None where it is exact.
+
+    Stages that are finished are not run again.
+    """
     read(run)
     check(run)
+    if run.is_exact:
+        return exact_matrix(run), None
     featurize(run)
     labels = label(run)
     network = learn(run, labels)

@@ -83,6 +83,27 @@ class EarlierRun:
         take_file(files.facts(alike[0]), self.run.folder.features.facts(name))
         return True
 
+    def take_vectors(self, sides: Sequence[str]) -> None:
+        """Take the vectors of these sides, where influence is exact for every pair, as far as they hold."""
+        there, here, relative = self.folder.vectors, self.run.folder.vectors, self.run.function.traits.relative
+        for side in sides:
+            where = "pool" if side == "target" and self.run.own_target else side
+            others = [
+                one for one in (("pool", "target", "known") if relative else (side, where)) if not self._same(one)
+            ]
+            reason = self._other_function() or (f"other {others[0]} samples" if others else "")
+            if not reason and not there.is_finished(side):
+                reason = "it has none"
+            self.note(f"vectors {side}", f"vectors of the {side}: {f'computed anew ({reason})' if reason else 'taken'}")
+            if reason:
+                continue
+            if there.notes.exists():
+                cut = {*read_json(there.notes)["cut"]} & {*self.run.samples[where].rows["id"]}
+                cut |= {*read_json(here.notes)["cut"]} if here.notes.exists() else set()
+                write_json(here.notes, {"cut": sorted(cut)})
+            for file in ("array", "sparse"):
+                take_file(getattr(there, file)(side), getattr(here, file)(side), link=True)
+
     def take_labels(self) -> bool:
         """Take finished labels that were planned and measured alike; whether it was possible."""
         there, here = self.folder.labels, self.run.folder.labels
@@ -199,6 +220,10 @@ class EarlierRun:
 
     def _other_values(self) -> str:
         """Why exact values do not hold; empty where they do."""
+        return self._other_function() or self._other_samples()
+
+    def _other_function(self) -> str:
+        """Why the influence function or its models are others; empty where they are the same."""
         described = self.run.describe_influence()
         if not self.folder.function.exists():
             return "it measured nothing"
@@ -207,7 +232,7 @@ class EarlierRun:
             return f"the influence function differs: {', '.join(sorted(names))}"
         if self.folder.models.exists() and read_json(self.folder.models) != identities(self.run.function):
             return "the files of its model have changed"
-        return self._other_samples()
+        return ""
 
     def _other_labels(self) -> str:
         config, rounds = self.run.config, self.run.config.in_rounds
@@ -245,12 +270,18 @@ class EarlierRun:
         return self._other_samples()
 
 
+def models_of(function: InfluenceFunction) -> list[tuple[str, str]]:
+    """The models that a function runs, those given by name, and what each is."""
+    names: list[tuple[str, str]] = [
+        (spec.model, "language model") for spec in function.models if isinstance(spec.model, str)
+    ]
+    encoder = function.describe().get("encoder")
+    return names + ([(encoder, "encoder")] if isinstance(encoder, str) else [])
+
+
 def identities(function: InfluenceFunction) -> dict[str, str | None]:
     """What the files of the models are that a function runs, by name."""
-    names = [(spec.model, "language model") for spec in function.models if isinstance(spec.model, str)]
-    encoder = function.describe().get("encoder")
-    names += [(encoder, "encoder")] if isinstance(encoder, str) else []
-    return {name: model_identity(name, kind) for name, kind in names}
+    return {name: model_identity(name, kind) for name, kind in models_of(function)}
 
 
 def _parts(folder: LabelFolder) -> Sequence[LabelFolder]:

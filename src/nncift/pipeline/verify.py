@@ -55,16 +55,16 @@ class Measured(NamedTuple):
     exact: Probes
 
 
-def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Evidence) -> Selection:
+def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Evidence | None) -> Selection:
     """The choice from a measured shortlist; the given selection where none is asked for, or it is chosen already.
 
     Args:
         run: the run; its folder gets `Verification`.
         matrix: influence as estimated, (n_pool, n_target).
         selection: the choice by estimates.
-        evidence: what led to the estimates.
+        evidence: what led to the estimates; None where influence is exact for every pair.
     """
-    if run.config.verify is None or run.is_chosen:
+    if evidence is None or run.config.verify is None or run.is_chosen:
         return selection
     with run.costs.stage("verify"):
         measured, updated = measure_shortlist(run, matrix, selection, evidence)

@@ -30,10 +30,10 @@ from nncift.proof.selectors import (
     Selector,
     check_same_pool,
     costs_of,
-    estimated_rankings,
     exact_rankings,
     gains_path,
     load_ranking,
+    run_rankings,
     save_ranking,
     verified_rankings,
 )
@@ -84,7 +84,8 @@ def compare(
         test: prompts with reference responses, as of `evaluate`; not needed where only `studies` are asked for.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before.
-        influence: the influence functions to estimate, by name; that of `select` unless given.
+        influence: the influence functions to compare, by name; that of `select` unless given. One that is exact for
+            every pair counts as free.
         budget: fractions of the pool or numbers of samples; 0.05, 0.1 and 0.3 unless given.
         output: the folder; the same call resumes it. `runs/compare-NAME-OF-THE-POOL` unless given.
         progress: show progress bars; in a terminal unless given.
@@ -159,8 +160,8 @@ def _choose(inputs: Inputs, selector: Selector, budgets: Sequence[int]) -> None:
         folder = run.folder.path
         if selector.kind == "verified":
             found = verified_rankings(run, budgets, selector.shortlist, objective, own)
-        elif selector.kind == "estimated":
-            found = estimated_rankings(run, budgets, objective, own)
+        elif selector.kind == "estimated" or run.is_exact:
+            found = run_rankings(run, budgets, objective, own)
         else:
             folder = inputs.folder.exact / selector.values.slug
             found = exact_rankings(run, folder, budgets, objective, own)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_DIFFICULTY, DEFAULT_INFLUENCE, Config
+from nncift.config import DEFAULT_DIFFICULTY, DEFAULT_INFLUENCE, Config, default_fields
 from nncift.data.memory import repeatable
 from nncift.data.pool import read_pool
 from nncift.errors import ConfigError
+from nncift.influence.catalogue import is_factored
 from nncift.pipeline.configure import make_config, sources_of
+from nncift.pipeline.options import ESTIMATION
 from nncift.proof.cells import Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
@@ -86,7 +88,7 @@ class Inputs:
 
     @property
     def influences(self) -> tuple[str, ...]:
-        """The influence functions to estimate, and to study."""
+        """The influence functions to compare, and to study."""
         return self.proof.influences or (DEFAULT_INFLUENCE,)
 
     @property
@@ -95,10 +97,11 @@ class Inputs:
 
         With several objectives, each of these with each of them.
         """
-        learned = [name for name in self.influences if name not in self.proof.free]
+        learned = [name for name in self.influences if not is_factored(name) and name not in self.proof.free]
+        exact = self.influences if "all" in self.proof.exact else self.proof.exact
         kinds: dict[Kind, Sequence[str]] = {
-            "free": self.proof.free,
-            "exact": self.influences if "all" in self.proof.exact else self.proof.exact,
+            "free": [*self.proof.free, *filter(is_factored, (*exact, *self.influences))],
+            "exact": [name for name in exact if not is_factored(name)],
             "estimated": learned,
             "verified": learned if self.shortlist is not None else (),
         }
@@ -130,9 +133,11 @@ class Inputs:
     def config(self, selector: Selector) -> Config:
         """The config of the run that a selector's values come from."""
         values = selector.values
-        output = str(self.folder.runs / values.slug)
+        output = self.folder.runs / values.slug
         own = self.base.influence_options if values.influence == self.base.influence else None
-        made = replace(self.base, influence=values.influence, influence_options=own, output=output)
+        made = replace(self.base, influence=values.influence, influence_options=own, output=str(output))
+        if is_factored(values.influence):
+            return replace(made, **{name: default_fields()[name] for name in ESTIMATION})
         return replace(made, **_UNLEARNED) if values.kind == "free" else made
 
     @property
@@ -211,7 +216,17 @@ def prepare(
     phases, difficulty = whole.phases or _PHASES, whole.difficulty or DEFAULT_DIFFICULTY
     inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, shown)
     _check_budgets(inputs)
+    if not proof.studies and not any(selector.kind == "estimated" for selector in inputs.selectors):
+        _refuse_estimation(base)
     return inputs
+
+
+def _refuse_estimation(config: Config) -> None:
+    """Refuse options of labels and network where no function of the comparison is estimated."""
+    defaults = default_fields()
+    for option in ESTIMATION:
+        if (value := getattr(config, option)) != defaults[option]:
+            raise ConfigError(f"no influence function is estimated, so `{option}` {value} has no use", "leave it out")
 
 
 def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, Any]]:

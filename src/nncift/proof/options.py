@@ -114,7 +114,8 @@ class CompareOptions(ProofOptions):
     seeds: int = 3
     """Trainings of each choice, and random choices of each budget."""
     influences: tuple[str, ...] = ()
-    """The influence functions to estimate; by default that of nncift select."""
+    """The influence functions to compare, estimated from labels; by default that of nncift select. One that is exact
+    for every pair counts as one of --free."""
     budgets: tuple[str, ...] = ("0.05", "0.1", "0.3")
     """How much to choose: fractions of the pool or numbers of samples."""
     free: tuple[str, ...] = FREE

@@ -17,6 +17,7 @@ import numpy as np
 
 from nncift.config import Config
 from nncift.evaluation.studies import points
+from nncift.influence.catalogue import is_factored
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
@@ -108,7 +109,8 @@ def _choosing(inputs: Inputs) -> dict[str, float]:
     for selector in dict.fromkeys([*(selector.values for selector in selectors), *studied]):
         planned = _planned(inputs.config(selector))
         exact = (planned.exact_seconds or 0.0) + (planned.seconds.get("features", 0.0) if selector in studied else 0.0)
-        found[selector.name] = sum(planned.seconds.values()) if selector.kind == "estimated" else exact
+        whole_run = selector.kind == "estimated" or is_factored(selector.influence)
+        found[selector.name] = sum(planned.seconds.values()) if whole_run else exact
     for selector in selectors:
         if selector.kind == "verified":
             config = dataclasses.replace(

@@ -18,7 +18,7 @@ from nncift.labels.collect import collect
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.choose import objective_of, pick
 from nncift.pipeline.context import Run
-from nncift.pipeline.select import estimated
+from nncift.pipeline.select import influence_of_all
 from nncift.pipeline.verify import measure_shortlist
 from nncift.run.amounts import Amount
 from nncift.run.costs import Costs
@@ -109,10 +109,8 @@ def rankings(run: Run, matrix: InfluenceMatrix, budgets: Sequence[int], known: n
     return found
 
 
-def estimated_rankings(
-    run: Run, budgets: Sequence[int], objective: str = "", costs: Costs | None = None
-) -> list[Ranking]:
-    """The rankings by influence that the run estimates.
+def run_rankings(run: Run, budgets: Sequence[int], objective: str = "", costs: Costs | None = None) -> list[Ranking]:
+    """The rankings by influence as the run has it: estimated, or exact for every pair.
 
     Args:
         run: the run.
@@ -120,7 +118,7 @@ def estimated_rankings(
         objective: instead of the run's own.
         costs: where choosing counts; with the run's own costs unless given.
     """
-    matrix, _ = estimated(run)
+    matrix, _ = influence_of_all(run)
     with (costs or run.costs).stage("select"):
         return rankings(with_objective(run, objective), matrix, budgets, None)
 
@@ -140,7 +138,8 @@ def verified_rankings(
         objective: instead of the run's own.
         costs: of the shortlists.
     """
-    matrix, evidence = estimated(run)
+    matrix, evidence = influence_of_all(run)
+    assert evidence is not None  # of a run that estimates
     config = dataclasses.replace(run.config, verify=times, objective=objective or run.config.objective)
     own = dataclasses.replace(run, config=config, folder=RunFolder(run.folder.path), costs=costs or run.costs)
     found = []

@@ -9,9 +9,10 @@ from typing import Any
 from tqdm import tqdm
 
 from nncift.evaluation.studies import Exact, Point, measure, points, summarise
+from nncift.features.sources import FeatureSources
 from nncift.pipeline.choose import objective_of
 from nncift.pipeline.configure import sources_of
-from nncift.pipeline.context import Run
+from nncift.pipeline.context import Run, learned_features
 from nncift.pipeline.featurize import featurize
 from nncift.pipeline.read import read
 from nncift.proof.folder import share
@@ -52,6 +53,9 @@ def _exact(inputs: Inputs, name: str) -> Exact:
     with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
         read(run)
         check_same_pool(run, inputs.samples)
+        if run.is_exact:  # a run reads no features then, and a study does
+            names = inputs.base.feature_names or learned_features(config, run.function)
+            run.features = FeatureSources.named(names, encoder=run.encoder.name, model=config.models[0])
         featurize(run)
         costs = Costs(folder / "costs.json")
         with costs.stage("labels"):

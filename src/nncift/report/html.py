@@ -3,8 +3,8 @@
 One self-contained file: pictures are inline SVG, there is no script and no outside link, and a Content-Security-Policy
 forbids the browser to fetch any. The data may be hostile, so the template escapes everything it prints, and invisible
 characters (control characters, bidirectional overrides) are written as escapes. Only files of the run folder are read;
-without labels, network or target their sections state so. The same folder gives the same bytes. Costs about a second,
-and four more per million samples, whose original rows are read.
+without labels, network or target their sections state so, and without features there is no map. The same folder gives
+the same bytes. Costs about a second, and four more per million samples, whose original rows are read.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class _Run:
     def __init__(self, folder: RunFolder) -> None:
         verify_folder(folder.path, but=folder.report)
         pool, target = folder.samples("pool").samples, folder.samples("target").samples
-        features, of_target = folder.features.array("pool"), folder.features.array("target")
-        required = (folder.config, folder.costs, folder.summary, pool, features, folder.influence, folder.selection)
+        features = [] if folder.vectors.is_finished("pool") else [folder.features.array("pool")]
+        required = (folder.config, folder.costs, folder.summary, pool, *features, folder.influence, folder.selection)
         if missing := [_relative(path, folder) for path in required if not path.is_file()]:
             problem = f"{folder.path} is not the folder of a finished run: it lacks {', '.join(missing)}"
             raise RunError(problem, "run the same `nncift select` command again, which resumes it")
@@ -59,16 +59,24 @@ class _Run:
         self.fidelity = Fidelity.find(folder.fidelity)
         self.pool = open_samples(pool)
         self.target = open_samples(target) if target.is_file() else None
-        self.features = read_array(features)  # (n_pool, d)
-        self.target_features = read_array(of_target) if of_target.is_file() else None  # (n_target, d)
+        self.features = _array(folder, "pool")  # (n_pool, d)
+        self.target_features = _array(folder, "target")  # (n_target, d)
         self.influence = read_array(folder.influence)  # (n_pool,)
         selection = read_table(folder.selection).sort_by("rank")  # a row per selected sample, best first
         self.chosen: np.ndarray = selection["pool_index"].to_numpy()
         self.gains: np.ndarray = selection["gain"].to_numpy()
-        lengths = {pool: len(self.pool), features: len(self.features), folder.influence: len(self.influence)}
+        lengths = {pool: len(self.pool), **{path: len(read_array(path)) for path in features}}
+        lengths[folder.influence] = len(self.influence)
         if len({*lengths.values()}) > 1 or np.any(self.chosen >= len(self.influence)):
             found = ", ".join(f"{_relative(path, folder)} has {n} rows" for path, n in lengths.items())
             raise RunError(f"the files of {folder.path} do not belong together ({found})", "run into a new folder")
+
+
+def _array(folder: RunFolder, side: str) -> np.ndarray | None:
+    """Features of a side, or the vectors that give the influence; None of sparse ones, and where there are none."""
+    paths = (folder.features.array(side), folder.vectors.array(side))
+    found = next((path for path in paths if path.is_file()), None)
+    return None if found is None else read_array(found)
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -97,7 +105,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
             for side, values in (("pool", run.influence), ("subset", run.influence[run.chosen]))
         },
         gains=plots.gain_curve(run.gains),
-        map=plots.embedding_map(run.features, run.chosen, run.target_features),
+        map=None if run.features is None else plots.embedding_map(run.features, run.chosen, run.target_features),
         groups=_groups(run),
         best=_samples(run, run.chosen[:_SHOWN]),
         worst=_samples(run, np.argsort(run.influence, kind="stable")[:_SHOWN]),

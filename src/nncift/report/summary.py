@@ -12,10 +12,12 @@ from nncift.data.facts import PoolFacts
 from nncift.errors import printable
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import DEFAULT_MODEL
+from nncift.report.warnings import warnings_of
 from nncift.run.costs import Costs, Rates, Work, duration
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
 from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
+from nncift.run.vectors import read_vectors
 from nncift.selection.selection import Selection
 
 _TARGET_FIDELITY = 0.5  # of runs that did not record theirs
@@ -41,9 +43,9 @@ def write_summary(
     config, features = read_json(folder.config), _features(folder)
     pool, target, known = (_facts(folder.samples(side)) for side in ("pool", "target", "known"))
     assert pool is not None
-    fidelity, tokens, notes = Fidelity.find(folder.fidelity), folder.tokens, folder.labels.notes
-    labelled = sum(fidelity.pairs.values()) if fidelity else 0
-    cut = len(read_json(notes)["cut"]) if notes.exists() else None
+    fidelity, tokens, exact = Fidelity.find(folder.fidelity), folder.tokens, _exact_function(folder)
+    labelled = all_pairs if exact else sum(fidelity.pairs.values()) if fidelity else 0
+    cut = None if any(part.get("vectors") for part in features) else _cut(folder)
     summary = Summary(
         pool=pool,
         target=target,
@@ -56,19 +58,38 @@ def write_summary(
         objective=selection.objective,
         objective_options=selection.objective_options,
         value=float(selection.value),
-        encoder={
-            "name": " + ".join(str(part["encoder"]) for part in features),
-            "truncated": max(part["truncated"] for part in features),
-            "width": sum(part["width"] for part in features),
-        },
+        encoder=_encoder(features),
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
-        warnings=_warnings(target, fidelity, features, cut, selection.gains),
+        warnings=warnings_of(target, fidelity, features, cut, selection.gains, exact=bool(exact)),
+        exact=exact,
         network=given,
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
     )
     summary.save(folder.summary)
     return summary
+
+
+def _exact_function(folder: RunFolder) -> str:
+    """The influence function of a run that computed it exactly for every pair; "" of another run."""
+    return str(read_json(folder.function)["name"]) if folder.vectors.is_finished("pool") else ""
+
+
+def _encoder(features: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Name, width and truncated texts of the pool's features; None where there are none."""
+    if not features:
+        return None
+    return {
+        "name": " + ".join(str(part["encoder"]) for part in features),
+        "truncated": max(part["truncated"] for part in features),
+        "width": sum(part["width"] for part in features),
+    }
+
+
+def _cut(folder: RunFolder) -> int | None:
+    """Measured samples that were truncated; None where none can be."""
+    notes = next((part.notes for part in (folder.vectors, folder.labels) if part.notes.exists()), None)
+    return None if notes is None else len(read_json(notes)["cut"])
 
 
 def _facts(samples: SampleFolder) -> dict[str, Any] | None:
@@ -107,8 +128,13 @@ def _span(values: np.ndarray) -> str:
 
 
 def _features(folder: RunFolder) -> list[dict[str, Any]]:
-    """Facts of the pool's features, the language model's last."""
+    """Facts of the pool's features, the language model's last, or of the encoder whose vectors give the influence."""
     facts = [read_json(folder.features.facts(name)) for name in folder.features.names("pool")]
+    if folder.vectors.is_finished("pool") and "encoder" in (function := read_json(folder.function)):
+        rows = sum(stored["rows"] for side in ("pool", "target", "known") if (stored := _facts(folder.samples(side))))
+        width = read_vectors(folder.vectors, "pool").shape[1]
+        facts.append({"encoder": function["encoder"], "truncated": _cut(folder) or 0, "rows": rows, "width": width})
+        facts[-1]["vectors"] = True
     return sorted(facts, key=lambda part: "blocks" in part)
 
 
@@ -125,40 +151,6 @@ def _exact_cost(folder: RunFolder) -> dict[str, float] | None:
     tokens = None if all_pairs.tokens is None else cost.forward_tokens - all_pairs.warm_up
     labelled = Work(samples, len(labels), tokens, all_pairs.warm_up)
     return {"seconds": Rates.of(cost, labelled).seconds(all_pairs), "forward_tokens": all_pairs.all_tokens or 0}
-
-
-def _warnings(
-    target: dict[str, Any] | None,
-    fidelity: Fidelity | None,
-    features: Sequence[dict[str, Any]],
-    cut: int | None,
-    gains: np.ndarray,
-) -> list[str]:
-    warnings = []
-    if target is not None and target["rows"] == 1:
-        warnings.append("The target is one sample: the subset serves that sample, not a task.")
-    if fidelity is not None and fidelity.conclusion != BETTER:
-        warnings.append(str(fidelity))
-    for part in features:
-        if part["truncated"] > part["rows"] / 10:
-            longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
-            exceed = "exceeds" if part["truncated"] == 1 else "exceed"
-            were = "was" if part["truncated"] == 1 else "were"
-            warnings.append(
-                f"{part['truncated']:,} of {counted(part['rows'], 'text')} {exceed} the {longest} and {were} truncated."
-            )
-    if cut:
-        verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
-        warnings.append(
-            f"{counted(cut, 'labelled sample')} {verbs[0]} the language model's context and {verbs[1]} truncated."
-        )
-    idle = int(np.sum(gains <= 0))
-    if idle == len(gains):
-        warnings.append("All estimated gains are at most 0: the selection is arbitrary.")
-    elif idle:
-        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
-        warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
-    return warnings
 
 
 def summary_text(folder: str | os.PathLike[str]) -> str:
@@ -178,6 +170,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines.append(_history_line(history, target_fidelity(run, history)))
     if (fidelity := Fidelity.find(run.fidelity)) is not None:
         lines += ["", *_fidelity_lines(fidelity)]
+    elif summary.exact:
+        lines += ["", exactness(summary)]
     elif (caveat := unmeasured(summary, read_json(run.config))) is not None:
         lines += ["", caveat]
     lines.append("")
@@ -218,6 +212,14 @@ def known_coverage(summary: Summary) -> float | None:
     """Share of the targets' final coverage that the known samples provide; None where it was not computed."""
     value = None if summary.known is None else summary.known.get("value")
     return value / (value + summary.value) if value else value
+
+
+def exactness(summary: Summary) -> str:
+    """That the influence of a run is not estimated."""
+    return (
+        f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}): nothing was estimated, so there is"
+        " no fidelity to measure."
+    )
 
 
 def unmeasured(summary: Summary, config: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from nncift.run.checksums import (
     verify_folder,
 )
 from nncift.run.files import json_text, read_json, refuse_damaged, remove, working_in, write_json
+from nncift.run.vectors import VectorFolder
 
 NETWORK_FILES = ("config.json", "model.safetensors")
 
@@ -139,6 +140,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.features = FeatureFolder(self.path / "features")
+        self.vectors = VectorFolder(self.path / "vectors")
         self.labels = LabelFolder(self.path / "labels")
         self.probes = LabelFolder(self.path / "probes")
         self.shortlist = LabelFolder(self.path / "verify")
@@ -208,7 +210,7 @@ class RunFolder:
                 with self._logged():
                     yield
             except NNCIFTError:
-                if begun and not any(costly.path.exists() for costly in (self.features, self.labels)):
+                if begun and not any(costly.path.exists() for costly in (self.features, self.labels, self.vectors)):
                     self._empty()
                 raise
             except FileNotFoundError as error:

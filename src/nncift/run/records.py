@@ -154,7 +154,7 @@ class Summary(Record):
 
     pool: dict[str, Any]  # `data.facts.PoolFacts`, as of the target and the known samples
     target: dict[str, Any] | None
-    labelled_pairs: int  # training pairs of the network
+    labelled_pairs: int  # training pairs of the network; all pairs where `exact`
     all_pairs: int  # entries of the influence matrix
     exact_all_pairs: dict[str, float] | None  # extrapolated "seconds" and "forward_tokens" of labelling every pair
     selected: int  # samples
@@ -162,10 +162,11 @@ class Summary(Record):
     objective: str
     objective_options: dict[str, float]
     value: float  # of the objective for the subset
-    encoder: dict[str, Any]  # "name", "width" and "truncated" (texts) of the pool's features
-    language_model: dict[str, Any] | None  # "name", and "cut", the number of labelled samples truncated to its context
+    encoder: dict[str, Any] | None  # "name", "width" and "truncated" (texts) of the pool's features; None without any
+    language_model: dict[str, Any] | None  # "name", and "cut", the number of measured samples truncated to its context
     warnings: list[str] = field(default_factory=list)  # reasons not to rely on the selection as it is
     network: dict[str, Any] | None = None  # description of the given network, where nothing was labelled
     sources: dict[str, list[int]] | None = None  # name to samples selected and samples there; None of a single source
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
+    exact: str = ""  # name of the influence function where it was computed exactly for every pair
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None

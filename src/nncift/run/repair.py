@@ -108,9 +108,10 @@ def _remove(run: RunFolder, path: Path) -> list[str]:
     if path == run.costs:
         remove(path)
         return [f"{name} was damaged and is removed: times and tokens are counted from now on."]
-    if path == run.labels.notes:
+    if path in (run.labels.notes, run.vectors.notes):
         remove(path)
-        return [f"{name} was damaged and is removed: the report lacks the number of truncated labelled samples."]
+        labelled = "labelled " if path == run.labels.notes else ""
+        return [f"{name} was damaged and is removed: the report lacks the number of truncated {labelled}samples."]
     if path.parent.parent == run.labels.path and run.labels.labels.is_file():
         remove(path)
         return [f"{name} was damaged and is removed: nothing needs it any more."]
@@ -186,7 +187,12 @@ def _is_proven(line: bytes, damaged: bytes) -> bool:
 
 def _own_files(run: RunFolder) -> Iterator[Path]:
     """The files that a run writes, save the costs and the log."""
-    folders = [run.features.path, run.network, *(run.samples(side).path for side in ("pool", "target", "known"))]
+    folders = [
+        run.features.path,
+        run.vectors.path,
+        run.network,
+        *(run.samples(side).path for side in ("pool", "target", "known")),
+    ]
     folders += [run.labels.path, run.probes.path, run.shortlist.path, run.difficulty.path]
     single = (run.config, run.function, run.tokens, run.fidelity, run.influence, run.known, run.selection, run.subset)
     for path in (*single, run.summary, run.report, *(path for folder in folders for path in sorted(folder.rglob("*")))):

@@ -1,0 +1,56 @@
+"""Warnings of a run, for its summary and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nncift.run.records import BETTER, Fidelity, counted
+
+
+def warnings_of(
+    target: dict[str, Any] | None,
+    fidelity: Fidelity | None,
+    features: Sequence[dict[str, Any]],
+    cut: int | None,
+    gains: np.ndarray,
+    *,
+    exact: bool = False,
+) -> list[str]:
+    """Reasons not to rely on a selection as it is.
+
+    Args:
+        target: facts of the target, if there is one.
+        fidelity: of the network, if it was measured.
+        features: facts of the features that were read.
+        cut: measured samples that were truncated to a model's context; None where none can be.
+        gains: of the selected samples.
+        exact: influence is exact for every pair.
+    """
+    warnings = []
+    if target is not None and target["rows"] == 1:
+        warnings.append("The target is one sample: the subset serves that sample, not a task.")
+    if fidelity is not None and fidelity.conclusion != BETTER:
+        warnings.append(str(fidelity))
+    for part in features:
+        if part["truncated"] > part["rows"] / 10:
+            longest = f"context of {part['encoder']}" if "blocks" in part else "encoder's maximum length"
+            exceed = "exceeds" if part["truncated"] == 1 else "exceed"
+            were = "was" if part["truncated"] == 1 else "were"
+            warnings.append(
+                f"{part['truncated']:,} of {counted(part['rows'], 'text')} {exceed} the {longest} and {were} truncated."
+            )
+    if cut:
+        kind = "sample" if exact else "labelled sample"
+        verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
+        warnings.append(f"{counted(cut, kind)} {verbs[0]} the language model's context and {verbs[1]} truncated.")
+    idle = int(np.sum(gains <= 0))
+    if idle == len(gains):
+        gain = "gains" if exact else "estimated gains"
+        warnings.append(f"All {gain} are at most 0: the selection is arbitrary.")
+    elif idle:
+        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
+        warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
+    return warnings
