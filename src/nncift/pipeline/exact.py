@@ -102,8 +102,10 @@ def _compute_vectors(run: Run) -> None:
         function.progress = run.progress
         function.on_cut = functools.partial(note_cut, run, folder.notes)
         note_cut(run, folder.notes)
-        rows = [_rows(run, side) for side in (sides if function.traits.relative else missing) if side != "target"]
-        function.prepare(_joined(rows or [run.target.rows]), run.target.rows, folder.prepared)
+        asked = sides if function.traits.relative else missing
+        rows = _joined([_rows(run, side) for side in asked if side != "target"] or [run.target.rows])
+        targets = run.target.rows if function.traits.relative or "target" in missing else rows
+        function.prepare(rows, targets, folder.prepared)
         count()
         for side in missing:
             write_vectors(folder, side, len(_rows(run, side)), _blocks(function, _rows(run, side), side))
