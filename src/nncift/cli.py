@@ -38,9 +38,9 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
 @_command(
     "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
     "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
-    "nncift select pool.jsonl --target task.jsonl --influence less --influence-option training.epochs=2",
-    "nncift select pool.parquet --budget 2Mtok --labels 15m --exclude test.jsonl --dry-run",
-    "nncift select new.jsonl --network runs/alpaca --budget 0.05 --output runs/new",
+    "nncift select pool.jsonl --target task.jsonl --influence less --output runs/less",
+    "nncift select pool.parquet --budget 2Mtok --influence delift --labels 15m --exclude test.jsonl --dry-run",
+    "nncift select new.jsonl --network runs/less --budget 0.05 --output runs/new",
     "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
     "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
     "nncift select alpaca.jsonl --from runs/alpaca --budget 0.2",
@@ -95,18 +95,16 @@ def demo(
     output: str = "runs/demo",
     model: str = "embedded",
     encoder: str = "embedded",
-    labels: str | None = None,
-    features: str | None = None,
+    influence: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """Run the main job on embedded real data and models, in a few minutes on a laptop, without a hub.
+    """Run the main job on embedded real data and models, and train on the choice, in minutes and without a hub.
 
     Args:
         output: The run folder.
         model: The language model: a hub id, a folder, or "embedded".
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
-        labels: Pairs to compute exactly; fewer are faster and less accurate.
-        features: The network's features of each sample; "sentence" is faster and less accurate.
+        influence: The influence function; by default that of nncift select.
         quiet: No progress bars.
     """
     from nncift.demo import run_demo
@@ -116,8 +114,7 @@ def demo(
             output=output,
             model=model,
             encoder=encoder,
-            labels=labels,
-            features=features,
+            influence=influence,
             progress=False if quiet else None,
         )
     )

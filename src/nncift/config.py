@@ -16,7 +16,7 @@ from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
 from nncift.run.naming import folder_of
 from nncift.run.validation import check_types
 
-DEFAULT_INFLUENCE = "delift"
+DEFAULT_INFLUENCE = "gradient-sketch"
 BUILT_IN_FEATURES = ("sentence", "lm")
 DEFAULT_LABELS = "2000"
 DEFAULT_DIFFICULTY = "ifd"
@@ -45,8 +45,9 @@ class Config:
     known: str | None = None
     """Samples that the model was trained on before (continual tuning): only what the subset adds to them counts."""
     influence: str | None = None
-    """The influence function: a name that `nncift influences` lists, or your own "module:Class". By default delift.
-    Similarities and bm25 are computed exactly for every pair, without labels and network; the others for --labels."""
+    """The influence function: a name that `nncift influences` lists, or your own "module:Class". By default
+    gradient-sketch. It, similarities and bm25 are computed exactly for every pair, without labels and network; the
+    others for --labels."""
     influence_options: Mapping[str, Any] | Sequence[str] | None = None
     """An option of the influence function itself, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""

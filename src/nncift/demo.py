@@ -47,8 +47,7 @@ def run_demo(
     output: str | Path,
     model: str = "embedded",
     encoder: str = "embedded",
-    labels: str | None = None,
-    features: str | None = None,
+    influence: str | None = None,
     progress: bool | None = None,
 ) -> str:
     """Make the data, run `select`, train on its choice and two others, and return what the terminal shows.
@@ -57,8 +56,7 @@ def run_demo(
         output: the run folder.
         model: language model, or "embedded" for SmolLM2-135M-Instruct.
         encoder: sentence encoder, or "embedded" for MiniLM.
-        labels: pairs to label, as `select` takes them.
-        features: the network's features of each sample, as `select` takes them.
+        influence: the influence function, as `select` takes it.
         progress: show progress bars; in a terminal unless given.
 
     Raises:
@@ -73,8 +71,7 @@ def run_demo(
         output=output,
         model=model,
         encoder=encoder,
-        labels=labels,
-        features=features,
+        influence=influence,
         progress=progress,
     )
     config = Config("pool", model=model, encoder=encoder)

@@ -70,7 +70,7 @@ CATALOGUE = (
         per_sample="one pass, as an example or as a zero-shot query (145 tokens, 0.15 s)",
         per_pair="one pass over the target; the example is encoded once for all targets (159 tokens, 0.17 s with 12"
         " targets)",
-        good_for="the default: measured in-context influence; the most expensive of these",
+        good_for="NN-CIFT's main function: measured in-context influence; the most expensive of these",
     ),
     About(
         name="gradient-sketch",

@@ -127,7 +127,8 @@ class Run:
         if config.measures:
             function = make_influence(config, influence, setup)
             if function.traits.factored:
-                refuse_estimation(config, function.name)
+                fitted = {} if prior is None else prior.description_.get("influence", {})
+                refuse_estimation(config, function.name, fitted.get("name"))
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
         names = config.feature_names or default_features(config, function)

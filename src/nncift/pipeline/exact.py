@@ -36,8 +36,13 @@ _FEW = 4  # samples that these repeat
 _MEASURED = 512  # samples of which a dry run finds the longest
 
 
-def refuse_estimation(config: Config, name: str) -> None:
+def refuse_estimation(config: Config, name: str, fitted: str | None = None) -> None:
     """Refuse options of labels and network for a function that is computed exactly for every pair.
+
+    Args:
+        config: the run's.
+        name: of the function.
+        fitted: the name of the function that the run's network was fitted to.
 
     Raises:
         ConfigError: one is given.
@@ -45,9 +50,9 @@ def refuse_estimation(config: Config, name: str) -> None:
     defaults = default_fields()
     for option in ESTIMATION:
         if (value := getattr(config, option)) != defaults[option]:
-            raise ConfigError(
-                f"{name} is computed exactly for every pair, so `{option}` {value} has no use", "leave it out"
-            )
+            problem = f"{name} is computed exactly for every pair, so `{option}` {value} has no use"
+            other = f"give `influence` {fitted or 'less'} to estimate that" if config.influence is None else ""
+            raise ConfigError(problem, ", or ".join(filter(None, ["leave it out", other])))
 
 
 def check_not_estimated(run: Run) -> None:
