@@ -25,7 +25,7 @@ from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.arrange import make_difficulty
-from nncift.pipeline.exact import refuse_estimation
+from nncift.pipeline.exact import refuse_estimation, trial_vectors
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
@@ -229,6 +229,11 @@ class Run:
     def rate(self) -> Rate:
         """The same for the mean sample."""
         return mean_rate(self.function, self.rates, self.pool.rows, self.target.rows, seed=self.config.seed)
+
+    @cached_property
+    def trial_vectors(self) -> tuple[Any, Any]:
+        """Vectors of a few samples, on which a dry run measures."""
+        return trial_vectors(self.function, self.pool.rows)
 
     @cached_property
     def earlier(self) -> EarlierRun | None:

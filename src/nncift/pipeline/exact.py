@@ -15,6 +15,7 @@ import numpy as np
 from nncift.config import default_fields
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import InfluenceFunction
+from nncift.labels.rates import abridged
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.chats import chunks
@@ -157,7 +158,7 @@ def cost(run: Run) -> PlannedCost:
     samples = run.size("pool") + (0 if own else run.size("target"))
     more = run.size("known") / samples
     some, targets = (rows.select(range(min(_MEASURED, len(rows)))) for rows in (pool, target))
-    vectors, once = _bytes_of(_trial(run)[0]) / _TRIAL, selection_cost(run)
+    vectors, once = _bytes_of(run.trial_vectors[0]) / _TRIAL, selection_cost(run)
     taken = function.footprint(some, targets, samples + run.size("known"))
     return PlannedCost(
         "influence",
@@ -173,17 +174,17 @@ def selection_cost(run: Run) -> PlannedCost:
     """Planned cost of a pass over all pairs, from a small matrix that is held in memory if the run's will be."""
     pairs = (run.size("pool") + run.size("known")) * run.size("target")
     streamed = 4 * run.size("pool") * run.size("target") > HELD
-    matrix = product_matrix(*_trial(run), run.function.from_products, held=0 if streamed else HELD)
+    matrix = product_matrix(*run.trial_vectors, run.function.from_products, held=0 if streamed else HELD)
     seconds = seconds_of(matrix.row_means) / _TRIAL**2 * pairs
     return PlannedCost("select", seconds=seconds, memory=0 if streamed else 4 * pairs)
 
 
-def _trial(run: Run) -> tuple[Any, Any]:
-    """Vectors of both sides, (2048, d), repeated from a few samples."""
-    rows = run.pool.rows.select(range(min(_FEW, len(run.pool))))
-    run.function.prepare(rows, rows)
+def trial_vectors(function: InfluenceFunction, pool: Dataset) -> tuple[Any, Any]:
+    """Vectors of both sides, (2048, d), repeated from a few samples of a pool."""
+    rows = abridged(pool.select(range(min(_FEW, len(pool)))))
+    function.prepare(rows, rows)
     again = np.resize(np.arange(len(rows)), _TRIAL)
-    return run.function.vectors(rows)[again], run.function.target_vectors(rows)[again]
+    return function.vectors(rows)[again], function.target_vectors(rows)[again]
 
 
 def _bytes_of(vectors: Any) -> int:

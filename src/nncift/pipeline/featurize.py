@@ -66,7 +66,7 @@ def cost(run: Run) -> PlannedCost:
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
         trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
-        source(trial.select([len(trial) - 1]))  # loads the model
+        source(some.select(order[-1:]))  # the shortest: loads the model
         blocks: dict[str, np.ndarray] = {}
         taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
