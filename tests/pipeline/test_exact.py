@@ -186,6 +186,12 @@ def test_options_of_an_estimate_are_refused(files, common, tmp_path: Path, optio
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_for_the_default_name_a_function_that_is_estimated(files, common, tmp_path: Path):
+    message = "gradient-sketch is computed .* so `labels` 60 has no use: leave it out, or give `influence` less"
+    with pytest.raises(ConfigError, match=message):
+        nncift.select(files["pool"], labels=60, output=tmp_path / "run", **common)
+
+
 def test_a_network_beside_an_exact_function(files, common, tmp_path: Path):
     options = {**common, "influence": "builders:Overlap", "labels": 60}
     nncift.select(files["pool"], output=tmp_path / "fitted", **options)
