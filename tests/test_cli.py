@@ -273,6 +273,7 @@ def test_an_interrupt_names_the_way_to_resume(capsys, pool, minilm, tmp_path, mo
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, minilm, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     arguments = ["--model", tiny_model, "--encoder", minilm, "--labels", "50", "--budget", "10%", "--device", "cpu"]
+    arguments += ["--influence", "delift"]
     code, out, err = run(capsys, "select", pool, "--output", tmp_path / "run", *arguments, "--dry-run", "--quiet")
     assert (code, err) == (0, "")
     assert "Pool: 40 samples" in out

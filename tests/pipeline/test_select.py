@@ -76,7 +76,15 @@ def options(tiny_model, minilm):
 def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_path: Path):
     run = tmp_path / "run"
     selection = nncift.select(
-        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+        pool,
+        target=target,
+        budget=5,
+        output=run,
+        model=smollm2,
+        encoder=minilm,
+        influence="delift",
+        labels=24,
+        device="cpu",
     )
     assert len(selection.indices) == 5
     assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
@@ -104,7 +112,15 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     # The same call again recomputes nothing.
     before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
     again = nncift.select(
-        pool, target=target, budget=5, output=run, model=smollm2, encoder=minilm, labels=24, device="cpu"
+        pool,
+        target=target,
+        budget=5,
+        output=run,
+        model=smollm2,
+        encoder=minilm,
+        influence="delift",
+        labels=24,
+        device="cpu",
     )
     np.testing.assert_array_equal(again.indices, selection.indices)
     assert again.value == pytest.approx(selection.value)
@@ -165,7 +181,7 @@ KILLED_AT = (
 def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_model, minilm, tmp_path: Path):
     def arguments(run: Path) -> list[str]:
         given = f"select {pool} --target {target} --output {run} --model {tiny_model} --encoder {minilm}"
-        return f"{given} --labels 300 --budget 10% --device cpu --quiet".split()
+        return f"{given} --influence delift --labels 300 --budget 10% --device cpu --quiet".split()
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     one = {"capture_output": True, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
@@ -191,7 +207,7 @@ def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, ta
 
 def test_a_fitted_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
     learned = tmp_path / "learned"
-    nncift.select(pool, target=target, output=learned, **options)
+    nncift.select(pool, target=target, output=learned, influence="delift", **options)
     new = write_rows(tmp_path / "new.jsonl", arithmetic(30, offset=200))
     run = tmp_path / "new-run"
     # A language model that does not exist shows that none is loaded; the encoder is the one it learned with.
@@ -220,7 +236,7 @@ def test_a_fitted_network_selects_new_data_without_influence(pool, target, optio
 
 def test_language_model_features_beside_the_sentence_embedding(pool, target, options, tmp_path: Path):
     run = tmp_path / "run"
-    options = {**options, "features": "sentence,lm"}
+    options = {**options, "influence": "delift", "features": "sentence,lm"}
     selection = nncift.select(pool, target=target, output=run, **options)
     model = LanguageModel.load(options["model"], device="cpu")
     for side, samples in (("pool", load_pool(pool)), ("target", load_pool(target))):
@@ -264,7 +280,7 @@ def test_the_language_models_features_alone(pool, target, options, tmp_path: Pat
 
 
 def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path):
-    selection = nncift.select(pool, output=tmp_path / "run", **options)
+    selection = nncift.select(pool, output=tmp_path / "run", influence="delift", **options)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["objective"] == "facility-location"
     assert summary["target"] is None
@@ -277,8 +293,8 @@ def test_delift_labels_each_row_on_targets_of_its_own(tiny_model, minilm, own, p
     """As many tokens as planned; the held-out samples are the planned ones."""
     target = None if own else write_rows(tmp_path / "target.jsonl", arithmetic(40, offset=100))
     options = {"model": tiny_model, "encoder": minilm, "budget": "5", "labels": "120", "device": "cpu"}
-    planned = nncift.pipeline.plan.plan(make_config(pool, target=target, **options))
-    nncift.select(pool, target=target, output=tmp_path / "run", **options)
+    planned = nncift.pipeline.plan.plan(make_config(pool, target=target, influence="delift", **options))
+    nncift.select(pool, target=target, output=tmp_path / "run", influence="delift", **options)
     plan = PairPlan.from_dict(json.loads((tmp_path / "run/labels/plan.json").read_text()))
     assert plan.columns.shape == (15, 8)
     assert len(plan.targets) == 30
@@ -357,12 +373,12 @@ def test_the_number_of_cut_samples_survives_a_kill(pool, target, options, tmp_pa
     run = tmp_path / "run"
     rows = [{"id": f"long-{i}", "question": f"river {i} " * 200, "answer": "stone"} for i in range(30)]
     options = {**options, "target": target, "labels": 60, "output": run}
-    nncift.select(write_rows(tmp_path / "long.jsonl", rows), **options)
+    nncift.select(write_rows(tmp_path / "long.jsonl", rows), influence="delift", **options)
     noted, summary = (run / "labels/notes.json").read_bytes(), json.loads((run / "summary.json").read_text())
     assert summary["language_model"]["cut"] == len(json.loads(noted)["cut"]) > 2
     for name in ("summary.json", "report.html"):
         (run / name).unlink()
-    nncift.select(tmp_path / "long.jsonl", **options)
+    nncift.select(tmp_path / "long.jsonl", influence="delift", **options)
     assert json.loads((run / "summary.json").read_text())["language_model"] == summary["language_model"]
     assert (run / "labels/notes.json").stat().st_mtime_ns <= (run / "labels/labels.parquet").stat().st_mtime_ns
 
@@ -395,8 +411,8 @@ def test_fidelity_leaves_out_samples_that_the_prior_was_fitted_to(
     pool, target, options, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     before, run = tmp_path / "before", tmp_path / "run"
-    nncift.select(pool, target=target, output=before, **options)
-    nncift.select(pool, target=target, output=run, network=before, **options)
+    nncift.select(pool, target=target, output=before, influence="delift", **options)
+    nncift.select(pool, target=target, output=run, network=before, influence="delift", **options)
     judged = [json.loads((folder / "fidelity.json").read_text())["held_out"]["pool"] for folder in (before, run)]
     assert judged[0] > judged[1]  # the same seed draws the same samples
     assert "among those that the prior was fitted to" in caplog.text
@@ -422,7 +438,7 @@ def test_a_time_budget_for_labels_becomes_a_stored_plan(pool, target, options, t
 
 def test_a_target_of_one_sample_warns(pool, options, tmp_path: Path):
     one = write_rows(tmp_path / "one.jsonl", arithmetic(1, offset=300))
-    nncift.select(pool, target=one, output=tmp_path / "run", **options)
+    nncift.select(pool, target=one, output=tmp_path / "run", influence="delift", **options)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert any("one sample" in warning for warning in summary["warnings"])
     fidelity = json.loads((tmp_path / "run/fidelity.json").read_text())
@@ -433,7 +449,7 @@ def test_a_response_longer_than_the_context_is_named(target, options, tmp_path: 
     rows = [*arithmetic(59), {"id": "epic", "question": "Tell me all.", "answer": "and then " * 2000}]
     pool = write_rows(tmp_path / "long.jsonl", rows)
     with pytest.raises(DataError, match=r"long\.jsonl, row 60"):
-        nncift.select(pool, target=target, output=tmp_path / "run", **{**options, "labels": 480})
+        nncift.select(pool, target=target, output=tmp_path / "run", influence="delift", **{**options, "labels": 480})
     assert not list((tmp_path / "run").glob("labels/block-*"))
 
 

@@ -172,6 +172,10 @@ def test_a_fitted_network_is_verified_with_its_own_influence_function(data, opti
     new = write_rows(tmp_path / "new.jsonl", word_rows(30, 500))
     common = {"network": tmp_path / "run", "budget": 3, "device": "cpu", "verify": 2, "model": options["model"]}
     with pytest.raises(ConfigError, match="influence with the name 'likeness', and 'delift' would"):
+        nncift.select(new, influence="delift", output=tmp_path / "other", **common)
+    with pytest.raises(
+        ConfigError, match=r"gradient-sketch is computed .* or give `influence` likeness to estimate that"
+    ):
         nncift.select(new, output=tmp_path / "other", **common)
     selection = nncift.select(new, output=tmp_path / "new", influence="builders:Likeness", probes=2, **common)
     exact = exact_values(new, target, options)
