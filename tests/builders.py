@@ -62,17 +62,17 @@ def named(pairs: list[tuple[str, str]], prefix: str) -> Dataset:
     return samples([{"id": f"{prefix}{k}", "prompt": p, "response": r} for k, (p, r) in enumerate(pairs)])
 
 
-class Overlap(BM25):
+class EstimatedBM25(BM25):
     """BM25 for runs that estimate: a cheap function without a model that is not computed for every pair."""
 
-    name = "overlap"
+    name = "estimated-bm25"
     traits = Traits(relative=True)
 
 
-class Likeness(EmbeddingSimilarity):
+class EstimatedCosine(EmbeddingSimilarity):
     """Cosine of embeddings for runs that estimate."""
 
-    name = "likeness"
+    name = "estimated-cosine"
     traits = Traits()
 
 

@@ -16,7 +16,7 @@ from nncift.pipeline.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
-SIMILARITY = ("--influence", "builders:Likeness", "--encoder", "MINILM")
+SIMILARITY = ("--influence", "builders:EstimatedCosine", "--encoder", "MINILM")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
 
 def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, minilm, tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(f"encoder: {minilm}\ninfluence: builders:Likeness\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
+    file.write_text(f"encoder: {minilm}\ninfluence: builders:EstimatedCosine\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
     code, out, err = run(
         capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
     )
@@ -244,7 +244,7 @@ def test_options_in_messages_are_as_typed():
 def test_what_cannot_work_is_refused_before_any_work_and_leaves_nothing(
     capsys, pool, minilm, tiny_model, tmp_path, arguments, message
 ):
-    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "builders:Likeness", "--quiet"]
+    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "builders:EstimatedCosine", "--quiet"]
     code, _, err = run(capsys, "select", pool, *common, "--output", tmp_path / "run", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
@@ -289,7 +289,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, 
 
 
 def test_a_dry_run_of_what_has_run_is_planned(capsys, pool, minilm, tmp_path):
-    command = ["select", pool, "--encoder", minilm, "--influence", "builders:Likeness", "--labels", "60", "--quiet"]
+    command = [
+        "select",
+        pool,
+        "--encoder",
+        minilm,
+        "--influence",
+        "builders:EstimatedCosine",
+        "--labels",
+        "60",
+        "--quiet",
+    ]
     command += ["--budget", "4", "--device", "cpu", "--influence-option", "scaled=true", "--output", tmp_path / "run"]
     assert run(capsys, *command)[0] == 0
     code, _, err = run(capsys, *command, "--dry-run")
@@ -360,7 +370,7 @@ def test_options_that_complete_those_of_an_earlier_run(capsys, pool, tmp_path):
     target.write_text("".join(pool.read_text().splitlines(keepends=True)[:9]))
     np.save(tmp_path / "x.npy", np.eye(40, 12, dtype=np.float32))
     np.save(tmp_path / "t.npy", np.eye(9, 12, dtype=np.float32))
-    options = ("--influence", "builders:Overlap", "--labels", "60", "--features", tmp_path / "x.npy", "--quiet")
+    options = ("--influence", "builders:EstimatedBM25", "--labels", "60", "--features", tmp_path / "x.npy", "--quiet")
     assert run(capsys, "select", pool, *options, "--output", tmp_path / "run")[0] == 0
     more = ("--target", target, "--target-features", tmp_path / "t.npy", "--output", tmp_path / "more", "--quiet")
     code, out, err = run(capsys, "select", pool, "--from", tmp_path / "run", *more)

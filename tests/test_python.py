@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nncift
-from builders import Overlap, word_rows, write_rows
+from builders import EstimatedBM25, word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.configure import make_config
@@ -122,7 +122,7 @@ def test_objects_that_are_no_options_are_refused_in_one_line(tmp_path, monkeypat
 def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(12))
     np.save(tmp_path / "features.npy", np.random.default_rng(0).random((12, 4)))
-    options = {"influence": Overlap(), "labels": 40, "budget": 3, "features": tmp_path / "features.npy"}
+    options = {"influence": EstimatedBM25(), "labels": 40, "budget": 3, "features": tmp_path / "features.npy"}
     selection = nncift.select(pool, output=tmp_path / "run", **options)
     assert capsys.readouterr().err == ""  # no progress bars outside a terminal
     loaded = nncift.Selection.load(str(tmp_path / "run"))

@@ -20,7 +20,7 @@ import children
 import runs
 
 _UNREAD = {"run.log", ".lock"}
-_THOROUGH = ("bm25", "words", "less", "verified shortlist", "active learning")
+_THOROUGH = ("bm25", "bm25 from labels", "less", "verified shortlist", "active learning")
 _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them in a finished run of that kind
     "active learning": {"function.json", "models.json"},
     "token budget": {"tokens.npy"},

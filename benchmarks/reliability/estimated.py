@@ -7,15 +7,15 @@ from nncift.influence.bm25 import BM25
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 
 
-class Overlap(BM25):
+class EstimatedBM25(BM25):
     """BM25, estimated."""
 
-    name = "overlap"
+    name = "estimated-bm25"
     traits = Traits(relative=True)
 
 
-class Likeness(EmbeddingSimilarity):
+class EstimatedCosine(EmbeddingSimilarity):
     """Cosine of embeddings, estimated."""
 
-    name = "likeness"
+    name = "estimated-cosine"
     traits = Traits()

@@ -88,7 +88,7 @@ def _seeds(folder: Path) -> list[tuple[str, bytes, Use]]:
         ("labels.jsonl", _labels(), _labels_from),
         (
             "options.yaml",
-            b"budget: 3\nseed: 1\ninfluence: estimated:Overlap\nlabels: 40\nskip_bad_rows: true\n",
+            b"budget: 3\nseed: 1\ninfluence: estimated:EstimatedBM25\nlabels: 40\nskip_bad_rows: true\n",
             _config,
         ),
         (
@@ -143,7 +143,7 @@ def _select(pool: Path, output: Path, **options: Any) -> int:
 
     shutil.rmtree(output, ignore_errors=True)
     given = (
-        {"influence": "estimated:Overlap", "labels": 40, "budget": 3}
+        {"influence": "estimated:EstimatedBM25", "labels": 40, "budget": 3}
         if not {"network", "labels_from"} & set(options)
         else {"budget": 3}
     )

@@ -34,8 +34,8 @@ def kinds(folder: Path) -> list[Kind]:
     """All kinds, with their data made in `folder`."""
     data = _data(folder)
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
-    cheap = {"influence": "estimated:Overlap", "features": data["features"], "labels": 200}
-    similarity = {"influence": "estimated:Likeness", "encoder": "embedded", "labels": 200}
+    cheap = {"influence": "estimated:EstimatedBM25", "features": data["features"], "labels": 200}
+    similarity = {"influence": "estimated:EstimatedCosine", "encoder": "embedded", "labels": 200}
     fitted = folder / "fitted"
     outcome = children.run(lambda: _select(data["pool"], fitted, cheap))
     assert outcome.kind == "ok", outcome
@@ -56,8 +56,8 @@ def kinds(folder: Path) -> list[Kind]:
         "representation-similarity": {"influence": "representation-similarity", "model": data["model"]},
         "embedding-similarity": {"influence": "embedding-similarity", "encoder": "embedded", "known": data["target"]},
         "features of the language model": {"influence": "delift", "model": data["model"], "features": "lm"},
-        "words": cheap,
-        "likeness": similarity,
+        "bm25 from labels": cheap,
+        "embeddings from labels": similarity,
         "target": cheap | {"target": data["target"], "target_features": data["target_features"]},
         "known": similarity | {"known": data["target"]},
         "probes": similarity | {"probes": 6},

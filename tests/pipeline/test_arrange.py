@@ -59,7 +59,7 @@ def options(tmp_path_factory) -> dict:
     return {
         "pool": pool,
         "features": str(folder / "p.npy"),
-        "influence": "builders:Overlap",
+        "influence": "builders:EstimatedBM25",
         "labels": 150,
         "budget": 11,
     }

@@ -12,7 +12,7 @@ import pytest
 
 import nncift
 import nncift.pipeline.plan as planning
-from builders import Overlap, word_rows, write_rows
+from builders import EstimatedBM25, word_rows, write_rows
 from nncift.cli import main
 from nncift.data.pool import load_pool
 from nncift.errors import ConfigError, DataError, RunError
@@ -157,12 +157,12 @@ def test_vectors_are_taken_where_they_hold(files, common, tmp_path: Path):
 
 
 def test_an_earlier_run_that_estimated_leaves_its_labels(files, common, tmp_path: Path):
-    options = {**common, "influence": "builders:Overlap", "labels": 60, "features": "sentence", "seed": 3}
+    options = {**common, "influence": "builders:EstimatedBM25", "labels": 60, "features": "sentence", "seed": 3}
     nncift.select(files["pool"], output=tmp_path / "estimated", **options)
     nncift.select(files["pool"], from_run=tmp_path / "estimated", influence=BM25(), output=tmp_path / "exact")
     config = json.loads((tmp_path / "exact/config.json").read_text())
     assert (config["labels"], config["features"], config["seed"]) == (None, None, 3)
-    back = {"influence": Overlap(), "labels": 60, "features": "sentence"}
+    back = {"influence": EstimatedBM25(), "labels": 60, "features": "sentence"}
     nncift.select(files["pool"], from_run=tmp_path / "exact", output=tmp_path / "back", **back)
     assert (tmp_path / "back/network").exists()
 
@@ -193,7 +193,7 @@ def test_labels_for_the_default_name_a_function_that_is_estimated(files, common,
 
 
 def test_a_network_beside_an_exact_function(files, common, tmp_path: Path):
-    options = {**common, "influence": "builders:Overlap", "labels": 60}
+    options = {**common, "influence": "builders:EstimatedBM25", "labels": 60}
     nncift.select(files["pool"], output=tmp_path / "fitted", **options)
     with pytest.raises(ConfigError, match="bm25 is computed exactly for every pair, so `labels` 60 has no use"):
         nncift.select(files["pool"], influence="bm25", network=tmp_path / "fitted", labels=60, **common)

@@ -34,7 +34,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 def choose(output: Path | str, **options) -> nncift.Selection:
     return nncift.select(
-        "pool.jsonl", **{"influence": "builders:Overlap", "labels": 150, **OPTIONS, **options}, output=output
+        "pool.jsonl", **{"influence": "builders:EstimatedBM25", "labels": 150, **OPTIONS, **options}, output=output
     )
 
 

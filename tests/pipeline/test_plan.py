@@ -58,7 +58,7 @@ def test_a_large_pool_is_read_in_part(tmp_path: Path, monkeypatch):
     np.save(tmp_path / "x.npy", np.zeros((600, 4), np.float32))
     np.save(tmp_path / "y.npy", np.zeros((20, 4), np.float32))
     features = {"features": tmp_path / "x.npy", "target_features": tmp_path / "y.npy"}
-    config = make_config(pool, target=target, influence="builders:Overlap", labels=200, budget="10%", **features)
+    config = make_config(pool, target=target, influence="builders:EstimatedBM25", labels=200, budget="10%", **features)
     whole = planning.plan(config)
     assert (whole.samples, whole.pairs, whole.all_pairs) == (600, 196, 12_000)
     assert not whole.estimated
@@ -70,7 +70,7 @@ def test_a_large_pool_is_read_in_part(tmp_path: Path, monkeypatch):
     assert (part.targets, part.pairs) == (20, 196)
     assert "Pool: about " in str(part)
     assert "the first 100 rows were read" in str(part)
-    own = planning.plan(make_config(pool, influence="builders:Overlap", labels=200, features=tmp_path / "x.npy"))
+    own = planning.plan(make_config(pool, influence="builders:EstimatedBM25", labels=200, features=tmp_path / "x.npy"))
     assert own.all_pairs == own.samples**2
 
 

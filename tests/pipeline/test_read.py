@@ -26,7 +26,9 @@ def folder(tmp_path, monkeypatch):
 
 def select(**options):
     given = {"features": "pool.npy", "target_features": "target.npy", "target": "target.jsonl", "labels": 40}
-    return nncift.select("pool.jsonl", influence="builders:Overlap", output="run", **{"budget": 3} | given | options)
+    return nncift.select(
+        "pool.jsonl", influence="builders:EstimatedBM25", output="run", **{"budget": 3} | given | options
+    )
 
 
 def test_named_columns_of_one_side(folder):

@@ -69,7 +69,7 @@ def files(tmp_path_factory):
 def earlier(files, tmp_path_factory) -> Path:
     """A run that tests only read."""
     run = tmp_path_factory.mktemp("earlier") / "run"
-    select(**files, influence="builders:Overlap", labels=120, budget=6, seed=3, output=run)
+    select(**files, influence="builders:EstimatedBM25", labels=120, budget=6, seed=3, output=run)
     return run
 
 
@@ -84,7 +84,7 @@ def notes(folder: Path) -> dict[str, str]:
 def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path: Path):
     before = state(earlier)
     select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "again")
-    select(**files, influence="builders:Overlap", labels=120, budget=9, seed=3, output=tmp_path / "fresh")
+    select(**files, influence="builders:EstimatedBM25", labels=120, budget=9, seed=3, output=tmp_path / "fresh")
     for name in (*RUN_FILES, "selection.parquet", "subset.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
     assert notes(tmp_path / "again") == {
@@ -118,7 +118,13 @@ def test_what_differs_is_computed_anew_and_says_why(files, earlier, tmp_path: Pa
     assert notes(run)["network"] == "network: fitted anew (the labels differ)"
     fresh = tmp_path / "fresh"
     select(
-        **files, influence="builders:Overlap", labels=150, objective="facility-location", budget=6, seed=3, output=fresh
+        **files,
+        influence="builders:EstimatedBM25",
+        labels=150,
+        objective="facility-location",
+        budget=6,
+        seed=3,
+        output=fresh,
     )
     assert (run / "subset.jsonl").read_bytes() == (fresh / "subset.jsonl").read_bytes()
     # Other samples, or another function: nothing of the labels holds.
@@ -167,7 +173,9 @@ def test_labels_in_rounds_and_probes_are_taken(files, tmp_path: Path):
 
 def test_targets_in_memory_are_taken(files, tmp_path: Path):
     listed = word_rows(12, offset=100)
-    select(**{**files, "target": listed}, influence="builders:Overlap", labels=60, budget=5, output=tmp_path / "run")
+    select(
+        **{**files, "target": listed}, influence="builders:EstimatedBM25", labels=60, budget=5, output=tmp_path / "run"
+    )
     chosen = select(files["pool"], from_run=tmp_path / "run", budget=4, output=tmp_path / "again")
     assert len(chosen.indices) == 4
     assert notes(tmp_path / "again")["labels"] == "labels: 56 pairs taken"
@@ -200,7 +208,7 @@ def test_exclusions_of_the_earlier_run_apply(files, tmp_path: Path):
     other = write_rows(tmp_path / "other.jsonl", word_rows(5, offset=20))
     run = tmp_path / "run"
     own = {"features": files["features"]}
-    select(files["pool"], influence="builders:Overlap", labels=60, budget=5, exclude=test, output=run, **own)
+    select(files["pool"], influence="builders:EstimatedBM25", labels=60, budget=5, exclude=test, output=run, **own)
     for name, options in (
         ("from", {"from_run": run}),
         ("network", {"network": run, "budget": 20, **own}),
@@ -221,7 +229,7 @@ def test_exclusions_of_the_earlier_run_apply(files, tmp_path: Path):
 
 def test_options_that_do_not_go_together_are_replaced(files, earlier, tmp_path: Path):
     made = make_config(files["pool"], from_run=earlier, labels="auto", fidelity=0.4)
-    assert (made.labels, made.fidelity, made.seed, made.influence) == ("auto", 0.4, 3, "builders:Overlap")
+    assert (made.labels, made.fidelity, made.seed, made.influence) == ("auto", 0.4, 3, "builders:EstimatedBM25")
     assert make_config(files["pool"], from_run=earlier, labels=0).network == "pretrained"
     again = make_config(files["pool"], from_run=earlier, network=earlier)
     assert (again.labels, again.influence) == (None, None)
@@ -235,7 +243,7 @@ def test_options_that_do_not_go_together_are_replaced(files, earlier, tmp_path: 
 def test_features_come_from_the_cache_and_from_the_earlier_run(files, minilm, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NNCIFT_CACHE_SIZE", "1GB")
-    options = {"influence": "builders:Overlap", "labels": 60, "encoder": minilm, "budget": 5, "device": "cpu"}
+    options = {"influence": "builders:EstimatedBM25", "labels": 60, "encoder": minilm, "budget": 5, "device": "cpu"}
 
     def run(name: str, pool: str = files["pool"], **more) -> tuple[int, bytes]:
         nncift.select(pool, output=tmp_path / name, **{**options, **more})

@@ -196,7 +196,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_mo
 
 
 def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, target, options, tmp_path: Path):
-    options = {**options, "target": target, "output": tmp_path / "run", "influence": "builders:Likeness"}
+    options = {**options, "target": target, "output": tmp_path / "run", "influence": "builders:EstimatedCosine"}
     nncift.select(pool, **options)
     with pytest.raises(ConfigError, match=r"budget: '0\.1' there, '0\.2' now"):
         nncift.select(pool, **{**options, "budget": 0.2})
@@ -273,7 +273,7 @@ def test_language_model_features_beside_the_sentence_embedding(pool, target, opt
 def test_the_language_models_features_alone(pool, target, options, tmp_path: Path):
     del options["encoder"]
     run = tmp_path / "run"
-    nncift.select(pool, target=target, output=run, features="lm", influence="builders:Overlap", **options)
+    nncift.select(pool, target=target, output=run, features="lm", influence="builders:EstimatedBM25", **options)
     assert not (run / "features/pool.lm.npy").exists()
     assert InfluenceNetwork.from_pretrained(run / "network").widths[0] == np.load(run / "features/pool.npy").shape[1]
     assert (run / "report.html").exists()
@@ -317,7 +317,7 @@ def test_delift_labels_each_row_on_targets_of_its_own(tiny_model, minilm, own, p
 
 
 def test_a_budget_in_tokens_is_kept(pool, target, options, tmp_path: Path):
-    options = {**options, "budget": "100tok", "influence": "builders:Likeness"}
+    options = {**options, "budget": "100tok", "influence": "builders:EstimatedCosine"}
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert 60 < summary["tokens_selected"] <= 100
@@ -383,7 +383,7 @@ def test_the_number_of_cut_samples_survives_a_kill(pool, target, options, tmp_pa
     assert (run / "labels/notes.json").stat().st_mtime_ns <= (run / "labels/labels.parquet").stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("influence", ["builders:Overlap", "in-run", "lossval"])
+@pytest.mark.parametrize("influence", ["builders:EstimatedBM25", "in-run", "lossval"])
 @pytest.mark.parametrize("more", [{"verify": 2}, {"labels": "auto"}])
 def test_relative_influence_is_measured_once(influence, more, pool, target, options, tmp_path: Path):
     with pytest.raises(
@@ -426,7 +426,7 @@ def test_every_language_model_is_located_before_any_work(pool, target, options, 
 
 
 def test_a_time_budget_for_labels_becomes_a_stored_plan(pool, target, options, tmp_path: Path):
-    options = {**options, "labels": "2s", "influence": "builders:Likeness", "target": target}
+    options = {**options, "labels": "2s", "influence": "builders:EstimatedCosine", "target": target}
     nncift.select(pool, output=tmp_path / "run", **options)
     plan = json.loads((tmp_path / "run/labels/plan.json").read_text())
     assert plan["rate"]["row"] > 0
@@ -460,7 +460,7 @@ def test_known_samples_leave_what_they_cover_to_others(pool, options, tmp_path: 
         rows = word_rows(n, offset)
         return [{"id": row["id"], "question": row["prompt"], "answer": row["response"]} for row in rows]
 
-    options = {**options, "influence": "builders:Likeness", "budget": 6}
+    options = {**options, "influence": "builders:EstimatedCosine", "budget": 6}
     known = write_rows(tmp_path / "known.jsonl", arithmetic(30, offset=300))
     mixed = write_rows(tmp_path / "mixed.jsonl", [*arithmetic(30), *other(30)])
     run = tmp_path / "run"
@@ -490,7 +490,12 @@ def test_known_samples_have_a_split_of_their_own(pool, options, tmp_path: Path):
     DatasetDict(
         {"old": Dataset.from_list(arithmetic(9, 300)), "new": Dataset.from_list(arithmetic(9, 400))}
     ).save_to_disk(tmp_path / "known")
-    options = {**options, "influence": "builders:Overlap", "known": tmp_path / "known", "output": tmp_path / "run"}
+    options = {
+        **options,
+        "influence": "builders:EstimatedBM25",
+        "known": tmp_path / "known",
+        "output": tmp_path / "run",
+    }
     with pytest.raises(DataError, match="`known_split`"):
         nncift.select(pool, **options)
     nncift.select(pool, known_split="old", **options)
@@ -504,8 +509,8 @@ def test_what_cannot_work_is_refused_before_any_work(pool, options, tmp_path: Pa
     for wrong, message in (
         ({"influence": Unfinished()}, "Unfinished is incomplete"),
         ({"influence": Unfinished}, "Unfinished is a class"),
-        ({"influence": "builders:Overlap", "objective": "json:loads"}, "cannot be made"),
-        ({"influence": "builders:Overlap", "labels": 1}, "too few"),
+        ({"influence": "builders:EstimatedBM25", "objective": "json:loads"}, "cannot be made"),
+        ({"influence": "builders:EstimatedBM25", "labels": 1}, "too few"),
     ):
         with pytest.raises(ConfigError, match=message):
             nncift.select(pool, output=tmp_path / "run", **{**options, **wrong})
@@ -513,7 +518,7 @@ def test_what_cannot_work_is_refused_before_any_work(pool, options, tmp_path: Pa
 
 
 def test_the_objective_can_be_chosen(pool, target, options, tmp_path: Path):
-    options = {**options, "influence": "builders:Likeness", "target": target}
+    options = {**options, "influence": "builders:EstimatedCosine", "target": target}
     selection = nncift.select(pool, objective="facility-location", output=tmp_path / "run", **options)
     assert selection.objective == "facility-location"
     with pytest.raises(ConfigError, match="did you mean 'facility-location'"):

@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> tuple[str, str]:
 @pytest.fixture
 def options(minilm, tiny_model) -> dict:
     common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 6, "labels": 120}
-    return {**common, "influence": "builders:Likeness"}
+    return {**common, "influence": "builders:EstimatedCosine"}
 
 
 def exact_values(pool: str, target: str | None, options: dict) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_shortlist_and_targets_are_disjoint_under_a_token_budget(seed):
     matrix = InfluenceMatrix.from_array(rng.gamma(1, 1, (60, 60)).astype(np.float32))
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "tokens.npy", rng.integers(5, 120, 60))
-        config = Config("pool", budget="400tok", verify=2, seed=seed, influence="builders:Overlap")
+        config = Config("pool", budget="400tok", verify=2, seed=seed, influence="builders:EstimatedBM25")
         run = Run.resolve(config, RunFolder(folder), {})
         run.samples["pool"] = SampleSet(load_pool(rows))
         chosen, columns = first_measured(run, matrix, pick(run, matrix), None)
@@ -171,13 +171,13 @@ def test_a_fitted_network_is_verified_with_its_own_influence_function(data, opti
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
     new = write_rows(tmp_path / "new.jsonl", word_rows(30, 500))
     common = {"network": tmp_path / "run", "budget": 3, "device": "cpu", "verify": 2, "model": options["model"]}
-    with pytest.raises(ConfigError, match="influence with the name 'likeness', and 'delift' would"):
+    with pytest.raises(ConfigError, match="influence with the name 'estimated-cosine', and 'delift' would"):
         nncift.select(new, influence="delift", output=tmp_path / "other", **common)
     with pytest.raises(
-        ConfigError, match=r"gradient-sketch is computed .* or give `influence` likeness to estimate that"
+        ConfigError, match=r"gradient-sketch is computed .* or give `influence` estimated-cosine to estimate that"
     ):
         nncift.select(new, output=tmp_path / "other", **common)
-    selection = nncift.select(new, output=tmp_path / "new", influence="builders:Likeness", probes=2, **common)
+    selection = nncift.select(new, output=tmp_path / "new", influence="builders:EstimatedCosine", probes=2, **common)
     exact = exact_values(new, target, options)
     np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
 
@@ -223,7 +223,7 @@ def test_a_fitted_network_is_the_prior_of_another(data, options, tmp_path: Path)
     pool, target = data
     nncift.select(pool, target=target, output=tmp_path / "run", **options)
     new = write_rows(tmp_path / "new.jsonl", word_rows(40, 500))
-    common = {**options, "network": tmp_path / "run", "labels": 80, "influence": "builders:Likeness"}
+    common = {**options, "network": tmp_path / "run", "labels": 80, "influence": "builders:EstimatedCosine"}
     del common["encoder"]  # the learned network's own
     nncift.select(new, output=tmp_path / "tuned", **common)
     network = InfluenceNetwork.from_pretrained(tmp_path / "tuned/network")

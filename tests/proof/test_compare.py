@@ -28,12 +28,12 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: st
 def comparison(places: dict[str, str], output: Path, **changes):
     call = {
         "test": places["test"],
-        "influence": ["bm25", "builders:Likeness"],
+        "influence": ["bm25", "builders:EstimatedCosine"],
         "budget": 6,
         "curve": ["3", "6", "30"],
         "units": ["rows"],
         "free": ["bm25"],
-        "exact": ["builders:Likeness"],
+        "exact": ["builders:EstimatedCosine"],
         "labels": 60,
         "features": "sentence",
         "model": places["model"],
@@ -51,7 +51,7 @@ def comparison(places: dict[str, str], output: Path, **changes):
 def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
     made = comparison(places, tmp_path / "comparison")
     names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
-    assert names == ["random", "bm25", "builders:Likeness, exact", "builders:Likeness, estimated"]
+    assert names == ["random", "bm25", "builders:EstimatedCosine, exact", "builders:EstimatedCosine, estimated"]
     found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
     assert found["full pool", "rows", 30]["curve"]
     assert found["bm25", "rows", 6]["rows"] == 6
@@ -78,7 +78,7 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
 def arranged(places, tmp_path_factory) -> Path:
     """A comparison of verified choices by two objectives, trained with weights."""
     given = {"objectives": ["facility-location", "concave-cover"], "verify": 2, "methods": ["weighted"], "seeds": 1}
-    given |= {"influence": "builders:Likeness", "free": [], "exact": []}
+    given |= {"influence": "builders:EstimatedCosine", "free": [], "exact": []}
     return comparison(places, tmp_path_factory.mktemp("arranged"), **given).folder
 
 
@@ -87,7 +87,7 @@ def cells_of(folder: Path) -> dict[str, dict]:
 
 
 def test_verified_choices_of_each_objective_are_those_of_select(places, arranged, tmp_path):
-    name, slug = "builders:Likeness", "builders-Likeness"
+    name, slug = "builders:EstimatedCosine", "builders-EstimatedCosine"
     kinds = [
         f"{name}, {kind}, {o}" for kind in ("estimated", "verified") for o in ("facility-location", "concave-cover")
     ]
@@ -109,14 +109,14 @@ def test_verified_choices_of_each_objective_are_those_of_select(places, arranged
 
 def test_the_folder_takes_phases_later(places, arranged):
     before = cells_of(arranged)
-    given = {"influence": "builders:Likeness", "free": [], "exact": [], "seeds": 1}
+    given = {"influence": "builders:EstimatedCosine", "free": [], "exact": [], "seeds": 1}
     given |= {"methods": ["lora", "phased"], "phases": 2, "difficulty": "perplexity"}
     found = comparison(places, arranged, **given).results["cells"]
     assert before["random"]["method"] == "weighted"  # whose rows all have the weight 1
     loss = before["random"]["metrics"]["loss"]["value"]
     place = {(cell["selector"], cell["method"], cell["budget"]): cell for cell in found}
     assert place["random", "lora", 6]["metrics"]["loss"]["value"] == loss
-    for name in ("random", "builders:Likeness, estimated"):
+    for name in ("random", "builders:EstimatedCosine, estimated"):
         assert place[name, "phased", 6]["against_lora"]["loss"]["value"] != 0
         assert "against_lora" not in place[name, "lora", 6]
     text = (arranged / "results.md").read_text()

@@ -33,7 +33,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: st
     np.save(features, rng.normal(size=(30, 6)).astype(np.float32))
     pool = write_rows(folder / "pool.jsonl", word_rows(30))
     test = write_rows(folder / "test.jsonl", word_rows(12, offset=500))
-    options = {"influence": "builders:Overlap", "labels": 60, "features": features, "model": tiny_model}
+    options = {"influence": "builders:EstimatedBM25", "labels": 60, "features": features, "model": tiny_model}
     for name, seed in (("run", 0), ("other", 1)):
         select(pool, budget=6, output=folder / name, seed=seed, **options)
     return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
