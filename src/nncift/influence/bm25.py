@@ -16,6 +16,7 @@ influence is the mean over the turns of both.
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -78,12 +79,16 @@ class BM25(InfluenceFunction):
 
     def _counts(self, texts: Sequence[Sequence[str]]) -> Any:
         """How often each indexed word occurs in texts, a csr_array (n, words) float32."""
-        from scipy.sparse import coo_array
+        from scipy.sparse import csr_array
 
-        found = [(k, self._word[word]) for k, text in enumerate(texts) for word in text if word in self._word]
-        places = np.array(found, dtype=np.int64).reshape(-1, 2).T
-        shape = len(texts), len(self._word)
-        return coo_array((np.ones(len(found), np.float32), (places[0], places[1])), shape=shape).tocsr()
+        columns, ends = array("q"), array("q", [0])
+        for text in texts:
+            columns.extend(self._word[word] for word in text if word in self._word)
+            ends.append(len(columns))
+        ones = np.ones(len(columns), np.float32)
+        counts = csr_array((ones, np.array(columns), np.array(ends)), shape=(len(texts), len(self._word)))
+        counts.sum_duplicates()
+        return counts
 
     def _weighted(self, counts: Any, copies: np.ndarray) -> Any:
         """BM25 weights from the counts of distinct documents, each of which stands for some `copies`."""

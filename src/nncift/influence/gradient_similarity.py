@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nncift.errors import ConfigError, DataError, RunError
-from nncift.influence.base import Footprint, look_up
-from nncift.influence.model_functions import LanguageModelFunction
-from nncift.models.examples import Example
+from nncift.errors import ConfigError, DataError
+from nncift.influence.base import Footprint, Side, look_up
+from nncift.influence.model_functions import SHARD, LanguageModelFunction
+from nncift.models.examples import Example, distinct
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
-from nncift.run.files import fingerprint, read_json, write_json
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 from nncift.training.checkpoints import read_moments
@@ -43,9 +42,7 @@ from nncift.training.random_projection import SignSketch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SHARD = 64  # samples that a kill loses at most
 Preconditioned = Literal["no", "pool", "both"]
-Side = Literal["pool", "target"]
 _SIDES: tuple[Side, Side] = ("pool", "target")
 
 
@@ -93,7 +90,7 @@ class GradientInfluence(LanguageModelFunction):
         examples = {side: distinct(self._examples(rows[side])) for side in _SIDES}
         place = None if folder is None else folder / self.name
         if place is not None:
-            same_samples(place / "samples.json", self.describe(), examples)
+            self._claim(place / "samples.json", examples)
         self._cache, known = {}, dict[tuple[int, Side], dict[str, np.ndarray]]()
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
@@ -252,18 +249,3 @@ class GradientSimilarity(GradientInfluence):
 
     def _adapters(self) -> Sequence[Point]:
         return [Point(self.adapter, 1.0)]
-
-
-def distinct(examples: Sequence[Example]) -> list[Example]:
-    """One example of those with the same tokens."""
-    return list({example.key: example for example in examples}.values())
-
-
-def same_samples(path: Path, description: Mapping[str, Any], examples: Mapping[Side, Sequence[Example]]) -> None:
-    """Check that the features cached in this folder belong to these samples and settings."""
-    keys = {side: [example.key for example in examples[side]] for side in _SIDES}
-    found = {"fingerprint": fingerprint(dict(description), keys)}
-    if not path.exists():
-        write_json(path, found)
-    elif read_json(path) != found:
-        raise RunError(f"{path.parent} contains gradients of other samples or settings", "choose another `output`")

@@ -29,10 +29,9 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits, look_up
-from nncift.influence.gradient_similarity import SHARD, distinct, same_samples
-from nncift.influence.model_functions import LanguageModelFunction
+from nncift.influence.model_functions import SHARD, LanguageModelFunction
 from nncift.influence.token_products import Sketch, WhitenedSample, cosines, gradient_norm, whiten, whitening
-from nncift.models.examples import Example, in_example_batches
+from nncift.models.examples import Example, distinct, in_example_batches
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
@@ -104,11 +103,8 @@ class GradientSketch(LanguageModelFunction):
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """exp(sharpness (cosine - 1)), or the cosine; a sample that `prepare` did not see is computed now."""
-        if not len(pool_rows) or not len(target_rows):
-            return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        if self.dimension:
-            products: np.ndarray = self.vectors(pool_rows) @ self.vectors(target_rows).T
-            return self.from_products(products)
+        if self.dimension or not len(pool_rows) or not len(target_rows):
+            return super().__call__(pool_rows, target_rows)
         pool, target = (self._whitened(self._examples(rows)) for rows in (pool_rows, target_rows))
         return self.from_products(cosines(pool, target, self.states).astype(np.float32))
 
@@ -142,7 +138,7 @@ class GradientSketch(LanguageModelFunction):
         of_pool, of_target = (distinct(self._examples(rows)) for rows in (pool, target))
         place = None if folder is None else folder / self.name
         if place is not None:
-            same_samples(place / "samples.json", self.describe(), {"pool": of_pool, "target": of_target})
+            self._claim(place / "samples.json", {"pool": of_pool, "target": of_target})
         first = _first_tokens(of_pool, WHITENING_TOKENS)
         known = {example.key for example in first}
         others = [example for example in distinct([*of_pool, *of_target]) if example.key not in known]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nncift.errors import ConfigError
+from nncift.errors import ConfigError, RunError
 from nncift.influence.base import Footprint, InfluenceFunction, Setup, Side, Traits
 from nncift.models.chat_prompts import check_wording, choose_prompts
 from nncift.models.chats import Style, any_chat
 from nncift.models.prompts import Prompts, PromptTemplate
 from nncift.models.screening import ExampleScreen, PromptScreen, Screen
 from nncift.models.spec import ModelSpec
+from nncift.run.files import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from nncift.models.examples import Example
     from nncift.models.language_model import LanguageModel
     from nncift.models.prompts import PromptedSample
+
+SHARD = 64  # samples of gradients that a kill loses at most
 
 
 class LanguageModelFunction(InfluenceFunction):
@@ -124,6 +128,19 @@ class LanguageModelFunction(InfluenceFunction):
         examples = encode_examples(self.language_model, rows, wording=self.spec.wording)
         self._note_cut(example.id for example in examples if example.cut)
         return examples
+
+    def _claim(self, path: Path, examples: Mapping[Side, Sequence[Example]]) -> None:
+        """Note which samples and settings a folder's gradients are of, or check that they are these.
+
+        Raises:
+            RunError: they are others.
+        """
+        keys = {side: [example.key for example in some] for side, some in examples.items()}
+        found = {"fingerprint": fingerprint(dict(self.describe()), keys)}
+        if not path.exists():
+            write_json(path, found)
+        elif read_json(path) != found:
+            raise RunError(f"{path.parent} contains gradients of other samples or settings", "choose another `output`")
 
 
 class PromptedFunction(LanguageModelFunction):

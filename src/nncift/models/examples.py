@@ -61,6 +61,11 @@ class Example:
         return fingerprint(self.start if len(self.spans) == 1 else self.spans, self.ids)
 
 
+def distinct(examples: Sequence[Example]) -> list[Example]:
+    """One example of those with the same tokens."""
+    return list({example.key: example for example in examples}.values())
+
+
 def tasks_of(rows: Dataset) -> list[str | None]:
     """The task of each sample: column `task`, else the field `task` of its source row, else None."""
     column = next((name for name in ("task", "original") if name in rows.column_names), None)

@@ -65,7 +65,8 @@ def token_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequen
         (gradients,) = torch.autograd.grad(logits, last, errors.to(logits.dtype))
     if {*inputs} != {*layers} or len({states.shape[-1] for states in inputs.values()}) > 1:
         raise ModelError(
-            f"the layers of {model.name!r} have no norm at their input, or not one width", "take another influence"
+            f"the layers of {model.name!r} have no norm at their input, or not one width",
+            "give another `influence`, such as response-similarity",
         )
     shares = [1 / (end - start) / len(one) for one in spans for start, end in one for _ in range(start, end)]
     weights = torch.tensor(shares, device=model.device)

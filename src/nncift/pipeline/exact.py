@@ -48,12 +48,17 @@ def refuse_estimation(config: Config, name: str, fitted: str | None = None) -> N
     Raises:
         ConfigError: one is given.
     """
+    if (option := estimation_of(config)) is not None:
+        problem = f"{name} is computed exactly for every pair, so {option} has no use"
+        other = f"give `influence` {fitted or 'less'} to estimate that" if config.influence is None else ""
+        raise ConfigError(problem, ", or ".join(filter(None, ["leave it out", other])))
+
+
+def estimation_of(config: Config) -> str | None:
+    """The first option given that only an estimate has a use for, as a message names it; None without any."""
     defaults = default_fields()
-    for option in ESTIMATION:
-        if (value := getattr(config, option)) != defaults[option]:
-            problem = f"{name} is computed exactly for every pair, so `{option}` {value} has no use"
-            other = f"give `influence` {fitted or 'less'} to estimate that" if config.influence is None else ""
-            raise ConfigError(problem, ", or ".join(filter(None, ["leave it out", other])))
+    given = ((option, getattr(config, option)) for option in ESTIMATION)
+    return next((f"`{option}` {value}" for option, value in given if value != defaults[option]), None)
 
 
 def check_not_estimated(run: Run) -> None:

@@ -17,6 +17,7 @@ from nncift.data.pool import read_pool
 from nncift.errors import ConfigError
 from nncift.influence.catalogue import is_factored
 from nncift.pipeline.configure import make_config, sources_of
+from nncift.pipeline.exact import estimation_of
 from nncift.pipeline.options import ESTIMATION
 from nncift.proof.cells import Grid, default_curve
 from nncift.proof.folder import ProofFolder
@@ -217,16 +218,10 @@ def prepare(
     inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, shown)
     _check_budgets(inputs)
     if not proof.studies and not any(selector.kind == "estimated" for selector in inputs.selectors):
-        _refuse_estimation(base)
+        option = estimation_of(base)
+        if option is not None:
+            raise ConfigError(f"no influence function is estimated, so {option} has no use", "leave it out")
     return inputs
-
-
-def _refuse_estimation(config: Config) -> None:
-    """Refuse options of labels and network where no function of the comparison is estimated."""
-    defaults = default_fields()
-    for option in ESTIMATION:
-        if (value := getattr(config, option)) != defaults[option]:
-            raise ConfigError(f"no influence function is estimated, so `{option}` {value} has no use", "leave it out")
 
 
 def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, Any]]:

@@ -166,14 +166,24 @@ def exact_rankings(
     run: Run, folder: Path, budgets: Sequence[int], objective: str = "", costs: Costs | None = None
 ) -> list[Ranking]:
     """The rankings by exact influence, which is kept in `folder` with its costs; arguments as of the others."""
-    own = Costs(folder / "costs.json")
-    with own.stage("labels"):
-        matrix = exact_matrix(run, run.pool.rows, folder, own)
-        known = None
-        if run.known is not None:
-            known = exact_matrix(run, run.known.rows, folder / "known", own).max(axis=0)
+    matrix, known, own = exact_influence(run, folder)
     with (costs or own).stage("select"):
         return rankings(with_objective(run, objective), InfluenceMatrix.from_array(matrix), budgets, known)
+
+
+def exact_influence(run: Run, folder: Path) -> tuple[np.ndarray, np.ndarray | None, Costs]:
+    """Exact influence of every pair, kept in `folder` with its costs.
+
+    Returns:
+        (n_pool, n_target) float32; the largest of the known samples on each target, (n_target,), None without any; and
+        the costs.
+    """
+    costs, known = Costs(folder / "costs.json"), None
+    with costs.stage("labels"):
+        matrix = exact_matrix(run, run.pool.rows, folder, costs)
+        if run.known is not None:
+            known = exact_matrix(run, run.known.rows, folder / "known", costs).max(axis=0)
+    return matrix, known, costs
 
 
 def exact_matrix(run: Run, rows: Dataset, folder: Path, costs: Costs) -> np.ndarray:

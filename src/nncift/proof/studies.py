@@ -17,8 +17,7 @@ from nncift.pipeline.featurize import featurize
 from nncift.pipeline.read import read
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs
-from nncift.proof.selectors import Selector, as_file_name, check_same_pool, exact_matrix
-from nncift.run.costs import Costs
+from nncift.proof.selectors import Selector, as_file_name, check_same_pool, exact_influence
 from nncift.run.files import read_json, write_json
 from nncift.run.progress import drawn
 
@@ -57,12 +56,7 @@ def _exact(inputs: Inputs, name: str) -> Exact:
             names = inputs.base.feature_names or learned_features(config, run.function)
             run.features = FeatureSources.named(names, encoder=run.encoder.name, model=config.models[0])
         featurize(run)
-        costs = Costs(folder / "costs.json")
-        with costs.stage("labels"):
-            influence = exact_matrix(run, run.pool.rows, folder, costs)
-            known = None
-            if run.known is not None:
-                known = exact_matrix(run, run.known.rows, folder / "known", costs).max(axis=0)
+        influence, known, _ = exact_influence(run, folder)
     pointwise = run.function.traits.pointwise
     return Exact(
         influence[:, :1] if pointwise else influence,
