@@ -261,6 +261,14 @@ def test_costs_savings_and_trials(page: Page):
     assert "12 trials to compare them: training took 1 min 40 s and 5,000 tokens" in text
 
 
+def test_influence_that_is_exact_for_every_pair_is_a_cost_of_its_own(found):
+    spent = costs()
+    stages = {"read": 1.0, "influence": 40.0, "select": 2.0}
+    spent["choices"]["bm25"] = {stage: {"seconds": seconds, "tokens": 0} for stage, seconds in stages.items()}
+    text = Page(comparison_page(found, spent)).section("cost")
+    assert "Influence Selecting Reading Total LLM tokens bm25 40.0 s 2.0 s 1.0 s 43.0 s 0" in text
+
+
 def test_an_estimate_that_costs_more_is_called_that(found):
     page = Page(comparison_page(found, costs(**{"less, exact": 1.0, "less, estimated": 1.5})))
     assert "50.0 % more" in page.section("cost")

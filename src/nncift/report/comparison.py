@@ -31,6 +31,7 @@ _METHODS = {
 _UNITS = {"rows": "equal rows", "tokens": "equal response tokens"}
 _AXES = {"rows": "rows", "tokens": "budget: response tokens of so many mean rows"}
 _STAGES = {
+    "influence": "Influence",
     "labels": "Labels",
     "probes": "Labels",
     "verify": "Labels",
@@ -40,7 +41,7 @@ _STAGES = {
     "select": "Selecting",
 }
 _OTHER = "Reading"  # and every stage that is not in the table
-_COLUMNS = ("Labels", "Features", "Learning", "Estimating", "Selecting", _OTHER)
+_COLUMNS = ("Influence", "Labels", "Features", "Learning", "Estimating", "Selecting", _OTHER)
 
 
 def write_comparison_report(path: str | os.PathLike[str], results: Mapping[str, Any], costs: Mapping[str, Any]) -> Path:
