@@ -79,8 +79,8 @@ CATALOGUE = (
         " normalized and whitened over the pool, z the mean of x at two thirds of the depth",
         source="this project",
         scale="0 to 1; 1 = the same gradient, 0.007 = unrelated gradients",
-        per_sample="one pass (147 tokens, 0.14 s)",
-        per_pair="an inner product",
+        per_sample="one pass (146 tokens, 0.14 s)",
+        per_pair="an inner product: every pair is computed, without labels",
         good_for="predicting the effect of training without labels, training or backward passes",
     ),
     About(
