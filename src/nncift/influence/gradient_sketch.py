@@ -10,8 +10,8 @@ Summed over a subset, many small cosines outweigh a few large ones, so influence
 
 A sample takes one pass and is then a vector of `dimension` + hidden numbers, which are kept; a pair costs an inner
 product. With `dimension=0` cosines are exact, for small sets: (layers + 1) x hidden numbers are kept of each response
-token, and a pair costs a product of its samples' tokens. Whitening takes the first `WHITENING_TOKENS` response tokens
-of the pool, in a fixed pseudo-random order of its samples, so values depend on the pool given to `prepare`.
+token, and a pair costs a product of its samples' tokens. Whitening takes the first 16,384 response tokens of
+the pool, in a fixed pseudo-random order of its samples, so values depend on the pool given to `prepare`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GradientSketch(LanguageModelFunction):
             layer. At the ends of sixths of the depth unless given: 5, 10, ..., 30 of 30.
         damping: of the whitening, in units of the mean eigenvalue; above 0.
         sharpness: of the exponential; 0 gives the cosine itself, in [-1, 1].
-        dimension: width of the random projection; 0 for exact cosines.
+        dimension: width of the random projection; 0 for exact cosines, which a run estimates from labels.
         states: weight of the mean states' cosine, 0 to 1; their layer is the one at two thirds of `layers`.
         seed: of the projection.
         **options: batch_size, dtype, device, max_length, trust_remote_code, wording of `ModelSpec`.
