@@ -59,7 +59,7 @@ def test_estimated_influence(dtype, features, select, device):
 def test_a_comparison(files, model_folder, encoder_folder, device, tmp_path):
     """In the default dtype; the trainings and measurements that it is made of are compared with the CPU's elsewhere."""
     models = ("--model", model_folder, "--encoder", encoder_folder, "--device", device)
-    options = ("--influence", "bm25", "--budget", 6, "--curve", 6, "--units", "rows", "--methods", "lora")
+    options = ("--influence", "bm25", "--budget", 6, "--curve", "3,6", "--units", "rows", "--methods", "lora")
     trained = ("--seeds", 1, "--epochs", 1, "--max-new-tokens", 12, "--quiet", "--output", tmp_path / "comparison")
     run("compare", files["pool"], "--test", files["test"], *models, *options, *trained)
     cells = json.loads((tmp_path / "comparison/results.json").read_text())["cells"]
