@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import reasoning_gym
 import torch
 import transformers
-import yaml
 from datasets import Dataset, Features, Value
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from nncift.influence.base import InfluenceFunction, Traits
@@ -83,6 +82,8 @@ def prepared(function: InfluenceFunction, pool: Dataset, target: Dataset, folder
 
 def families(*names: str, size: int, seed: int = 0) -> Dataset:
     """Samples of task families of reasoning-gym, each with its family as `task`."""
+    import reasoning_gym
+
     rows = [
         {"id": f"{name}-{k}", "prompt": sample["question"], "response": sample["answer"], "task": name}
         for name in names
@@ -93,6 +94,8 @@ def families(*names: str, size: int, seed: int = 0) -> Dataset:
 
 def dialogues() -> list[tuple[str, str]]:
     """Question and answer, of chatterbot-corpus."""
+    import yaml
+
     folder = package_folder("chatterbot_corpus", "chatterbot-corpus")
     data = yaml.safe_load((folder / "data" / "english" / "food.yml").read_text(encoding="utf-8"))
     return [(str(turns[0]), str(turns[1])) for turns in data["conversations"]]
@@ -180,3 +183,19 @@ json_objects = st.dictionaries(
     ),
     max_size=5,
 )
+
+
+def tokenizer_of_bytes() -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer with a token for each byte and a chat template, which needs no file of a model."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<s>", "</s>"]  # as in TOKENS
+    tokens = Tokenizer(models.BPE({token: k for k, token in enumerate([*special, *letters])}, []))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    named = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=512, **named)
+    found.chat_template = (
+        "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    return found

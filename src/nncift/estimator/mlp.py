@@ -64,7 +64,7 @@ class PaperNetwork(nn.Module):
 
     def _build(self, pool_width: int, target_width: int) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # `torch.manual_seed` would seed the GPUs too
             self.first = nn.Linear(pool_width + target_width, self.hidden)
             self.second = nn.Linear(self.hidden, 1)
             self.middle = nn.ModuleList(nn.Linear(self.hidden, self.hidden) for _ in range(self.depth - 1))

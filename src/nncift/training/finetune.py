@@ -46,7 +46,7 @@ from nncift.training.model_card import base_name, model_card
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PASS = 4  # samples per pass, at most; halved when memory runs out
+PASS = 4  # samples per pass on the CPU, at most; on CUDA those of a step, halved when memory runs out
 _RECORD, _CARD, _WORK = "training.json", "README.md", f"{PARTIAL}training"
 _MINUTES = 10.0  # between two checkpoints, at most
 
@@ -154,10 +154,17 @@ def fine_tune(
         _check_installed()
         _check_device(model.loaded)
         write_json(folder / _RECORD, record)
-        tuning = _Tuning(model.loaded, examples, weights, settings, folder, model.batch_size or PASS, progress)
+        size = _pass_size(model, settings)
+        tuning = _Tuning(model.loaded, examples, weights, settings, folder, size, progress)
         tuning.run(parts, record)
     remove(folder / _WORK)
     return folder
+
+
+def _pass_size(model: ModelSpec, settings: FineTuning) -> int:
+    """Samples per pass, at most; changes the order of summation alone."""
+    most = settings.batch_size if model.loaded.device.type == "cuda" else PASS
+    return min(model.batch_size or most, settings.batch_size)
 
 
 def _check_device(model: LanguageModel) -> None:

@@ -31,7 +31,7 @@ def unchanged(model: LanguageModel) -> Iterator[None]:
     before = [(kept, dict(vars(kept))) for kept in objects if kept is not None]
     states = random.getstate(), np.random.get_state()
     try:
-        with forked_random(model, 0):
+        with forked_random(0):
             yield
     finally:
         random.setstate(states[0])

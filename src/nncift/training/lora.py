@@ -49,7 +49,7 @@ def adapted(model: LanguageModel, source: Lora | Path, *, trainable: bool = Fals
     trained = [weight for weight in model.model.parameters() if weight.requires_grad]
     adapter = None
     try:
-        with quiet(), forked_random(model, source.seed if isinstance(source, Lora) else 0):
+        with quiet(), forked_random(source.seed if isinstance(source, Lora) else 0):
             adapter = _attach(model.model, source)
             if isinstance(source, Path):
                 _load_weights(adapter, source)
@@ -112,10 +112,10 @@ def save_adapter(folder: Path, adapter: Any, **changes: Any) -> None:
 
 
 @contextlib.contextmanager
-def forked_random(model: LanguageModel, *seed: int) -> Iterator[None]:
-    """Seed torch's random numbers inside the block; its generator's state is restored after it."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+def forked_random(*seed: int) -> Iterator[None]:
+    """Seed torch's random numbers inside the block; the states of its generators are restored after it."""
+    seeded = torch.cuda.device_count() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=range(seeded)):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         yield
 

@@ -198,7 +198,7 @@ class _Loop:
             self._restore(places[finished - 1], finished * self.steps)
         for epoch in range(finished, self.training.epochs):
             numbers = range(epoch * self.steps, (epoch + 1) * self.steps)
-            with forked_random(self.model, self.training.seed, 1, epoch):
+            with forked_random(self.training.seed, 1, epoch):
                 loss = self._epoch(epoch, numbers)
             state = {
                 "epoch": epoch + 1,
