@@ -15,6 +15,7 @@ from nncift.run.files import read_array, write_array
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
+from nncift.selection.served import targets_served
 
 if TYPE_CHECKING:
     from nncift.estimator.network import InfluenceNetwork
@@ -42,7 +43,26 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        return pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        return with_served(run, matrix, selection) if run.config.verify is None else selection
+
+
+def with_served(
+    run: Run, matrix: InfluenceMatrix, selection: Selection, *, rows: np.ndarray | None = None
+) -> Selection:
+    """The selection with the targets that it serves, which one score for all targets does not tell apart.
+
+    Args:
+        run: the run.
+        matrix: influence on the targets, of all pool samples or of `rows`.
+        selection: the subset.
+        rows: pool rows that the matrix has, (k,) int64 ascending; all unless given.
+    """
+    if run.influence is not None and run.influence.traits.pointwise:
+        return selection
+    chosen = selection.indices
+    places = chosen if rows is None else np.searchsorted(rows, chosen)
+    return replace(selection, served=targets_served(matrix, places, own=chosen if run.own_target else None))
 
 
 def pick(
