@@ -91,7 +91,7 @@ def pick(
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
     selection = lazy_greedy(
-        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered),
+        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered, costs=costs),
         min(budget.count(len(run.pool), times), among) if tokens is None else None,
         candidates=candidates,
         costs=costs,
@@ -108,6 +108,7 @@ def objective_of(
     *,
     covered: np.ndarray | None = None,
     known: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> Objective:
     """The run's objective of a matrix.
 
@@ -118,14 +119,21 @@ def objective_of(
         covered: how well each target is covered by others, (n_target,) float32.
         known: largest influence of the known samples on each target, (n_target,) float32; as the run has it unless
             given.
+        costs: tokens of each sample of the matrix under a token budget, (n,).
     """
     if known is None and run.known is not None:
         known = read_array(run.folder.known)
     config, has_target = run.config, not run.own_target
     options = ObjectiveOptions(
-        has_target=has_target, eta=config.eta, nu=config.nu, known=known, covered=covered, expected=expected
+        has_target=has_target,
+        eta=config.eta,
+        nu=config.nu,
+        known=known,
+        covered=covered,
+        expected=expected,
+        costs=costs,
     )
-    return make_objective(config.objective, matrix, options)
+    return make_objective(run.objective, matrix, options)
 
 
 def cost(run: Run) -> PlannedCost:
