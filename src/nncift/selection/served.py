@@ -3,7 +3,7 @@
 A subset may rank high because all its samples help one and the same target, a short or an odd one whose column has high
 values. Two counts show it: for each selected sample the target that it helps most, and for each target the selected
 sample that helps it most. The second is what facility location maximises; the first is what its mutual-information
-form adds, and where one target can decide. Costs one pass over the selected rows, and holds one block of them at a time.
+form adds, and where one target can decide. Costs one pass over the selected rows, and holds a block of them at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtrc
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
@@ -51,15 +50,15 @@ class TargetsServed:
         chance: were each sample's best target drawn at random, some target would have as many with a probability of at
         most 5 % (binomial, times the number of targets).
         """
+        from scipy.special import bdtrc
+
         even = 1 / max(self.targets, 1)
         if self.largest_share <= (1 + even) / 2:
             return False
         return bool(self.targets * bdtrc(np.ceil(self.most) - 1, self.selected, even) <= _LEVEL)
 
 
-def targets_served(
-    matrix: InfluenceMatrix, rows: np.ndarray, *, own: np.ndarray | None = None
-) -> TargetsServed | None:
+def targets_served(matrix: InfluenceMatrix, rows: np.ndarray, *, own: np.ndarray | None = None) -> TargetsServed | None:
     """Count the targets that some rows of a matrix serve.
 
     Args:
