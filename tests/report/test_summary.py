@@ -72,3 +72,6 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side, kind):
     assert warning.startswith(f"22 of the 30 selected samples help one {kind} most, 'gsm8k-\\x1b7' (73%): ")
     assert warning.endswith(f"remove it from `{side}`.")
     assert warnings_of(target, None, [], None, np.ones(30), served=served | {"is_dominated": False}) == []
+    objective = "facility-location-mutual-information"
+    (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served, objective=objective)
+    assert warning.endswith(f"remove it from `{side}`, or try the `objective` facility-location.")
