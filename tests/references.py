@@ -294,4 +294,6 @@ def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[in
         return sum(math.sqrt(sum(s[i, j] for i in set(subset))) for j in range(s.shape[1]))
     if name == "facility-location-mutual-information":
         return sum(covered) + eta * sum(max(s[i]) for i in set(subset))
+    if name == "mean-influence":
+        return sum(max(0.0, float(np.mean(entries[i], dtype=float))) for i in set(subset))
     return sum(max(0.0, c - nu * max((row[j] for row in s_known), default=0.0)) for j, c in enumerate(covered))

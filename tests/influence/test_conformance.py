@@ -24,8 +24,10 @@ from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.checksums import SHARD_FILE
 from nncift.run.registry import resolve
 
-NEED_PREPARE = {"gradient-sketch", "response-similarity", "bm25", "less", "in-run", "lossval"}  # relative
-ENCODERS = {"embedding-similarity", "lossval"}
+NEED_PREPARE = {"gradient-sketch", "response-similarity", "bm25", "less", "in-run", "lossval", "stratified-random"}
+"""Relative functions."""
+ENCODERS = {"embedding-similarity", "lossval", "stratified-random"}
+NO_MODEL = {"bm25", "random"}
 CACHE = {  # functions that keep something in a folder, and an option that gives other values
     "delift": {"wording": PromptTemplate(query="Q: {prompt}\nA: ")},
     "gradient-sketch": {"dimension": 64},
@@ -37,6 +39,7 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "less": {"dimension": 64},
     "in-run": {"preconditioned": "no"},
     "lossval": {"epochs": 4},
+    "stratified-random": {"clusters": 2},
 }
 BACKWARD = {"gradient-similarity", "less", "in-run"}
 REFUSED = BACKWARD | {"gradient-sketch"}  # other samples or settings in the same folder
@@ -77,9 +80,9 @@ def test_name_and_description(make, tiny_model, minilm):
     function = make()
     assert function.name == function.describe()["name"] == make.name
     assert json.loads(json.dumps(function.describe())) == function.describe()
-    used = {"bm25": "k1", **dict.fromkeys(ENCODERS, minilm)}.get(make.name, tiny_model)
+    used = {"bm25": "k1", "random": "draw", **dict.fromkeys(ENCODERS, minilm)}.get(make.name, tiny_model)
     assert used in json.dumps(function.describe())
-    assert function.traits.asks_language_model == (make.name not in {"bm25", *ENCODERS})
+    assert function.traits.asks_language_model == (make.name not in NO_MODEL | ENCODERS)
 
 
 def test_an_unprepared_function_is_pickled_without_its_model(make, pool, target):
@@ -164,7 +167,7 @@ def test_what_is_kept_is_specific_to_samples_and_settings(make, pool, target, tm
     assert make.name in ENCODERS | REFUSED or function.forward_tokens > 0
 
 
-@pytest.mark.parametrize("make", [name for name in BUILT_IN if name not in {"bm25", *ENCODERS}], indirect=True)
+@pytest.mark.parametrize("make", [name for name in BUILT_IN if name not in NO_MODEL | ENCODERS], indirect=True)
 def test_a_response_that_does_not_fit_is_an_error_before_any_pass(make, pool):
     function, long = make(ready=False), named([("fine", "fine"), ("why", "so " * 600)], "x")
     with pytest.raises(DataError, match=r"'x1': its response takes \d+ tokens"):
@@ -190,6 +193,7 @@ def test_a_response_that_does_not_fit_is_an_error_before_any_pass(make, pool):
         ("response-similarity", {"sharpness": -1.0}),
         ("response-similarity", {"sharpness": np.inf}),
         ("response-similarity", {"sharpness": np.nan}),
+        ("stratified-random", {"clusters": 0}),
         ("lossval", {"epochs": 0}),
         ("lossval", {"rows": 0}),
         ("lossval", {"batch_size": 0}),
@@ -241,11 +245,11 @@ def test_what_depends_on_all_samples_needs_prepare(make, pool, target):
         make(ready=False)(pool, target)
 
 
-@pytest.mark.parametrize("make", ["bm25", "in-run", "lossval"], indirect=True)
+@pytest.mark.parametrize("make", ["bm25", "in-run", "lossval", "stratified-random"], indirect=True)
 def test_samples_that_were_not_prepared(make, pool, target):
     function = prepared(make(ready=False), pool.select([0, 1]), target.select([0, 1]))
     for new, block in ((pool[2], (pool, target.select([0]))), (target[2], (pool.select([0]), target))):
-        if make.name == "bm25" and len(block[0]) == 1:  # targets are not indexed
+        if make.name in ("bm25", "stratified-random") and len(block[0]) == 1:  # targets are not indexed
             continue
         name = new["id"] if make.name == "in-run" else re.escape(new["prompt"])
         with pytest.raises(ConfigError, match=rf"'{name}.*: call prepare\(pool, target\) with all samples"):
@@ -262,7 +266,7 @@ def test_a_value_that_is_not_finite_is_refused(make, pool, target):
         function.prepare(pool, target)
 
 
-@pytest.mark.parametrize("make", [name for name in BUILT_IN if name != "bm25"], indirect=True)
+@pytest.mark.parametrize("make", [name for name in BUILT_IN if name not in NO_MODEL], indirect=True)
 def test_an_unknown_model_is_an_error_on_first_use(make, pool, target):
     function = make(ready=False, model="/no/such/model", encoder="/no/such/model")
     with pytest.raises(ModelError, match="there is no folder '/no/such/model'"):

@@ -15,7 +15,7 @@ from nncift.labels.work import grid_work, planned_work
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.registry import resolve
 
-UNCOUNTED = {"bm25", "embedding-similarity", "lossval"}  # which run no language model
+UNCOUNTED = {"bm25", "embedding-similarity", "lossval", "random", "stratified-random"}  # which run no language model
 OPTIONS = {
     "less": {"training": {"epochs": 2, "lora.rank": 2}, "dimension": 64},
     "in-run": {"training": {"epochs": 2, "lora.rank": 2}},

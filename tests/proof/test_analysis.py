@@ -11,7 +11,7 @@ import pytest
 
 from nncift.evaluation.results import ItemScores
 from nncift.proof.analysis import analyse, overlaps
-from nncift.proof.cells import FULL, NONE, RANDOM, Grid, by_importance, default_curve
+from nncift.proof.cells import FULL, NONE, RANDOM, STRATIFIED, Grid, by_importance, default_curve
 from nncift.proof.selectors import Ranking, Selector, random_ranking, within_tokens
 from nncift.proof.tables import long_table, markdown, text_table
 from nncift.proof.trials import Trial
@@ -51,6 +51,18 @@ def test_cells_hold_each_choice_once_and_random_ones_for_every_seed():
     assert {trial.rows for trial in chosen.trials} == {tuple(range(20))}
     context = [c for c in cells if c.selector == GOOD and c.method == "icl" and c.unit == "rows"]
     assert [len(c.trials) for c in context] == [1, 1]  # examples in a context have no seed
+
+
+def test_stratified_rows_are_drawn_for_every_seed_at_the_budgets_that_are_compared():
+    draws = {budget: [np.roll(np.arange(N), 30 * seed) for seed in range(3)] for budget in (10, 20, N)}
+    cells = grid(stratified=draws, budgets=[10, 20, N], rankings={}).cells()
+    found = [(c.method, c.unit, c.budget) for c in cells if c.selector == STRATIFIED]
+    rows = [(method, "rows", budget) for method in ("lora", "icl") for budget in (10, 20)]  # the pool is the full pool
+    assert set(found) == {*rows, *((m, "tokens", b) for m in ("lora", "icl") for b in (10, 20, N))}
+    trained = next(c for c in cells if c.selector == STRATIFIED and c.budget == 20)
+    assert [(trial.seed, trial.rows[0]) for trial in trained.trials] == [(0, 0), (1, 70), (2, 40)]
+    shown = next(c for c in cells if c.selector == STRATIFIED and c.method == "icl")
+    assert len(shown.trials) == 3
 
 
 def test_equal_tokens_give_short_rows_more_rows():

@@ -49,21 +49,38 @@ def comparison(places: dict[str, str], output: Path, **changes):
 
 
 def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_path):
-    made = comparison(places, tmp_path / "comparison")
+    free = ["bm25", "stratified-random"]
+    made = comparison(places, tmp_path / "comparison", free=free)
     names = [cell["selector"] for cell in made.results["cells"] if cell["budget"] == 6 and cell["unit"] == "rows"]
-    assert names == ["random", "bm25", "builders:EstimatedCosine, exact", "builders:EstimatedCosine, estimated"]
+    assert names == [
+        "random",
+        "stratified-random",
+        "bm25",
+        "builders:EstimatedCosine, exact",
+        "builders:EstimatedCosine, estimated",
+    ]
     found = {(c["selector"], c["unit"], c["budget"]): c for c in made.results["cells"]}
     assert found["full pool", "rows", 30]["curve"]
     assert found["bm25", "rows", 6]["rows"] == 6
     for name in ("results.csv", "results.md", "report.html"):
         assert "bm25" in (made.folder / name).read_text()
+        assert "stratified-random" in (made.folder / name).read_text()
+    draws = [np.load(made.folder / "choices" / f"stratified-random-6-{seed}.npy") for seed in (0, 1)]
+    assert [sorted(draw.tolist()) for draw in draws] == [list(range(30))] * 2
+    assert draws[0].tolist() != draws[1].tolist()
+    assert set(found["stratified-random", "rows", 6]["metrics"]["loss"]["by_seed"]) == {"0", "1"}
+    assert {"against_random", "equivalent"} <= found["stratified-random", "rows", 6].keys()
+    assert {"against_random", "against_stratified"} <= found["bm25", "rows", 6].keys()
+    assert "against_stratified" not in found["random", "rows", 6]
+    assert "influence" in json.loads((made.folder / "costs.json").read_text())["choices"]["stratified-random"]
     results = (made.folder / "results.json").read_bytes()
     page = (made.folder / "report.html").read_bytes()
     (made.folder / "results.json").unlink()
     trial = sorted((made.folder / "trials").glob("*.parquet"))[3]
     scores = ItemScores.load(trial).values["loss"]
     trial.unlink()
-    comparison(places, tmp_path / "comparison")
+    (made.folder / "choices" / "stratified-random-6-0.npy").unlink()
+    comparison(places, tmp_path / "comparison", free=free)
     assert (made.folder / "results.json").read_bytes() == results
     assert np.array_equal(ItemScores.load(trial).values["loss"], scores)
     page = (made.folder / "report.html").read_bytes()
@@ -134,6 +151,8 @@ def test_the_folder_takes_phases_later(places, arranged):
         ({"order": "curriculum"}, "`order` is for one run"),
         ({"verify": 5}, "`verify` would measure 30 of the pool's 30 samples"),
         ({"from_run": "run"}, "`from_run` is for one run"),
+        ({"free": ["random"]}, "random rows are in every comparison: leave `influence` random out"),
+        ({"influence": "stratified-random", "studies": ["depth"]}, "stratified-random has no influence to study"),
         ({"test": None}, "there is no `test` file"),
     ],
 )
@@ -149,14 +168,26 @@ def test_options_of_an_estimate_without_one_are_refused(places, tmp_path):
 
 
 def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):
-    flags = ["--test", places["test"], "--influence", "bm25", "--budget", "3,6", "--free", "bm25", "--seeds", "2"]
+    flags = [
+        "--test",
+        places["test"],
+        "--influence",
+        "bm25",
+        "--budget",
+        "3,6",
+        "--free",
+        "bm25,stratified-random",
+        "--seeds",
+        "2",
+    ]
     models = ["--model", places["model"], "--encoder", places["encoder"], "--curve", "3,6,30"]
     with pytest.raises(SystemExit) as stop:
         main(["compare", places["pool"], *flags, *models, "--dry-run", "--output", str(tmp_path / "none")])
     assert not stop.value.code
     out = capsys.readouterr().out
-    # rows: random at 3 and 6 and the whole pool, bm25 at 3 and 6; tokens: both at 3 and 6; two seeds each
-    assert "Train: 18 times" in out
+    # rows: random at 3 and 6 and the whole pool, stratified and bm25 at 3 and 6; tokens: all at 3 and 6; two seeds each
+    assert "Train: 26 times" in out
+    assert "stratified-random" in out
     assert "Nothing was written." in out
     assert not (tmp_path / "none").exists()
 

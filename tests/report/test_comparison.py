@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nncift.evaluation.comparisons import TOO_FEW
+from nncift.proof.tables import markdown, text_table
 from nncift.report import comparison_plots
 from nncift.report.answer import answer
 from nncift.report.comparison import comparison_page, write_comparison_report
@@ -48,7 +49,7 @@ def against(value: float, verdict: str, seeds_counted: bool = True) -> dict[str,
 
 def cell(kind: str, influence: str = "", *, budget: int, loss: float, **more: Any) -> dict[str, Any]:
     """A record as `proof.analysis.analyse` makes them."""
-    name = {"none": "no tuning", "full": "full pool", "random": "random", "free": influence}
+    name = {"none": "no tuning", "full": "full pool", "random": "random", "free": influence, "stratified": influence}
     facts = {"selector": name.get(kind, f"{influence}, {kind}"), "kind": kind, "influence": influence}
     facts |= {"method": "none" if kind == "none" else "lora", "unit": "rows", "budget": budget, "curve": False}
     facts |= {"rows": float(budget), "tokens": 20.0 * budget, "metrics": {"loss": metric(loss)}}
@@ -76,7 +77,13 @@ def results(*cells: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def choice(
-    kind: str, influence: str, *verdicts: str, free: tuple[str, ...] = (), exact: tuple[str, ...] = (), **more: Any
+    kind: str,
+    influence: str,
+    *verdicts: str,
+    free: tuple[str, ...] = (),
+    exact: tuple[str, ...] = (),
+    stratified: tuple[str, ...] = (),
+    **more: Any,
 ) -> list[dict[str, Any]]:
     """A choice at 50 and 100 rows with its verdicts against random rows, the free choice bm25 and exact influence."""
     size = {"better": -0.1, "tie": -0.01, "worse": 0.1, TOO_FEW: -0.1}
@@ -89,6 +96,8 @@ def choice(
             one |= {"best_free": "bm25", "against_free": against(size[free[k]], free[k])}
         if exact:
             one["against_exact"] = against(size[exact[k]], exact[k])
+        if stratified:
+            one["against_stratified"] = against(size[stratified[k]], stratified[k])
         same = {"text": f"{3 * budget} [{2 * budget}, {4 * budget}] random rows", "times": 3.0}
         found.append(one | {"equivalent": same})
     return found
@@ -137,6 +146,11 @@ def test_better_at_one_budget_only():
     assert found.headline == "bm25 trains better than random rows at 50 rows, but not at 100"
     assert found.mark == "mixed"
     assert found.reservations == ("Worse than random rows: bm25 at 100 rows.",)
+    assert found.offer == (
+        "At 100 rows no choice is better than random rows by its interval, so take random rows:"
+        " nncift select POOL --influence random --budget 100.",
+        STAY_OUT,
+    )
 
 
 def test_nothing_better():
@@ -147,6 +161,63 @@ def test_nothing_better():
         "Random rows cost nothing.",
     )
     assert found.reservations == ("Worse than random rows: bm25 at 100 rows.",)
+    assert found.offer == (
+        "At every budget no choice is better than random rows by its interval, so take random rows:"
+        " nncift select POOL --influence random --budget 50.",
+        STAY_OUT,
+    )
+    assert found.lines == [f"{found.headline}.", " ".join(found.sentences), *found.reservations, " ".join(found.offer)]
+
+
+STAY_OUT = "Duplicates and the rows of --exclude stay out of them."
+STRATIFIED = "nncift select POOL --influence stratified-random --influence-option clusters="
+
+
+def test_only_stratified_random_rows_are_better():
+    drawn = choice("stratified", "stratified-random", "tie", "better")
+    found = answer(results(*drawn, *choice("free", "bm25", "tie", "tie", stratified=("tie", "worse"))))
+    headline = "No way of choosing is better than random rows here; stratified random rows are at 100 rows"
+    assert (found.headline, found.mark) == (headline, "bad")
+    assert found.offer == (
+        "At 50 rows no choice is better than random rows by its interval, so take random rows:"
+        " nncift select POOL --influence random --budget 50.",
+        "At 100 rows no choice is better than stratified random rows by its interval, so take stratified random rows:"
+        f" {STRATIFIED}100 --budget 100.",
+        STAY_OUT,
+    )
+
+
+def test_better_than_random_but_not_than_stratified_random_rows():
+    drawn = choice("stratified", "stratified-random", "tie", "tie")
+    found = answer(results(*drawn, *choice("free", "bm25", "better", "better", stratified=("tie", "tie"))))
+    at = "trains better than random rows at every budget"
+    assert (found.headline, found.mark) == (f"bm25 {at}, and no better than stratified random rows", "mixed")
+    assert found.sentences[1] == "Beside stratified random rows it is a tie with them at every budget."
+    assert found.offer[0].endswith(f"so take stratified random rows: {STRATIFIED}50 --budget 50.")
+    found = answer(results(*drawn, *choice("free", "bm25", "better", "better", stratified=("better", "tie"))))
+    assert (found.headline, found.mark) == (f"bm25 {at}", "good")
+    assert (
+        found.sentences[1] == "Beside stratified random rows it is better than them at 50 rows and a tie with them"
+        " at 100 rows."
+    )
+    assert found.offer[0].startswith("At 100 rows no choice is better than stratified random rows")
+    found = answer(results(*drawn, *choice("free", "bm25", "better", "better", stratified=("better", "better"))))
+    assert found.offer == ()
+
+
+def test_random_rows_are_offered_on_the_page_in_the_terminal_and_in_markdown():
+    cells = [*choice("stratified", "stratified-random", "tie", "tie"), *choice("free", HOSTILE[0], "tie", "worse")]
+    made = results(*cells)
+    offer = " ".join(answer(made).offer)
+    page = Page(comparison_page(made, costs(**{"stratified-random": 0.1})))
+    assert offer in page.section("answer")
+    assert "stratified-random" in page.section("pictures").partition("Lower is better")[0]
+    assert "stratified-random 2.190" in page.section("lora-rows")
+    assert "stratified-random" in page.section("cost")
+    assert text_table(made).endswith(offer)
+    text = markdown(made, {})
+    assert "\n\n**No way of choosing is better than random rows here.**\n\n" in text
+    assert text.index(offer) < text.index("## Fine-tuned, 50 rows")
 
 
 def test_worse_than_random():

@@ -346,6 +346,17 @@ def test_no_savings_where_all_pairs_cost_less_than_the_run(tmp_path: Path):
     assert "estimation saved nothing" in Page(folder).section("cost")
 
 
+@pytest.mark.parametrize("has_target", [True, False])
+def test_targets_served(tmp_path: Path, has_target: bool):
+    served = {"targets": 40, "selected": 30, "served": 7, "target": 3, "most": 22, "covered": 38, "covering": 12}
+    served |= {"widest": 9, "id": HOSTILE[0], "largest_share": 22 / 30, "is_dominated": True}
+    section = Page(make_run(tmp_path, target=5 if has_target else 0, served=served)).section("selection")
+    kind = "target" if has_target else "sample of the pool"
+    assert f"7 of 40 are the one that some sample helps most{'' if has_target else ', itself excepted'}" in section
+    assert f"Most served {kind} {HOSTILE[0]}: 22 of 30 samples help it most (73.3 %)" in section
+    assert "38 of 40, each by the best of 12 samples; one is the best for 9" in section
+
+
 def test_composition_table(run: RunFolder, page: Page):
     chosen = read_table(run.selection)["pool_index"].to_pylist()
     originals = [json.loads(text) for text in Dataset.from_file(str(run.samples("pool").samples))["original"]]

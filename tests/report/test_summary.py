@@ -7,6 +7,7 @@ import pytest
 
 from nncift.data.facts import PoolFacts
 from nncift.report.summary import summary_text, write_summary
+from nncift.report.warnings import warnings_of
 from nncift.run.files import write_array, write_json
 from nncift.run.folder import RunFolder
 from nncift.run.records import Summary
@@ -61,3 +62,16 @@ def test_warnings(folder, gains, warning):
     assert "Objective: facility location conditional gain over 9 known samples; they provide 25%" in summary_text(
         folder
     )
+
+
+@pytest.mark.parametrize(("side", "kind"), [("target", "target"), ("pool", "sample of the pool")])
+def test_a_target_that_dominates_is_a_warning_with_its_id(side, kind):
+    served = {"selected": 30, "most": 22.0, "largest_share": 22 / 30, "id": "gsm8k-\x1b7", "is_dominated": True}
+    target = {"rows": 30} if side == "target" else None
+    (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served)
+    assert warning.startswith(f"22 of the 30 selected samples help one {kind} most, 'gsm8k-\\x1b7' (73%): ")
+    assert warning.endswith(f"remove it from `{side}`.")
+    assert warnings_of(target, None, [], None, np.ones(30), served=served | {"is_dominated": False}) == []
+    objective = "facility-location-mutual-information"
+    (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served, objective=objective)
+    assert warning.endswith(f"remove it from `{side}`, or try the `objective` facility-location.")

@@ -16,7 +16,7 @@ from nncift.selection import objectives
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import OBJECTIVES, Objective, ObjectiveOptions, make_objective
 
-PLAIN, MUTUAL, CONDITIONAL, CONCAVE = OBJECTIVES
+PLAIN, MUTUAL, CONDITIONAL, CONCAVE, MEAN = OBJECTIVES
 
 
 def make(name: str, entries: np.ndarray, known: np.ndarray | None = None, covered: np.ndarray | None = None):
@@ -26,6 +26,7 @@ def make(name: str, entries: np.ndarray, known: np.ndarray | None = None, covere
         MUTUAL: {"has_target": True, "eta": 0.3},
         CONDITIONAL: {"nu": 0.7, "known": None if known is None else InfluenceMatrix.from_array(known).column_max()},
         CONCAVE: {},
+        MEAN: {},
     }
     return make_objective(name, InfluenceMatrix.from_array(entries), ObjectiveOptions(**options[name], covered=covered))
 
@@ -104,7 +105,7 @@ def submodlib_function(name: str, s: np.ndarray, s_known: np.ndarray):
     return kind(n=n, num_privates=len(s_known), data_sijs=columns, private_sijs=known, privacyHardness=0.7)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != MEAN])  # which it lacks
 @pytest.mark.parametrize("seed", range(3))
 def test_submodlib_values(name, seed):
     rng = np.random.default_rng(seed)
@@ -170,3 +171,21 @@ def test_own_objective():
     exec(textwrap.dedent(objectives.__doc__[objectives.__doc__.index("    class ") :]), globals())
     objective = make_objective(f"{__name__}:Relevance", MATRIX, ObjectiveOptions(eta=3.0, known=KNOWN))
     assert lazy_greedy(objective, 2).indices.tolist() == [1, 0]
+
+
+def test_mean_influence_takes_the_same_order_whatever_the_tokens():
+    rng = np.random.default_rng(0)
+    matrix = InfluenceMatrix.from_array(rng.random((40, 6), dtype=np.float32))
+    costs = rng.integers(1, 30, 40).astype(float)
+    order = np.argsort(-matrix.row_means(), kind="stable")
+    plain = lazy_greedy(make_objective(MEAN, matrix, ObjectiveOptions()), 12)
+    assert plain.indices.tolist() == order[:12].tolist()
+    objective = make_objective(MEAN, matrix, ObjectiveOptions(costs=costs))
+    room, expected = 100.0, []
+    for row in order.tolist():  # those that still fit, in the order of their means
+        if costs[row] <= room:
+            expected.append(row)
+            room -= costs[row]
+    assert lazy_greedy(objective, costs=costs, max_cost=100.0).indices.tolist() == expected
+    with pytest.raises(ConfigError, match="3 costs for 40 samples"):
+        make_objective(MEAN, matrix, ObjectiveOptions(costs=costs[:3]))

@@ -13,6 +13,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.run.files import PARTIAL, read_table
 from nncift.run.folder import RunFolder
 from nncift.selection.selection import Selection
+from nncift.selection.served import TargetsServed
 
 ORIGINALS = [
     '{"instruction":"Grüße 你好","output":"1.10"}',
@@ -34,6 +35,7 @@ def selection() -> Selection:
         value=3.2083333,
         objective="facility-location",
         objective_options={"eta": 0.5},
+        served=TargetsServed(9, 6, 3, 2, 2.5, 8, 4, 3),
     )
     return chosen.with_pool(pool, np.arange(7) / 10)
 
@@ -63,7 +65,7 @@ def test_save_and_load(selection, tmp_path):
     for pool in (None, selection.pool):
         loaded = Selection.load(tmp_path, pool=pool)
         assert loaded.pool is pool
-        for name in ("indices", "gains", "influence", "value", "objective", "objective_options"):
+        for name in ("indices", "gains", "influence", "value", "objective", "objective_options", "served"):
             np.testing.assert_equal(getattr(loaded, name), getattr(selection, name))
         assert loaded.indices.dtype == np.int64
 
@@ -105,6 +107,7 @@ def test_without_influence(selection, tmp_path):
     bare = Selection(selection.indices, selection.gains, 1.0).with_pool(selection.pool)
     bare.save(tmp_path)
     assert Selection.load(tmp_path).influence is None
+    assert Selection.load(tmp_path).served is None
     assert bare.dataset["nncift_influence"][0] is None
 
 

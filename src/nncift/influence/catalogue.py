@@ -25,6 +25,8 @@ BUILT_IN = {
     "less": "nncift.influence.less:Less",
     "in-run": "nncift.influence.in_run:InRun",
     "lossval": "nncift.influence.lossval:LossVal",
+    "random": "nncift.influence.random_rows:Random",
+    "stratified-random": "nncift.influence.random_rows:StratifiedRandom",
 }
 
 
@@ -193,6 +195,25 @@ CATALOGUE = (
         " (0.07 s); no language model",
         good_for="detecting responses that do not match their prompts, given a clean target; no language model",
         whole_target=True,
+    ),
+    About(
+        name="random",
+        formula="a random number u_i",
+        source="simple random sampling",
+        kind="pointwise",
+        scale="0 to 1; means nothing",
+        per_sample="a hash (0.0001 s), no model",
+        good_for="random rows, where no choice is better than they are (`nncift compare`)",
+    ),
+    About(
+        name="stratified-random",
+        formula="1 - (r_i + u_c) / n_c, with r_i = 0, 1, ... the place of i in a random order of its cluster c of n_c"
+        " samples, u_c a random number; the clusters are those of k-means on the sentence embeddings",
+        source="stratified sampling with proportional allocation",
+        kind="pointwise",
+        scale="0 to 1; means nothing",
+        per_sample="one pass of the sentence encoder (0.05 s), no language model",
+        good_for="random rows that cover the topics of a pool in proportion",
     ),
 )
 

@@ -56,7 +56,7 @@ def _check_objective(run: Run) -> None:
     zeros, config = np.zeros((2, 2), np.float32), run.config
     known = None if run.known is None else zeros[0]
     options = ObjectiveOptions(has_target=not run.own_target, eta=config.eta, nu=config.nu, known=known)
-    make_objective(config.objective, InfluenceMatrix.from_array(zeros), options)
+    make_objective(run.objective, InfluenceMatrix.from_array(zeros), options)
 
 
 def _check_budget(run: Run) -> None:

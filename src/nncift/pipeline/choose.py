@@ -15,6 +15,7 @@ from nncift.run.files import read_array, write_array
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
+from nncift.selection.served import targets_served
 
 if TYPE_CHECKING:
     from nncift.estimator.network import InfluenceNetwork
@@ -42,7 +43,26 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        return pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        return with_served(run, matrix, selection) if run.config.verify is None else selection
+
+
+def with_served(
+    run: Run, matrix: InfluenceMatrix, selection: Selection, *, rows: np.ndarray | None = None
+) -> Selection:
+    """The selection with the targets that it serves, which one score for all targets does not tell apart.
+
+    Args:
+        run: the run.
+        matrix: influence on the targets, of all pool samples or of `rows`.
+        selection: the subset.
+        rows: pool rows that the matrix has, (k,) int64 ascending; all unless given.
+    """
+    if run.influence is not None and run.influence.traits.pointwise:
+        return selection
+    chosen = selection.indices
+    places = chosen if rows is None else np.searchsorted(rows, chosen)
+    return replace(selection, served=targets_served(matrix, places, own=chosen if run.own_target else None))
 
 
 def pick(
@@ -71,7 +91,7 @@ def pick(
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
     selection = lazy_greedy(
-        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered),
+        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered, costs=costs),
         min(budget.count(len(run.pool), times), among) if tokens is None else None,
         candidates=candidates,
         costs=costs,
@@ -88,6 +108,7 @@ def objective_of(
     *,
     covered: np.ndarray | None = None,
     known: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> Objective:
     """The run's objective of a matrix.
 
@@ -98,14 +119,21 @@ def objective_of(
         covered: how well each target is covered by others, (n_target,) float32.
         known: largest influence of the known samples on each target, (n_target,) float32; as the run has it unless
             given.
+        costs: tokens of each sample of the matrix under a token budget, (n,).
     """
     if known is None and run.known is not None:
         known = read_array(run.folder.known)
     config, has_target = run.config, not run.own_target
     options = ObjectiveOptions(
-        has_target=has_target, eta=config.eta, nu=config.nu, known=known, covered=covered, expected=expected
+        has_target=has_target,
+        eta=config.eta,
+        nu=config.nu,
+        known=known,
+        covered=covered,
+        expected=expected,
+        costs=costs,
     )
-    return make_objective(config.objective, matrix, options)
+    return make_objective(run.objective, matrix, options)
 
 
 def cost(run: Run) -> PlannedCost:

@@ -210,6 +210,11 @@ class Run:
         """The influence function and the difficulty, those that there are."""
         return [function for function in (self.influence, self.difficulty) if function is not None]
 
+    @property
+    def objective(self) -> str | None:
+        """The objective as named, or the influence function's own; None for the one that the data ask for."""
+        return self.config.objective or (None if self.influence is None else self.influence.objective)
+
     def describe(self, function: InfluenceFunction) -> dict[str, Any]:
         """What a function's values depend on besides the samples, ready for JSON."""
         turns = {"turns": "all"} if any_turns(self.pool.rows, self.target.rows) else {}

@@ -15,7 +15,7 @@ import numpy as np
 from nncift.evaluation.metrics import measures
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.choose import pick
+from nncift.pipeline.choose import pick, with_served
 from nncift.pipeline.label import later_cost
 from nncift.pipeline.learn import refit
 from nncift.pipeline.measure import measure_block
@@ -72,6 +72,7 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         facts.save(run.folder.verification)
         influence = np.array(read_array(run.folder.influence))
         influence[measured.rows] = updated.row_means()
+        chosen = with_served(run, updated, chosen, rows=measured.rows)
         return chosen.with_pool(run.pool.rows, influence)
 
 

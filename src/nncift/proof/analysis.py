@@ -11,14 +11,17 @@ import numpy as np
 from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, contrast
 from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
 from nncift.evaluation.results import METRICS, ItemScores
-from nncift.proof.cells import FULL, NONE, RANDOM, TUNED, Cell, Method, Unit
+from nncift.proof.cells import DRAWN, FULL, NONE, RANDOM, STRATIFIED, TUNED, Cell, Method, Unit
 from nncift.proof.selectors import Kind, Selector
 from nncift.proof.trials import UNTRAINED, Trial
 
 Place = tuple[Selector, Method, Unit, int]
 """What tells a cell from the others: selector, method, unit and budget."""
 Scores = Callable[[Trial], ItemScores]
-_AGAINST = ("against_random", "against_none", "against_free", "against_exact", "against_estimated", "against_lora")
+_AGAINST = (
+    *("against_random", "against_stratified", "against_none"),
+    *("against_free", "against_exact", "against_estimated", "against_lora"),
+)
 
 
 def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[dict[str, Any]]:
@@ -34,8 +37,9 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
         over the seeds), "curve", "metrics" (by name: "value", "low", "high", "items", "by_seed"), and of tunings
         "equivalent" (`EquivalentBudget`).
         Differences by metric, as `Difference`, p values corrected by Holm over the selectors of the same method, unit,
-        budget and metric: "against_random"; "against_none"; of exact, estimated and verified influence "against_free",
-        the free choice of the lowest loss, which "best_free" names; of estimated and verified influence
+        budget and metric: "against_random"; "against_stratified", stratified random rows; "against_none"; of exact,
+        estimated and verified influence "against_free", the free choice of the lowest loss, which "best_free" names; of
+        estimated and verified influence
         "against_exact", the exact values of the same function; of verified influence "against_estimated"; and of rows
         in phases or with weights "against_lora", the one-off training on the same rows.
     """
@@ -60,9 +64,10 @@ def analyse(cells: Sequence[Cell], scores: Scores, tokens: np.ndarray) -> list[d
     for k, cell in enumerate(cells):
         if cell.selector != NONE:
             records[k]["against_none"] = differences(tables[k], tables[0], fixed=(_is_fixed(cell), True))
-        other = place.get((RANDOM, cell.method, cell.unit, cell.budget))
-        if cell.selector not in (NONE, RANDOM, FULL) and other is not None:
-            records[k]["against_random"] = _between(cells, tables, k, other)
+        for name, drawn in (("random", RANDOM), ("stratified", STRATIFIED)):
+            other = place.get((drawn, cell.method, cell.unit, cell.budget))
+            if cell.selector not in (NONE, FULL, drawn, RANDOM) and other is not None:
+                records[k][f"against_{name}"] = _between(cells, tables, k, other)
         free = _best_free(cells, records, cell)
         if cell.selector.kind in ("estimated", "exact", "verified") and free is not None:
             records[k]["best_free"] = cells[free].selector.name
@@ -102,7 +107,7 @@ def _metrics(tables: Mapping[str, np.ndarray], cell: Cell) -> dict[str, Any]:
 
 def _is_fixed(cell: Cell) -> bool:
     """Whether nothing random is in a cell: examples in a context are fixed unless they were drawn."""
-    return cell.method in UNTRAINED and cell.selector != RANDOM
+    return cell.method in UNTRAINED and cell.selector not in DRAWN
 
 
 def _between(cells: Sequence[Cell], tables: Sequence[dict[str, np.ndarray]], a: int, b: int) -> dict[str, Difference]:

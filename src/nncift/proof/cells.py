@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,9 @@ TUNED = ("lora", "phased", "weighted")
 """Methods that train, with a seed."""
 
 NONE, FULL, RANDOM = Selector("none"), Selector("full"), Selector("random")
+STRATIFIED = Selector("stratified", "stratified-random")
+DRAWN = (RANDOM, STRATIFIED)
+"""Selectors with a choice of their own for each seed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Grid:
         seeds: of the trainings and the random choices.
         difficulty: of each pool row, larger is harder, (n,); of the method "phased".
         phases: how many; of the same.
+        stratified: for each budget in rows a ranking of all rows for each seed, (n,) int64; empty without these.
     """
 
     rankings: Mapping[Selector, Mapping[int, Ranking]]
@@ -69,6 +73,7 @@ class Grid:
     seeds: Sequence[int]
     difficulty: np.ndarray | None = None
     phases: int = 1
+    stratified: Mapping[int, Sequence[np.ndarray]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All cells, the model as it is first, then random ones, which the others are compared with."""
@@ -79,6 +84,9 @@ class Grid:
                 points = sorted({*self.budgets, *self.curve}) if (method, unit) == ("lora", "rows") else self.budgets
                 for budget in points:
                     found.append(self._random(method, unit, budget, n))
+                for budget, rankings in self.stratified.items():
+                    if (budget, unit) != (n, "rows"):  # which is the full pool
+                        found.append(self._drawn(STRATIFIED, method, unit, budget, rankings))
                 for selector, ranking in self.rankings.items():
                     for budget in self.budgets:
                         rows = self._chosen(ranking[budget].rows, unit, budget)
@@ -89,11 +97,17 @@ class Grid:
     def _random(self, method: Method, unit: Unit, budget: int, n: int) -> Cell:
         if budget == n and unit == "rows":
             return Cell(FULL, method, unit, n, self._trials(method, np.arange(n)), curve=n not in self.budgets)
+        rankings = [random_ranking(n, budget, draw, 0) for draw in self.seeds]
+        return self._drawn(RANDOM, method, unit, budget, rankings)
+
+    def _drawn(
+        self, selector: Selector, method: Method, unit: Unit, budget: int, rankings: Sequence[np.ndarray]
+    ) -> Cell:
+        """The cell of a selector with a ranking for each seed."""
         trials: list[Trial] = []
-        for draw in self.seeds:
-            rows = self._chosen(random_ranking(n, budget, draw, 0), unit, budget)
-            trials += self._trials(method, rows, seeds=(draw,))
-        return Cell(RANDOM, method, unit, budget, tuple(trials), curve=budget not in self.budgets)
+        for seed, ranking in zip(self.seeds, rankings, strict=True):
+            trials += self._trials(method, self._chosen(ranking, unit, budget), seeds=(seed,))
+        return Cell(selector, method, unit, budget, tuple(trials), curve=budget not in self.budgets)
 
     def _chosen(self, ranking: np.ndarray, unit: Unit, budget: int) -> np.ndarray:
         if unit == "rows":

@@ -21,7 +21,7 @@ from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.read import read
 from nncift.proof.analysis import analyse, overlaps
-from nncift.proof.cells import Cell, by_importance
+from nncift.proof.cells import STRATIFIED, Cell, by_importance
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs, prepare
 from nncift.proof.pages import write_page
@@ -37,6 +37,7 @@ from nncift.proof.selectors import (
     save_ranking,
     verified_rankings,
 )
+from nncift.proof.stratified import stratified_draws
 from nncift.proof.studies import study
 from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench
@@ -112,7 +113,7 @@ def compare(
 def _trained(inputs: Inputs, bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """The records of all cells with the overlaps of their choices, and the costs."""
     difficulty = measure_difficulty(inputs) if "phased" in inputs.proof.methods else None
-    cells = inputs.grid(choose(inputs), difficulty, bench.response_tokens).cells()
+    cells = inputs.grid(choose(inputs), stratified_draws(inputs), difficulty, bench.response_tokens).cells()
     bench.run(by_importance(cells))
     analysed = analyse(cells, bench.scores, bench.response_tokens)
     return {"cells": analysed, "overlaps": overlaps(cells)}, costs(inputs, bench, cells)
@@ -197,7 +198,9 @@ def measure_difficulty(inputs: Inputs) -> np.ndarray:
 def costs(inputs: Inputs, bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]:
     """Seconds and tokens of each selector by stage, and of all trials."""
     folder = inputs.folder.choices
-    choices: dict[str, Mapping[str, Any]] = {s.name: read_json(folder / f"{s.slug}.json") for s in inputs.selectors}
+    drawn = [STRATIFIED] if inputs.draws_stratified else []
+    made = [*drawn, *inputs.selectors]
+    choices: dict[str, Mapping[str, Any]] = {s.name: read_json(folder / f"{s.slug}.json") for s in made}
     if "phased" in inputs.proof.methods:
         choices[_DIFFICULTY] = read_json(folder / f"{Path(inputs.difficulty_config.folder).name}.json")
     return {"choices": choices, "trials": bench.total(trial for cell in cells for trial in cell.trials)}

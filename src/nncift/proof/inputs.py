@@ -19,7 +19,7 @@ from nncift.influence.catalogue import is_factored
 from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.exact import estimation_of
 from nncift.pipeline.options import ESTIMATION
-from nncift.proof.cells import Grid, default_curve
+from nncift.proof.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import CompareOptions
@@ -96,7 +96,8 @@ class Inputs:
     def selectors(self) -> list[Selector]:
         """Free baselines, then each influence function, exact where asked for, estimated, and verified where asked for.
 
-        With several objectives, each of these with each of them.
+        With several objectives, each of these with each of them. Rows that are drawn anew for each seed are not among
+        them.
         """
         learned = [name for name in self.influences if not is_factored(name) and name not in self.proof.free]
         exact = self.influences if "all" in self.proof.exact else self.proof.exact
@@ -111,24 +112,47 @@ class Inputs:
                 Selector(kind, name, objective, (self.shortlist or 0.0) if kind == "verified" else 0.0)
                 for kind, names in kinds.items()
                 for name in names
+                if name != STRATIFIED.influence
                 for objective in self.proof.objectives or ("",)
             )
         )
 
+    @property
+    def draws_stratified(self) -> bool:
+        """Whether stratified random rows are among the baselines."""
+        return STRATIFIED.influence in (*self.proof.free, *self.proof.exact, *self.influences)
+
+    @property
+    def seeds(self) -> range:
+        """Of the trainings and the random choices."""
+        return range(self.base.seed, self.base.seed + self.proof.seeds)
+
     def grid(
-        self, rankings: Mapping[Selector, Mapping[int, Ranking]], difficulty: np.ndarray | None, tokens: np.ndarray
+        self,
+        rankings: Mapping[Selector, Mapping[int, Ranking]],
+        stratified: Mapping[int, Sequence[np.ndarray]],
+        difficulty: np.ndarray | None,
+        tokens: np.ndarray,
     ) -> Grid:
         """The cells that the selectors' rankings give.
 
         Args:
             rankings: of each selector, by budget in rows.
+            stratified: for each budget in rows a ranking for each seed, (n,); empty without these.
             difficulty: of each pool row, (n,); of phased training.
             tokens: response tokens of each pool row, (n,).
         """
-        proof, seed = self.proof, self.base.seed
-        seeds = range(seed, seed + proof.seeds)
         return Grid(
-            rankings, tokens, self.budgets, self.curve, proof.methods, proof.units, seeds, difficulty, self.phases
+            rankings,
+            tokens,
+            self.budgets,
+            self.curve,
+            self.proof.methods,
+            self.proof.units,
+            self.seeds,
+            difficulty,
+            self.phases,
+            stratified,
         )
 
     def config(self, selector: Selector) -> Config:
@@ -162,7 +186,7 @@ class Inputs:
             "test": None if bench is None else {"name": self.proof.test, "items": len(bench.test.items)},
             "model": models_of(self.base)[0].describe() if bench is None else bench.model.describe(),
             "tuning": {} if bench is None else bench.tuning.describe(),
-            "seeds": list(range(self.base.seed, self.base.seed + self.proof.seeds)),
+            "seeds": list(self.seeds),
         }
 
 
@@ -232,6 +256,10 @@ def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[Compa
     if (budget := others.pop("budget", None)) is not None:
         own["budgets"] = tuple(map(str, budget if isinstance(budget, list | tuple) else (budget,)))
     proof = CompareOptions(test=None if test is None else stored("test", test), **own)
+    if "random" in (*proof.influences, *proof.free, *proof.exact):
+        raise ConfigError("random rows are in every comparison", "leave `influence` random out")
+    if proof.studies and STRATIFIED.influence in proof.influences:
+        raise ConfigError(f"{STRATIFIED.influence} has no influence to study", "leave it out of `influence`")
     for name in _ONE_RUN:
         if others.get(name) is not None:
             raise ConfigError(f"`{name}` is for one run", "leave it out")

@@ -8,7 +8,10 @@ from typing import Any, Literal
 from nncift.errors import ConfigError
 from nncift.run.validation import check_types
 
-FREE = ("bm25", "embedding-similarity", "gradient-sketch", "representation-similarity", "response-similarity")
+FREE = (
+    *("bm25", "embedding-similarity", "gradient-sketch", "representation-similarity", "response-similarity"),
+    "stratified-random",
+)
 """Influence functions whose exact values cost no label: what a user would take for free."""
 _NOT_IDENTITY = ("output", "report_to", "judge_url")
 STUDIES = ("labels", "labels-subset", "depth", "width", "learning-rate")
@@ -119,7 +122,8 @@ class CompareOptions(ProofOptions):
     budgets: tuple[str, ...] = ("0.05", "0.1", "0.3")
     """How much to choose: fractions of the pool or numbers of samples."""
     free: tuple[str, ...] = FREE
-    """Influence functions that need no label, as baselines: ranked by their exact values."""
+    """Influence functions that need no label, as baselines: ranked by their exact values. stratified-random is drawn
+    anew for each seed, as random rows are, from as many clusters as the budget has rows."""
     objectives: tuple[str, ...] = ()
     """Objectives to maximise side by side, separated by commas: each chooses from the values of each influence
     function. By default one, that of --objective."""

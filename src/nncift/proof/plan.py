@@ -21,6 +21,7 @@ from nncift.influence.catalogue import is_factored
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
+from nncift.proof.cells import STRATIFIED
 from nncift.proof.inputs import Inputs, prepare
 from nncift.proof.selectors import Ranking, Selector
 from nncift.proof.trials import Bench, Trial
@@ -83,7 +84,9 @@ def plan(pool: Any, **options: Any) -> ComparisonPlan:
         bench, n = inputs.bench, len(inputs.samples)
         every = Ranking(np.arange(n), np.ones(n))
         rankings = {selector: dict.fromkeys(inputs.budgets, every) for selector in inputs.selectors}
-        cells = inputs.grid(rankings, np.zeros(n), bench.response_tokens).cells()
+        draws = [np.roll(np.arange(n), seed) for seed in inputs.seeds]
+        stratified = dict.fromkeys(inputs.budgets if inputs.draws_stratified else (), draws)
+        cells = inputs.grid(rankings, stratified, np.zeros(n), bench.response_tokens).cells()
         trials = [trial for cell in cells for trial in cell.trials]
         tuning, testing = _rates(bench, Path(temporary))
         examples = encode_examples(bench.model.tokenization, inputs.samples, cut_responses=True)
@@ -104,9 +107,10 @@ def plan(pool: Any, **options: Any) -> ComparisonPlan:
 def _choosing(inputs: Inputs) -> dict[str, float]:
     """Expected seconds of the values that choices are made from, each counted once, and of shortlists."""
     selectors = inputs.selectors if inputs.bench is not None else []
+    drawn = [STRATIFIED] if inputs.draws_stratified and inputs.bench is not None else []
     studied = [Selector("exact", name) for name in inputs.influences] if inputs.proof.studies else []
     found = {}
-    for selector in dict.fromkeys([*(selector.values for selector in selectors), *studied]):
+    for selector in dict.fromkeys([*drawn, *(selector.values for selector in selectors), *studied]):
         planned = _planned(inputs.config(selector))
         exact = (planned.exact_seconds or 0.0) + (planned.seconds.get("features", 0.0) if selector in studied else 0.0)
         whole_run = selector.kind == "estimated" or is_factored(selector.influence)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _LONGER = 4  # times the budget: the length of a ranking
 
-Kind = Literal["none", "random", "full", "free", "exact", "estimated", "verified"]
+Kind = Literal["none", "random", "stratified", "full", "free", "exact", "estimated", "verified"]
+
+_UNNAMED = ("free", "stratified")  # kinds that the influence function's name stands for
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Selector:
     """A way to choose rows.
 
     Attributes:
-        kind: "none" chooses no rows, "full" all; "free", "exact" and "estimated" rank them by influence, "verified" by
-            estimated influence, of which a shortlist is measured exactly.
+        kind: "none" chooses no rows, "full" all; "random" and "stratified" draw them, anew for each seed; "free",
+            "exact" and "estimated" rank them by influence, "verified" by estimated influence, of which a shortlist is
+            measured exactly.
         influence: the name of the influence function.
         objective: the name of the objective; that of the runs unless given.
         shortlist: of a "verified" choice, its size as a multiple of the budget.
@@ -57,13 +60,15 @@ class Selector:
         """As tables show it."""
         if self.kind in ("none", "full", "random"):
             return {"none": "no tuning", "full": "full pool", "random": "random"}[self.kind]
-        return ", ".join(filter(None, [self.influence, self.kind if self.kind != "free" else "", self.objective]))
+        kind = self.kind if self.kind not in _UNNAMED else ""
+        return ", ".join(filter(None, [self.influence, kind, self.objective]))
 
     @property
     def slug(self) -> str:
         """As file names have it."""
         times = f"{self.shortlist:g}" if self.shortlist else ""
-        parts = filter(None, [self.influence, self.kind, times, self.objective])
+        kind = self.kind if self.kind != "stratified" else ""
+        parts = filter(None, [self.influence, kind, times, self.objective])
         return as_file_name("-".join(parts))
 
     @property

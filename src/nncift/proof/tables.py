@@ -14,6 +14,7 @@ from typing import Any
 from nncift.errors import printable
 from nncift.evaluation.results import METRICS
 from nncift.proof.folder import ProofFolder
+from nncift.report.answer import answer
 from nncift.report.studies import StudyTable, views
 from nncift.run.costs import duration
 from nncift.run.files import atomic_write
@@ -82,6 +83,9 @@ def markdown(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
         f" {', '.join(map(str, results['seeds']))}. Intervals are 95 %"
         + (", over items and seeds; verdicts are corrected for the number of selectors (Holm)." if trained else "."),
     ]
+    if trained:
+        headline, *others = map(_cell, answer(results).lines)
+        lines += ["", f"**{headline}**", *(line for other in others for line in ("", other))]
     for (method, unit, budget), cells in _groups(results["cells"]).items():
         title = f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}"
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_table(cells, results["cells"][0])]
@@ -176,7 +180,7 @@ def _cell(text: str) -> str:
 
 
 def text_table(results: Mapping[str, Any]) -> str:
-    """The comparison for the terminal: the test loss of every choice, and what it says."""
+    """The comparison for the terminal: the test loss of every choice, and at the end what they say."""
     lines = []
     for (method, unit, budget), cells in _groups(results["cells"]).items():
         lines += ["", f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}: test loss, and against random"]
@@ -192,6 +196,8 @@ def text_table(results: Mapping[str, Any]) -> str:
         shown_rows += [[*names, *map(with_interval, metrics)] for names, metrics in view.tables[0].rows]
         widths = [max(map(len, column)) for column in zip(*shown_rows, strict=True)]
         lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in shown_rows]
+    if results["cells"]:
+        lines += ["", *map(printable, answer(results).lines)]
     return "\n".join(lines[1:])
 
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from nncift.evaluation.results import METRICS
 from nncift.report import comparison_plots as plots
-from nncift.report.answer import Cell, answer, loss_against, main_place, signed
+from nncift.report.answer import answer, main_place
+from nncift.report.choices import CHOICES, Cell, loss_against, signed
 from nncift.report.studies import pictures, views
 from nncift.report.template import template
 from nncift.run.files import atomic_write
 
-_CHOICES = ("free", "exact", "estimated", "verified")
+_SHOWN = ("stratified", *CHOICES)
 _MARKS = {"good": ("good", "✓"), "mixed": ("", "≈"), "bad": ("bad", "!"), "unknown": ("", "?")}
 _METHODS = {
     **{"lora": "Fine-tuned", "phased": "Fine-tuned in phases", "weighted": "Fine-tuned with weights"},
@@ -66,7 +67,7 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
     if not cells and studied:
         page = template("studies_page.html.jinja", {"listed": _listed})
         return page.render(results=results, studies=studied, version=version)
-    choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _CHOICES}
+    choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _SHOWN}
     look, found = plots.looks(choices), answer(results)
     return template("comparison.html.jinja", {"signed": signed, "listed": _listed}).render(
         results=results,

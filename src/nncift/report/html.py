@@ -73,10 +73,11 @@ class _Run:
 
 
 def _array(folder: RunFolder, side: str) -> np.ndarray | None:
-    """Features of a side, or the vectors that give the influence; None of sparse ones, and where there are none."""
+    """Features of a side, or the vectors that give the influence; None of sparse ones, scores, and without any."""
     paths = (folder.features.array(side), folder.vectors.array(side))
     found = next((path for path in paths if path.is_file()), None)
-    return None if found is None else read_array(found)
+    array = None if found is None else read_array(found)
+    return None if array is None or array.shape[1] < 2 else array
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from nncift.data.facts import PoolFacts
+from nncift.data.facts import PoolFacts, open_samples
 from nncift.errors import printable
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import DEFAULT_MODEL
@@ -46,6 +47,7 @@ def write_summary(
     fidelity, tokens, exact = Fidelity.find(folder.fidelity), folder.tokens, _exact_function(folder)
     labelled = all_pairs if exact else sum(fidelity.pairs.values()) if fidelity else 0
     cut = None if any(part.get("vectors") for part in features) else _cut(folder)
+    served = _served(folder, selection)
     summary = Summary(
         pool=pool,
         target=target,
@@ -60,11 +62,21 @@ def write_summary(
         value=float(selection.value),
         encoder=_encoder(features),
         language_model=None if cut is None else {"name": config.get("model"), "cut": cut},
-        warnings=warnings_of(target, fidelity, features, cut, selection.gains, exact=bool(exact)),
+        warnings=warnings_of(
+            target,
+            fidelity,
+            features,
+            cut,
+            selection.gains,
+            exact=bool(exact),
+            served=served,
+            objective=selection.objective,
+        ),
         exact=exact,
         network=given,
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
+        served=served,
     )
     summary.save(folder.summary)
     return summary
@@ -102,6 +114,16 @@ def _known_value(folder: RunFolder, selection: Selection) -> float | None:
     """Coverage by the known samples in the conditional gain: nu * their largest influence, summed over the targets."""
     nu = selection.objective_options.get("nu")
     return None if nu is None else nu * float(np.maximum(read_array(folder.known), 0).sum(dtype=np.float64))
+
+
+def _served(folder: RunFolder, selection: Selection) -> dict[str, Any] | None:
+    """The targets that the selection serves, with the id of the most frequent one; None where they were not counted."""
+    found = selection.served
+    if found is None:
+        return None
+    samples = next(path for side in ("target", "pool") if (path := folder.samples(side).samples).exists())
+    facts = {"id": open_samples(samples)[found.target]["id"], "largest_share": found.largest_share}
+    return asdict(found) | facts | {"is_dominated": found.is_dominated}
 
 
 def _arrangement(config: Mapping[str, Any], selection: Selection) -> str:

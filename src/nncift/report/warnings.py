@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nncift.run.records import BETTER, Fidelity, counted
+from nncift.selection.objectives import FacilityLocation, FacilityLocationMutualInformation
 
 
 def warnings_of(
@@ -18,6 +19,8 @@ def warnings_of(
     gains: np.ndarray,
     *,
     exact: bool = False,
+    served: dict[str, Any] | None = None,
+    objective: str = "",
 ) -> list[str]:
     """Reasons not to rely on a selection as it is.
 
@@ -28,6 +31,8 @@ def warnings_of(
         cut: measured samples that were truncated to a model's context; None where none can be.
         gains: of the selected samples.
         exact: influence is exact for every pair.
+        served: `Summary.served`.
+        objective: name of the objective.
     """
     warnings = []
     if target is not None and target["rows"] == 1:
@@ -46,6 +51,8 @@ def warnings_of(
         kind = "sample" if exact else "labelled sample"
         verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
         warnings.append(f"{counted(cut, kind)} {verbs[0]} the language model's context and {verbs[1]} truncated.")
+    if served is not None and served["is_dominated"]:
+        warnings.append(_dominated(served, "pool" if target is None else "target", objective))
     idle = int(np.sum(gains <= 0))
     if idle == len(gains):
         gain = "gains" if exact else "estimated gains"
@@ -54,3 +61,15 @@ def warnings_of(
         without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
         warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
     return warnings
+
+
+def _dominated(served: dict[str, Any], side: str, objective: str) -> str:
+    """That one target is the best one of too many selected samples."""
+    kind = "sample of the pool" if side == "pool" else "target"
+    samples = f"{served['most']:,.0f} of the {counted(served['selected'], 'selected sample')}"
+    relevance = objective == FacilityLocationMutualInformation.name  # which counts each sample's best target again
+    other = f", or try the `objective` {FacilityLocation.name}" if relevance else ""
+    return (
+        f"{samples} help one {kind} most, {served['id']!r} ({served['largest_share']:.0%}): the subset serves it more"
+        f" than the others. If it is not like them, remove it from `{side}`{other}."
+    )

@@ -170,3 +170,4 @@ class Summary(Record):
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
+    served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target

@@ -36,9 +36,10 @@ OBJECTIVES = {
     "facility-location-mutual-information": "nncift.selection.objectives:FacilityLocationMutualInformation",
     "facility-location-conditional-gain": "nncift.selection.objectives:FacilityLocationConditionalGain",
     "concave-cover": "nncift.selection.objectives:ConcaveCover",
+    "mean-influence": "nncift.selection.modular:MeanInfluence",
 }
 """Name to "module:Class" of the built-in objectives."""
-_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE = OBJECTIVES
+_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _ = OBJECTIVES
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class ObjectiveOptions:
     known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
     expected: float = 1.0  # about how many samples will be selected
+    costs: np.ndarray | None = None  # of each sample, (n,), where the budget is not in samples
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from nncift.run.files import atomic_write, read_table, write_table
 from nncift.run.folder import RunFolder
 from nncift.selection import sft
 from nncift.selection.json_keys import with_keys
+from nncift.selection.served import TargetsServed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 _OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
-_METADATA = ("value", "objective", "objective_options")  # of the table
+_METADATA = ("value", "objective", "objective_options", "served")  # of the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ class Selection:
         weights: of each in the loss of a training, mean 1, float64 (k,); None when not asked for.
         difficulty: of each, larger is harder, float32 (k,); None when not computed.
         phase: in which each is trained on, from 1, ascending, int64 (k,); None without phases.
+        served: how their influence spreads over the targets; None when not counted.
     """
 
     indices: np.ndarray
@@ -65,6 +67,7 @@ class Selection:
     weights: np.ndarray | None = None
     difficulty: np.ndarray | None = None
     phase: np.ndarray | None = None
+    served: TargetsServed | None = None
 
     def __post_init__(self) -> None:
         if len(self.ranks) != len(self.indices):
@@ -157,7 +160,9 @@ class Selection:
         if any(sources := list(self._sources())):
             columns["source"] = pa.array(sources, pa.string())
         columns |= self._optional()
-        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
+        served = None if self.served is None else asdict(self.served)
+        facts = {name: getattr(self, name) for name in _METADATA} | {"served": served}
+        metadata = {name: json.dumps(fact) for name, fact in facts.items() if fact is not None}
         write_table(run.selection, pa.table(columns, metadata=metadata))
         with atomic_write(run.subset) as temporary, open(temporary, "wb") as file:
             for line in self._lines():
@@ -177,6 +182,9 @@ class Selection:
             raise RunError(f"{run.selection} does not exist", "is this the folder of a finished run?")
         table, samples = read_table(run.selection), run.samples("pool").samples
         influence = table["influence"]
+        facts = {name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()}
+        if (served := facts.pop("served", None)) is not None:
+            facts["served"] = TargetsServed(**served)
         if pool is None and samples.exists():
             pool = open_samples(samples)
         return cls(
@@ -186,7 +194,7 @@ class Selection:
             pool=pool,
             ranks=table["rank"].to_numpy(),
             **{name: table[column].to_numpy() for name, column in _OPTIONAL.items() if column in table.column_names},
-            **{name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()},
+            **facts,
         )
 
     def _rows(self, *columns: str, optional: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
