@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nncift.models.loading import QUANTISED
 from nncift.models.spec import DEFAULT_MODEL, ModelSpec
 
 _CARD = """\
 ---
-{base}library_name: peft
+{metadata}library_name: peft
 pipeline_tag: text-generation
 tags:
 - lora
@@ -31,10 +32,17 @@ on the responses{form}. nncift evaluates a choice of training data with it.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({model!r})
-model = PeftModel.from_pretrained(model, "this folder")
+base = {base}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "this folder")
+```
+
+With [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness), here on GSM8K:
+
+```console
+lm_eval run --model hf --model_args pretrained={pretrained},peft=THIS-FOLDER,dtype={dtype} --tasks gsm8k{template}
 ```
 """
 
@@ -52,14 +60,21 @@ def model_card(record: Mapping[str, Any]) -> str:
     Args:
         record: the content of `training.json`.
     """
-    base = f"base_model: {json.dumps(record['model'])}\n" if "/" in record["model"] else ""  # the hub checks it
+    model, on_hub = record["model"], "/" in record["model"]
+    metadata = f"base_model: {json.dumps(model)}\n" if on_hub else ""  # the hub checks it
     form = ", each sample in the chat template" if record["wording"] == "chat" else ""
     if record["weighted"]:
         form += ", weighted by sample"
     facts = {"steps": record["steps"], "dtype": record["dtype"], "phases": len(record["phases"]), **record["settings"]}
     settings = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items() if value is not None)
     numbers = {name: f"{record[name]:,}" for name in ("rows", "tokens", "response_tokens")}
-    return _CARD.format(base=base, model=record["model"], form=form, settings=settings, **numbers)
+    places = {
+        "base": repr(model) if on_hub else '"..."  # the folder of the base model',
+        "pretrained": model if on_hub else "FOLDER-OF-THE-BASE-MODEL",
+        "dtype": "bfloat16" if record["dtype"] in QUANTISED else record["dtype"],
+        "template": " --apply_chat_template" if record["wording"] == "chat" else "",
+    }
+    return _CARD.format(metadata=metadata, model=model, form=form, settings=settings, **numbers, **places)
 
 
 def _shown(value: Any) -> str:
