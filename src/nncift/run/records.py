@@ -56,10 +56,16 @@ class Fidelity(Record):
     scatter: dict[str, list[Any]]  # "exact" and "predicted" influence and "quadrant" of at most 2,000 held-out pairs
     influence: str = ""  # name of the influence function
     outcome: str = ""  # "better than", "not better than" or "too few samples to tell"; "" in earlier versions
+    judged_by: str = ""  # the metric that the outcome is about; "" in earlier versions, which took R2 and ranks
 
     def __str__(self) -> str:
         facts = self.facts
         return f"{self.headline}: {facts}" if facts else f"{self.headline}."
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the influence is one score for all targets, as far as the record shows it."""
+        return bool(self.judged_by) and not self.judged_by.endswith("within_target")
 
     @property
     def judged(self) -> str | None:
@@ -101,7 +107,9 @@ class Fidelity(Record):
             return "Too few samples to tell whether the network is better than the baselines: none was held out"
         if self.conclusion == TOO_FEW:
             return f"Too few samples to tell whether the network is better than the baselines ({self.where})"
-        return f"The network is {self.conclusion} the baselines on {self.where}"
+        bought_nothing = self.conclusion == NOT_BETTER and self.judged_by
+        so = ", so the labels bought nothing" if bought_nothing else ""
+        return f"The network is {self.conclusion} the baselines on {self.where}{so}"
 
     @property
     def facts(self) -> str:
