@@ -14,11 +14,13 @@ from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.estimator.network import InfluenceNetwork
+from nncift.evaluation.metrics import measures
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.active import ActiveLabelling
 from nncift.report.summary import summary_text
-from nncift.run.files import read_json
+from nncift.run.files import read_json, write_json
+from nncift.run.records import LabelHistory
 
 N, M = 400, 60
 
@@ -87,6 +89,29 @@ def test_a_finished_hihistory_is_not_labelled_again(tmp_path: Path):
     again = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
     np.testing.assert_array_equal(again.influence, first.influence)
     assert (tmp_path / "rounds.json").read_bytes() == before
+
+
+def test_the_fidelity_is_the_subset_sum_correlation_and_of_ranks_where_an_earlier_version_began(tmp_path: Path):
+    found = {}
+    for began, metric in (("now", "subset_sum_correlation_within_target"), ("earlier", "spearman_within_target")):
+        path = tmp_path / f"{began}.json"
+        with pytest.raises(KeyboardInterrupt):
+            rounds().label(features(1, N), features(2, M), path, Measured("round-0", noise=2.0))
+        stored = read_json(path)
+        assert stored.pop("metric") == "subset_sum_correlation_within_target"
+        if began == "earlier":
+            write_json(path, stored)
+        measured = Measured(noise=2.0)
+        rounds().label(measured.pool, measured.target, path, measured)
+        history = read_json(path)
+        train = measured(measured.asked["round-0"], "again")
+        network = InfluenceNetwork(seed=0).fit(measured.pool, measured.target, train)
+        held_out = measured(measured.asked["held-out"], "again")
+        predicted = network.predict(measured.pool[held_out.pool_index], measured.target[held_out.target_index])
+        assert history["rounds"][0]["reached"] == measures(held_out, predicted, scale=1.0)[metric]
+        assert LabelHistory.load(path).is_of_ranks == (began == "earlier")
+        found[began] = history["rounds"][0]["reached"]
+    assert found["now"] != found["earlier"]
 
 
 def test_rows_and_targets_are_disjoint_in_a_pool_that_is_its_own_target(tmp_path: Path):

@@ -2,8 +2,8 @@
 
 A constant and each target's mean show what the labels give without looking at a pool sample. The label-free
 similarities show what there is without labels: a network that predicts no better than these was not worth its labels.
-They are influence functions in their own right (`LABEL_FREE`), here from the features that the network reads: the cosine
-of the first block, and of the language model's states over the response what `influence/response_similarity.py`
+They are influence functions in their own right (`LABEL_FREE`), here from the features that the network reads: the
+cosine of the first block, and of the language model's states over the response what `influence/response_similarity.py`
 computes. Others, which take a pass of their own, are given by the caller.
 """
 

@@ -143,8 +143,8 @@ class Verification(Record):
 class LabelHistory(Record):
     """The rounds of active learning.
 
-    `rounds` has the "rows" of each, and once it is finished the number of training "pairs" so far, the rank correlation
-    "reached" on the held-out rows, and "seconds".
+    `rounds` has the "rows" of each, and once it is finished the number of training "pairs" so far, the correlation
+    "reached" on the held-out rows (`metric`), and "seconds".
     """
 
     targets: list[int]  # all that are labelled
@@ -153,7 +153,13 @@ class LabelHistory(Record):
     rounds: list[dict[str, Any]]
     ended: str | None = None  # the stopping reason; None while labelling goes on
     pointwise: bool = False  # the influence is one score for all targets
-    target_fidelity: float | None = None  # rank correlation at which it stops; None in records of earlier versions
+    target_fidelity: float | None = None  # correlation at which it stops; None in records of earlier versions
+    metric: str = ""  # of `evaluation.metrics` that this is; "" in earlier versions, which stopped by rank correlation
+
+    @property
+    def is_of_ranks(self) -> bool:
+        """Whether it is of an earlier version, which stopped by rank correlation."""
+        return not self.metric
 
 
 @dataclass(frozen=True)
