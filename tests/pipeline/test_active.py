@@ -150,7 +150,7 @@ def test_the_papers_recipe_labels_at_random(tmp_path: Path):
     rounds(recipe="paper", target_fidelity=0.99).label(
         measured.pool, measured.target, tmp_path / "rounds.json", measured
     )
-    assert read_json(tmp_path / "rounds.json")["ended"] == "no improvement in two rounds"
+    assert read_json(tmp_path / "rounds.json")["ended"] in ("no improvement in two rounds", "pool exhausted")
 
 
 def test_stopping_rules():

@@ -95,10 +95,8 @@ class ActiveLabelling:
             network = InfluenceNetwork(self.recipe, pointwise=self.pointwise, seed=self.seed)  # type: ignore[arg-type]
             network.fit(features, target_features, train)
             predicted = network.predict(features[held_out.pool_index], target_features[held_out.target_index])
-            current |= {
-                "pairs": len(train),
-                "reached": self._reached(held_out, predicted, of_ranks=history.is_of_ranks),
-            }
+            reached = self._reached(held_out, predicted, of_ranks=history.is_of_ranks)
+            current |= {"pairs": len(train), "reached": reached}
             free = self._free(history)
             history = replace(history, ended=self._ending([one["reached"] for one in rounds], len(free)))
             if history.ended is None:

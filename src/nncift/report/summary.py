@@ -300,6 +300,6 @@ def _history_line(history: LabelHistory, target: float) -> str:
     last = history.rounds[-1]
     return (
         f"Active labelling stopped after {counted(len(history.rounds), 'round')}: {ending(history, target)}"
-        f" ({correlation_name(history)} {last['reached'] or 0:.2f} on {counted(len(history.held_out[0]), 'held-out sample')},"
-        f" {counted(last['pairs'], 'training pair')})."
+        f" ({correlation_name(history)} {last['reached'] or 0:.2f} on"
+        f" {counted(len(history.held_out[0]), 'held-out sample')}, {counted(last['pairs'], 'training pair')})."
     )
