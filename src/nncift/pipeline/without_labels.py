@@ -1,9 +1,9 @@
 """What the labels of a run have to beat: gradient-sketch, which needs none, on the labelled samples.
 
 Most label-free similarities are free of cost in a run, since its features give them. The sketch takes a forward pass of
-the language model, here over the labelled samples alone: each of these took at least one pass to be labelled, so this is
-the smaller part. Whitening is over them too, where a run with the sketch takes the pool. Where the features come with a
-sketch of every sample, `evaluation.baselines.feature_similarities` is the place to read it instead.
+the language model, here over the labelled samples alone: to be labelled, each of these took at least one. Whitening is
+over them too, where a run with the sketch takes the pool. Where the features come with a sketch of every sample,
+`evaluation.baselines.feature_similarities` is the place to read it instead.
 """
 
 from __future__ import annotations

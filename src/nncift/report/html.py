@@ -180,14 +180,13 @@ def _history(folder: RunFolder) -> dict[str, Any] | None:
     if (history := LabelHistory.find(folder.labels.history)) is None:
         return None
     points = [(one["pairs"], one["reached"]) for one in history.rounds if one["reached"] is not None]
-    target = target_fidelity(folder, history)
+    target, correlation = target_fidelity(folder, history), correlation_name(history)
+    labels, reached = [pairs for pairs, _ in points], [value for _, value in points]
     return vars(history) | {
         "target_fidelity": target,
         "ended": ending(history, target),
-        "correlation": correlation_name(history),
-        "plot": plots.learning_curve(*map(list, zip(*points, strict=True)), correlation_name(history))
-        if points
-        else None,
+        "correlation": correlation,
+        "plot": plots.learning_curve(labels, reached, correlation) if points else None,
     }
 
 
