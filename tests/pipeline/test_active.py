@@ -96,13 +96,13 @@ def test_the_fidelity_is_the_subset_sum_correlation_and_of_ranks_where_an_earlie
     for began, metric in (("now", "subset_sum_correlation_within_target"), ("earlier", "spearman_within_target")):
         path = tmp_path / f"{began}.json"
         with pytest.raises(KeyboardInterrupt):
-            rounds().label(features(1, N), features(2, M), path, Measured("round-0", noise=2.0))
+            rounds(0.05).label(features(1, N), features(2, M), path, Measured("round-0", noise=1.0))
         stored = read_json(path)
         assert stored.pop("metric") == "subset_sum_correlation_within_target"
         if began == "earlier":
-            write_json(path, stored)
-        measured = Measured(noise=2.0)
-        rounds().label(measured.pool, measured.target, path, measured)
+            write_json(path, stored | {"target_fidelity": 0.01})  # the default of then
+        measured = Measured(noise=1.0)
+        rounds(0.05).label(measured.pool, measured.target, path, measured)
         history = read_json(path)
         train = measured(measured.asked["round-0"], "again")
         network = InfluenceNetwork(seed=0).fit(measured.pool, measured.target, train)
@@ -110,6 +110,8 @@ def test_the_fidelity_is_the_subset_sum_correlation_and_of_ranks_where_an_earlie
         predicted = network.predict(measured.pool[held_out.pool_index], measured.target[held_out.target_index])
         assert history["rounds"][0]["reached"] == measures(held_out, predicted, scale=1.0)[metric]
         assert LabelHistory.load(path).is_of_ranks == (began == "earlier")
+        if began == "earlier":
+            assert (len(history["rounds"]), history["ended"]) == (1, "target fidelity reached")
         found[began] = history["rounds"][0]["reached"]
     assert found["now"] != found["earlier"]
 

@@ -84,6 +84,9 @@ class ActiveLabelling:
         history = LabelHistory.find(path) or self._begin()
         history.save(path)
         rounds = history.rounds
+        begun = replace(
+            self, target_fidelity=history.target_fidelity or self.target_fidelity
+        )  # maybe another default's
         held_out = measure(self._plan(history, None), "held-out")
         labelled: list[LabelledPairs] = []
         while len(labelled) < len(rounds):
@@ -98,7 +101,7 @@ class ActiveLabelling:
             reached = self._reached(held_out, predicted, of_ranks=history.is_of_ranks)
             current |= {"pairs": len(train), "reached": reached}
             free = self._free(history)
-            history = replace(history, ended=self._ending([one["reached"] for one in rounds], len(free)))
+            history = replace(history, ended=begun._ending([one["reached"] for one in rounds], len(free)))
             if history.ended is None:
                 rounds.append({"rows": self._choose(network, features, free, labelled).tolist()})
             current["seconds"] = time.perf_counter() - since
