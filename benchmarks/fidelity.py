@@ -9,6 +9,8 @@ Questions, each over several seeds with the mean and its 95 % interval:
 quadrants   Pool samples and targets are held out (a fifth of each), a share of all pairs is labelled in the grid of a
             run. Q1 both seen, Q2 new pool sample, Q3 new target, Q4 both new.
 rows        48 or 100 pool samples are labelled on every target; the others are new.
+curve       Ours with 12 to 100 pool samples labelled on every target; the others are new.
+free        What needs no label: gradient-sketch, which is computed for this, and the similarities that features give.
 choice      The same labels; each pool sample is estimated while held out. Normalized gain of facility location on the
             estimates: 0 is a random subset, 1 the selection by exact values.
 probes      48 or 100 pool samples are labelled on every target, the new ones are measured on 8 targets: ours alone.
@@ -46,15 +48,19 @@ from fidelity_tasks import (
     designs,
     designs_by_sample,
     labelled_rows,
+    learning_curve,
     pointwise,
     probed,
     quadrants,
     truth,
     verified,
+    without_labels,
 )
 from known_truth import OUTCOMES
+from nncift.evaluation.baselines import feature_similarities
 from nncift.evaluation.datamodels import TrainingOutcomes
 from nncift.features.sources import FeatureReader, FeatureSources
+from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import write_json
@@ -115,9 +121,11 @@ def show(title: str, table: dict) -> None:
 
 def questions(name: str, influence: np.ndarray, features: Sides, methods: list[str]) -> dict[str, dict[str, Task]]:
     """Question to method to its task."""
+    curve: dict[str, Task] = {"ours": partial(learning_curve, influence, features, METHODS["ours"])}
     if name.startswith("truth"):
         outcomes = TrainingOutcomes.load(OUTCOMES)
-        return {"truth": {one: partial(truth, influence, features, outcomes, METHODS[one]) for one in methods}}
+        of_truth = {one: partial(truth, influence, features, outcomes, METHODS[one]) for one in methods}
+        return {"truth": of_truth, "curve": curve}
     whole: dict[str, Callable] = {"quadrants": quadrants, "rows": labelled_rows, "choice": choice}
     if influence.shape[1] == 1:
         whole = {"pointwise": pointwise}
@@ -128,6 +136,7 @@ def questions(name: str, influence: np.ndarray, features: Sides, methods: list[s
     if influence.shape[1] > 1:
         design = designs if name.endswith("delift") else designs_by_sample
         asked["designs"] = {"ours": partial(design, influence, features, METHODS["ours"])}
+        asked["curve"] = curve
         asked["probes"] = {f"ours, {PROBES} probes": partial(probed, influence, features, PROBES)}
         asked["verified"] = {
             "ours": partial(verified, influence, features, 0),
@@ -136,13 +145,25 @@ def questions(name: str, influence: np.ndarray, features: Sides, methods: list[s
     return asked
 
 
+def free(
+    influence: np.ndarray, features: Sides, pool: Dataset, target: Dataset, model: LanguageModel
+) -> dict[str, Task]:
+    """Label-free similarity to its task."""
+    function = GradientSketch(model)
+    function.prepare(pool, target)
+    i, j = np.divmod(np.arange(influence.size), influence.shape[1])
+    found = {name: one(i, j).reshape(influence.shape) for name, one in feature_similarities(*features).items()}
+    found = {"gradient sketch": function(pool, target), **found}
+    return {name: partial(without_labels, influence, similarity) for name, similarity in found.items()}
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name in JOBS if (FOLDER / f"{name}.safetensors").exists()]
     parser.add_argument("--values", nargs="*", default=known, choices=list(JOBS), help="which exact values")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    every = ["quadrants", "rows", "choice", "designs", "pointwise", "probes", "verified", "truth"]
+    every = ["quadrants", "rows", "curve", "free", "choice", "designs", "pointwise", "probes", "verified", "truth"]
     parser.add_argument("--tasks", nargs="*", default=every, choices=every)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--model", default="embedded")
@@ -169,6 +190,8 @@ def main() -> None:
         for task, methods in questions(name, of_others(exact), features, options.methods).items():
             if task in options.tasks:
                 ask(f"{name}, {task}", methods)
+        if "free" in options.tasks and exact.influence.shape[1] > 1:
+            ask(f"{name}, free", free(of_others(exact), features, pool, target, model))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from nncift.selection.objectives import FacilityLocation
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
 ROWS = (48, 100)  # pool samples, labelled on every target
+CURVE = (12, 24, 48, 72, 100)  # likewise, of at most 70 % of the pool
 BUDGETS = (0.05, 0.1, 0.3)
 POOL_SHARES = (0.05, 0.1, 0.25)  # of the pool samples of the training outcomes, labelled
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+FIRST = ("subset_sum_correlation_within_target", "recall_of_top_tenth_within_target")
 PROBES = 8
 SPENT, SPENT_SAMPLES = (600, 1200, 2400), (110, 180)  # the time of so many pairs; samples
 NONE = np.zeros(0, dtype=np.int64)
@@ -41,11 +43,8 @@ def judged(influence: np.ndarray, predicted: np.ndarray, rows: np.ndarray, colum
     pairs = grid(influence, rows, columns)
     guess = predicted[pairs.pool_index, pairs.target_index]
     found = measures(pairs, guess, scale=float(np.ptp(influence)))
-    best = max(len(pairs) // 10, 1)
-    top, guessed = (set(np.argsort(-values, kind="stable")[:best].tolist()) for values in (pairs.influence, guess))
-    return {name: np.nan if value is None else value for name, value in found.items()} | {
-        "recall_of_top_tenth": len(top & guessed) / best
-    }
+    first = {name: found[name] for name in FIRST}  # the rest stands beside
+    return {name: np.nan if value is None else value for name, value in (first | found).items()}
 
 
 def quadrants(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
@@ -77,6 +76,22 @@ def labelled_rows(influence: np.ndarray, features: Sides, method: Method, seed: 
         yield f"Q2, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.arange(m))
         predicted = method(*features, grid(influence, pool[:count], target[m // 4 :]), seed)
         yield f"Q4, {count} rows", judged(influence, predicted, np.sort(pool[max(ROWS) :]), np.sort(target[: m // 4]))
+
+
+def learning_curve(influence: np.ndarray, features: Sides, method: Method, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures on new pool samples over the number that is labelled on every target."""
+    n, m = influence.shape
+    order = np.random.default_rng([seed, 2]).permutation(n)
+    rest = order[max(ROWS) if n > 150 else int(0.6 * n) :]
+    for count in (count for count in CURVE if count <= 0.7 * n):
+        predicted = method(*features, grid(influence, order[:count], np.arange(m)), seed)
+        yield f"{count} rows", judged(influence, predicted, np.setdiff1d(rest, order[:count]), np.arange(m))
+
+
+def without_labels(influence: np.ndarray, similarity: np.ndarray, seed: int) -> Iterator[tuple[str, Row]]:
+    """Measures of a similarity on all pairs; the seed changes nothing."""
+    n, m = influence.shape
+    yield "all pairs", judged(influence, similarity, np.arange(n), np.arange(m))
 
 
 def held_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from builders import labelled, random_labels
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
 from nncift.evaluation.intervals import interval, resampled
-from nncift.evaluation.metrics import measures, spearman
+from nncift.evaluation.metrics import METRICS, measures, recall_of_top_tenth, spearman, subset_sum_correlation
 from nncift.labels.pairs import LabelledPairs
 
 
@@ -29,7 +30,14 @@ def definitions(exact: np.ndarray, predicted: np.ndarray, scale: float) -> dict[
     error = sum((exact[i, j] - predicted[i, j]) ** 2 for i in range(n) for j in range(m))
     total = sum((exact[i, j] - exact.mean()) ** 2 for i in range(n) for j in range(m))
     within = sum((exact[i, j] - exact[:, j].mean()) ** 2 for i in range(n) for j in range(m))
+    recalls = [top_tenth(exact[:, j], predicted[:, j]) for j in range(m)]
     return {
+        "subset_sum_correlation": np.corrcoef(exact.ravel(), predicted.ravel())[0, 1],
+        "subset_sum_correlation_within_target": np.mean(
+            [np.corrcoef(exact[:, j], predicted[:, j])[0, 1] for j in range(m)]
+        ),
+        "recall_of_top_tenth": top_tenth(exact.ravel(), predicted.ravel()),
+        "recall_of_top_tenth_within_target": None if n < 10 else np.mean(recalls),
         "mse": error / (n * m) / scale**2,
         "r2": 1 - error / total,
         "r2_over_target_mean": 1 - error / within,
@@ -39,8 +47,17 @@ def definitions(exact: np.ndarray, predicted: np.ndarray, scale: float) -> dict[
     }
 
 
+def top_tenth(exact: np.ndarray, predicted: np.ndarray) -> float | None:
+    """Share of the largest tenth of distinct values that is in the largest tenth of the others."""
+    if len(exact) < 10:
+        return None
+    size = max(round(len(exact) / 10), 1)
+    best, guessed = (set(sorted(range(len(v)), key=lambda i: -v[i])[:size]) for v in (exact, predicted))
+    return len(best & guessed) / size
+
+
 @settings(deadline=None)
-@given(st.integers(3, 12), st.integers(1, 8), st.integers(0, 1000))
+@given(st.integers(3, 24), st.integers(1, 8), st.integers(0, 1000))
 def test_metrics_equal_their_definitions(n, m, seed):
     rng = np.random.default_rng(seed)
     exact = rng.standard_normal((n, m)).astype(np.float32)
@@ -48,6 +65,52 @@ def test_metrics_equal_their_definitions(n, m, seed):
     found = measures(labelled(exact).take(shuffled), predicted.ravel()[shuffled], scale=2.0)
     for name, value in definitions(exact.astype(float), predicted, 2.0).items():
         assert found[name] == pytest.approx(value, abs=1e-9), name
+    assert set(found) == set(METRICS)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(4, 9), st.data())
+def test_the_correlation_within_a_target_is_that_of_sums_over_all_subsets_of_a_size(n, data):
+    """The law that gives the subset-sum correlation its name, of which the size is no part."""
+    exact, predicted = (
+        np.array(data.draw(st.lists(st.floats(-9, 9, width=16), min_size=n, max_size=n))) for _ in range(2)
+    )
+    size = data.draw(st.integers(1, n - 1))
+    subsets = [list(rows) for rows in itertools.combinations(range(n), size)]
+    sums = np.array([[exact[rows].sum(), predicted[rows].sum()] for rows in subsets])
+    deviations = sums - sums.mean(axis=0)
+    lengths = np.linalg.norm(deviations, axis=0)
+    slow = deviations[:, 0] @ deviations[:, 1] / lengths.prod() if lengths.min() > 1e-6 else 0.0
+    assert subset_sum_correlation(exact, predicted) == pytest.approx(slow, abs=1e-6)
+
+
+def test_a_few_large_values_decide_the_correlation_of_sums_and_not_that_of_ranks():
+    rng = np.random.default_rng(0)
+    noise, large = rng.standard_normal((2, 200)), np.where(np.arange(200) < 5, 40.0, 0.0)
+    exact, predicted = noise[0] + large, noise[1] + large
+    assert subset_sum_correlation(exact, predicted) > 0.9
+    assert spearman(exact, predicted) < 0.3
+    halves = rng.permuted(np.tile(np.arange(200) < 100, (4000, 1)), axis=1).astype(float)
+    of_sums = np.corrcoef(halves @ exact, halves @ predicted)[0, 1]
+    assert of_sums == pytest.approx(subset_sum_correlation(exact, predicted), abs=0.03)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_a_constant_but_for_rounding_correlates_with_nothing(size):
+    exact = np.random.default_rng(0).standard_normal(30) * size
+    nearly = size * (1 + 1e-15 * np.arange(30))
+    assert subset_sum_correlation(exact, nearly) == 0
+    assert subset_sum_correlation(exact, 5 - 2 * exact / size) == pytest.approx(-1)
+    assert subset_sum_correlation(exact[:2], exact[:2]) is None
+
+
+def test_equal_values_share_the_places_of_the_top_tenth():
+    exact = np.arange(30.0)
+    assert recall_of_top_tenth(exact, exact) == 1
+    assert recall_of_top_tenth(exact, np.ones(30)) == pytest.approx(0.1)
+    assert recall_of_top_tenth(np.ones(30), np.ones(30)) == pytest.approx(1)
+    assert recall_of_top_tenth(exact, np.where(exact >= 24, 1.0, 0.0)) == pytest.approx(0.5)
+    assert recall_of_top_tenth(exact[:9], exact[:9]) is None
 
 
 def test_rank_correlation_of_a_constant_is_zero_and_of_two_values_undefined():
@@ -61,7 +124,11 @@ def test_a_network_fitted_to_noise_is_not_better_than_the_baselines():
     result = measure_fidelity(InfluenceNetwork().fit(a, b, train), a, b, held_out, train)
     assert not result.beats_baselines
     assert result.outcome == "not better than"
-    assert str(result).startswith("The network is not better than the baselines on 12 new pool samples: R2 ")
+    assert result.judged_by == "subset_sum_correlation_within_target"
+    assert str(result).startswith(
+        "The network is not better than the baselines on 12 new pool samples, so the labels bought nothing: subset-sum"
+        " correlation within target "
+    )
     assert result.quadrants["Q4"]["samples"] == {"pool": 12, "target": 4}
     assert set(result.quadrants) == {"Q1", "Q2", "Q3", "Q4"}
     assert set(result.quadrants["Q2"]["methods"]) == {"network", "cosine", "target mean", "constant"}
@@ -93,10 +160,10 @@ def copies(exact: np.ndarray, rows: np.ndarray, targets: np.ndarray) -> tuple[np
 @pytest.mark.parametrize(("pool", "target"), [(True, False), (False, True), (True, True)])
 def test_a_resample_is_measured_as_if_its_samples_were_copied(pool, target):
     rng = np.random.default_rng(0)
-    exact = np.round(4 * rng.standard_normal((9, 6))) / 4  # with ties
+    exact = np.round(4 * rng.standard_normal((23, 6))) / 4  # with ties
     methods = {
-        "network": np.round(4 * exact + 4 * rng.standard_normal((9, 6))) / 4,
-        "target mean": np.tile(exact.mean(0), (9, 1)),
+        "network": np.round(4 * exact + 4 * rng.standard_normal((23, 6))) / 4,
+        "target mean": np.tile(exact.mean(0), (23, 1)),
     }
     found = resampled(
         labelled(exact), {n: m.ravel() for n, m in methods.items()}, scale=2.0, pool=pool, target=target, seed=3
@@ -104,7 +171,7 @@ def test_a_resample_is_measured_as_if_its_samples_were_copied(pool, target):
     again = np.random.default_rng(3)
     counts = [
         again.multinomial(n, np.full(n, 1 / n), size=1000) if drawn else np.ones((1000, n))
-        for n, drawn in ((9, pool), (6, target))
+        for n, drawn in ((23, pool), (6, target))
     ]
     for number in (0, 1, 500):
         rows, targets = (count[number] for count in counts)
@@ -155,11 +222,15 @@ def test_the_outcome_follows_from_the_intervals(rows, noise, outcome):
     assert result.beats_baselines == (result.outcome == "better than")
     quadrant = result.quadrants["Q2"]
     for method, row in quadrant["intervals"].items():
-        for metric, (low, high) in row.items():
+        for metric, span in row.items():
+            if span is None:  # fewer than ten have no top tenth
+                assert quadrant["methods"][method][metric] is None
+                continue
+            low, high = span
             assert low <= quadrant["methods"][method][metric] + 0.05
             assert quadrant["methods"][method][metric] - 0.05 <= high
     if result.outcome == "better than":
-        assert all(row["r2"][0] > 0 for row in quadrant["differences"].values())
+        assert all(row[result.judged_by][0] > 0 for row in quadrant["differences"].values())
         assert "network" not in quadrant["differences"]
 
 
@@ -169,7 +240,9 @@ def test_a_score_for_all_targets_is_not_judged_within_a_target():
     train, held_out = labelled(scores).split(0.8, target_groups=None, held_out=(np.arange(80, 100), np.zeros(0, int)))
     result = measure_fidelity(InfluenceNetwork(pointwise=True).fit(a, b, train), a, b, held_out, train)
     assert result.outcome == "better than"
-    assert "within a target" not in str(result)
+    assert result.is_pointwise
+    assert result.judged_by == "subset_sum_correlation"
+    assert "within" not in str(result)
 
 
 def test_values_of_any_size_give_finite_figures():

@@ -14,11 +14,13 @@ from builders import word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.estimator.network import InfluenceNetwork
+from nncift.evaluation.metrics import measures
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.active import ActiveLabelling
 from nncift.report.summary import summary_text
-from nncift.run.files import read_json
+from nncift.run.files import read_json, write_json
+from nncift.run.records import LabelHistory
 
 N, M = 400, 60
 
@@ -89,6 +91,31 @@ def test_a_finished_hihistory_is_not_labelled_again(tmp_path: Path):
     assert (tmp_path / "rounds.json").read_bytes() == before
 
 
+def test_the_fidelity_is_the_subset_sum_correlation_and_of_ranks_where_an_earlier_version_began(tmp_path: Path):
+    found = {}
+    for began, metric in (("now", "subset_sum_correlation_within_target"), ("earlier", "spearman_within_target")):
+        path = tmp_path / f"{began}.json"
+        with pytest.raises(KeyboardInterrupt):
+            rounds(0.05).label(features(1, N), features(2, M), path, Measured("round-0", noise=1.0))
+        stored = read_json(path)
+        assert stored.pop("metric") == "subset_sum_correlation_within_target"
+        if began == "earlier":
+            write_json(path, stored | {"target_fidelity": 0.01})  # the default of then
+        measured = Measured(noise=1.0)
+        rounds(0.05).label(measured.pool, measured.target, path, measured)
+        history = read_json(path)
+        train = measured(measured.asked["round-0"], "again")
+        network = InfluenceNetwork(seed=0).fit(measured.pool, measured.target, train)
+        held_out = measured(measured.asked["held-out"], "again")
+        predicted = network.predict(measured.pool[held_out.pool_index], measured.target[held_out.target_index])
+        assert history["rounds"][0]["reached"] == measures(held_out, predicted, scale=1.0)[metric]
+        assert LabelHistory.load(path).is_of_ranks == (began == "earlier")
+        if began == "earlier":
+            assert (len(history["rounds"]), history["ended"]) == (1, "target fidelity reached")
+        found[began] = history["rounds"][0]["reached"]
+    assert found["now"] != found["earlier"]
+
+
 def test_rows_and_targets_are_disjoint_in_a_pool_that_is_its_own_target(tmp_path: Path):
     measured = Measured()
     measured.influence = np.tanh(measured.pool[:, :3]) @ np.tanh(measured.pool[:, :3]).T
@@ -125,7 +152,7 @@ def test_the_papers_recipe_labels_at_random(tmp_path: Path):
     rounds(recipe="paper", target_fidelity=0.99).label(
         measured.pool, measured.target, tmp_path / "rounds.json", measured
     )
-    assert read_json(tmp_path / "rounds.json")["ended"] == "no improvement in two rounds"
+    assert read_json(tmp_path / "rounds.json")["ended"] in ("no improvement in two rounds", "pool exhausted")
 
 
 def test_stopping_rules():

@@ -258,8 +258,16 @@ def test_language_model_features_beside_the_sentence_embedding(pool, target, opt
     plain = nncift.select(pool, target=target, output=tmp_path / "plain", **{**options, "features": None})
     labels = json.loads((tmp_path / "plain/costs.json").read_text())["stages"]["labels"]
     assert stages["labels"]["forward_tokens"] == labels["forward_tokens"]  # not counted twice
-    assert "response similarity" in json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    methods = json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    without_labels = ("gradient sketch", "response similarity", "cosine")
+    assert set(methods) == {"network", *without_labels, "target mean", "constant"}
     assert '<th scope="row">response similarity</th>' in (run / "report.html").read_text()
+    assert "gradient sketch, the default influence function" in (run / "report.html").read_text()
+    labelled = pq.read_table(run / "labels/labels.parquet")
+    numbers = [np.unique(labelled[name].to_numpy()) for name in ("pool_index", "target_index")]
+    ids = {tuple(part[int(i)].ids) for part, some in zip(examples, numbers, strict=True) for i in some}
+    assert stages["network"]["forward_tokens"] == sum(len(one) - 1 for one in ids)  # the sketch of the labelled samples
+    assert not (run / "labels/without-labels").exists()
     assert len(plain.indices) == len(selection.indices)
     assert nncift.pipeline.plan.plan(Config(str(pool), target=str(target), **options)).seconds["features"] > 0
     # New data for the network that it learned get the same features, or a clear word.

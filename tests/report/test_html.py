@@ -43,7 +43,9 @@ FAMILIES = ["arithmetic", "<b>syllogism</b>", "word ladder", "support"]
 EVERYDAY = "How do I reset the password of my router when the label on its back cannot be read any more? "
 COLUMNS = ("id", "prompt", "response", "messages", "source_row", "original")
 SCHEMA = pa.schema([(name, pa.int64() if name == "source_row" else pa.string()) for name in COLUMNS])
-METRICS = ("mse", "r2", "r2_over_target_mean", "spearman", "spearman_within_target", "spearman_row_mean")
+RANKS = ("spearman_within_target", "spearman_row_mean")
+NEW = ("subset_sum_correlation_within_target", "recall_of_top_tenth_within_target")  # not in earlier versions
+METRICS = (*NEW, RANKS[0], "r2", "r2_over_target_mean", RANKS[1], "mse")  # in the order of the table
 
 
 def make_samples(count: int, seed: int) -> tuple[list[dict], np.ndarray]:
@@ -77,7 +79,7 @@ def make_fidelity(rng: np.random.Generator, good: bool) -> Fidelity:
             | {"mse": rng.uniform(0.002, 0.01)}
             for method, height in heights.items()
         }
-        methods["constant"] |= dict.fromkeys(METRICS[3:])
+        methods["constant"] |= dict.fromkeys(RANKS)
         quadrants[name] = {"pairs": pairs, "methods": methods}
     exact = rng.standard_t(4, 600) * 0.05
     predicted = (0.5 if good else 0.02) * exact + rng.normal(size=600) * 0.015
@@ -449,7 +451,7 @@ def test_undefined_values_are_dashes_and_not_drawn(tmp_path: Path):
     network["r2"] = fidelity.scatter["predicted"][0] = None
     fidelity.save(folder.fidelity)
     section = Page(folder).section("fidelity")
-    assert f"InfluenceNetwork {network['mse']:.4f} \u2013 {network['r2_over_target_mean']:.3f}" in section
+    assert f"{network['spearman_within_target']:.3f} \u2013 {network['r2_over_target_mean']:.3f}" in section
     assert "599 held-out pairs" in section
 
 
@@ -469,6 +471,53 @@ def test_an_unfinished_or_damaged_run(tmp_path: Path):
     assert not folder.report.exists()
 
 
+def test_labels_that_bought_nothing_in_words(tmp_path: Path):
+    folder = make_run(tmp_path, good=False)
+    stored = dataclasses.replace(
+        Fidelity.load(folder.fidelity), outcome="not better than", judged_by="subset_sum_correlation_within_target"
+    )
+    verdict = f"{stored.headline}: subset-sum correlation 0.05. Without labels, `influence` bm25 predicts as well."
+    stored = dataclasses.replace(stored, verdict=verdict)
+    stored.save(folder.fidelity)
+    assert str(stored) == verdict
+    shown = Page(folder).section("verdict")
+    assert "not better than the baselines on 42 new pool samples, so the labels bought nothing Subset-sum" in shown
+    assert shown.endswith("Without labels, `influence` bm25 predicts as well.")
+
+
+def test_a_record_of_an_earlier_version_has_the_metrics_of_then(tmp_path: Path):
+    folder = make_run(tmp_path, good=False)
+    fidelity = Fidelity.load(folder.fidelity)
+    for quadrant in fidelity.quadrants.values():
+        for row in quadrant["methods"].values():
+            for metric in NEW:
+                del row[metric]
+    write_json(folder.fidelity, {k: v for k, v in dataclasses.asdict(fidelity).items() if k != "judged_by"})
+    page = Page(folder)
+    network = fidelity.quadrants["Q2"]["methods"]["network"]
+    cells = " ".join(f"{network[m]:.{4 if m == 'mse' else 3}f}".replace("-", "\u2212") for m in METRICS if m not in NEW)
+    assert f"InfluenceNetwork {cells}" in page.section("fidelity")
+    assert "Subset-sum" not in page.section("fidelity")
+    assert "bought nothing" not in page.section("verdict")
+    assert "subset sums" not in summary_text(folder)
+    assert f"{network['r2']:.2f}" in summary_text(folder)
+
+
+def test_a_score_for_all_targets_is_shown_over_all_samples(tmp_path: Path):
+    folder = make_run(tmp_path)
+    fidelity = Fidelity.load(folder.fidelity)
+    for quadrant in fidelity.quadrants.values():
+        for row in quadrant["methods"].values():
+            row |= {"subset_sum_correlation": 0.625, "recall_of_top_tenth": 0.375, "spearman": 0.125}
+    dataclasses.replace(fidelity, judged_by="subset_sum_correlation").save(folder.fidelity)
+    section = Page(folder).section("fidelity")
+    assert "InfluenceNetwork 0.625 0.375 0.125" in section
+    assert "within target" not in section
+    assert "0.62" in summary_text(folder)
+    assert "within a target" not in summary_text(folder)
+
+
+@pytest.mark.parametrize("metric", ["", "subset_sum_correlation_within_target"])
 @pytest.mark.parametrize(
     ("ended", "target", "shown"),
     [
@@ -476,16 +525,18 @@ def test_an_unfinished_or_damaged_run(tmp_path: Path):
         ("in words of an earlier version", None, "target fidelity reached (target fidelity 0.30"),
     ],
 )
-def test_active_learning(tmp_path: Path, ended: str, target: float | None, shown: str):
+def test_active_learning(tmp_path: Path, ended: str, target: float | None, shown: str, metric: str):
     folder = make_run(tmp_path)
     write_json(folder.config, CONFIG | {"fidelity": 0.3})
     rounds = [{"pairs": 96, "reached": 0.31, "seconds": 12.0}]
-    history = LabelHistory([1, 2], [1], [[4, 5], []], rounds, ended=ended, target_fidelity=target)
+    history = LabelHistory([1, 2], [1], [[4, 5], []], rounds, ended=ended, target_fidelity=target, metric=metric)
     history.save(folder.labels.history)
     page = Page(folder)
     assert shown in page.section("rounds")
     assert "1 96 0.310 12.0 s" in page.section("rounds")
-    assert "(rank correlation 0.31 on 2 held-out samples, 96 training pairs)" in summary_text(folder)
+    name = "subset-sum correlation" if metric else "rank correlation"  # in earlier versions
+    assert f"({name} 0.31 on 2 held-out samples, 96 training pairs)" in summary_text(folder)
+    assert f"{name.capitalize()} within a target against the number of labels" in page.section("rounds")
 
 
 def test_the_network_of_a_run_without_labels_is_named(tmp_path: Path):

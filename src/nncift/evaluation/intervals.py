@@ -10,10 +10,11 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from nncift.evaluation.metrics import measures
+from nncift.evaluation.metrics import MIN_TENTH, MIN_VALUES, measures, standardized, tenth
 from nncift.labels.pairs import LabelledPairs
 
 RESAMPLES = 1000
@@ -21,7 +22,6 @@ _WORK = 2_000_000  # pairs x resamples, at most: two seconds
 _MAX_PAIRS = 5000  # more are thinned out
 _AT_ONCE = 500_000  # pairs x resamples in memory
 _LEVEL = 0.95
-_MIN_VALUES = 3  # of a rank correlation, as in `metrics`
 _ROUNDING = 1e-12  # relative to the scale: smaller differences are those of summation
 
 Resampled = dict[str, dict[str, np.ndarray]]
@@ -120,12 +120,10 @@ class _Problem:
         center = exact.mean()  # no metric depends on it, and sums of squares cancel less
         self.exact = exact - center
         self.predicted = {n: np.asarray(values, np.float64)[order] - center for n, values in predictions.items()}
-        self.by_target, self.whole = _Groups(self.target), _Groups(np.zeros_like(self.target))
         self.of_row = np.argsort(self.row, kind="stable")
         self.by_row = _Groups(self.row[self.of_row])
         sides = {"": self.exact, **self.predicted}
-        self.within = {name: _Ranking(values, self.by_target) for name, values in sides.items()}
-        self.overall = {name: _Ranking(values, self.whole) for name, values in sides.items()}
+        self.whole, self.by_target = _Scope(sides, np.zeros_like(self.target)), _Scope(sides, self.target)
 
     def measures(self, rows: np.ndarray, targets: np.ndarray) -> Resampled:
         """The metrics under these counts, (n_rows, b) and (n_targets, b)."""
@@ -135,35 +133,35 @@ class _Problem:
         with np.errstate(invalid="ignore", divide="ignore"):
             variation = _positive(second - first**2 / total, second)
             within = _positive(self._deviations(own, targets), second)
-            ranks, all_ranks = self.within[""].ranks(own), self.overall[""].ranks(weights)
+            exact_all, exact_within = self.whole.placed("", weights), self.by_target.placed("", own)
             means = self._row_means(self.exact, targets)
             found = {}
             for name, predicted in self.predicted.items():
                 error = np.square(self.exact - predicted) @ weights
-                by_target = self.by_target.correlations(ranks, self.within[name].ranks(own), own)
-                every = self.whole.correlations(all_ranks, self.overall[name].ranks(weights), weights)
+                overall = self.whole.compare(exact_all, self.whole.placed(name, weights), weights)
+                by_target = self.by_target.compare(exact_within, self.by_target.placed(name, own), own)
                 found[name] = {
-                    "mse": error / total / self.scale**2,
+                    **{metric: values[0] for metric, values in overall.items()},
+                    **{f"{metric}_within_target": self._mean(values, targets) for metric, values in by_target.items()},
+                    "spearman_row_mean": self._row_mean(means, self._row_means(predicted, targets), rows),
                     "r2": 1 - error / variation,
                     "r2_over_target_mean": 1 - error / within,
-                    "spearman": every[0],
-                    "spearman_within_target": self._mean(by_target, targets),
-                    "spearman_row_mean": self._row_mean(means, self._row_means(predicted, targets), rows),
+                    "mse": error / total / self.scale**2,
                 }
         return found
 
     def _deviations(self, own: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Squared deviations from each target's mean, (b,)."""
         count, first, second = (
-            self.by_target.sums(own * v[:, None]) for v in (self.exact**0, self.exact, self.exact**2)
+            self.by_target.groups.sums(own * v[:, None]) for v in (self.exact**0, self.exact, self.exact**2)
         )
         deviations = np.where(count > 0, second - first**2 / np.where(count > 0, count, 1), 0)
         return np.asarray((deviations * targets).sum(axis=0))
 
-    def _mean(self, correlations: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Mean over the targets that have enough samples, (b,)."""
-        weights = targets * (self.by_target.sizes >= _MIN_VALUES)[:, None]
-        return np.asarray((correlations * weights).sum(axis=0) / weights.sum(axis=0))
+    def _mean(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Mean over the targets that have enough samples, of values (targets, b): (b,)."""
+        weights = targets * np.isfinite(values)
+        return np.asarray((np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0))
 
     def _row_means(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Mean over the targets of each pool sample, (n_rows, b); nan without any."""
@@ -172,7 +170,7 @@ class _Problem:
 
     def _row_mean(self, exact: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Rank correlation of the row means, (b,)."""
-        if self.n_rows < _MIN_VALUES:
+        if self.n_rows < MIN_VALUES:
             return np.full(rows.shape[1], np.nan)
         weights = rows * np.isfinite(exact)
         x, y = (_ranks_each(np.round(np.nan_to_num(m) / (_ROUNDING * self.scale)), weights) for m in (exact, predicted))
@@ -201,6 +199,39 @@ class _Groups:
         return np.where(constant, 0.0, self.sums(weighted * y) / np.sqrt(np.where(constant, 1.0, squares)))
 
 
+class _Placed(NamedTuple):
+    """Values in their groups under weights."""
+
+    standard: np.ndarray  # (n, 1), without a unit
+    ranks: np.ndarray  # (n, b), up to a constant in each group
+    shares: np.ndarray  # (n, b), of each value that is in its group's top tenth
+
+
+class _Scope:
+    """The metrics within groups of pairs: all of them, or each target's."""
+
+    def __init__(self, sides: Mapping[str, np.ndarray], group: np.ndarray) -> None:
+        self.groups = _Groups(group)
+        self.standard = {name: standardized(values, group)[:, None] for name, values in sides.items()}
+        self.rankings = {name: _Ranking(values, self.groups) for name, values in sides.items()}
+
+    def placed(self, name: str, weights: np.ndarray) -> _Placed:
+        """One side under weights (n, b)."""
+        return _Placed(self.standard[name], *self.rankings[name].places(weights, tenth(self.groups.sums(weights))))
+
+    def compare(self, exact: _Placed, predicted: _Placed, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Metric to its value in each group, (groups, b); nan where a group has too few values."""
+        both = np.minimum(exact.shares, predicted.shares)
+        recalls = self.groups.sums(weights * both) / tenth(self.groups.sums(weights))
+        found = {
+            "subset_sum_correlation": self.groups.correlations(exact.standard, predicted.standard, weights),
+            "recall_of_top_tenth": np.where((self.groups.sizes < MIN_TENTH)[:, None], np.nan, recalls),
+            "spearman": self.groups.correlations(exact.ranks, predicted.ranks, weights),
+        }
+        few = (self.groups.sizes < MIN_VALUES)[:, None]
+        return {metric: np.where(few, np.nan, values) for metric, values in found.items()}
+
+
 class _Ranking:
     """The order of values (n,) within their groups."""
 
@@ -211,13 +242,22 @@ class _Ranking:
         self.last = np.append(np.flatnonzero(new)[1:] - 1, len(values) - 1)  # of each distinct value
         self.place = np.empty(len(values), np.int64)  # number of its distinct value
         self.place[self.order] = np.cumsum(new) - 1
+        self.group = groups.group[self.order][self.last]  # of each distinct value
+        self.largest = np.searchsorted(self.group, self.group, side="right") - 1  # distinct value of its group
 
-    def ranks(self, weights: np.ndarray) -> np.ndarray:
-        """Mid-ranks under weights, both (n, b); in each group up to a constant."""
-        below = np.cumsum(weights[self.order], axis=0)[self.last]  # up to and with each distinct value
-        middle = below.copy()
-        middle[1:] += below[:-1]
-        return np.asarray(middle[self.place] / 2)
+    def places(self, weights: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mid-ranks, and how much of each value is among the largest of its group, under weights (n, b).
+
+        Args:
+            weights: of the values.
+            sizes: how many are the largest, (groups, b).
+        """
+        upto = np.cumsum(weights[self.order], axis=0)[self.last]  # and with each distinct value
+        before = np.concatenate([np.zeros_like(upto[:1]), upto[:-1]])
+        left = sizes[self.group] - (upto[self.largest] - upto)  # for this value, equal ones share them evenly
+        count = upto - before
+        shares = np.clip(left / np.where(count > 0, count, 1), 0, 1)
+        return np.asarray(((upto + before) / 2)[self.place]), np.asarray(shares[self.place])
 
 
 def _ranks_each(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Active learning (`labels` auto): label the rows with the highest posterior variance, until the fidelity suffices.
 
-Some rows, drawn at random, are held out throughout: on them the network is judged after each round, by rank
-correlation within a target. Labelling stops when that reaches the target fidelity, when two rounds bring no
-improvement, or when the pool is exhausted. A round's rows are recorded before its first pair is measured, so a resumed
-run goes on with the same. For functions whose cost is per pair, rows get targets of their own (see `labels.design`),
-save those held out.
+Some rows, drawn at random, are held out throughout: on them the network is judged after each round, by the subset-sum
+correlation within a target (`evaluation.metrics`). Labelling stops when that reaches the target fidelity, when two
+rounds bring no improvement, or when the pool is exhausted. A round's rows are recorded before its first pair is
+measured, so a resumed run goes on with the same. For functions whose cost is per pair, rows get targets of their own
+(see `labels.design`), save those held out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nncift.run.records import LabelHistory, counted
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
 
-TARGET_FIDELITY = 0.5
+TARGET_FIDELITY = 0.6  # beyond what needs no labels (docs/estimator.md)
 TARGETS_PER_ROW, HELD_OUT, FIRST = 48, 32, 24  # targets of a row; held-out rows; rows of the first round
 OWN, TARGETS = 24, 192  # targets of a row of its own, out of so many; then there are twice as many rows
 _HELD_OUT_TARGETS = 0.2  # of those that the held-out rows have
@@ -49,8 +49,8 @@ class ActiveLabelling:
         pointwise: the influence is one score for all targets.
         own_targets: each training row has targets of its own.
         recipe: the network's.
-        target_fidelity: the rank correlation at which it stops: within a target, of a pointwise influence over all
-            rows.
+        target_fidelity: the subset-sum correlation at which it stops: within a target, of a pointwise influence over
+            all rows.
         seed: which rows and targets.
     """
 
@@ -84,6 +84,9 @@ class ActiveLabelling:
         history = LabelHistory.find(path) or self._begin()
         history.save(path)
         rounds = history.rounds
+        begun = replace(
+            self, target_fidelity=history.target_fidelity or self.target_fidelity
+        )  # maybe another default's
         held_out = measure(self._plan(history, None), "held-out")
         labelled: list[LabelledPairs] = []
         while len(labelled) < len(rounds):
@@ -94,9 +97,11 @@ class ActiveLabelling:
             train = LabelledPairs.joined(labelled)
             network = InfluenceNetwork(self.recipe, pointwise=self.pointwise, seed=self.seed)  # type: ignore[arg-type]
             network.fit(features, target_features, train)
-            current |= {"pairs": len(train), "reached": self._judge(network, features, target_features, held_out)}
+            predicted = network.predict(features[held_out.pool_index], target_features[held_out.target_index])
+            reached = self._reached(held_out, predicted, of_ranks=history.is_of_ranks)
+            current |= {"pairs": len(train), "reached": reached}
             free = self._free(history)
-            history = replace(history, ended=self._ending([one["reached"] for one in rounds], len(free)))
+            history = replace(history, ended=begun._ending([one["reached"] for one in rounds], len(free)))
             if history.ended is None:
                 rounds.append({"rows": self._choose(network, features, free, labelled).tolist()})
             current["seconds"] = time.perf_counter() - since
@@ -129,6 +134,7 @@ class ActiveLabelling:
             rounds=[{"rows": np.sort(first).tolist()}],
             pointwise=self.pointwise,
             target_fidelity=self.target_fidelity,
+            metric=self._metric("subset_sum_correlation"),
         )
 
     def _plan(self, history: LabelHistory, number: int | None) -> PairPlan:
@@ -149,12 +155,13 @@ class ActiveLabelling:
             taken.append(history.targets)
         return np.setdiff1d(np.arange(self.n_pool), np.concatenate(taken))
 
-    def _judge(
-        self, network: InfluenceNetwork, features: Any, target_features: Any, held_out: LabelledPairs
-    ) -> float | None:
-        predicted = network.predict(features[held_out.pool_index], target_features[held_out.target_index])
+    def _reached(self, held_out: LabelledPairs, predicted: np.ndarray, *, of_ranks: bool) -> float | None:
+        """The correlation on the held-out rows; labelling that an earlier version began goes on with that of ranks."""
         found = measures(held_out, predicted, scale=1.0)
-        return found["spearman" if self.pointwise else "spearman_within_target"]
+        return found[self._metric("spearman" if of_ranks else "subset_sum_correlation")]
+
+    def _metric(self, name: str) -> str:
+        return name if self.pointwise else f"{name}_within_target"
 
     def _choose(
         self, network: InfluenceNetwork, features: Any, free: np.ndarray, labelled: list[LabelledPairs]

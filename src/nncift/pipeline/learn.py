@@ -14,7 +14,8 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.label import planned_held_out
-from nncift.run.files import atomic_write
+from nncift.pipeline.without_labels import label_free
+from nncift.run.files import atomic_write, remove
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,8 +43,10 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             run.earlier.take_network()
         if not run.folder.fidelity.exists():
             train, held_out = _split(run, labels)
-            measured = measure_fidelity(fit(train), run.pool.features, run.target.features, held_out, train)
+            sides, others = (run.pool.features, run.target.features), label_free(run, labels)
+            measured = measure_fidelity(fit(train), *sides, held_out, train, others)
             replace(measured, influence=described["name"]).save(run.folder.fidelity)
+        remove(run.folder.labels.without_labels)
         if run.folder.is_fitted:
             return InfluenceNetwork.from_pretrained(run.folder.network)
         network = fit(labels)

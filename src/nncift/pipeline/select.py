@@ -72,7 +72,7 @@ def select(
             influence_options: options of the influence function itself: a mapping, or NAME=VALUE texts.
             labels: pairs to compute exactly, 2000 unless given: 2000, 0.01, "15m", "auto"; 0 uses the bundled network.
                 "gradient-sketch", the similarities and "bm25" take none: they are exact for every pair.
-            fidelity: with `labels` "auto", the rank correlation at which labelling stops; 0.5 unless given.
+            fidelity: with `labels` "auto", the subset-sum correlation at which labelling stops; 0.6 unless given.
             labels_from: a file of exact values computed by another tool.
             probes: targets on which every pool sample is measured exactly.
             network: a fitted network: a run folder, a saved network, a hub id or "pretrained".

@@ -23,7 +23,14 @@ import numpy as np
 from nncift.data.facts import open_samples
 from nncift.errors import RunError
 from nncift.report import plots
-from nncift.report.summary import ending, known_coverage, target_fidelity, unmeasured
+from nncift.report.summary import (
+    correlation_name,
+    ending,
+    known_coverage,
+    measured_metrics,
+    target_fidelity,
+    unmeasured,
+)
 from nncift.report.template import template
 from nncift.run.checksums import verify_folder
 from nncift.run.costs import Costs
@@ -38,6 +45,16 @@ _SHOWN = 20  # samples at either end
 _SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at first, and characters on demand
 _QUADRANTS = ("Q2", "Q4", "Q3", "Q1")  # most relevant to selection first
 _GROUP_KEYS, _MOST_GROUPS = ("family", "task", "category", "source"), 100
+_METRICS = (  # columns of the table
+    "subset_sum_correlation_within_target",
+    "recall_of_top_tenth_within_target",
+    "spearman_within_target",
+    "r2",
+    "r2_over_target_mean",
+    "spearman_row_mean",
+    "mse",
+)
+_METRICS_POINTWISE = ("subset_sum_correlation", "recall_of_top_tenth", "spearman", "r2", "mse")
 _MARKS = {BETTER: ("good", "✓"), NOT_BETTER: ("bad", "!"), TOO_FEW: ("", "?")}  # class and sign of the verdict
 _COLUMNS = {"forward_tokens": "LLM tokens forward", "backward_tokens": "LLM tokens backward", "texts": "Texts encoded"}
 
@@ -149,6 +166,7 @@ def _fidelity(fidelity: Fidelity | None) -> dict[str, Any] | None:
     clouds = {name: both[:, finite & (quadrant == name)] for name in plots.QUADRANTS}
     clouds = {name: cloud for name, cloud in clouds.items() if cloud.size}
     return vars(fidelity) | {
+        "metrics": measured_metrics(fidelity, _METRICS_POINTWISE if fidelity.is_pointwise else _METRICS),
         "headline": fidelity.headline,
         "mark": _MARKS[fidelity.conclusion],
         "facts": facts[:1].upper() + facts[1:],
@@ -163,11 +181,13 @@ def _history(folder: RunFolder) -> dict[str, Any] | None:
     if (history := LabelHistory.find(folder.labels.history)) is None:
         return None
     points = [(one["pairs"], one["reached"]) for one in history.rounds if one["reached"] is not None]
-    target = target_fidelity(folder, history)
+    target, correlation = target_fidelity(folder, history), correlation_name(history)
+    labels, reached = [pairs for pairs, _ in points], [value for _, value in points]
     return vars(history) | {
         "target_fidelity": target,
         "ended": ending(history, target),
-        "plot": plots.learning_curve(*map(list, zip(*points, strict=True))) if points else None,
+        "correlation": correlation,
+        "plot": plots.learning_curve(labels, reached, correlation) if points else None,
     }
 
 

@@ -64,12 +64,12 @@ def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
     return svg("scatter", (4.3, 4.3), paint)
 
 
-def learning_curve(labels: Sequence[int], reached: Sequence[float]) -> Markup:
-    """Held-out rank correlation `reached` after each round against the number of `labels` by then."""
+def learning_curve(labels: Sequence[int], reached: Sequence[float], name: str = "rank correlation") -> Markup:
+    """The held-out correlation, `name`, `reached` after each round against the number of `labels` by then."""
 
     def paint(axes: Any) -> None:
         axes.plot(labels, reached, color=SELECTED, linewidth=1.6, marker="o", markersize=4)
-        axes.set(xlabel="labels", ylabel="rank correlation", ylim=(min(0.0, *reached), 1.02))
+        axes.set(xlabel="labels", ylabel=name, ylim=(min(0.0, *reached), 1.02))
         axes.locator_params(nbins=5)
 
     return svg("rounds", (4.3, 3.0), paint)

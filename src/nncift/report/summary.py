@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +23,16 @@ from nncift.selection.selection import Selection
 
 _TARGET_FIDELITY = 0.5  # of runs that did not record theirs
 _METRICS = {
+    "subset_sum_correlation_within_target": "subset sums",
+    "recall_of_top_tenth_within_target": "top tenth recalled",
+    "spearman_within_target": "ranks",
     "r2": "R2",
-    "r2_over_target_mean": "over target mean",
-    "spearman_within_target": "within target",
-    "spearman_row_mean": "row means",
+}
+_METRICS_POINTWISE = {
+    "subset_sum_correlation": "subset sums",
+    "recall_of_top_tenth": "top tenth recalled",
+    "spearman": "ranks",
+    "r2": "R2",
 }
 
 
@@ -221,7 +227,7 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
 
 
 def target_fidelity(run: RunFolder, history: LabelHistory) -> float:
-    """The rank correlation at which labelling was to stop; from the config where an earlier version recorded none."""
+    """The correlation at which labelling was to stop; from the config where an earlier version recorded none."""
     return float(history.target_fidelity or read_json(run.config).get("fidelity") or _TARGET_FIDELITY)
 
 
@@ -270,13 +276,29 @@ def _fidelity_lines(fidelity: Fidelity) -> list[str]:
     if fidelity.judged is None:
         return []  # a warning gives the reason
     quadrant = fidelity.quadrants[fidelity.judged]
-    lines = [f"fidelity on {fidelity.where}, {counted(quadrant['pairs'], 'pair')}; [95 % interval]"]
-    lines.append(f"{'':<22}" + "".join(f"{label:>24}" for label in _METRICS.values()))
+    labels = _METRICS_POINTWISE if fidelity.is_pointwise else _METRICS
+    metrics = measured_metrics(fidelity, labels)
+    within = "" if fidelity.is_pointwise else ", correlations and recall within a target"
+    lines = [f"fidelity on {fidelity.where}, {counted(quadrant['pairs'], 'pair')}{within}; [95 % interval]"]
+    lines.append(f"{'':<22}" + "".join(f"{labels[metric]:>24}" for metric in metrics))
     for method, row in quadrant["methods"].items():
         spans = quadrant.get("intervals", {}).get(method, {})
-        cells = (_cell(row[metric], spans.get(metric)) for metric in _METRICS)
+        cells = (_cell(row[metric], spans.get(metric)) for metric in metrics)
         lines.append(f"  {method:<20}" + "".join(f"{cell:>24}" for cell in cells))
     return [*lines, str(fidelity)] if fidelity.conclusion == BETTER else lines
+
+
+def measured_metrics(fidelity: Fidelity, metrics: Iterable[str]) -> list[str]:
+    """Those of the metrics that a record has; one of an earlier version has neither correlation of sums nor recall."""
+    measured = {
+        name for quadrant in fidelity.quadrants.values() for row in quadrant["methods"].values() for name in row
+    }
+    return [name for name in metrics if name in measured]
+
+
+def correlation_name(history: LabelHistory) -> str:
+    """The correlation by which labelling stopped."""
+    return "rank correlation" if history.is_of_ranks else "subset-sum correlation"
 
 
 def _cell(value: float | None, span: Sequence[float] | None) -> str:
@@ -300,6 +322,6 @@ def _history_line(history: LabelHistory, target: float) -> str:
     last = history.rounds[-1]
     return (
         f"Active labelling stopped after {counted(len(history.rounds), 'round')}: {ending(history, target)}"
-        f" (rank correlation {last['reached'] or 0:.2f} on {counted(len(history.held_out[0]), 'held-out sample')},"
-        f" {counted(last['pairs'], 'training pair')})."
+        f" ({correlation_name(history)} {last['reached'] or 0:.2f} on"
+        f" {counted(len(history.held_out[0]), 'held-out sample')}, {counted(last['pairs'], 'training pair')})."
     )

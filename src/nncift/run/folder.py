@@ -107,6 +107,7 @@ class LabelFolder:
         self.source = path / "source.json"  # checksums of the files of imported values
         self.known = path / "known.parquet"  # values of an earlier run that hold
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
+        self.without_labels = path / "without-labels"  # of a similarity that the labels are compared with, until then
 
     def part(self, name: str) -> LabelFolder:
         """A part that is measured by itself."""

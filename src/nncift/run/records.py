@@ -56,10 +56,16 @@ class Fidelity(Record):
     scatter: dict[str, list[Any]]  # "exact" and "predicted" influence and "quadrant" of at most 2,000 held-out pairs
     influence: str = ""  # name of the influence function
     outcome: str = ""  # "better than", "not better than" or "too few samples to tell"; "" in earlier versions
+    judged_by: str = ""  # the metric that the outcome is about; "" in earlier versions, which took R2 and ranks
 
     def __str__(self) -> str:
         facts = self.facts
         return f"{self.headline}: {facts}" if facts else f"{self.headline}."
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the influence is one score for all targets, as far as the record shows it."""
+        return bool(self.judged_by) and not self.judged_by.endswith("within_target")
 
     @property
     def judged(self) -> str | None:
@@ -101,7 +107,9 @@ class Fidelity(Record):
             return "Too few samples to tell whether the network is better than the baselines: none was held out"
         if self.conclusion == TOO_FEW:
             return f"Too few samples to tell whether the network is better than the baselines ({self.where})"
-        return f"The network is {self.conclusion} the baselines on {self.where}"
+        bought_nothing = self.conclusion == NOT_BETTER and self.judged_by
+        so = ", so the labels bought nothing" if bought_nothing else ""
+        return f"The network is {self.conclusion} the baselines on {self.where}{so}"
 
     @property
     def facts(self) -> str:
@@ -135,8 +143,8 @@ class Verification(Record):
 class LabelHistory(Record):
     """The rounds of active learning.
 
-    `rounds` has the "rows" of each, and once it is finished the number of training "pairs" so far, the rank correlation
-    "reached" on the held-out rows, and "seconds".
+    `rounds` has the "rows" of each, and once it is finished the number of training "pairs" so far, the correlation
+    "reached" on the held-out rows (`metric`), and "seconds".
     """
 
     targets: list[int]  # all that are labelled
@@ -145,7 +153,13 @@ class LabelHistory(Record):
     rounds: list[dict[str, Any]]
     ended: str | None = None  # the stopping reason; None while labelling goes on
     pointwise: bool = False  # the influence is one score for all targets
-    target_fidelity: float | None = None  # rank correlation at which it stops; None in records of earlier versions
+    target_fidelity: float | None = None  # correlation at which it stops; None in records of earlier versions
+    metric: str = ""  # of `evaluation.metrics` that this is; "" in earlier versions, which stopped by rank correlation
+
+    @property
+    def is_of_ranks(self) -> bool:
+        """Whether it is of an earlier version, which stopped by rank correlation."""
+        return not self.metric
 
 
 @dataclass(frozen=True)
