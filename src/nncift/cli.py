@@ -80,7 +80,7 @@ def select(
             print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
     from nncift.pipeline.select import select as run
-    from nncift.report.summary import summary_text
+    from nncift.report.terminal import summary_text
 
     run(made.pool, **given, progress=False if quiet else None)
     print(_as_typed(summary_text(made.folder)))
@@ -154,7 +154,7 @@ def pretrain(
         check_paths(Config(pool))
     from nncift.data.demo import embedded_data
     from nncift.pipeline.select import select as run
-    from nncift.report.summary import summary_text
+    from nncift.report.terminal import summary_text
     from nncift.run.files import cache_folder
 
     run(

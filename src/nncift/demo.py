@@ -27,7 +27,7 @@ from nncift.proof.options import ProofOptions
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options
 from nncift.proof.tables import as_text, with_interval
 from nncift.proof.trials import Bench, Trial
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 from nncift.run.files import cache_folder
 from nncift.run.progress import in_terminal
 from nncift.selection.greedy import lazy_greedy

@@ -18,7 +18,7 @@ from nncift.evaluation.metrics import measures
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.active import ActiveLabelling
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
 

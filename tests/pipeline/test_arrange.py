@@ -19,7 +19,7 @@ from nncift.influence.base import InfluenceFunction, Traits
 from nncift.influence.ifd import IFD
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.configure import make_config
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 from nncift.selection.arrangement import arranged, gain_weights
 from nncift.selection.selection import Selection
 

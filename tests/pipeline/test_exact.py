@@ -24,7 +24,7 @@ from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.pipeline.configure import make_config
 from nncift.report.html import write_report
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 from nncift.run.files import write_json
 from nncift.run.registry import resolve
 from nncift.run.repair import repair

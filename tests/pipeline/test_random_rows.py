@@ -13,7 +13,7 @@ from builders import named, word_rows, write_rows
 from nncift.cli import main
 from nncift.errors import ConfigError
 from nncift.influence.random_rows import Random, StratifiedRandom, stratified_values
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 
 NAMES = ("random", "stratified-random")
 

@@ -25,7 +25,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.choose import pick
 from nncift.pipeline.context import Run
 from nncift.pipeline.verify import best_influence, first_measured, overlaid
-from nncift.report.summary import summary_text
+from nncift.report.terminal import summary_text
 from nncift.run.folder import RunFolder
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import FacilityLocationMutualInformation, ObjectiveOptions

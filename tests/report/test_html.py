@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from nncift.errors import RunError
 from nncift.report.html import write_report
-from nncift.report.summary import summary_text
 from nncift.report.template import visible
+from nncift.report.terminal import summary_text
 from nncift.run.costs import Costs, StageCost
 from nncift.run.files import atomic_write, read_table, write_array, write_json
 from nncift.run.folder import RunFolder

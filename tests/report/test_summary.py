@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nncift.data.facts import PoolFacts
-from nncift.report.summary import summary_text, write_summary
+from nncift.report.summary import write_summary
+from nncift.report.terminal import summary_text
 from nncift.report.warnings import warnings_of
 from nncift.run.files import write_array, write_json
 from nncift.run.folder import RunFolder

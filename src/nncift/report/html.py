@@ -23,7 +23,8 @@ import numpy as np
 from nncift.data.facts import open_samples
 from nncift.errors import RunError
 from nncift.report import plots
-from nncift.report.summary import (
+from nncift.report.template import template
+from nncift.report.terminal import (
     correlation_name,
     ending,
     known_coverage,
@@ -31,7 +32,6 @@ from nncift.report.summary import (
     target_fidelity,
     unmeasured,
 )
-from nncift.report.template import template
 from nncift.run.checksums import verify_folder
 from nncift.run.costs import Costs
 from nncift.run.files import atomic_write, read_array, read_json, read_table

@@ -1,39 +1,22 @@
-"""The record of a run (`Summary`) from the files of its stages, and a short text for the terminal."""
+"""The record of a run (`Summary`) from the files of its stages."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from nncift.data.facts import PoolFacts, open_samples
-from nncift.errors import printable
 from nncift.labels.pairs import LabelledPairs
-from nncift.models.spec import DEFAULT_MODEL
 from nncift.report.warnings import warnings_of
-from nncift.run.costs import Costs, Rates, Work, duration
+from nncift.run.costs import Costs, Rates, Work
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
-from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
+from nncift.run.records import Fidelity, Summary, counted
 from nncift.run.vectors import read_vectors
 from nncift.selection.selection import Selection
-
-_TARGET_FIDELITY = 0.5  # of runs that did not record theirs
-_METRICS = {
-    "subset_sum_correlation_within_target": "subset sums",
-    "recall_of_top_tenth_within_target": "top tenth recalled",
-    "spearman_within_target": "ranks",
-    "r2": "R2",
-}
-_METRICS_POINTWISE = {
-    "subset_sum_correlation": "subset sums",
-    "recall_of_top_tenth": "top tenth recalled",
-    "spearman": "ranks",
-    "r2": "R2",
-}
 
 
 def write_summary(
@@ -179,149 +162,3 @@ def _exact_cost(folder: RunFolder) -> dict[str, float] | None:
     tokens = None if all_pairs.tokens is None else cost.forward_tokens - all_pairs.warm_up
     labelled = Work(samples, len(labels), tokens, all_pairs.warm_up)
     return {"seconds": Rates.of(cost, labelled).seconds(all_pairs), "forward_tokens": all_pairs.all_tokens or 0}
-
-
-def summary_text(folder: str | os.PathLike[str]) -> str:
-    """The run as a short text for the terminal, with everything from the data escaped."""
-    run = RunFolder(folder)
-    summary = Summary.load(run.summary)
-    lines = [f"{'stage':<10} {'seconds':>9} {'LLM tokens':>12}"]
-    for name, cost in Costs(run.costs).stages.items():
-        lines.append(f"{name:<10} {cost.seconds:>9.1f} {cost.forward_tokens + cost.backward_tokens:>12,}")
-    if (exact := summary.exact_all_pairs) is not None:
-        tokens = f" and {exact['forward_tokens']:,} LLM tokens" if exact["forward_tokens"] else ""
-        lines.append(
-            f"{summary.labelled_pairs:,} of {counted(summary.all_pairs, 'pair')} labelled; all of them would take"
-            f" about {duration(exact['seconds'])}{tokens} (extrapolated)."
-        )
-    if (history := LabelHistory.find(run.labels.history)) is not None:
-        lines.append(_history_line(history, target_fidelity(run, history)))
-    if (fidelity := Fidelity.find(run.fidelity)) is not None:
-        lines += ["", *_fidelity_lines(fidelity)]
-    elif summary.exact:
-        lines += ["", exactness(summary)]
-    elif (caveat := unmeasured(summary, read_json(run.config))) is not None:
-        lines += ["", caveat]
-    lines.append("")
-    for side in ("pool", "target", "known"):
-        if (facts := getattr(summary, side)) is not None:
-            lines += _data_lines(side, facts)
-    rows = summary.pool["rows"]
-    lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
-    for name, (chosen, there) in (summary.sources or {}).items():
-        lines.append(f"  {chosen:,} of {there:,} from {name}")
-    if summary.known is not None:
-        share, objective = known_coverage(summary), summary.objective.replace("-", " ")
-        covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
-        lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
-    if summary.arrangement:
-        lines.append(f"Arranged: {summary.arrangement}.")
-    if (verification := Verification.find(run.verification)) is not None:
-        lines.append(_verification_line(verification))
-    if run.taken.exists():
-        taken = read_json(run.taken)
-        lines.append(f"From {taken['run']}: {'; '.join(taken['notes'].values())}.")
-    lines += [f"Warning: {warning}" for warning in summary.warnings]
-    lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
-    return "\n".join(printable(line) for line in lines)
-
-
-def target_fidelity(run: RunFolder, history: LabelHistory) -> float:
-    """The correlation at which labelling was to stop; from the config where an earlier version recorded none."""
-    return float(history.target_fidelity or read_json(run.config).get("fidelity") or _TARGET_FIDELITY)
-
-
-def ending(history: LabelHistory, target: float) -> str | None:
-    """Why labelling stopped."""
-    return "target fidelity reached" if (history.rounds[-1]["reached"] or 0) >= target else history.ended
-
-
-def known_coverage(summary: Summary) -> float | None:
-    """Share of the targets' final coverage that the known samples provide; None where it was not computed."""
-    value = None if summary.known is None else summary.known.get("value")
-    return value / (value + summary.value) if value else value
-
-
-def exactness(summary: Summary) -> str:
-    """That the influence of a run is not estimated."""
-    return (
-        f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}): nothing was estimated, so there is"
-        " no fidelity to measure."
-    )
-
-
-def unmeasured(summary: Summary, config: Mapping[str, Any]) -> str | None:
-    """Why the fidelity of a run without held-out labels is unknown; None where it labelled some."""
-    if summary.network is None:
-        return None
-    influence, features = (summary.network.get(part) or {} for part in ("influence", "features"))
-    name = "comes with nncift" if config.get("network") == "pretrained" else f"is in {config.get('network')}"
-    model = influence.get("model") or features.get("language_model")
-    if model == "embedded":
-        model = features.get("language_model") or DEFAULT_MODEL
-    fitted = f", fitted to {influence.get('name', 'influence')}" + (f" of {model}" if model else "")
-    return (
-        f"Fidelity was not measured: the influence was estimated by the network that {name}{fitted}, without exact"
-        " values on this data."
-    )
-
-
-def _data_lines(side: str, stored: Mapping[str, Any]) -> list[str]:
-    """What was read of a side and what was left out, then remarks on it."""
-    facts = PoolFacts.from_dict(stored)
-    return [f"{side.capitalize()}: {facts}.", *(f"  {note}" for note in facts.notes)]
-
-
-def _fidelity_lines(fidelity: Fidelity) -> list[str]:
-    if fidelity.judged is None:
-        return []  # a warning gives the reason
-    quadrant = fidelity.quadrants[fidelity.judged]
-    labels = _METRICS_POINTWISE if fidelity.is_pointwise else _METRICS
-    metrics = measured_metrics(fidelity, labels)
-    within = "" if fidelity.is_pointwise else ", correlations and recall within a target"
-    lines = [f"fidelity on {fidelity.where}, {counted(quadrant['pairs'], 'pair')}{within}; [95 % interval]"]
-    lines.append(f"{'':<22}" + "".join(f"{labels[metric]:>24}" for metric in metrics))
-    for method, row in quadrant["methods"].items():
-        spans = quadrant.get("intervals", {}).get(method, {})
-        cells = (_cell(row[metric], spans.get(metric)) for metric in metrics)
-        lines.append(f"  {method:<20}" + "".join(f"{cell:>24}" for cell in cells))
-    return [*lines, str(fidelity)] if fidelity.conclusion == BETTER else lines
-
-
-def measured_metrics(fidelity: Fidelity, metrics: Iterable[str]) -> list[str]:
-    """Those of the metrics that a record has; one of an earlier version has neither correlation of sums nor recall."""
-    measured = {
-        name for quadrant in fidelity.quadrants.values() for row in quadrant["methods"].values() for name in row
-    }
-    return [name for name in metrics if name in measured]
-
-
-def correlation_name(history: LabelHistory) -> str:
-    """The correlation by which labelling stopped."""
-    return "rank correlation" if history.is_of_ranks else "subset-sum correlation"
-
-
-def _cell(value: float | None, span: Sequence[float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}" if span is None else f"{value:.2f} [{span[0]:.2f}, {span[1]:.2f}]"
-
-
-def _verification_line(verification: Verification) -> str:
-    value = verification.value
-    return (
-        f"Verified: exact influence of a shortlist of {counted(verification.samples, 'sample')} on"
-        f" {counted(verification.targets, 'target')}. Best influence in the subset, mean over these targets:"
-        f" {value['exact']:.4g} exact"
-        f" ({value['estimated']:.4g} estimated before;"
-        f" {value['exact_of_the_choice_by_estimates']:.4g} exact for the selection by estimates alone)."
-    )
-
-
-def _history_line(history: LabelHistory, target: float) -> str:
-    last = history.rounds[-1]
-    return (
-        f"Active labelling stopped after {counted(len(history.rounds), 'round')}: {ending(history, target)}"
-        f" ({correlation_name(history)} {last['reached'] or 0:.2f} on"
-        f" {counted(len(history.held_out[0]), 'held-out sample')}, {counted(last['pairs'], 'training pair')})."
-    )
