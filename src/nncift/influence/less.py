@@ -46,7 +46,8 @@ class Less(GradientInfluence):
             moment; "no" takes plain gradients.
         aggregate: "task" gives a pool sample LESS's one score for all targets: the maximum over tasks of its mean over
             the task's targets. Tasks are the column `task` of the targets given to `prepare`.
-        **options: dimension, seed, batch_size, dtype, device, max_length, trust_remote_code of `GradientInfluence`.
+        **options: dimension, layers, sharpness, seed, batch_size, dtype, device, max_length, trust_remote_code of
+            `GradientInfluence`.
 
     Raises:
         ConfigError: an option has an invalid value.
@@ -123,7 +124,7 @@ class Less(GradientInfluence):
         self._targets = (self._examples(target), tasks) if self.aggregate else None
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Weighted inner products, or their aggregate, in [-1, 1]."""
+        """Weighted inner products, in [-1, 1], or their exponentials, or the aggregate of either."""
         if not self.aggregate:
             return super().__call__(pool_rows, target_rows)
         if self._targets is None:
