@@ -75,6 +75,8 @@ class GradientInfluence(LanguageModelFunction):
     _settings = ("preconditioned", "dimension", "seed")
     preconditioned: Preconditioned = "no"
     """The side whose gradients are preconditioned with Adam's moments."""
+    _order: tuple[Side, Side] = _SIDES
+    """In which `prepare` computes the features of the sides."""
 
     def __init__(
         self,
@@ -119,13 +121,14 @@ class GradientInfluence(LanguageModelFunction):
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
         with tqdm(total=total, desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
-            for k, point in enumerate(points):
-                with _Attached(self, point) as attached:  # once for all shards of both sides
-                    for side in _SIDES:
+            for k in range(len(points)):
+                with self._attach(k) as attached:  # once for all shards of both sides
+                    for side in self._order:
                         shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
                         shards.compute(partial(_shard, attached, side, examples[side]), bar=bar)
-                        features = (feature for shard in shards for feature in shard["values"])
+                        features = [feature for shard in shards for feature in shard["values"]]
                         known[k, side] = dict(zip((each.key for each in examples[side]), features, strict=True))
+                        attached.prepared(side, examples[side], np.array(features))
         self._cache = known
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
@@ -173,25 +176,32 @@ class GradientInfluence(LanguageModelFunction):
         if influence.size:
             for k, point in enumerate(points):
                 influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
-        influence = np.clip(influence, -1, 1)
-        return np.exp(np.float32(self.sharpness) * (influence - 1)) if self.sharpness else influence
+        return self._from_products(influence)
+
+    def _from_products(self, products: np.ndarray) -> np.ndarray:
+        """Influence from the sums of inner products, entry by entry."""
+        cosines: np.ndarray = np.clip(products, -1, 1)
+        return np.exp(np.float32(self.sharpness) * (cosines - 1)) if self.sharpness else cosines
 
     def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Features of the examples, (n, dimension) float32, cached by `prepare` or new."""
-        point = self._adapters()[k]
         return look_up(
             self._cache.get((k, side), {}),
             [example.key for example in examples],
-            lambda which: self._compute(point, side, [examples[number] for number in which]),
+            lambda which: self._compute(k, side, [examples[number] for number in which]),
         )
 
-    def _compute(self, point: Point, side: Side, examples: Sequence[Example]) -> np.ndarray:
-        """Normalized features of the examples at an adapter, (n, dimension) float32."""
-        with _Attached(self, point) as attached:
+    def _compute(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        """Features of the examples at an adapter, (n, dimension) float32."""
+        with self._attach(k) as attached:
             return attached.features(side, examples)
 
+    def _attach(self, k: int) -> Attached:
+        """One of the adapters, to be attached to the model."""
+        return Attached(self, self._adapters()[k])
 
-class _Attached(contextlib.ExitStack):
+
+class Attached(contextlib.ExitStack):
     """An adapter of a function, on its model from the first features that are computed to the end of the block."""
 
     def __init__(self, function: GradientInfluence, point: Point) -> None:
@@ -204,6 +214,16 @@ class _Attached(contextlib.ExitStack):
         Raises:
             DataError: a gradient is not finite.
         """
+        found = self.gradients(side, examples)
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
+
+    def gradients(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        """Projected gradients of the examples, (n, dimension) float32, preconditioned where the side is.
+
+        Raises:
+            DataError: a gradient is not finite.
+        """
         function = self._function
         layers, sketch = self._layers
         change = None
@@ -211,12 +231,17 @@ class _Attached(contextlib.ExitStack):
             change = self._adam.update if side == "pool" else self._adam.scale
         model, batch_size = function.language_model, function.batch_size
         found = batched_features(model, examples, layers, sketch, change, batch_size=batch_size)
-        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        self._check_finite(found, examples)
+        return found
+
+    def prepared(self, side: Side, examples: Sequence[Example], features: np.ndarray) -> None:
+        """Called by `prepare` with all features of a side."""
+
+    def _check_finite(self, values: np.ndarray, examples: Sequence[Example]) -> None:
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             name = examples[bad[0]].id
             raise DataError(f"the gradient of {name!r} is not finite", "drop the sample, or set `dtype` to float32")
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
 
     @cached_property
     def _layers(self) -> tuple[dict[str, torch.nn.Module], SignSketch]:
@@ -248,7 +273,7 @@ def _shapes(model: LanguageModel, layers: Iterable[str]) -> dict[str, tuple[int,
     return {name: (weights[name].shape[0], weights[name].shape[1]) for name in layers}
 
 
-def _shard(attached: _Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
+def _shard(attached: Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
     return {"values": attached.features(side, examples[rows.start : rows.stop])}
 
 
