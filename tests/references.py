@@ -148,8 +148,9 @@ def adam_direction(gradient, first, second, betas=(0.9, 0.999), epsilon=1e-8):
 def less(adapters: list, moments: list[dict], rates: list[float], pool: list, target: list, preconditioned: str):
     """LESS without a projection, (n_pool, n_target).
 
-    For each checkpoint a function that gives the model with its adapter, Adam's (first, second) moment by parameter
-    name, and a learning rate; then (token ids, start of the response) of each sample of both sides.
+    For each checkpoint a function that gives the model with its adapter, Adam's (first, second) moment by the name of
+    each parameter that counts, and a learning rate; then (token ids, start of the response) of each sample of both
+    sides.
     """
     influence = np.zeros((len(pool), len(target)))
     for make, state, rate in zip(adapters, moments, rates, strict=True):
@@ -157,7 +158,7 @@ def less(adapters: list, moments: list[dict], rates: list[float], pool: list, ta
             features = []
             for samples, side in ((pool, "pool"), (target, "target")):
                 for ids, start in samples:
-                    gradients = adapter_gradients(adapter, ids, start)
+                    gradients = {n: g for n, g in adapter_gradients(adapter, ids, start).items() if n in state}
                     if side == "pool" and preconditioned != "no":
                         gradients = {name: adam_direction(g, *state[name]) for name, g in gradients.items()}
                     if side == "target" and preconditioned == "both":

@@ -37,12 +37,14 @@ def target() -> Dataset:
     return families("chain_sum", "caesar_cipher", size=2, seed=9).remove_columns("task")
 
 
-def expected_less(model: LanguageModel, folders: list[Path], pool: Dataset, target: Dataset, preconditioned: str):
-    """LESS by its definition."""
+def expected_less(
+    model: LanguageModel, folders: list[Path], pool: Dataset, target: Dataset, preconditioned: str, within: str = ""
+):
+    """LESS by its definition, of the weights with `within` in their name."""
     moments = []
     for folder in folders:
         with adapted(model, folder) as adapter:
-            names = [name for name, _ in adapter.named_parameters() if ".lora_" in name]
+            names = [name for name, _ in adapter.named_parameters() if ".lora_" in name and within in name]
             stored = read_moments(folder, {n: tuple(w.shape) for n, w in adapter_weights(model).items()})
         moments.append({name: stored[plain_name(name)] for name in names})
     sides = [[(e.ids, e.start) for e in encode_examples(model, rows)] for rows in (pool, target)]
@@ -59,6 +61,38 @@ class TestLess:
         expected = expected_less(tiny, tiny_checkpoints, pool, target, preconditioned)
         np.testing.assert_allclose(function(pool, target), expected, atol=1e-4)
         assert expected.std() > 0.01  # not trivially equal
+
+    def test_of_a_layer_equals_the_definition(self, tiny, tiny_checkpoints, pool, target):
+        """A projection of the layer's gradients alone, as if the adapter had no others."""
+        given = {"checkpoints": tiny_checkpoints, "dimension": WHOLE}
+        alone = [expected_less(tiny, tiny_checkpoints, pool, target, "both", f".layers.{k}.") for k in (0, 1)]
+        for k, layers in ((0, [0]), (1, "last:1"), (1, "middle"), (1, (1,))):
+            found = Less(tiny, layers=layers, preconditioned="both", **given)(pool, target)
+            np.testing.assert_allclose(found, alone[k], atol=1e-4)
+        assert np.abs(alone[0] - alone[1]).max() > 0.01
+        both = Less(tiny, layers=[1, 0], **given)
+        np.testing.assert_array_equal(both(pool, target), Less(tiny, **given)(pool, target))
+        assert both.describe()["layers"] == [0, 1]
+        assert "layers" not in Less(tiny).describe()
+
+    def test_layers_that_do_not_exist(self, tiny, tiny_checkpoints, pool, target, tmp_path):
+        for layers in ("last:0", "first:2", "", [], [0, 0], [-1]):
+            with pytest.raises(ConfigError, match="is no choice of layers: give numbers from 0"):
+                Less(tiny, layers=layers)
+        for layers in ("last:3", [1, 2]):
+            with pytest.raises(ConfigError, match="does not exist: the model has 2 layers, from 0: give"):
+                Less(tiny, checkpoints=tiny_checkpoints, layers=layers)(pool, target)
+        alone = Lora(rank=2, modules=("0.self_attn.q_proj",))
+        assert GradientSimilarity(tiny, adapter=alone, layers=[0])(pool, target).shape == (6, 4)
+        with pytest.raises(ConfigError, match="the adapter has no weights in the chosen `layers`: choose others"):
+            GradientSimilarity(tiny, adapter=alone, layers=[1])(pool, target)
+
+    def test_exponentials(self, tiny, tiny_checkpoints, pool, target):
+        cosines = Less(tiny, checkpoints=tiny_checkpoints)(pool, target)
+        function = Less(tiny, checkpoints=tiny_checkpoints, sharpness=3)
+        np.testing.assert_allclose(function(pool, target), np.exp(3 * (cosines - 1)), rtol=1e-6)
+        assert function.describe()["sharpness"] == 3
+        assert "sharpness" not in Less(tiny).describe()
 
     def test_equals_the_definition_on_smollm2(self, smollm2, pool, target, tmp_path):
         model = LanguageModel.load(smollm2, device="cpu")

@@ -32,14 +32,14 @@ def sketch_of(model, dimension: int) -> SignSketch:
     return SignSketch({name: tuple(weight.shape) for name, weight in adapter_weights(model).items()}, dimension)
 
 
-def gradients_of_a_batch(model, batch) -> dict[str, torch.Tensor]:
+def gradients_of_a_batch(model, batch, within=None) -> dict[str, torch.Tensor]:
     """Each layer's gradients of each sample, (n, out, in)."""
     found = {}
 
     def keep(name, g, x):
         found[name] = torch.bmm(g.transpose(1, 2), x)
 
-    stream_gradients(model, batch, adapter_layers(model), keep)
+    stream_gradients(model, batch, adapter_layers(model, within), keep)
     return found
 
 
@@ -70,6 +70,27 @@ class TestStreamGradients:
                 if ".lora_B." in name:  # a fresh one is zero, and so is lora_A's gradient then
                     torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(1))
             self.check(smollm2_model, adapter, encode_examples(smollm2_model, rows.select([0, 5, 9])))
+
+    def test_the_backward_pass_ends_at_the_lowest_layer(self, tiny, tiny_checkpoints, rows):
+        """Gradients of a layer are the same without those below, which keep no activations then."""
+        examples, recorded = encode_examples(tiny, rows), {}
+
+        def record(number):
+            def hook(module, arguments, output):
+                states = output[0] if isinstance(output, tuple) else output
+                recorded[number] = states.requires_grad
+
+            return hook
+
+        with adapted(tiny, tiny_checkpoints[0]):
+            whole = gradients_of_a_batch(tiny, examples)
+            hooks = [layer.register_forward_hook(record(k)) for k, layer in enumerate(tiny.model.model.layers)]
+            found = gradients_of_a_batch(tiny, examples, within=[1])
+            for hook in hooks:
+                hook.remove()
+        assert recorded == {0: False, 1: True}
+        assert set(found) == {name for name in whole if name.startswith("model.layers.1.")}
+        assert all(torch.equal(gradients, whole[name]) for name, gradients in found.items())
 
     def test_the_model_is_restored(self, tiny, tiny_checkpoints, rows):
         example = encode_examples(tiny, rows)[0]

@@ -167,9 +167,9 @@ CATALOGUE = (
         formula="sum over checkpoints k: w_k cos(G_ik, g_jk), with g the projected LoRA gradient, G = m' / sqrt(v' +"
         " 1e-8) its Adam update direction, w_k the checkpoint's fraction of the learning rate",
         source="LESS, arXiv:2402.04333",
-        scale="-1 to 1",
+        scale="-1 to 1; 0 to 1 with `sharpness`; about -1 to 1 with `directions`",
         per_sample="one forward and one backward pass per checkpoint (4: 1,172 tokens, 1.8 s), after a LoRA warm-up on"
-        " 5 % of the samples",
+        " 5 % of the samples; with `layers` part of the backward pass, with `directions=K` 2 K forward passes instead",
         per_pair="an inner product per checkpoint",
         good_for="a target task; the best predictor of the effect of training; linear in the number of samples",
     ),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Side, look_up
+from nncift.influence.layer_choice import check_layers, layer_numbers
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
 from nncift.models.examples import Example, distinct
+from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
@@ -60,6 +63,9 @@ class GradientInfluence(LanguageModelFunction):
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`; loaded on first use. It has an
             adapter only while gradients are computed.
         dimension: width of the random projection. Adapters with no more weights than that are not projected.
+        layers: the model's layers whose gradients are compared: numbers from 0, "last:8", or "middle"; all unless
+            given. The backward pass ends at the lowest of them.
+        sharpness: gives exp(sharpness (cosine - 1)) instead of the cosine; 0 for the cosine itself.
         seed: of the projection and of the adapter.
         **options: batch_size (16 unless given), dtype, device, max_length, trust_remote_code of `ModelSpec`.
     """
@@ -69,19 +75,39 @@ class GradientInfluence(LanguageModelFunction):
     _settings = ("preconditioned", "dimension", "seed")
     preconditioned: Preconditioned = "no"
     """The side whose gradients are preconditioned with Adam's moments."""
+    _order: tuple[Side, Side] = _SIDES
+    """In which `prepare` computes the features of the sides."""
 
     def __init__(
-        self, model: str | LanguageModel | ModelSpec, *, dimension: int = 8192, seed: int = 0, **options: Any
+        self,
+        model: str | LanguageModel | ModelSpec,
+        *,
+        dimension: int = 8192,
+        layers: str | Sequence[int] | None = None,
+        sharpness: float = 0.0,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"`dimension` {dimension} is too small", "give at least 1")
+        if not 0 <= sharpness < math.inf:
+            raise ConfigError(f"`sharpness` {sharpness} is out of range", "give a number of at least 0")
+        if layers is not None:
+            check_layers(layers)
         super().__init__(model, **options)
         self.dimension = dimension
+        self.layers = layers if layers is None or isinstance(layers, str) else tuple(sorted(layers))
+        self.sharpness = sharpness
         self.seed = seed
         self._cache: dict[tuple[int, Side], dict[str, np.ndarray]] = {}  # features by `Example.key`
 
+    def describe(self) -> dict[str, Any]:
+        """With the layers and the sharpness where they are given."""
+        given = {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)} if self.layers else {}
+        return super().describe() | given | ({"sharpness": self.sharpness} if self.sharpness else {})
+
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Weighted inner products, in [-1, 1]; larger is better."""
+        """Weighted inner products, in [-1, 1], or their exponentials; larger is better."""
         return self._products(self._examples(pool_rows), self._examples(target_rows))
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
@@ -95,13 +121,14 @@ class GradientInfluence(LanguageModelFunction):
         points = self._adapters()
         total = len(points) * sum(map(len, examples.values()))
         with tqdm(total=total, desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
-            for k, point in enumerate(points):
-                with _Attached(self, point) as attached:  # once for all shards of both sides
-                    for side in _SIDES:
+            for k in range(len(points)):
+                with self._attach(k) as attached:  # once for all shards of both sides
+                    for side in self._order:
                         shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
                         shards.compute(partial(_shard, attached, side, examples[side]), bar=bar)
-                        features = (feature for shard in shards for feature in shard["values"])
+                        features = [feature for shard in shards for feature in shard["values"]]
                         known[k, side] = dict(zip((each.key for each in examples[side]), features, strict=True))
+                        attached.prepared(side, examples[side], np.array(features))
         self._cache = known
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
@@ -111,16 +138,23 @@ class GradientInfluence(LanguageModelFunction):
 
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """A batch's forward and backward pass, the gradients' features of all samples, and the random projection."""
-        weights, states = self._adapter_size()
+        whole, states = self._adapter_size()
+        count, chosen = layer_count(self.language_model), self._layer_numbers()
+        weights, depth = (whole, count) if chosen is None else (whole * len(chosen) // count, count - chosen[0])
         features = self._passes() * samples * min(self.dimension, weights) * 4
         moments = 0 if self.preconditioned == "no" else 2 * 4 * weights
-        memory = self._batch_memory(pool_rows, target_rows, adapted=states) + 2 * 4 * weights + moments + features
+        batch = self._batch_memory(pool_rows, target_rows, adapted=states, depth=depth)
+        memory = batch + 4 * (whole + weights) + moments + features
         return Footprint(memory, disk=features, checkpoints=features)
 
     def _adapter_size(self) -> tuple[int, int]:
         """Weights of the adapter, and the numbers that it adds to a token's states."""
         lora = self._lora
         return adapter_size(self.language_model, lora.modules, lora.rank)
+
+    def _layer_numbers(self) -> list[int] | None:
+        """The layers whose gradients are compared; None for all."""
+        return None if self.layers is None else layer_numbers(self.layers, layer_count(self.language_model))
 
     @property
     def _lora(self) -> Lora:
@@ -136,30 +170,38 @@ class GradientInfluence(LanguageModelFunction):
         raise NotImplementedError
 
     def _products(self, pool: Sequence[Example], target: Sequence[Example]) -> np.ndarray:
-        """Weighted sums of the features' inner products, (n_pool, n_target) float32 in [-1, 1]."""
+        """Influence from weighted sums of the features' inner products, (n_pool, n_target) float32."""
         points = self._adapters()
         influence = np.zeros((len(pool), len(target)), np.float32)
         if influence.size:
             for k, point in enumerate(points):
                 influence += point.weight * (self._features(k, "pool", pool) @ self._features(k, "target", target).T)
-        return np.clip(influence, -1, 1)
+        return self._from_products(influence)
+
+    def _from_products(self, products: np.ndarray) -> np.ndarray:
+        """Influence from the sums of inner products, entry by entry."""
+        cosines: np.ndarray = np.clip(products, -1, 1)
+        return np.exp(np.float32(self.sharpness) * (cosines - 1)) if self.sharpness else cosines
 
     def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Features of the examples, (n, dimension) float32, cached by `prepare` or new."""
-        point = self._adapters()[k]
         return look_up(
             self._cache.get((k, side), {}),
             [example.key for example in examples],
-            lambda which: self._compute(point, side, [examples[number] for number in which]),
+            lambda which: self._compute(k, side, [examples[number] for number in which]),
         )
 
-    def _compute(self, point: Point, side: Side, examples: Sequence[Example]) -> np.ndarray:
-        """Normalized features of the examples at an adapter, (n, dimension) float32."""
-        with _Attached(self, point) as attached:
+    def _compute(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        """Features of the examples at an adapter, (n, dimension) float32."""
+        with self._attach(k) as attached:
             return attached.features(side, examples)
 
+    def _attach(self, k: int) -> Attached:
+        """One of the adapters, to be attached to the model."""
+        return Attached(self, self._adapters()[k])
 
-class _Attached(contextlib.ExitStack):
+
+class Attached(contextlib.ExitStack):
     """An adapter of a function, on its model from the first features that are computed to the end of the block."""
 
     def __init__(self, function: GradientInfluence, point: Point) -> None:
@@ -172,6 +214,16 @@ class _Attached(contextlib.ExitStack):
         Raises:
             DataError: a gradient is not finite.
         """
+        found = self.gradients(side, examples)
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
+
+    def gradients(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        """Projected gradients of the examples, (n, dimension) float32, preconditioned where the side is.
+
+        Raises:
+            DataError: a gradient is not finite.
+        """
         function = self._function
         layers, sketch = self._layers
         change = None
@@ -179,19 +231,26 @@ class _Attached(contextlib.ExitStack):
             change = self._adam.update if side == "pool" else self._adam.scale
         model, batch_size = function.language_model, function.batch_size
         found = batched_features(model, examples, layers, sketch, change, batch_size=batch_size)
-        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        self._check_finite(found, examples)
+        return found
+
+    def prepared(self, side: Side, examples: Sequence[Example], features: np.ndarray) -> None:
+        """Called by `prepare` with all features of a side."""
+
+    def _check_finite(self, values: np.ndarray, examples: Sequence[Example]) -> None:
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             name = examples[bad[0]].id
             raise DataError(f"the gradient of {name!r} is not finite", "drop the sample, or set `dtype` to float32")
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
 
     @cached_property
     def _layers(self) -> tuple[dict[str, torch.nn.Module], SignSketch]:
         """The layers of the adapter, which is attached now, and the random projection of their gradients."""
         model, adapter = self._function.language_model, self._point.adapter
         self.enter_context(adapted(model, adapter))
-        layers = adapter_layers(model)
+        layers = adapter_layers(model, self._function._layer_numbers())
+        if not layers:
+            raise ConfigError("the adapter has no weights in the chosen `layers`", "choose others, or omit `layers`")
         if isinstance(adapter, Lora):  # its second factor is zero, so the first has no gradient
             layers = {name: layer for name, layer in layers.items() if ".lora_B." in name}
         sketch = SignSketch(
@@ -214,7 +273,7 @@ def _shapes(model: LanguageModel, layers: Iterable[str]) -> dict[str, tuple[int,
     return {name: (weights[name].shape[0], weights[name].shape[1]) for name in layers}
 
 
-def _shard(attached: _Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
+def _shard(attached: Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
     return {"values": attached.features(side, examples[rows.start : rows.stop])}
 
 
@@ -225,7 +284,8 @@ class GradientSimilarity(GradientInfluence):
         model: as of `GradientInfluence`.
         adapter: the configuration of the fresh adapter, or the folder of a trained one; LESS's configuration unless
             given.
-        **options: dimension, seed, batch_size, dtype, device, max_length, trust_remote_code of `GradientInfluence`.
+        **options: dimension, layers, sharpness, seed, batch_size, dtype, device, max_length, trust_remote_code of
+            `GradientInfluence`.
 
     Source: TracIn (arXiv:2002.08484), equation 1 at one checkpoint, normalized.
     """

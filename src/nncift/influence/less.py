@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import Footprint, Traits, broadcast
-from nncift.influence.gradient_similarity import GradientInfluence, Point, Preconditioned
-from nncift.models.examples import Example, tasks_of
+from nncift.influence.base import Footprint, Side, Traits, broadcast
+from nncift.influence.gradient_similarity import Attached, GradientInfluence, Point, Preconditioned
+from nncift.influence.task_directions import AlongDirections, LeadingDirections
+from nncift.models.examples import Example, distinct, tasks_of
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.training.checkpoints import Checkpoint, read_checkpoint
@@ -46,7 +47,10 @@ class Less(GradientInfluence):
             moment; "no" takes plain gradients.
         aggregate: "task" gives a pool sample LESS's one score for all targets: the maximum over tasks of its mean over
             the task's targets. Tasks are the column `task` of the targets given to `prepare`.
-        **options: dimension, seed, batch_size, dtype, device, max_length, trust_remote_code of `GradientInfluence`.
+        directions: compare gradients only along so many leading directions of the gradients of the targets given to
+            `prepare`: forward passes alone over the pool (`task_directions`). Needs `preconditioned` "both" or "no".
+        **options: dimension, layers, sharpness, seed, batch_size, dtype, device, max_length, trust_remote_code of
+            `GradientInfluence`.
 
     Raises:
         ConfigError: an option has an invalid value.
@@ -64,6 +68,7 @@ class Less(GradientInfluence):
         training: Training | None = None,
         preconditioned: Preconditioned = "pool",
         aggregate: Literal["task"] | None = None,
+        directions: int | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -73,10 +78,22 @@ class Less(GradientInfluence):
             raise ConfigError(f"`preconditioned` {preconditioned!r} is unknown", f"give one of {known}")
         if aggregate not in ("task", None):
             raise ConfigError(f"`aggregate` {aggregate!r} is unknown", 'give "task" or None')
+        if directions is not None and directions < 1:
+            raise ConfigError(f"`directions` {directions} is too small", "give at least 1")
+        if directions and preconditioned == "pool":
+            raise ConfigError(
+                "`directions` does not go with `preconditioned` pool: an Adam update is not linear in the gradient",
+                "give `preconditioned` both",
+            )
+        if directions and self.sharpness:
+            raise ConfigError("`directions` does not go with `sharpness`, which needs cosines", "give only one of them")
         self.preconditioned = preconditioned
         self.aggregate = aggregate
-        if aggregate is not None:
-            self.traits = Traits(pointwise=True, relative=True, asks_language_model=True)
+        self.directions = directions
+        if directions:
+            self._order = ("target", "pool")
+        if aggregate or directions:
+            self.traits = Traits(pointwise=aggregate is not None, relative=True, asks_language_model=True)
         self.checkpoints = tuple(checkpoints)
         if checkpoints and training is not None:
             raise ConfigError("less was given both `checkpoints` and `training`", "give only one of them")
@@ -85,12 +102,14 @@ class Less(GradientInfluence):
         self._trained: list[Checkpoint] = []  # by `prepare`
         self._discard: weakref.finalize[Any, Any] | None = None  # removes a training without a folder
         self._targets: tuple[list[Example], list[str]] | None = None  # of `prepare`, and the task of each
+        self._leading: dict[int, LeadingDirections] = {}  # by number of the checkpoint
 
     def describe(self) -> dict[str, Any]:
         """With the checkpoints, or how they are trained."""
         given = [str(folder) for folder in self.checkpoints]
         aggregate = {"aggregate": self.aggregate} if self.aggregate else {}
-        return super().describe() | {"checkpoints": given or self.training.describe()} | aggregate
+        directions = {"directions": self.directions} if self.directions else {}
+        return super().describe() | {"checkpoints": given or self.training.describe()} | aggregate | directions
 
     def check(self, pool: Dataset, target: Dataset) -> None:
         """Raise if a checkpoint is invalid, or a target has no task to aggregate over."""
@@ -110,7 +129,7 @@ class Less(GradientInfluence):
         if self.checkpoints:
             return self._given
         self._warm = self._train(pool, folder, progress=progress)
-        self._cache = {}
+        self._cache, self._leading = {}, {}
         return self._warm
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
@@ -119,11 +138,14 @@ class Less(GradientInfluence):
         if not self.checkpoints and not self._warm:
             place = None if folder is None else folder / f"{self.name}-warm-up"
             self._trained = self._train(pool, place, progress=self.progress)
+        self._leading = {}
         super().prepare(pool, target, folder)
         self._targets = (self._examples(target), tasks) if self.aggregate else None
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-        """Weighted inner products, or their aggregate, in [-1, 1]."""
+        """Weighted inner products, in [-1, 1], or their exponentials, or the aggregate of either."""
+        if self.directions and not self._leading:
+            raise ConfigError(f"{self.name} needs all targets to find `directions`", "call prepare(pool, target) first")
         if not self.aggregate:
             return super().__call__(pool_rows, target_rows)
         if self._targets is None:
@@ -135,9 +157,11 @@ class Less(GradientInfluence):
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """With the training of the warm-up and its checkpoints."""
         features = super().footprint(pool_rows, target_rows, samples)
+        weights, states = self._adapter_size()
+        if self.directions:  # with the sums of a batch, and those so far
+            features = features._replace(memory=features.memory + 3 * 4 * weights * self.directions)
         if self._given:
             return features
-        weights, states = self._adapter_size()
         training = self._batch_memory(pool_rows, batch_size=PASS, adapted=states) + 4 * 4 * weights
         stored = self.training.epochs * 3 * 4 * weights  # with Adam's moments
         return Footprint(max(features.memory, training), features.disk + stored, features.checkpoints + stored)
@@ -151,16 +175,37 @@ class Less(GradientInfluence):
         short = copy.copy(self)
         short.training = dataclasses.replace(self.training, epochs=1, fraction=1.0, min_steps_per_epoch=1)
         short._warm, short._trained, short._cache, short._discard = [], [], {}, None
+        short._leading = {}
         return short
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """As of `GradientInfluence`, and of the warm-up unless it is done: on `pool`, or else on the pool rows."""
-        features = super().tokens(pool_rows, target_rows)
+        features = self._feature_tokens(pool_rows, target_rows)
         if self._given or (self._warm and pool is None):
             return features
         trained = pool_rows if pool is None else pool
         chosen = self._examples(trained.select(choose_samples(len(trained), self.training)))
         return features + self.training.epochs * sum(len(example.ids) - 1 for example in chosen)
+
+    def _feature_tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
+        """Of all forward passes but those of the warm-up; with `directions`, backward passes are fewer."""
+        if not self.directions:
+            return super().tokens(pool_rows, target_rows)
+        pool, target = (distinct(self._examples(rows)) for rows in (pool_rows, target_rows))
+        of_pool, of_target = (sum(len(example.ids) - 1 for example in side) for side in (pool, target))
+        return self._passes() * (2 * min(self.directions, len(target)) * of_pool + 2 * of_target)
+
+    def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
+        found = super()._features(k, side, examples)
+        return self._leading[k].coordinates(found) if self.directions and side == "target" else found
+
+    def _from_products(self, products: np.ndarray) -> np.ndarray:
+        return products if self.directions else super()._from_products(products)
+
+    def _attach(self, k: int) -> Attached:
+        if not self.directions:
+            return super()._attach(k)
+        return AlongDirections(self, self._adapters()[k], self.directions, self._leading, k)
 
     def _passes(self) -> int:
         return len(self._given or self._warm) or self.training.epochs

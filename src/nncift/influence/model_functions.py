@@ -97,14 +97,20 @@ class LanguageModelFunction(InfluenceFunction):
         """The largest batch of a forward pass."""
         return Footprint(self._batch_memory(pool_rows, target_rows))
 
-    def _batch_memory(self, *rows: Dataset, batch_size: int | None = None, adapted: int | None = None) -> int:
-        """Bytes of the largest batch of these samples; `adapted` where a backward pass through an adapter follows."""
+    def _batch_memory(
+        self,
+        *rows: Dataset,
+        batch_size: int | None = None,
+        adapted: int | None = None,
+        depth: int | None = None,
+    ) -> int:
+        """Bytes of the largest batch of these samples; `adapted` and `depth` as of `batch_memory`."""
         from nncift.models.examples import encode_examples
         from nncift.models.memory import batch_memory
 
         size, model = batch_size or self.batch_size, self.language_model
         batches = (encode_examples(model, some, cut_responses=True) for some in rows)
-        return max(batch_memory(model, examples, batch_size=size, adapted=adapted) for examples in batches)
+        return max(batch_memory(model, examples, batch_size=size, adapted=adapted, depth=depth) for examples in batches)
 
     def _note_cut(self, ids: Iterable[str]) -> None:
         """Count samples as truncated."""

@@ -49,12 +49,28 @@ def mean_states(
 
 def layer_module(model: LanguageModel, layer: int | None) -> Any:
     """Layer number `layer` of the model, or the output layer for None."""
-    count = layer_count(model)
-    if layer is None or layer == count:
+    if layer is None or layer == layer_count(model):
         module = model.model.get_output_embeddings()
-    else:
-        stacks = (part for part in model.model.modules() if isinstance(part, torch.nn.ModuleList))
-        module = next((stack[layer] for stack in stacks if len(stack) == count), None)
-    if module is None:
-        raise ModelError(f"cannot identify the layers of {model.name!r}", "take another model")
-    return module
+        if module is None:
+            raise _unknown_layers(model)
+        return module
+    return _stack(model)[1][layer]
+
+
+def layer_names(model: LanguageModel) -> list[str]:
+    """Names of the model's layers, such as "model.layers.0": their modules' names begin with it and a dot."""
+    name, stack = _stack(model)
+    return [f"{name}.{number}" for number in range(len(stack))]
+
+
+def _stack(model: LanguageModel) -> tuple[str, torch.nn.ModuleList]:
+    """The list of the model's layers, and its name."""
+    count = layer_count(model)
+    for name, part in model.model.named_modules():
+        if isinstance(part, torch.nn.ModuleList) and len(part) == count:
+            return name, part
+    raise _unknown_layers(model)
+
+
+def _unknown_layers(model: LanguageModel) -> ModelError:
+    return ModelError(f"cannot identify the layers of {model.name!r}", "take another model")

@@ -20,7 +20,12 @@ _LONGEST = 256  # samples of which the largest batch is found
 
 
 def batch_memory(
-    model: LanguageModel, examples: Sequence[Example], *, batch_size: int, adapted: int | None = None
+    model: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    adapted: int | None = None,
+    depth: int | None = None,
 ) -> int:
     """Bytes of the largest batch.
 
@@ -29,6 +34,7 @@ def batch_memory(
         examples: n samples.
         batch_size: samples in a batch, at most.
         adapted: a backward pass follows through an adapter that adds so many numbers to a token's states of a layer.
+        depth: layers that the backward pass goes through; all unless given.
     """
     longest = sorted(examples, key=lambda example: -len(example.ids))[:_LONGEST]
     lengths = [len(example.ids) for example in longest]
@@ -36,7 +42,7 @@ def batch_memory(
     config, element = model.model.config.get_text_config(), max(model.dtype.itemsize, 2)
     states = states_of(int(config.hidden_size), getattr(config, "intermediate_size", None)) * element
     if adapted is not None:
-        states = (states + adapted * element) * int(config.num_hidden_layers)
+        states = (states + adapted * element) * int(config.num_hidden_layers if depth is None else depth)
     largest = 0.0
     for batch in model.batches(range(len(longest)), lengths, scored, batch_size):
         logits = sum(scored[k] for k in batch) * model.vocabulary * _FLOAT

@@ -6,9 +6,10 @@ G_n = sum over t of g[n, t] x[n, t]^T, one batched matrix product per layer. An 
 lora_B, are linear layers of their own, so nothing here depends on adapters, dropout (off) or scaling. Padding adds
 nothing: no loss reaches it, so its g is exactly zero.
 
-All weights are frozen, which saves the backward pass their batch gradients; the embeddings' output requires a gradient
-instead. A layer's (n, out, in) gradients are computed when the backward pass reaches it, preconditioned by Adam if
-needed, added to the (n, dimension) features, and freed.
+All weights are frozen, which saves the backward pass their batch gradients; the outputs of the lowest of these layers
+require a gradient instead, so the backward pass ends there, and the model keeps no activations from below. A layer's
+(n, out, in) gradients are computed when the backward pass reaches it, preconditioned by Adam if needed, added to the
+(n, dimension) features, and freed.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> 
                     "take an adapter on other layers",
                 )
             used.add(name)
+            if not output.requires_grad:  # all weights are frozen, and no such layer is below
+                output.requires_grad_()
             output.register_hook(lambda gradient: consume(name, gradient, inputs))  # type: ignore[no-untyped-call]
 
         return forward
@@ -73,17 +76,12 @@ def watched(layers: Mapping[str, torch.nn.Module], n: int, consume: Consume) -> 
 def stream_gradients(
     model: LanguageModel, batch: Sequence[Example], layers: Mapping[str, torch.nn.Module], consume: Consume
 ) -> None:
-    """Pass the samples' mean response losses backward through the `watched` layers of a model with frozen weights."""
+    """Pass the samples' mean response losses backward through the `watched` layers of a model with frozen weights.
 
-    def require(module: Any, arguments: Any, output: torch.Tensor) -> None:
-        output.requires_grad_()
-
-    hook = model.model.get_input_embeddings().register_forward_hook(require)
-    try:
-        with torch.enable_grad(), onednn_linears(model.model), watched(layers, len(batch), consume):
-            response_losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
-    finally:
-        hook.remove()
+    The backward pass ends at the lowest of these layers.
+    """
+    with torch.enable_grad(), onednn_linears(model.model), watched(layers, len(batch), consume):
+        response_losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
     model.backward_tokens += sum(len(example.ids) - 1 for example in batch)
 
 

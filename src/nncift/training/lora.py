@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nncift.errors import ModelError, first_line
+from nncift.models.hidden_states import layer_names
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import quiet
 from nncift.run.files import read_tensors, write_json, write_tensors
@@ -120,12 +121,21 @@ def forked_random(*seed: int) -> Iterator[None]:
         yield
 
 
-def adapter_layers(model: LanguageModel) -> dict[str, torch.nn.Module]:
-    """The two linear layers of every adapter on the model, by the plain name of their weight."""
+def adapter_layers(model: LanguageModel, within: Sequence[int] | None = None) -> dict[str, torch.nn.Module]:
+    """The two linear layers of every adapter on the model, by the plain name of their weight.
+
+    Args:
+        model: the language model.
+        within: numbers of the model's layers, from 0, whose adapters alone count.
+    """
+    prefixes: tuple[str, ...] = ("",)
+    if within is not None:
+        names = layer_names(model)
+        prefixes = tuple(f"{names[number]}." for number in within)
     return {
         plain_name(f"{name}.weight"): module
         for name, module in model.model.named_modules()
-        if re.search(r"\.lora_[AB]\.\w+$", name)
+        if name.startswith(prefixes) and re.search(r"\.lora_[AB]\.\w+$", name)
     }
 
 
