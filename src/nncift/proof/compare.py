@@ -112,11 +112,16 @@ def compare(
 
 def _trained(inputs: Inputs, bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """The records of all cells with the overlaps of their choices, and the costs."""
-    difficulty = measure_difficulty(inputs) if "phased" in inputs.proof.methods else None
-    cells = inputs.grid(choose(inputs), stratified_draws(inputs), difficulty, bench.response_tokens).cells()
+    cells = cells_of(inputs, bench)
     bench.run(by_importance(cells))
     analysed = analyse(cells, bench.scores, bench.response_tokens)
     return {"cells": analysed, "overlaps": overlaps(cells)}, costs(inputs, bench, cells)
+
+
+def cells_of(inputs: Inputs, bench: Bench) -> list[Cell]:
+    """All cells of the comparison, after making the choices that the folder lacks."""
+    difficulty = measure_difficulty(inputs) if "phased" in inputs.proof.methods else None
+    return inputs.grid(choose(inputs), stratified_draws(inputs), difficulty, bench.response_tokens).cells()
 
 
 def choose(inputs: Inputs) -> dict[Selector, dict[int, Ranking]]:

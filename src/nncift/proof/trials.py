@@ -156,21 +156,22 @@ class Bench:
     def _costs(self, trial: Trial) -> Path:
         return self.path(trial).with_suffix(".json")
 
-    def run(self, trials: Iterable[Trial], *, keep: dict[Trial, Path] | None = None) -> None:
+    def run(self, trials: Iterable[Trial], *, keep: dict[Trial, Path] | None = None, wait: bool = True) -> None:
         """Run the trials that have no result, each in one of the processes that work on the folder.
 
         Args:
             trials: in the order of their importance.
             keep: where the adapter of a trial goes; without, it is removed.
+            wait: return when all are finished, also those of other processes; else when no other is left to begin.
         """
         keep = keep or {}
         distinct = list({self.key(trial): trial for trial in trials}.values())
         with tqdm(total=len(distinct), desc="trials", **drawn(self.progress and len(distinct) > 1)) as bar:
-            for wait in (False, True):  # first those that no other process runs, then those of one that was killed
+            for late in (False, True)[: 1 + wait]:  # first those that no other process runs, then a killed one's
                 for trial in distinct:
                     adapter = keep.get(trial)
-                    with claimed(self.path(trial), wait=wait) as ours:
-                        if ours or (wait and adapter is not None and not adapter.exists()):
+                    with claimed(self.path(trial), wait=late) as ours:
+                        if ours or (late and adapter is not None and not adapter.exists()):
                             self._run(trial, adapter)
                 bar.update(self._finished(distinct) - bar.n)
 
