@@ -7,7 +7,7 @@ layer, averaged over the response tokens (without end-of-text, which is the same
 stops there.
 
 Influence is summed over a subset. Summed, many moderate cosines outweigh a few high ones; exp(sharpness (cos - 1))
-avoids this and has a higher linear datamodeling score (docs/influences.md).
+avoids this and has a higher linear datamodeling score (docs/measurements.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Exact cosines form no G: <G, G'> = sum over t, t' of (g_t . g'_t') (x_t . x'_t')
 arXiv:2110.05679. For vectors, each G_l is formed once, divided by its norm and added to one count sketch of all layers,
 whose inner products are unbiased estimates of the mean cosine with a standard error of about 1 / sqrt(dimension). A
 projection of g and x to 64 numbers each, which keeps layers x 64 x 64, has a lower LDS with 24,576 numbers than this
-with 2,048 (docs/influences.md).
+with 2,048 (docs/measurements.md).
 """
 
 from __future__ import annotations

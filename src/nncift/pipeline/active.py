@@ -27,7 +27,7 @@ from nncift.run.records import LabelHistory, counted
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
 
-TARGET_FIDELITY = 0.6  # beyond what needs no labels (docs/estimator.md)
+TARGET_FIDELITY = 0.6  # beyond what needs no labels (docs/measurements.md)
 TARGETS_PER_ROW, HELD_OUT, FIRST = 48, 32, 24  # targets of a row; held-out rows; rows of the first round
 OWN, TARGETS = 24, 192  # targets of a row of its own, out of so many; then there are twice as many rows
 _HELD_OUT_TARGETS = 0.2  # of those that the held-out rows have
