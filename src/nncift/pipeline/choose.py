@@ -43,7 +43,8 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        selection = pick(run, matrix, certify=run.config.verify is None)
+        selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))
         return with_served(run, matrix, selection) if run.config.verify is None else selection
 
 
@@ -73,6 +74,7 @@ def pick(
     times: float = 1.0,
     covered: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    certify: bool = False,
 ) -> Selection:
     """A choice within the budget, without the pool's rows in it.
 
@@ -83,6 +85,7 @@ def pick(
         times: a multiple of the budget, rounded up to whole samples.
         covered: how well each target is covered by others, (n_target,) float32.
         candidates: rows of the matrix that may be chosen; all unless given.
+        certify: with a certificate.
     """
     budget, tokens = run.budget, run.tokens
     costs = tokens if tokens is None or rows is None else tokens[rows]
@@ -96,6 +99,7 @@ def pick(
         candidates=candidates,
         costs=costs,
         max_cost=room,
+        certify=certify,
         progress=run.progress,
     )
     return selection if rows is None else replace(selection, indices=rows[selection.indices])
@@ -137,9 +141,14 @@ def objective_of(
 
 
 def cost(run: Run) -> PlannedCost:
-    """Planned cost of scoring every pair, at this machine's rate."""
+    """Planned cost of scoring every pair, at this machine's rate: once for the choice, once for its certificate.
+
+    A choice from a shortlist has a certificate that needs the shortlist alone.
+    """
+    passes = 2 if run.config.verify is None else 1
     if run.is_exact:
-        return selection_cost(run)
+        once = selection_cost(run)
+        return replace(once, seconds=passes * once.seconds)
     rng = np.random.default_rng(0)
     factors = rng.standard_normal((_TRIAL_SAMPLES, _TRIAL_WIDTH), dtype=np.float32)
     weight = rng.standard_normal(_TRIAL_WIDTH, dtype=np.float32)
@@ -148,4 +157,4 @@ def cost(run: Run) -> PlannedCost:
     each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
     rows, targets = run.size("pool") + run.size("known"), run.size("target")
     memory = (rows + targets) * (_TOWER_BYTES + 24)
-    return PlannedCost("select", seconds=rows * targets * each, memory=memory)
+    return PlannedCost("select", seconds=passes * rows * targets * each, memory=memory)

@@ -1,0 +1,177 @@
+"""The bound on the best possible value, against every subset of small pools."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nncift.matrix.matrix import InfluenceMatrix
+from nncift.selection.certificate import BoundOnBest, Certificate
+from nncift.selection.greedy import lazy_greedy
+from nncift.selection.objectives import OBJECTIVES, FacilityLocation, ObjectiveOptions, make_objective
+
+NEAR = 1e-5  # of float32 sums
+
+
+def value_of(make, subset) -> float:
+    """By adding one sample after the other."""
+    objective = make()
+    for i in subset:
+        objective.add(int(i))
+    return float(objective.value)
+
+
+def best_value(make, candidates, costs, limit, room) -> float:
+    """The definition: the largest value of any subset within the budget."""
+    subsets = (s for size in range(min(limit, len(candidates)) + 1) for s in itertools.combinations(candidates, size))
+    return max(value_of(make, subset) for subset in subsets if costs[list(subset)].sum() <= room)
+
+
+def smallest_bound(make, candidates, order, costs, limit, room) -> float:
+    """Of the first 0, 1, 2, 4, ... and of all samples in `order` the value and the largest sum of present gains."""
+    sizes = {0, len(order), *(1 << power for power in range(len(order).bit_length()))}
+    bounds = []
+    for size in sizes:
+        objective = make()
+        for i in order[:size]:
+            objective.add(int(i))
+        fitting = candidates[costs[candidates] <= room]
+        gains = np.maximum(objective.gains(fitting), 0)
+        left, fill = room, 0.0
+        for gain, cost in sorted(zip(gains, costs[fitting], strict=True), key=lambda pair: -pair[0] / pair[1]):
+            part = min(1.0, left / cost) if np.isfinite(left) else 1.0
+            left, fill = left - part * cost, fill + part * gain
+        bounds.append(objective.value + min(fill, np.sort(gains)[::-1][:limit].sum()))
+    return float(min(bounds))
+
+
+@st.composite
+def problems(draw):
+    """An influence matrix, its candidates, and a budget in samples, in tokens or in both."""
+    n, m = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    levels = draw(st.sampled_from([1, 2, 1_000_000]))
+    entries = (rng.integers(-levels, levels + 1, (n, m)) / levels).astype(np.float32)
+    candidates = np.sort(rng.permutation(n)[: draw(st.integers(1, n))])
+    costs = None if draw(st.booleans()) else rng.integers(1, 9, n).astype(np.float64)
+    limit = draw(st.none() | st.integers(1, len(candidates))) if costs is not None else None
+    if costs is None:
+        limit = draw(st.integers(1, len(candidates)))
+    low, high = (0, 0) if costs is None else (int(costs[candidates].min()), int(costs[candidates].sum()) + 2)
+    return entries, candidates, costs, limit, None if costs is None else float(draw(st.integers(low, high)))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(problem=problems())
+@settings(deadline=None, max_examples=30)
+def test_no_subset_within_the_budget_is_above_the_bound(name, problem):
+    entries, candidates, costs, limit, room = problem
+    known = entries[0] / 2 if name.endswith("gain") else None
+
+    def make():
+        options = ObjectiveOptions(has_target=True, known=known, costs=costs)
+        return make_objective(name, InfluenceMatrix.from_array(entries), options)
+
+    selection = lazy_greedy(make(), limit, costs=costs, max_cost=room, candidates=candidates, certify=True)
+    each = np.ones(len(entries)) if costs is None else costs
+    most, space = len(candidates) if limit is None else limit, np.inf if room is None else room
+    best, found = best_value(make, candidates, each, most, space), selection.certificate
+    assert found.value == selection.value
+    assert found.among == len(candidates)
+    assert best <= found.bound + NEAR
+    assert 0 <= found.share <= 1
+    assert selection.value >= found.share * best - NEAR
+    plain = lazy_greedy(make(), limit, costs=costs, max_cost=room, candidates=candidates)
+    assert (plain.certificate, plain.indices.tolist()) == (None, selection.indices.tolist())
+    bound = smallest_bound(make, candidates, selection.indices, each, most, space)
+    if len(selection) > 1 or costs is None:  # else it may be the best single sample in place of greedy's subset
+        assert found.bound >= bound - NEAR  # earlier gains are no less than the present ones
+    for order in (selection.indices, selection.indices[:1]):
+        exact, objective = BoundOnBest(candidates, each, most, space), make()
+        for i in order:
+            objective.add(int(i))
+        exact.lower_exactly(objective)
+        last = smallest_bound(make, candidates, order, each, most, space)
+        assert best - NEAR <= exact.value
+        assert last <= exact.value + NEAR
+
+
+@given(seed=st.integers(0, 10_000), budget=st.integers(1, 30))
+@settings(deadline=None, max_examples=30)
+def test_a_modular_choice_is_the_best_one(seed, budget):
+    matrix = InfluenceMatrix.from_array(np.random.default_rng(seed).standard_normal((30, 4)).astype(np.float32))
+    objective = make_objective("mean-influence", matrix, ObjectiveOptions())
+    found = lazy_greedy(objective, budget, certify=True).certificate
+    assert found.bound == pytest.approx(found.value, rel=1e-12)
+    assert found.percent == "100 %"
+
+
+class Counting(FacilityLocation):
+    evaluated = 0
+
+    def gains(self, candidates):
+        self.evaluated += len(candidates)
+        return super().gains(candidates)
+
+
+def test_it_costs_at_most_as_much_as_the_first_gains(monkeypatch):
+    monkeypatch.setattr("nncift.selection.certificate._ROWS", 7)
+    points = np.random.default_rng(0).random((200, 2))
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    matrix = InfluenceMatrix.from_array(np.exp(-9 * distance).astype(np.float32))
+    plain, certified = Counting(matrix), Counting(matrix)
+    expected, found = lazy_greedy(plain, 20), lazy_greedy(certified, 20, certify=True)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.gains, expected.gains)
+    assert 0 < certified.evaluated - plain.evaluated <= 200
+    assert found.certificate.share > 1 - 1 / np.e
+    whole = FacilityLocation(matrix)
+    for i in found.indices:
+        whole.add(int(i))
+    bound = BoundOnBest(np.arange(200), np.ones(200), 20, np.inf)
+    bound.lower_exactly(whole)
+    assert bound.value == pytest.approx(whole.value + np.sort(whole.gains(np.arange(200)))[-20:].sum())
+
+
+class Distances:
+    """Sum of distances: gains rise while the subset grows."""
+
+    name, options, n, value = "distances", {}, 6, 0.0
+    monotone, submodular, normalised = True, False, True
+
+    def __init__(self) -> None:
+        self.chosen: list[int] = []
+
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
+        return np.array([float(sum(abs(i - other) for other in self.chosen)) for i in candidates.tolist()])
+
+    def add(self, i: int) -> None:
+        self.value += float(self.gains(np.array([i]))[0])
+        self.chosen.append(i)
+
+
+@pytest.mark.parametrize(
+    ("monotone", "submodular", "reason"),
+    [
+        (True, False, "the objective distances is not submodular"),
+        (False, True, "the objective distances is not monotone"),
+        (False, False, "the objective distances is not monotone and not submodular"),
+    ],
+)
+def test_an_objective_without_a_bound(monotone, submodular, reason):
+    objective = Distances()
+    objective.monotone, objective.submodular = monotone, submodular
+    found = lazy_greedy(objective, 3, certify=True).certificate
+    assert (found.bound, found.share, found.percent, found.reason) == (None, None, None, reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "percent"),
+    [(97.29, 100, "97.2 %"), (1, 1, "100 %"), (1 - 1e-9, 1, "100 %"), (0.9999, 1, "99.9 %"), (0, 0, "100 %")],
+)
+def test_percent_is_rounded_down(value, bound, percent):
+    assert Certificate(value, bound, 5).percent == percent
