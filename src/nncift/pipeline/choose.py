@@ -12,6 +12,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.exact import selection_cost
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
+from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
@@ -141,11 +142,12 @@ def objective_of(
 
 
 def cost(run: Run) -> PlannedCost:
-    """Planned cost of scoring every pair, at this machine's rate: once for the choice, once for its certificate.
+    """Planned cost of scoring every pair at this machine's rate: once for the choice, and for its certificate at most.
 
     A choice from a shortlist has a certificate that needs the shortlist alone.
     """
-    passes = 2 if run.config.verify is None else 1
+    rows, targets = run.size("pool") + run.size("known"), run.size("target")
+    passes = 1 + (pairs_for_bound(run.size("pool"), targets) / (rows * targets) if run.config.verify is None else 0)
     if run.is_exact:
         once = selection_cost(run)
         return replace(once, seconds=passes * once.seconds)
@@ -155,6 +157,5 @@ def cost(run: Run) -> PlannedCost:
     matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
     matrix.row_means()  # compiles
     each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
-    rows, targets = run.size("pool") + run.size("known"), run.size("target")
     memory = (rows + targets) * (_TOWER_BYTES + 24)
     return PlannedCost("select", seconds=passes * rows * targets * each, memory=memory)

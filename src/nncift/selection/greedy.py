@@ -54,7 +54,7 @@ def lazy_greedy(
         max_cost: tokens of the subset at most; together with `costs`.
         tie_break: (n,); default the initial gains.
         candidates: samples that may be selected, int64 without repetition; default all.
-        certify: also bound the best possible value, which costs at most as much as the first gains.
+        certify: also bound the best possible value, at about the same cost again (see `selection.certificate`).
         progress: show a bar.
 
     Raises:
@@ -76,6 +76,7 @@ def lazy_greedy(
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
     latest = first_gains.copy()
     indices, gains = _choose(objective, latest, order, each, (limit, room), bound, progress)
+    chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
@@ -84,7 +85,7 @@ def lazy_greedy(
     certificate = None
     if certify:
         if bound is not None:
-            bound.lower_exactly(objective, latest, progress=progress)
+            bound.close(objective, chosen, value, latest, progress=progress)
         best_value = None if bound is None else max(bound.value, value)
         certificate = Certificate(value, best_value, len(everyone), without_bound(objective))
     return Selection(
@@ -136,6 +137,8 @@ def _choose(
             if stale:
                 gains[stale] = objective.gains(np.array(stale))
                 evaluated[stale] = len(indices)
+                if bound is not None:
+                    bound.work += len(stale)
                 for i in stale:
                     heapq.heappush(heap, (float(-gains[i] / costs[i]), int(place[i])))
                 batch *= 2
