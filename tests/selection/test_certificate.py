@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.certificate import BoundOnBest, Certificate
+from nncift.selection.certificate import BoundOnBest, Certificate, pairs_for_bound
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import OBJECTIVES, FacilityLocation, ObjectiveOptions, make_objective
 from nncift.selection.relaxation import relaxation_of
@@ -100,9 +100,10 @@ def test_a_relaxation_is_never_below_the_value_of_a_subset(name, seed, levels):
     rng = np.random.default_rng(seed)
     entries = (rng.integers(-levels, levels + 1, (9, 5)) / levels).astype(np.float32)
     known = entries[0] / 2 if name.endswith("gain") else None
+    options = ObjectiveOptions(has_target=True, known=known, covered=(rng.random(5) / 3).astype(np.float32))
 
     def make():
-        return make_objective(name, InfluenceMatrix.from_array(entries), ObjectiveOptions(has_target=True, known=known))
+        return make_objective(name, InfluenceMatrix.from_array(entries), options)
 
     subsets = [rng.permutation(9)[: rng.integers(10)] for _ in range(4)]
     relaxation = relaxation_of(make(), rng.permutation(9)[:4])
@@ -174,6 +175,25 @@ def test_present_gains_cost_at_most_as_much_as_the_first_ones(monkeypatch):
     bound = BoundOnBest(np.arange(200), np.ones(200), 20, np.inf)
     bound.lower_exactly(whole)
     assert bound.value == pytest.approx(whole.value + np.sort(whole.gains(np.arange(200)))[-20:].sum())
+
+
+def test_a_subset_that_was_found_otherwise():
+    matrix = near_points()
+    chosen = np.arange(0, 200, 10)
+    objective = FacilityLocation(matrix)
+    for i in chosen:
+        objective.add(int(i))
+    bound = BoundOnBest(np.arange(200), np.ones(200), 20, np.inf)
+    bound.close(objective, chosen, objective.value)
+    best = lazy_greedy(FacilityLocation(matrix), 20, certify=True)
+    assert objective.value < best.value <= bound.value
+    assert best.certificate.bound == pytest.approx(bound.value, rel=0.05)
+
+
+def test_pairs_for_a_bound():
+    assert pairs_for_bound(10, 30) == 21 * 300
+    assert pairs_for_bound(1_000_000, 1000) == 3 * 10**9
+    assert pairs_for_bound(100_000, 100_000) == 2 * 10**10
 
 
 class Distances:

@@ -70,6 +70,8 @@ class Certificate:
 class BoundOnBest:
     """The smallest upper bound found so far on the value of the subsets within a budget.
 
+    `lazy_greedy` takes its subsets into account on the way. For a subset that was found otherwise, `close` is enough.
+
     Args:
         candidates: samples that may be selected, int64 without repetition.
         costs: of every sample of the pool, float64 (n,), above 0.
@@ -94,7 +96,13 @@ class BoundOnBest:
         self.value = min(self.value, value + self._largest_sum(gains[self._fitting])[0])
 
     def close(
-        self, objective: Objective, chosen: np.ndarray, value: float, gains: np.ndarray, *, progress: bool = False
+        self,
+        objective: Objective,
+        chosen: np.ndarray,
+        value: float,
+        gains: np.ndarray | None = None,
+        *,
+        progress: bool = False,
     ) -> None:
         """Take the finished subset and the objective's relaxation into account, as far as there is need.
 
