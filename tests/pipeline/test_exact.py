@@ -143,6 +143,21 @@ def test_the_targets_that_a_choice_serves_are_reported(files, common, tmp_path: 
     assert again.served == selection.served
 
 
+@pytest.mark.parametrize("budget", [5, "300tok"])
+def test_the_certificate_of_a_choice_is_reported(files, common, tmp_path: Path, budget):
+    given = {**common, "influence": Loud(), "output": tmp_path / "run", "budget": budget}
+    selection = nncift.select(files["pool"], target=files["target"], **given)
+    found = selection.certificate
+    assert (found.value, found.among) == (selection.value, len(selection.pool))
+    assert 1 - 1 / np.e < found.share <= 1
+    line = f"is at least {found.percent} of the best possible for this influence"
+    assert line in summary_text(tmp_path / "run")
+    assert line in html.unescape((tmp_path / "run/report.html").read_text())
+    assert json.loads((tmp_path / "run/summary.json").read_text())["certificate"]["share"] == found.share
+    again = nncift.select(files["pool"], target=files["target"], **given)
+    assert again.certificate == found
+
+
 def test_a_pool_as_its_own_target_serves_others(files, common, tmp_path: Path):
     selection = nncift.select(files["pool"], influence="embedding-similarity", output=tmp_path / "run", **common)
     pool, function = load_pool(files["pool"]), function_of("embedding-similarity", common)

@@ -70,6 +70,8 @@ def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp
     assert json.loads((run / "costs.json").read_text())["stages"]["verify"]["seconds"] > 0
     assert "Verified: exact influence of a shortlist of 60 samples on 12 targets" in summary_text(run)
     assert "Verification" in (run / "report.html").read_text()
+    assert selection.certificate.among == 60
+    assert selection.certificate.bound >= selection.value
     rows = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"row-{i}" for i in selection.indices]
 

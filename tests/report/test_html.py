@@ -359,6 +359,13 @@ def test_targets_served(tmp_path: Path, has_target: bool):
     assert "38 of 40, each by the best of 12 samples; one is the best for 9" in section
 
 
+def test_certificate(tmp_path: Path):
+    certificate = {"value": 3.0, "bound": 3.1, "among": 300, "reason": "", "share": 3 / 3.1, "percent": "96.7 %"}
+    section = Page(make_run(tmp_path / "new", certificate=certificate)).section("selection")
+    assert "the objective's value is at least 96.7 % of the best possible for these estimates" in section
+    assert "Certificate" not in Page(make_run(tmp_path / "old")).section("selection")
+
+
 def test_composition_table(run: RunFolder, page: Page):
     chosen = read_table(run.selection)["pool_index"].to_pylist()
     originals = [json.loads(text) for text in Dataset.from_file(str(run.samples("pool").samples))["original"]]

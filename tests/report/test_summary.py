@@ -12,6 +12,7 @@ from nncift.report.warnings import warnings_of
 from nncift.run.files import write_array, write_json
 from nncift.run.folder import RunFolder
 from nncift.run.records import Summary
+from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 
 
@@ -76,3 +77,34 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side, kind):
     objective = "facility-location-mutual-information"
     (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served, objective=objective)
     assert warning.endswith(f"remove it from `{side}`, or try the `objective` facility-location.")
+
+
+@pytest.mark.parametrize(
+    ("certificate", "line"),
+    [
+        (None, None),
+        (
+            Certificate(3.0, 4.0, 40),
+            "Certificate: the objective's value is at least 75 % of the best possible for these estimates"
+            " (3; no subset within the budget has more than 4). Whether the estimates are right is another question.",
+        ),
+        (
+            Certificate(3.0, 3.1, 12),
+            "at least 96.7 % of the best possible for the shortlist of 12 samples and its influence as now known (3;",
+        ),
+        (
+            Certificate(3.0, None, 40, "the objective \x1b is not submodular"),
+            r"Certificate: none, because the objective \x1b is not submodular.",
+        ),
+    ],
+)
+def test_certificate(folder, certificate, line):
+    selection = Selection(np.array([3, 1]), np.ones(2), 3.0, "facility-location", certificate=certificate)
+    write_summary(folder, selection, all_pairs=40)
+    stored, text = Summary.load(folder.summary).certificate, summary_text(folder)
+    if certificate is None:
+        assert stored is None
+        assert "Certificate" not in text
+    else:
+        assert stored["percent"] == certificate.percent
+        assert line in text

@@ -12,6 +12,7 @@ from nncift.data.pool import load_pool
 from nncift.errors import ConfigError, RunError
 from nncift.run.files import PARTIAL, read_table
 from nncift.run.folder import RunFolder
+from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 from nncift.selection.served import TargetsServed
 
@@ -36,6 +37,7 @@ def selection() -> Selection:
         objective="facility-location",
         objective_options={"eta": 0.5},
         served=TargetsServed(9, 6, 3, 2, 2.5, 8, 4, 3),
+        certificate=Certificate(3.2083333, 4.25, 7),
     )
     return chosen.with_pool(pool, np.arange(7) / 10)
 
@@ -65,8 +67,9 @@ def test_save_and_load(selection, tmp_path):
     for pool in (None, selection.pool):
         loaded = Selection.load(tmp_path, pool=pool)
         assert loaded.pool is pool
-        for name in ("indices", "gains", "influence", "value", "objective", "objective_options", "served"):
+        for name in ("indices", "gains", "influence", "value", "objective", "objective_options"):
             np.testing.assert_equal(getattr(loaded, name), getattr(selection, name))
+        assert (loaded.served, loaded.certificate) == (selection.served, selection.certificate)
         assert loaded.indices.dtype == np.int64
 
 
@@ -108,6 +111,7 @@ def test_without_influence(selection, tmp_path):
     bare.save(tmp_path)
     assert Selection.load(tmp_path).influence is None
     assert Selection.load(tmp_path).served is None
+    assert Selection.load(tmp_path).certificate is None
     assert bare.dataset["nncift_influence"][0] is None
 
 

@@ -12,6 +12,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.exact import selection_cost
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
+from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
@@ -43,7 +44,8 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = pick(run, matrix).with_pool(run.pool.rows, read_array(run.folder.influence))
+        selection = pick(run, matrix, certify=run.config.verify is None)
+        selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))
         return with_served(run, matrix, selection) if run.config.verify is None else selection
 
 
@@ -73,6 +75,7 @@ def pick(
     times: float = 1.0,
     covered: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    certify: bool = False,
 ) -> Selection:
     """A choice within the budget, without the pool's rows in it.
 
@@ -83,6 +86,7 @@ def pick(
         times: a multiple of the budget, rounded up to whole samples.
         covered: how well each target is covered by others, (n_target,) float32.
         candidates: rows of the matrix that may be chosen; all unless given.
+        certify: with a certificate.
     """
     budget, tokens = run.budget, run.tokens
     costs = tokens if tokens is None or rows is None else tokens[rows]
@@ -96,6 +100,7 @@ def pick(
         candidates=candidates,
         costs=costs,
         max_cost=room,
+        certify=certify,
         progress=run.progress,
     )
     return selection if rows is None else replace(selection, indices=rows[selection.indices])
@@ -137,15 +142,20 @@ def objective_of(
 
 
 def cost(run: Run) -> PlannedCost:
-    """Planned cost of scoring every pair, at this machine's rate."""
+    """Planned cost of scoring every pair at this machine's rate: once for the choice, and for its certificate at most.
+
+    A choice from a shortlist has a certificate that needs the shortlist alone.
+    """
+    rows, targets = run.size("pool") + run.size("known"), run.size("target")
+    passes = 1 + (pairs_for_bound(run.size("pool"), targets) / (rows * targets) if run.config.verify is None else 0)
     if run.is_exact:
-        return selection_cost(run)
+        once = selection_cost(run)
+        return replace(once, seconds=passes * once.seconds)
     rng = np.random.default_rng(0)
     factors = rng.standard_normal((_TRIAL_SAMPLES, _TRIAL_WIDTH), dtype=np.float32)
     weight = rng.standard_normal(_TRIAL_WIDTH, dtype=np.float32)
     matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
     matrix.row_means()  # compiles
     each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
-    rows, targets = run.size("pool") + run.size("known"), run.size("target")
     memory = (rows + targets) * (_TOWER_BYTES + 24)
-    return PlannedCost("select", seconds=rows * targets * each, memory=memory)
+    return PlannedCost("select", seconds=passes * rows * targets * each, memory=memory)

@@ -176,7 +176,7 @@ def choose_from(
         measured: the shortlist.
     """
     rows, exact = measured
-    chosen = pick(run, updated, rows=rows)
+    chosen = pick(run, updated, rows=rows, certify=True)
     before = InfluenceMatrix.from_array(estimate.block(rows, exact.columns))
     plain = pick(run, InfluenceMatrix(updated.shape, lambda i, j: estimate.block(rows[i], j)), rows=rows)
     matrix = InfluenceMatrix.from_array(exact.influence)

@@ -25,6 +25,7 @@ from nncift.errors import RunError
 from nncift.report import plots
 from nncift.report.template import template
 from nncift.report.terminal import (
+    certificate_text,
     correlation_name,
     ending,
     known_coverage,
@@ -115,6 +116,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         verification=_verification(run.folder),
         history=_history(run.folder),
         known_coverage=known_coverage(run.summary),
+        certificate=certificate_text(run.summary),
         warnings=[
             w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))
         ],

@@ -16,6 +16,7 @@ from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
 from nncift.run.records import Fidelity, Summary, counted
 from nncift.run.vectors import read_vectors
+from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 
 
@@ -66,6 +67,7 @@ def write_summary(
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
         served=served,
+        certificate=_certificate(selection.certificate),
     )
     summary.save(folder.summary)
     return summary
@@ -113,6 +115,10 @@ def _served(folder: RunFolder, selection: Selection) -> dict[str, Any] | None:
     samples = next(path for side in ("target", "pool") if (path := folder.samples(side).samples).exists())
     facts = {"id": open_samples(samples)[found.target]["id"], "largest_share": found.largest_share}
     return asdict(found) | facts | {"is_dominated": found.is_dominated}
+
+
+def _certificate(found: Certificate | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found) | {"share": found.share, "percent": found.percent}
 
 
 def _arrangement(config: Mapping[str, Any], selection: Selection) -> str:

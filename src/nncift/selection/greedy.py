@@ -10,6 +10,8 @@ the same order. Cost: one pass over the matrix for the first gains, then a few d
 Under a token budget it takes the best gain per token among the samples that still fit, and compares the result with the
 best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al., "Cost-effective outbreak detection in
 networks", 2007; Lin and Bilmes, "Multi-document summarization via budgeted maximization", 2010).
+
+How far the result is from the best one at most is in its `Certificate`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError
 from nncift.run.progress import drawn
+from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
 from nncift.selection.objectives import Objective
 from nncift.selection.selection import Selection
 
@@ -36,6 +39,7 @@ def lazy_greedy(
     max_cost: float | None = None,
     tie_break: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    certify: bool = False,
     progress: bool = False,
 ) -> Selection:
     """Select a subset greedily; `objective` is empty before and holds the subset afterwards.
@@ -50,6 +54,7 @@ def lazy_greedy(
         max_cost: tokens of the subset at most; together with `costs`.
         tie_break: (n,); default the initial gains.
         candidates: samples that may be selected, int64 without repetition; default all.
+        certify: also bound the best possible value, at about the same cost again (see `selection.certificate`).
         progress: show a bar.
 
     Raises:
@@ -68,13 +73,29 @@ def lazy_greedy(
         first_gains[part] = objective.gains(part)
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
-    indices, gains = _choose(objective, first_gains.copy(), order, each, (limit, room), progress)
+    bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
+    latest = first_gains.copy()
+    indices, gains = _choose(objective, latest, order, each, (limit, room), bound, progress)
+    chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
     if costs is not None and first_gains[best] > value:  # one long sample beats the whole subset
         indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
-    return Selection(np.array(indices, np.int64), np.array(gains), value, objective.name, objective.options)
+    certificate = None
+    if certify:
+        if bound is not None:
+            bound.close(objective, chosen, value, latest, progress=progress)
+        best_value = None if bound is None else max(bound.value, value)
+        certificate = Certificate(value, best_value, len(everyone), without_bound(objective))
+    return Selection(
+        np.array(indices, np.int64),
+        np.array(gains),
+        value,
+        objective.name,
+        objective.options,
+        certificate=certificate,
+    )
 
 
 def _choose(
@@ -83,9 +104,13 @@ def _choose(
     order: np.ndarray,
     costs: np.ndarray,
     limits: tuple[int, float],
+    bound: BoundOnBest | None,
     progress: bool,
 ) -> tuple[list[int], list[float]]:
-    """Lazy greedy from the initial `gains`, updated in place, within a count and a cost; `order` breaks ties."""
+    """Lazy greedy from the initial `gains`, updated in place, within a count and a cost; `order` breaks ties.
+
+    Afterwards `gains` are upper bounds of the gains over the subset, 0 of its own samples.
+    """
     limit, room = limits
     evaluated = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was evaluated
     place = np.empty(len(gains), dtype=np.int64)
@@ -95,7 +120,10 @@ def _choose(
     first_batch = _FIRST_BATCH if objective.submodular else len(heap)
     zero_stays = objective.monotone and objective.submodular
     indices: list[int] = []
+    chosen: list[float] = []
     batch = first_batch
+    if bound is not None:
+        bound.lower(float(objective.value), gains)
     with tqdm(total=limit if room == float("inf") else int(room), desc="select", **drawn(progress)) as bar:
         while heap and len(indices) < limit:
             stale: list[int] = []
@@ -109,6 +137,8 @@ def _choose(
             if stale:
                 gains[stale] = objective.gains(np.array(stale))
                 evaluated[stale] = len(indices)
+                if bound is not None:
+                    bound.work += len(stale)
                 for i in stale:
                     heapq.heappush(heap, (float(-gains[i] / costs[i]), int(place[i])))
                 batch *= 2
@@ -116,10 +146,14 @@ def _choose(
                 i = int(order[heapq.heappop(heap)[1]])
                 objective.add(i)
                 indices.append(i)
+                chosen.append(float(gains[i]))
+                gains[i] = 0.0
+                if bound is not None and len(indices).bit_count() == 1:
+                    bound.lower(float(objective.value), gains)
                 room -= costs[i]
                 batch = first_batch
                 bar.update(1 if np.isinf(room) else int(costs[i]))
-    return indices, gains[indices].tolist()
+    return indices, chosen
 
 
 def _check_budget(

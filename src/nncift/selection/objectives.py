@@ -100,13 +100,13 @@ class FacilityLocation:
         self.options: dict[str, float] = {}
         self.matrix, self.n = matrix, matrix.shape[0]
         covered = None if options is None else options.covered
-        self._start = _on_targets(np.zeros(matrix.shape[1], np.float32) if covered is None else covered, matrix)
-        self._covered = self._start.copy()
+        self.start = _on_targets(np.zeros(matrix.shape[1], np.float32) if covered is None else covered, matrix)
+        self._covered = self.start.copy()
 
     @property
     def value(self) -> float:
         """Value of the subset so far."""
-        return float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
+        return float(np.subtract(self._covered, self.start, dtype=np.float64).sum())
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """Marginal gain of each candidate, float64."""
@@ -142,8 +142,12 @@ class FacilityLocationMutualInformation(FacilityLocation):
         options = options or ObjectiveOptions()
         eta = matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else _weight("eta", options.eta)
         self.options = {"eta": eta}
-        self._relevance = eta * np.maximum(matrix.row_max(), 0).astype(np.float64)
+        self._relevance = self.relevance()
         self._relevance_chosen = 0.0
+
+    def relevance(self) -> np.ndarray:
+        """The second term of each sample alone, float64 (n_pool,)."""
+        return np.asarray(self.options["eta"] * np.maximum(self.matrix.row_max(), 0).astype(np.float64))
 
     @property
     def value(self) -> float:
@@ -177,7 +181,7 @@ class FacilityLocationConditionalGain(FacilityLocation):
         self.options = {"nu": nu}
         if options.known is not None:
             np.maximum(self._covered, np.float32(nu) * _on_targets(options.known, matrix), out=self._covered)
-            self._start = self._covered.copy()
+            self.start = self._covered.copy()
 
 
 class ConcaveCover:
@@ -205,14 +209,14 @@ class ConcaveCover:
         self.options: dict[str, float] = {}
         self.matrix, self.n = matrix, matrix.shape[0]
         covered = None if options is None else options.covered
-        self._start = np.zeros(matrix.shape[1]) if covered is None else _on_targets(covered, matrix).astype(np.float64)
-        self._covered = self._start.copy()
+        self.start = np.zeros(matrix.shape[1]) if covered is None else _on_targets(covered, matrix).astype(np.float64)
+        self._covered = self.start.copy()
         self._chosen = np.zeros(self.n, bool)
 
     @property
     def value(self) -> float:
         """Value of the subset so far."""
-        return float((np.sqrt(self._covered) - np.sqrt(self._start)).sum())
+        return float((np.sqrt(self._covered) - np.sqrt(self.start)).sum())
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """Marginal gain of each candidate, float64."""

@@ -21,6 +21,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.run.files import atomic_write, read_table, write_table
 from nncift.run.folder import RunFolder
 from nncift.selection import sft
+from nncift.selection.certificate import Certificate
 from nncift.selection.json_keys import with_keys
 from nncift.selection.served import TargetsServed
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 _OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
-_METADATA = ("value", "objective", "objective_options", "served")  # of the table
+_METADATA = ("value", "objective", "objective_options", "served", "certificate")  # of the table
+_RECORDS = {"served": TargetsServed, "certificate": Certificate}  # those of them that are dataclasses
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class Selection:
         difficulty: of each, larger is harder, float32 (k,); None when not computed.
         phase: in which each is trained on, from 1, ascending, int64 (k,); None without phases.
         served: how their influence spreads over the targets; None when not counted.
+        certificate: a bound on the best possible value; None when not computed.
     """
 
     indices: np.ndarray
@@ -68,6 +71,7 @@ class Selection:
     difficulty: np.ndarray | None = None
     phase: np.ndarray | None = None
     served: TargetsServed | None = None
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         if len(self.ranks) != len(self.indices):
@@ -160,8 +164,8 @@ class Selection:
         if any(sources := list(self._sources())):
             columns["source"] = pa.array(sources, pa.string())
         columns |= self._optional()
-        served = None if self.served is None else asdict(self.served)
-        facts = {name: getattr(self, name) for name in _METADATA} | {"served": served}
+        facts = {name: getattr(self, name) for name in _METADATA}
+        facts |= {name: asdict(facts[name]) for name in _RECORDS if facts[name] is not None}
         metadata = {name: json.dumps(fact) for name, fact in facts.items() if fact is not None}
         write_table(run.selection, pa.table(columns, metadata=metadata))
         with atomic_write(run.subset) as temporary, open(temporary, "wb") as file:
@@ -183,8 +187,7 @@ class Selection:
         table, samples = read_table(run.selection), run.samples("pool").samples
         influence = table["influence"]
         facts = {name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()}
-        if (served := facts.pop("served", None)) is not None:
-            facts["served"] = TargetsServed(**served)
+        facts |= {name: kind(**facts[name]) for name, kind in _RECORDS.items() if name in facts}
         if pool is None and samples.exists():
             pool = open_samples(samples)
         return cls(
