@@ -1,4 +1,4 @@
-"""Influence along the leading directions of the targets' gradients, against whole per-sample gradients."""
+"""Influence along directions that targets share, against whole per-sample gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datasets import Dataset
 
 import references
 from builders import families, prepared
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.less import Less
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
@@ -44,17 +44,23 @@ def gradients(model, folder, rows: Dataset, preconditioned: str, within: str = "
     return torch.stack(found).numpy()
 
 
-def expected_influence(model, folder, pool, target, count: int, preconditioned: str, within: str = "") -> np.ndarray:
-    """By the definition, with the singular value decomposition of the targets' whole gradients."""
+def by_length(model, folder, pool, target, preconditioned: str, within: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Whole gradients of the pool over their estimated lengths, and the targets' over their lengths."""
     of_pool, of_target = (gradients(model, folder, rows, preconditioned, within) for rows in (pool, target))
     tokens, of_targets = (
         np.array([[len(example.ids) - example.start] for example in encode_examples(model, rows)])
         for rows in (pool, target)
     )
     lengths = np.linalg.norm(of_target, axis=1, keepdims=True)
-    leading = np.linalg.svd(of_target / lengths, full_matrices=False)[2][:count]
-    products = (of_pool @ leading.T) @ (leading @ (of_target / lengths).T)
-    return products * np.sqrt(tokens) / np.exp(np.log(lengths * np.sqrt(of_targets)).mean())
+    scale = np.exp(np.log(lengths * np.sqrt(of_targets)).mean())
+    return of_pool * np.sqrt(tokens) / scale, of_target / lengths
+
+
+def expected_influence(model, folder, pool, target, count: int, preconditioned: str, within: str = "") -> np.ndarray:
+    """By the definition, with the singular value decomposition of the targets' whole gradients."""
+    of_pool, unit = by_length(model, folder, pool, target, preconditioned, within)
+    leading = np.linalg.svd(unit, full_matrices=False)[2][:count]
+    return (of_pool @ leading.T) @ (leading @ unit.T)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -156,10 +162,106 @@ class TestDirections:
             Less(fresh, checkpoints=tiny_checkpoints, directions=2, preconditioned="no").prepare(pool, target)
 
 
-@pytest.mark.parametrize(("dtype", "change", "tolerance"), [("float32", 0.002, 0.01), ("bfloat16", 0.2, 0.3)])
-def test_derivatives_equal_inner_products_of_gradients(smollm2, pool, dtype, change, tolerance):
-    """On SmolLM2, also in bfloat16, along a sum of two samples' gradients."""
-    model = LanguageModel.load(smollm2, dtype=dtype, device="cpu")
+class TestTasks:
+    @pytest.mark.parametrize(("preconditioned", "tasks"), [("both", "aababb"), ("no", "bbbabb"), ("both", None)])
+    def test_equal_the_definition(self, tiny, tiny_checkpoints, pool, target, preconditioned, tasks):
+        """LESS's mean over a task's targets of <g_i, g_j> / |g_j|, over the estimated length of g_i."""
+        rows = target if tasks is None else target.add_column("task", [*tasks])
+        given = {"checkpoints": tiny_checkpoints[1:], "dimension": WHOLE, "preconditioned": preconditioned}
+        found = prepared(Less(tiny, directions="task", **given), pool, rows)(pool, rows)
+        of_pool, unit = by_length(tiny, tiny_checkpoints[1], pool, target, preconditioned)
+        names = np.array([*(tasks or "aaaaaa")])
+        expected = np.stack([(of_pool @ unit[names == name].T).mean(axis=1) for name in names], axis=1)
+        close(found, expected, 1e-2)
+        for name in set(names):
+            assert (np.ptp(found[:, names == name], axis=1) == 0).all()
+
+    def test_over_checkpoints_with_a_target_twice_and_a_new_sample(self, tiny, tiny_checkpoints, pool, target):
+        """A row that occurs twice counts twice, and in each of its tasks; targets without a task form one."""
+        rows = target.select([0, 1, 1, 2, 1]).add_column("task", ["a", "a", "a", None, "b"])
+        given = {"checkpoints": tiny_checkpoints, "dimension": WHOLE, "preconditioned": "both"}
+        function = prepared(Less(tiny, directions="task", **given), pool.select([0, 1, 2, 3]), rows)
+        rates = np.array([read_checkpoint(folder).learning_rate for folder in tiny_checkpoints])
+        shares = np.array([[1, 2, 0], [0, 3, 0], [0, 0, 3]]) / 3  # of tasks a, b and none
+        parts = []
+        for folder in tiny_checkpoints:
+            of_pool, unit = by_length(tiny, folder, pool, target.select([0, 1, 2]), "both")
+            parts.append(of_pool @ unit.T @ shares.T)
+        expected = np.tensordot(rates / rates.sum(), parts, 1)
+        found = function(pool, rows.select([4, 3, 0]))  # the last two of the pool were not prepared
+        close(found, expected[:, [1, 2, 0]], 1e-2)
+        assert function(pool.select([]), rows).shape == (0, 5)
+
+    def test_the_largest_of_a_sample(self, tiny, tiny_checkpoints, pool, target):
+        rows = target.add_column("task", ["a", "b", "c"] * 2)
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": "task"}
+        of_tasks = prepared(Less(tiny, **given), pool, rows)(pool, rows)
+        found = prepared(Less(tiny, aggregate="task", **given), pool, rows)(pool, rows.select([4, 0]))
+        np.testing.assert_array_equal(found, np.repeat(of_tasks.max(axis=1, keepdims=True), 2, axis=1))
+
+    def test_cost_two_forward_passes_for_each(self, tiny_model, tiny_checkpoints, pool, target):
+        rows = target.add_column("task", ["a", "a", "b", "b", "c", "c"])
+        function = Less(
+            tiny_model, checkpoints=tiny_checkpoints, preconditioned="both", directions="task", device="cpu"
+        )
+        expected = function.tokens(pool, rows)
+        function.prepare(pool, rows)
+        of_pool, of_target = (
+            sum(len(e.ids) - 1 for e in encode_examples(function.language_model, some)) for some in (pool, target)
+        )
+        assert function.forward_tokens == expected == 2 * (2 * 3 * of_pool + 2 * of_target)
+        assert function.backward_tokens == 2 * 2 * of_target
+        function(pool, rows)
+        assert function.forward_tokens == expected  # cached
+
+    def test_what_is_kept_belongs_to_the_tasks(self, tiny, tiny_checkpoints, pool, target, tmp_path):
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": "task"}
+        some, rows = pool.select([0, 5]), target.add_column("task", [*"aaabbb"])
+        first = prepared(Less(tiny, **given), some, rows, tmp_path)(some, rows)
+        again = prepared(Less(tiny, **given), some, rows, tmp_path)
+        np.testing.assert_array_equal(again(some, rows), first)
+        with pytest.raises(RunError, match="other samples or settings"):
+            Less(tiny, **given).prepare(some, target.add_column("task", [*"aabbbb"]), tmp_path)
+
+    def test_one_task_is_pointwise(self, tiny, tiny_checkpoints, pool, target):
+        given = {"checkpoints": tiny_checkpoints, "preconditioned": "no"}
+        function = Less(tiny, directions="task", **given)
+        for tasks, pointwise in (("aaaaaa", True), ("aaaaab", False)):
+            function.check(pool, target.add_column("task", [*tasks]))
+            assert function.traits.pointwise == pointwise
+            assert function.traits.relative
+        function.check(pool, target)
+        assert function.traits.pointwise
+        assert function.describe()["directions"] == "task"
+
+    def test_errors(self, tiny, tiny_checkpoints, pool, target):
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "no"}
+        with pytest.raises(ConfigError, match=r"`directions` 'tasks' is unknown: give \"task\" or a number"):
+            Less(tiny, directions="tasks", **given)
+        function = Less(tiny, directions="task", **given)
+        with pytest.raises(ConfigError, match=r"needs all targets .*: call prepare\(pool, target\) first"):
+            function(pool, target)
+        with pytest.raises(ConfigError, match="less has no targets to find `directions`: give a target"):
+            function.prepare(pool, target.select([]))
+        function.prepare(pool.select([0]), target.select([0, 1]))
+        with pytest.raises(ConfigError, match=r"without the task of 'caesar_cipher-2': call prepare\(pool, target\)"):
+            function(pool, target.add_column("task", ["", "", "", "", "", "b"]))
+
+
+class TestDerivatives:
+    """Against inner products of whole gradients, along a sum of two samples' gradients."""
+
+    def test_on_smollm2(self, smollm2_model, pool):
+        derivatives, expected = derivatives_and_products(smollm2_model, pool, 0.002)
+        close(derivatives, expected, 0.01)
+
+    def test_of_a_model_in_bfloat16(self, tiny_model, pool):
+        model = LanguageModel.load(tiny_model, dtype="bfloat16", device="cpu")
+        derivatives, expected = derivatives_and_products(model, pool, 0.2)
+        close(derivatives, expected, 0.3)
+
+
+def derivatives_and_products(model: LanguageModel, pool: Dataset, change: float) -> tuple[np.ndarray, np.ndarray]:
     examples = encode_examples(model, pool.select([0, 1]))
     with adapted(model, Lora(rank=2, alpha=4)):
         layers, weights = adapter_layers(model), adapter_weights(model)
@@ -175,4 +277,4 @@ def test_derivatives_equal_inner_products_of_gradients(smollm2, pool, dtype, cha
         steps = change / np.abs(expected).max(axis=0)
         found = directional_derivatives(model, examples, layers, directions, steps.tolist())
         assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
-    close(found, expected, tolerance)
+    return found, expected
