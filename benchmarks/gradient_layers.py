@@ -74,7 +74,7 @@ def inner_products(model: LanguageModel, pool: list[Example], target: list[Examp
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-gradient-layers"))
     folder = parser.parse_args().folder
@@ -98,22 +98,45 @@ def main() -> None:
     for name, chosen in LAYERS.items():
         whole, mean = cosines(products[chosen].sum(0)), np.mean([cosines(products[k]) for k in chosen], axis=0)
         print(f"| {name} | {lds(whole)} | {lds(np.exp(3 * (whole - 1)))} | {lds(mean)} |", flush=True)
+    print_directions(products.sum(0), np.sqrt([[example.scored] for example in examples]), families, outcomes)
 
-    whole = products.sum(0)
-    lengths = np.sqrt(np.diag(whole))
+
+def print_directions(whole: np.ndarray, tokens: np.ndarray, families: np.ndarray, outcomes: TrainingOutcomes) -> None:
+    """LDS along directions, for each target and for the mean loss of each task.
+
+    Args:
+        whole: inner products of all samples' gradients, (n + m, n + m).
+        tokens: roots of the pool samples' response tokens, (n, 1).
+        families: the task of each target, (m,).
+        outcomes: of the training.
+    """
+    n, lengths = len(tokens), np.sqrt(np.diag(whole))
     unit = whole[:, n:] / lengths[n:]  # <g_i, g_j> / |g_j|
-    among = unit[n:] / lengths[n:, None]
-    tokens = np.sqrt([[example.scored] for example in examples])
-    print("\n| directions of | K | length by tokens | length known | no length |\n|---|---|---|---|---|")
-    for kind, groups in (("each task", families), ("all tasks", np.zeros(len(target)))):
-        for count in (1, 2, 4, 8, 10, 16, 32, len(target)):
-            along = np.zeros((n, len(target)))
+    of_pool, among = unit[:n], unit[n:] / lengths[n:, None]
+    names, counts = np.unique(families, return_counts=True)
+    shares = (families[:, None] == names) / counts  # of each target in a task's mean
+    before, after = (np.asarray(losses @ shares, np.float32) for losses in (outcomes.before, outcomes.after))
+    of_tasks = dataclasses.replace(outcomes, target_ids=tuple(names), before=before, after=after)
+
+    def show(kind: str, count: int, along: np.ndarray) -> None:
+        scaled = (along * tokens, along / lengths[:n, None], along)
+        each = [linear_datamodeling_score(influence, outcomes).value for influence in scaled]
+        mean = [linear_datamodeling_score(influence @ shares, of_tasks).value for influence in scaled]
+        print(f"| {kind} | {count} |", " | ".join(f"{value:.3f}" for value in each + mean), "|", flush=True)
+
+    print(
+        "\n| directions of | K | length by tokens | length known | no length | the same of the tasks' mean losses | | |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for kind, groups in (("each task", families), ("all tasks", np.zeros(len(families)))):
+        for count in (1, 2, 4, 8, 10, 16, 32, len(families)):
+            along = np.zeros_like(of_pool)
             for group in np.unique(groups):
                 own = np.flatnonzero(groups == group)
                 leading = np.linalg.eigh(among[np.ix_(own, own)])[1][:, ::-1][:, :count]
-                along[:, own] = unit[:n][:, own] @ leading @ leading.T
-            row = (lds(along * tokens), lds(along / lengths[:n, None]), lds(along))
-            print(f"| {kind} | {count} | {' | '.join(row)} |", flush=True)
+                along[:, own] = of_pool[:, own] @ leading @ leading.T
+            show(kind, count, along)
+    show("the mean of each task", len(names), of_pool @ shares @ (shares.T > 0))
 
 
 if __name__ == "__main__":

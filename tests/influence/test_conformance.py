@@ -23,6 +23,8 @@ from nncift.models.prompts import PromptTemplate
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.checksums import SHARD_FILE
 from nncift.run.registry import resolve
+from nncift.training.lora import Lora
+from nncift.training.trainer import Training
 
 NEED_PREPARE = {"gradient-sketch", "response-similarity", "bm25", "less", "in-run", "lossval", "stratified-random"}
 """Relative functions."""
@@ -40,6 +42,10 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "in-run": {"preconditioned": "no"},
     "lossval": {"epochs": 4},
     "stratified-random": {"clusters": 2},
+}
+SHORT = Training(lora=Lora(rank=4, modules=("v_proj", "down_proj")), epochs=1)
+FORMS = {  # of a function with options that change what it computes: its name, the options, and what rounding changes
+    "less-directions": ("less", {"preconditioned": "both", "directions": "task", "training": SHORT}, 0.02),
 }
 BACKWARD = {"gradient-similarity", "less", "in-run"}
 REFUSED = BACKWARD | {"gradient-sketch"}  # other samples or settings in the same folder
@@ -59,20 +65,22 @@ def target() -> Dataset:
     return named(dialogues()[3:8], "target")
 
 
-@pytest.fixture(params=BUILT_IN)
+@pytest.fixture(params=[*BUILT_IN, *FORMS])
 def make(request, tiny_model, minilm, pool, target):
     """Builds the function; one whose values depend on all samples is prepared with those of the block."""
+    name, form, tolerance = FORMS.get(request.param, (request.param, {}, 1e-5))
 
     def make(
         *, ready: bool = True, model: str = tiny_model, encoder: str = minilm, own: dict | None = None, **options
     ) -> InfluenceFunction:
         specs = ModelSpec(model, device="cpu", **options), EncoderSpec(encoder, device="cpu", **options)
-        function = resolve(request.param, BUILT_IN, "nncift.influence").build(Setup(specs[:1], specs[1]), **own or {})
-        if ready and request.param in NEED_PREPARE:
+        kind = resolve(name, BUILT_IN, "nncift.influence")
+        function = kind.build(Setup(specs[:1], specs[1]), **form | (own or {}))
+        if ready and name in NEED_PREPARE:
             function.prepare(pool, target)
         return function
 
-    make.name = request.param
+    make.name, make.tolerance, make.forwards_pool = name, tolerance, request.param in FORMS
     return make
 
 
@@ -108,9 +116,9 @@ def test_shape_and_direction(make, pool, target):
 def test_order_and_batch_size_do_not_matter(make, pool, target):
     influence = make()(pool, target)
     order = [3, 0, 4, 2, 1]
-    np.testing.assert_allclose(make()(pool, target.select(order)), influence[:, order], atol=1e-5)
-    np.testing.assert_allclose(make()(pool.select([2, 0, 1]), target), influence[[2, 0, 1]], atol=1e-5)
-    np.testing.assert_allclose(make(batch_size=2)(pool, target), influence, atol=1e-5)
+    np.testing.assert_allclose(make()(pool, target.select(order)), influence[:, order], atol=make.tolerance)
+    np.testing.assert_allclose(make()(pool.select([2, 0, 1]), target), influence[[2, 0, 1]], atol=make.tolerance)
+    np.testing.assert_allclose(make(batch_size=2)(pool, target), influence, atol=make.tolerance)
 
 
 def test_the_same_block_gives_the_same_bytes(make, pool, target):
@@ -128,7 +136,7 @@ def test_prepare_does_not_change_values(make, pool, target, tmp_path):
     np.testing.assert_allclose(function(pool, target.select([4, 1])), expected[:, [4, 1]], atol=1e-5)
 
 
-@pytest.mark.parametrize("make", CACHE, indirect=True)
+@pytest.mark.parametrize("make", [*CACHE, *FORMS], indirect=True)
 def test_prepare_resumes_with_the_same_bytes(make, pool, target, tmp_path, monkeypatch):
     for module in ("run.shards", "influence.gradient_similarity", "influence.gradient_sketch"):
         monkeypatch.setattr(f"nncift.{module}.SHARD", 2)
@@ -152,7 +160,7 @@ def test_prepare_resumes_with_the_same_bytes(make, pool, target, tmp_path, monke
         make(ready=False).prepare(pool, target, tmp_path)
 
 
-@pytest.mark.parametrize("make", CACHE, indirect=True)
+@pytest.mark.parametrize("make", [*CACHE, *FORMS], indirect=True)
 def test_what_is_kept_is_specific_to_samples_and_settings(make, pool, target, tmp_path):
     make(ready=False).prepare(pool, target, tmp_path)
     for own, blocks in ((CACHE[make.name], (pool, target)), ({}, (target.select([3, 1]), pool))):
@@ -182,6 +190,7 @@ def test_a_response_that_does_not_fit_is_an_error_before_any_pass(make, pool):
         ("less", {"aggregate": "mean"}),
         ("less", {"dimension": 0}),
         ("less", {"directions": 0}),
+        ("less", {"directions": "targets"}),
         ("less", {"layers": "first:3"}),
         ("less", {"sharpness": -1.0}),
         ("less", {"batch_size": 0}),
@@ -222,7 +231,8 @@ def test_tokens_are_those_of_all_blocks(make):
         function(pool.select(range(start, min(start + 3, 8))), target)
     if function.traits.asks_language_model:
         assert function.forward_tokens - before == expected > 0
-        assert function.backward_tokens == (function.forward_tokens if make.name in BACKWARD else 0)
+        every = function.forward_tokens if make.name in BACKWARD else 0
+        assert 0 < function.backward_tokens < every if make.forwards_pool else function.backward_tokens == every
     else:
         assert expected is None
 
@@ -242,7 +252,7 @@ def test_columns_are_equal_if_pointwise(make, pool, target):
         assert len(np.unique(influence)) == 3
 
 
-@pytest.mark.parametrize("make", sorted(NEED_PREPARE), indirect=True)
+@pytest.mark.parametrize("make", [*sorted(NEED_PREPARE), *FORMS], indirect=True)
 def test_what_depends_on_all_samples_needs_prepare(make, pool, target):
     with pytest.raises(ConfigError, match=r"call prepare\(pool, target\)"):
         make(ready=False)(pool, target)

@@ -98,17 +98,20 @@ class TestLess:
         assert planned.tokens == costs["forward_tokens"] == costs["backward_tokens"]
         assert planned.seconds["labels"] > 0
 
-    def test_along_directions_of_the_target(self, options, pool, tiny_checkpoints, tmp_path):
+    @pytest.mark.parametrize(("directions", "labels"), [(2, "30"), ("task", "12")])
+    def test_along_directions_of_the_target(self, options, pool, tiny_checkpoints, tmp_path, directions, labels):
         target = tmp_path / "target.jsonl"
         target.write_text("".join(json.dumps({"prompt": f"Say {i}.", "response": f"{i}"}) + "\n" for i in range(6)))
         folders = [str(folder) for folder in tiny_checkpoints]
-        own = {"directions": 2, "preconditioned": "both", "layers": "middle", "checkpoints": folders}
-        options |= {"labels": "30", "budget": "5", "influence_options": own, "target": str(target)}
+        own = {"directions": directions, "preconditioned": "both", "layers": "middle", "checkpoints": folders}
+        options |= {"labels": labels, "budget": "5", "influence_options": own, "target": str(target)}
         planned = plan(make_config(pool, **options))
         nncift.select(pool, output=tmp_path / "run", **options)
         costs = stage_costs(tmp_path / "run")
         assert planned.tokens == costs["forward_tokens"] > 2 * costs["backward_tokens"] > 0
         assert planned.seconds["labels"] > 0
+        if directions == "task":  # a single one: each label is a sample's score
+            assert len(np.unique(nncift.LabelledPairs.load(tmp_path / "run/labels/labels.parquet").pool_index)) == 12
 
     def test_one_score_for_the_tasks_of_a_target(self, options, tiny_checkpoints, tmp_path):
         target = [{"prompt": f"Say {i}.", "response": f"{i}", "task": f"task {i % 2}"} for i in range(6)]

@@ -1,6 +1,8 @@
-"""Influence along the leading directions of the targets' gradients, against whole per-sample gradients."""
+"""Influence along directions that targets share, against whole per-sample gradients."""
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from datasets import Dataset
 
 import references
 from builders import families, prepared
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.less import Less
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
@@ -30,31 +32,40 @@ def target() -> Dataset:
     return families("chain_sum", "caesar_cipher", size=3, seed=9).remove_columns("task")
 
 
-def gradients(model, folder, rows: Dataset, preconditioned: str, within: str = "") -> np.ndarray:
-    """Whole gradients of the samples, (n, weights), divided by the root of Adam's second moment or plain."""
-    with adapted(model, folder) as adapter:
-        moments = read_moments(folder, {name: tuple(w.shape) for name, w in adapter_weights(model).items()})
-        found = []
-        for example in encode_examples(model, rows):
-            of_sample = references.adapter_gradients(adapter, example.ids, example.start)
-            if preconditioned == "both":
-                roots = {name: torch.sqrt(moments[plain_name(name)][1] + 1e-8) for name in of_sample}
-                of_sample = {name: g / roots[name] for name, g in of_sample.items()}
-            found.append(torch.cat([g.flatten().double() for name, g in of_sample.items() if within in name]))
-    return torch.stack(found).numpy()
+@pytest.fixture(scope="module")
+def exact(tiny, pool, target):
+    """Whole gradients at a checkpoint: the pool's over their estimated lengths, the first targets' over their own."""
+    sides = [encode_examples(tiny, rows) for rows in (pool, target)]
+
+    @functools.cache
+    def by_weight(folder):
+        with adapted(tiny, folder) as adapter:
+            moments = read_moments(folder, {name: tuple(w.shape) for name, w in adapter_weights(tiny).items()})
+            found = [[references.adapter_gradients(adapter, e.ids, e.start) for e in side] for side in sides]
+        return found, {name: torch.sqrt(moments[plain_name(name)][1] + 1e-8) for name in found[0][0]}
+
+    def exact(folder, preconditioned: str, *, within: str = "", targets: int = 6) -> tuple[np.ndarray, np.ndarray]:
+        (of_pool, of_target), roots = by_weight(folder)
+
+        def rows(samples) -> np.ndarray:
+            scaled = [{n: g / roots[n] if preconditioned == "both" else g for n, g in of.items()} for of in samples]
+            return np.stack(
+                [np.concatenate([g.double().flatten() for n, g in of.items() if within in n]) for of in scaled]
+            )
+
+        tokens = [np.array([[len(example.ids) - example.start] for example in side]) for side in sides]
+        found = rows(of_target[:targets])
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        scale = np.exp(np.log(lengths * np.sqrt(tokens[1][:targets])).mean())
+        return rows(of_pool) * np.sqrt(tokens[0]) / scale, found / lengths
+
+    return exact
 
 
-def expected_influence(model, folder, pool, target, count: int, preconditioned: str, within: str = "") -> np.ndarray:
+def along_leading(of_pool: np.ndarray, unit: np.ndarray, count: int) -> np.ndarray:
     """By the definition, with the singular value decomposition of the targets' whole gradients."""
-    of_pool, of_target = (gradients(model, folder, rows, preconditioned, within) for rows in (pool, target))
-    tokens, of_targets = (
-        np.array([[len(example.ids) - example.start] for example in encode_examples(model, rows)])
-        for rows in (pool, target)
-    )
-    lengths = np.linalg.norm(of_target, axis=1, keepdims=True)
-    leading = np.linalg.svd(of_target / lengths, full_matrices=False)[2][:count]
-    products = (of_pool @ leading.T) @ (leading @ (of_target / lengths).T)
-    return products * np.sqrt(tokens) / np.exp(np.log(lengths * np.sqrt(of_targets)).mean())
+    leading = np.linalg.svd(unit, full_matrices=False)[2][:count]
+    return (of_pool @ leading.T) @ (leading @ unit.T)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -63,10 +74,10 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
 
 class TestDirections:
     @pytest.mark.parametrize(("preconditioned", "count"), [("both", 1), ("both", 4), ("no", 2)])
-    def test_equal_the_definition(self, tiny, tiny_checkpoints, pool, target, preconditioned, count):
+    def test_equal_the_definition(self, tiny, tiny_checkpoints, pool, target, exact, preconditioned, count):
         given = {"checkpoints": tiny_checkpoints[1:], "dimension": WHOLE, "preconditioned": preconditioned}
         function = prepared(Less(tiny, directions=count, **given), pool, target)
-        expected = expected_influence(tiny, tiny_checkpoints[1], pool, target, count, preconditioned)
+        expected = along_leading(*exact(tiny_checkpoints[1], preconditioned), count)
         close(function(pool, target), expected, 1e-2)
 
     def test_all_directions_are_whole_gradients_of_another_length(self, tiny, tiny_checkpoints, pool, target):
@@ -78,11 +89,11 @@ class TestDirections:
         assert (factors > 0).all()
         close(found, factors * cosines, 1e-2)
 
-    def test_over_checkpoints_and_of_chosen_layers(self, tiny, tiny_checkpoints, pool, target):
+    def test_over_checkpoints_and_of_chosen_layers(self, tiny, tiny_checkpoints, pool, target, exact):
         given = {"checkpoints": tiny_checkpoints, "dimension": WHOLE, "preconditioned": "both", "layers": "middle"}
         function = prepared(Less(tiny, directions=2, **given), pool, target)
         rates = np.array([read_checkpoint(folder).learning_rate for folder in tiny_checkpoints])
-        parts = [expected_influence(tiny, folder, pool, target, 2, "both", ".layers.1.") for folder in tiny_checkpoints]
+        parts = [along_leading(*exact(folder, "both", within=".layers.1."), 2) for folder in tiny_checkpoints]
         close(function(pool, target), np.tensordot(rates / rates.sum(), parts, 1), 1e-2)
 
     def test_take_forward_passes_alone_over_the_pool(self, tiny_model, tiny_checkpoints, pool, target):
@@ -97,7 +108,7 @@ class TestDirections:
         assert function.forward_tokens == expected  # cached
 
     def test_do_not_depend_on_batches_or_blocks(self, tiny_model, tiny_checkpoints, pool, target):
-        given = {"checkpoints": tiny_checkpoints, "preconditioned": "both", "directions": 2, "device": "cpu"}
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": 2, "device": "cpu"}
         whole = prepared(Less(tiny_model, **given), pool, target)
         small = prepared(Less(tiny_model, batch_size=1, **given), pool, target)
         influence = whole(pool, target)
@@ -106,26 +117,9 @@ class TestDirections:
         other = families("leg_counting", size=2).remove_columns("task")  # a sample that was not prepared
         close(whole(other, target)[:1], whole(other.select([0]), target), 1e-3)
 
-    def test_a_killed_preparation_resumes_with_the_same_bytes(
-        self, tiny, tiny_checkpoints, pool, target, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr("nncift.influence.gradient_similarity.SHARD", 2)
-
-        def made() -> Less:
-            return Less(tiny, checkpoints=tiny_checkpoints, preconditioned="both", directions=2)
-
-        first = prepared(made(), pool, target, tmp_path)(pool, target)
-        kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        for path in kept:
-            if "pool" in path.name:
-                path.unlink()
-        again = prepared(made(), pool, target, tmp_path)
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
-        np.testing.assert_array_equal(again(pool, target), first)
-
     def test_tasks_are_aggregated(self, tiny, tiny_checkpoints, pool, target):
         of_tasks = target.add_column("task", ["a"] * 3 + ["b"] * 3)
-        given = {"checkpoints": tiny_checkpoints, "preconditioned": "both", "directions": 2}
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": 2}
         pairwise = prepared(Less(tiny, **given), pool, target)(pool, target)
         found = prepared(Less(tiny, aggregate="task", **given), pool, of_tasks)(pool, of_tasks)
         expected = np.maximum(pairwise[:, :3].mean(1), pairwise[:, 3:].mean(1))
@@ -156,10 +150,105 @@ class TestDirections:
             Less(fresh, checkpoints=tiny_checkpoints, directions=2, preconditioned="no").prepare(pool, target)
 
 
-@pytest.mark.parametrize(("dtype", "change", "tolerance"), [("float32", 0.002, 0.01), ("bfloat16", 0.2, 0.3)])
-def test_derivatives_equal_inner_products_of_gradients(smollm2, pool, dtype, change, tolerance):
-    """On SmolLM2, also in bfloat16, along a sum of two samples' gradients."""
-    model = LanguageModel.load(smollm2, dtype=dtype, device="cpu")
+class TestTasks:
+    @pytest.mark.parametrize(("preconditioned", "tasks"), [("both", "aababb"), ("no", "bbbabb"), ("both", None)])
+    def test_equal_the_definition(self, tiny, tiny_checkpoints, pool, target, exact, preconditioned, tasks):
+        """LESS's mean over a task's targets of <g_i, g_j> / |g_j|, over the estimated length of g_i."""
+        rows = target if tasks is None else target.add_column("task", [*tasks])
+        given = {"checkpoints": tiny_checkpoints[1:], "dimension": WHOLE, "preconditioned": preconditioned}
+        found = prepared(Less(tiny, directions="task", **given), pool, rows)(pool, rows)
+        of_pool, unit = exact(tiny_checkpoints[1], preconditioned)
+        names = np.array([*(tasks or "aaaaaa")])
+        expected = np.stack([(of_pool @ unit[names == name].T).mean(axis=1) for name in names], axis=1)
+        close(found, expected, 1e-2)
+        for name in set(names):
+            assert (np.ptp(found[:, names == name], axis=1) == 0).all()
+
+    def test_over_checkpoints_with_a_target_twice_and_a_new_sample(self, tiny, tiny_checkpoints, pool, target, exact):
+        """A row that occurs twice counts twice, and in each of its tasks; targets without a task form one."""
+        rows = target.select([0, 1, 1, 2, 1]).add_column("task", ["a", "a", "a", None, "b"])
+        given = {"checkpoints": tiny_checkpoints, "dimension": WHOLE, "preconditioned": "both"}
+        function = prepared(Less(tiny, directions="task", **given), pool.select([0, 1, 2, 3]), rows)
+        rates = np.array([read_checkpoint(folder).learning_rate for folder in tiny_checkpoints])
+        shares = np.array([[1, 2, 0], [0, 3, 0], [0, 0, 3]]) / 3  # of tasks a, b and none
+        parts = []
+        for folder in tiny_checkpoints:
+            of_pool, unit = exact(folder, "both", targets=3)
+            parts.append(of_pool @ unit.T @ shares.T)
+        expected = np.tensordot(rates / rates.sum(), parts, 1)
+        found = function(pool, rows.select([4, 3, 0]))  # the last two of the pool were not prepared
+        close(found, expected[:, [1, 2, 0]], 1e-2)
+        assert function(pool.select([]), rows).shape == (0, 5)
+
+    def test_the_largest_of_a_sample(self, tiny, tiny_checkpoints, pool, target):
+        rows = target.add_column("task", ["a", "b", "c"] * 2)
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": "task"}
+        of_tasks = prepared(Less(tiny, **given), pool, rows)(pool, rows)
+        found = prepared(Less(tiny, aggregate="task", **given), pool, rows)(pool, rows.select([4, 0]))
+        np.testing.assert_array_equal(found, np.repeat(of_tasks.max(axis=1, keepdims=True), 2, axis=1))
+
+    def test_cost_two_forward_passes_for_each(self, tiny_model, tiny_checkpoints, pool, target):
+        rows = target.add_column("task", ["a", "a", "b", "b", "c", "c"])
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "device": "cpu"}
+        function = Less(tiny_model, directions="task", **given)
+        expected = function.tokens(pool, rows)
+        function.prepare(pool, rows)
+        of_pool, of_target = (
+            sum(len(e.ids) - 1 for e in encode_examples(function.language_model, some)) for some in (pool, target)
+        )
+        assert function.forward_tokens == expected == 2 * 3 * of_pool + 2 * of_target
+        assert function.backward_tokens == 2 * of_target
+        function(pool, rows)
+        assert function.forward_tokens == expected  # cached
+
+    def test_what_is_kept_belongs_to_the_tasks(self, tiny, tiny_checkpoints, pool, target, tmp_path):
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "both", "directions": "task"}
+        some, rows = pool.select([0, 5]), target.add_column("task", [*"aaabbb"])
+        first = prepared(Less(tiny, **given), some, rows, tmp_path)(some, rows)
+        again = prepared(Less(tiny, **given), some, rows, tmp_path)
+        np.testing.assert_array_equal(again(some, rows), first)
+        with pytest.raises(RunError, match="other samples or settings"):
+            Less(tiny, **given).prepare(some, target.add_column("task", [*"aabbbb"]), tmp_path)
+
+    def test_one_task_is_pointwise(self, tiny, tiny_checkpoints, pool, target):
+        given = {"checkpoints": tiny_checkpoints, "preconditioned": "no"}
+        function = Less(tiny, directions="task", **given)
+        for tasks, pointwise in (("aaaaaa", True), ("aaaaab", False)):
+            function.check(pool, target.add_column("task", [*tasks]))
+            assert function.traits.pointwise == pointwise
+            assert function.traits.relative
+        function.check(pool, target)
+        assert function.traits.pointwise
+        assert function.describe()["directions"] == "task"
+
+    def test_errors(self, tiny, tiny_checkpoints, pool, target):
+        given = {"checkpoints": tiny_checkpoints[1:], "preconditioned": "no"}
+        with pytest.raises(ConfigError, match=r"`directions` 'tasks' is unknown: give \"task\" or a number"):
+            Less(tiny, directions="tasks", **given)
+        function = Less(tiny, directions="task", **given)
+        with pytest.raises(ConfigError, match=r"needs all targets .*: call prepare\(pool, target\) first"):
+            function(pool, target)
+        with pytest.raises(ConfigError, match="less has no targets to find `directions`: give a target"):
+            function.prepare(pool, target.select([]))
+        function.prepare(pool.select([0]), target.select([0, 1]))
+        with pytest.raises(ConfigError, match=r"without the task of 'caesar_cipher-2': call prepare\(pool, target\)"):
+            function(pool, target.add_column("task", ["", "", "", "", "", "b"]))
+
+
+class TestDerivatives:
+    """Against inner products of whole gradients, along a sum of two samples' gradients."""
+
+    def test_on_smollm2(self, smollm2_model, pool):
+        derivatives, expected = derivatives_and_products(smollm2_model, pool, 0.002)
+        close(derivatives, expected, 0.01)
+
+    def test_of_a_model_in_bfloat16(self, tiny_model, pool):
+        model = LanguageModel.load(tiny_model, dtype="bfloat16", device="cpu")
+        derivatives, expected = derivatives_and_products(model, pool, 0.05)
+        close(derivatives, expected, 0.1)
+
+
+def derivatives_and_products(model: LanguageModel, pool: Dataset, change: float) -> tuple[np.ndarray, np.ndarray]:
     examples = encode_examples(model, pool.select([0, 1]))
     with adapted(model, Lora(rank=2, alpha=4)):
         layers, weights = adapter_layers(model), adapter_weights(model)
@@ -175,4 +264,4 @@ def test_derivatives_equal_inner_products_of_gradients(smollm2, pool, dtype, cha
         steps = change / np.abs(expected).max(axis=0)
         found = directional_derivatives(model, examples, layers, directions, steps.tolist())
         assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
-    close(found, expected, tolerance)
+    return found, expected

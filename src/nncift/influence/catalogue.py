@@ -169,7 +169,8 @@ CATALOGUE = (
         source="LESS, arXiv:2402.04333",
         scale="-1 to 1; 0 to 1 with `sharpness`; about -1 to 1 with `directions`",
         per_sample="one forward and one backward pass per checkpoint (4: 1,172 tokens, 1.8 s), after a LoRA warm-up on"
-        " 5 % of the samples; with `layers` part of the backward pass, with `directions=K` 2 K forward passes instead",
+        " 5 % of the samples; with `layers` part of the backward pass, with `directions` two forward passes for each"
+        " (K, or the target's tasks) instead",
         per_pair="an inner product per checkpoint",
         good_for="a target task; the best predictor of the effect of training; linear in the number of samples",
     ),

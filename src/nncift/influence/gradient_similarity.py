@@ -13,20 +13,19 @@ so it alone has nonzero gradients, for which the first factor is a random projec
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError
+from nncift.influence.adapter_gradients import AdapterGradients, GradientSettings, Point, Preconditioned
 from nncift.influence.base import Footprint, Side, look_up
 from nncift.influence.layer_choice import check_layers, layer_numbers
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
@@ -37,23 +36,12 @@ from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
-from nncift.training.checkpoints import read_moments
-from nncift.training.gradients import Adam, batched_features
-from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights
-from nncift.training.random_projection import SignSketch
+from nncift.training.lora import Lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Preconditioned = Literal["no", "pool", "both"]
 _SIDES: tuple[Side, Side] = ("pool", "target")
-
-
-class Point(NamedTuple):
-    """An adapter at which gradients are computed (a fresh one or a checkpoint's folder), and its weight."""
-
-    adapter: Lora | Path
-    weight: float
 
 
 class GradientInfluence(LanguageModelFunction):
@@ -196,84 +184,22 @@ class GradientInfluence(LanguageModelFunction):
         with self._attach(k) as attached:
             return attached.features(side, examples)
 
-    def _attach(self, k: int) -> Attached:
-        """One of the adapters, to be attached to the model."""
-        return Attached(self, self._adapters()[k])
+    def _attach(self, k: int) -> AdapterGradients:
+        """Gradients at one of the adapters, to be attached to the model."""
+        return AdapterGradients(self._adapters()[k].adapter, self._gradient_settings())
 
-
-class Attached(contextlib.ExitStack):
-    """An adapter of a function, on its model from the first features that are computed to the end of the block."""
-
-    def __init__(self, function: GradientInfluence, point: Point) -> None:
-        super().__init__()
-        self._function, self._point = function, point
-
-    def features(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
-        """Normalized features of the examples, (n, dimension) float32.
-
-        Raises:
-            DataError: a gradient is not finite.
-        """
-        found = self.gradients(side, examples)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
-
-    def gradients(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
-        """Projected gradients of the examples, (n, dimension) float32, preconditioned where the side is.
-
-        Raises:
-            DataError: a gradient is not finite.
-        """
-        function = self._function
-        layers, sketch = self._layers
-        change = None
-        if function.preconditioned in ("both", side):
-            change = self._adam.update if side == "pool" else self._adam.scale
-        model, batch_size = function.language_model, function.batch_size
-        found = batched_features(model, examples, layers, sketch, change, batch_size=batch_size)
-        self._check_finite(found, examples)
-        return found
-
-    def prepared(self, side: Side, examples: Sequence[Example], features: np.ndarray) -> None:
-        """Called by `prepare` with all features of a side."""
-
-    def _check_finite(self, values: np.ndarray, examples: Sequence[Example]) -> None:
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
-            name = examples[bad[0]].id
-            raise DataError(f"the gradient of {name!r} is not finite", "drop the sample, or set `dtype` to float32")
-
-    @cached_property
-    def _layers(self) -> tuple[dict[str, torch.nn.Module], SignSketch]:
-        """The layers of the adapter, which is attached now, and the random projection of their gradients."""
-        model, adapter = self._function.language_model, self._point.adapter
-        self.enter_context(adapted(model, adapter))
-        layers = adapter_layers(model, self._function._layer_numbers())
-        if not layers:
-            raise ConfigError("the adapter has no weights in the chosen `layers`", "choose others, or omit `layers`")
-        if isinstance(adapter, Lora):  # its second factor is zero, so the first has no gradient
-            layers = {name: layer for name, layer in layers.items() if ".lora_B." in name}
-        sketch = SignSketch(
-            _shapes(model, layers), self._function.dimension, seed=self._function.seed, device=model.device
+    def _gradient_settings(self) -> GradientSettings:
+        return GradientSettings(
+            model=self.language_model,
+            layers=self._layer_numbers(),
+            preconditioned=self.preconditioned,
+            dimension=self.dimension,
+            seed=self.seed,
+            batch_size=self.batch_size,
         )
-        return layers, sketch
-
-    @cached_property
-    def _adam(self) -> Adam:
-        """Adam's preconditioning by the checkpoint's moments."""
-        assert isinstance(self._point.adapter, Path)
-        (layers, sketch), model = self._layers, self._function.language_model
-        moments = read_moments(self._point.adapter, _shapes(model, layers))
-        return Adam(moments, sketch.widths, device=model.device)
 
 
-def _shapes(model: LanguageModel, layers: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the weights of some layers of the adapter on the model."""
-    weights = adapter_weights(model)
-    return {name: (weights[name].shape[0], weights[name].shape[1]) for name in layers}
-
-
-def _shard(attached: Attached, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
+def _shard(attached: AdapterGradients, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
     return {"values": attached.features(side, examples[rows.start : rows.stop])}
 
 

@@ -28,7 +28,8 @@ import numpy as np
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits
 from nncift.influence.model_functions import LanguageModelFunction
-from nncift.models.examples import Example, tasks_of
+from nncift.influence.target_tasks import task_names
+from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
@@ -151,7 +152,7 @@ class InRun(LanguageModelFunction):
     def check(self, pool: Dataset, target: Dataset) -> None:
         """Set `traits.pointwise` if all targets are of one task."""
         super().check(pool, target)
-        self.traits = dataclasses.replace(self.traits, pointwise=len(set(tasks_of(target))) == 1)
+        self.traits = dataclasses.replace(self.traits, pointwise=len({*task_names(target)}) == 1)
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """The score of each pool sample for the group of each target; 0 is no effect."""
@@ -218,6 +219,6 @@ class InRun(LanguageModelFunction):
 
     def _targets(self, rows: Dataset) -> list[_Target]:
         """The targets in the order of the rows."""
-        tasks = [task or "" for task in tasks_of(rows)]
+        tasks = task_names(rows)
         names = {task: group for group, task in enumerate(sorted(set(tasks)))}
         return [_Target(example, task, names[task]) for example, task in zip(self._examples(rows), tasks, strict=True)]

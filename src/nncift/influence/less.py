@@ -13,18 +13,20 @@ import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError
+from nncift.influence.adapter_gradients import AdapterGradients, Point, Preconditioned
 from nncift.influence.base import Footprint, Side, Traits, broadcast
-from nncift.influence.gradient_similarity import Attached, GradientInfluence, Point, Preconditioned
-from nncift.influence.task_directions import AlongDirections, LeadingDirections
-from nncift.models.examples import Example, distinct, tasks_of
+from nncift.influence.gradient_similarity import GradientInfluence
+from nncift.influence.target_tasks import by_task, read_tasks, task_names
+from nncift.influence.task_directions import AlongDirections, TargetDirections, leading_directions, mean_directions
+from nncift.models.examples import Example, distinct
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.training.checkpoints import Checkpoint, read_checkpoint
@@ -47,8 +49,11 @@ class Less(GradientInfluence):
             moment; "no" takes plain gradients.
         aggregate: "task" gives a pool sample LESS's one score for all targets: the maximum over tasks of its mean over
             the task's targets. Tasks are the column `task` of the targets given to `prepare`.
-        directions: compare gradients only along so many leading directions of the gradients of the targets given to
-            `prepare`: forward passes alone over the pool (`task_directions`). Needs `preconditioned` "both" or "no".
+        directions: compare gradients only along some directions of the gradients of the targets given to `prepare`:
+            forward passes alone over the pool (`task_directions`). "task" takes the mean of each task (of the column
+            `task`; targets without one form a task too), so that targets of a task have equal values, and `check` sets
+            `traits.pointwise` if there is a single task; a number takes so many leading ones. Needs `preconditioned`
+            "both" or "no".
         **options: dimension, layers, sharpness, seed, batch_size, dtype, device, max_length, trust_remote_code of
             `GradientInfluence`.
 
@@ -68,7 +73,7 @@ class Less(GradientInfluence):
         training: Training | None = None,
         preconditioned: Preconditioned = "pool",
         aggregate: Literal["task"] | None = None,
-        directions: int | None = None,
+        directions: int | Literal["task"] | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -78,8 +83,10 @@ class Less(GradientInfluence):
             raise ConfigError(f"`preconditioned` {preconditioned!r} is unknown", f"give one of {known}")
         if aggregate not in ("task", None):
             raise ConfigError(f"`aggregate` {aggregate!r} is unknown", 'give "task" or None')
-        if directions is not None and directions < 1:
-            raise ConfigError(f"`directions` {directions} is too small", "give at least 1")
+        if isinstance(directions, str) and directions != "task":
+            raise ConfigError(f"`directions` {directions!r} is unknown", 'give "task" or a number')
+        if isinstance(directions, int) and directions < 1:
+            raise ConfigError(f"`directions` {directions} is too small", 'give at least 1, or "task"')
         if directions and preconditioned == "pool":
             raise ConfigError(
                 "`directions` does not go with `preconditioned` pool: an Adam update is not linear in the gradient",
@@ -102,7 +109,8 @@ class Less(GradientInfluence):
         self._trained: list[Checkpoint] = []  # by `prepare`
         self._discard: weakref.finalize[Any, Any] | None = None  # removes a training without a folder
         self._targets: tuple[list[Example], list[str]] | None = None  # of `prepare`, and the task of each
-        self._leading: dict[int, LeadingDirections] = {}  # by number of the checkpoint
+        self._rows: list[tuple[str, str]] = []  # of `prepare`: each target's key and task
+        self._along: dict[int, TargetDirections] = {}  # by number of the checkpoint
 
     def describe(self) -> dict[str, Any]:
         """With the checkpoints, or how they are trained."""
@@ -112,11 +120,16 @@ class Less(GradientInfluence):
         return super().describe() | {"checkpoints": given or self.training.describe()} | aggregate | directions
 
     def check(self, pool: Dataset, target: Dataset) -> None:
-        """Raise if a checkpoint is invalid, or a target has no task to aggregate over."""
+        """Raise if a checkpoint is invalid, or a target has no task to aggregate over.
+
+        With directions of tasks, `traits.pointwise` is set if all targets are of one.
+        """
         super().check(pool, target)
         _ = self._given
         if self.aggregate:
             read_tasks(target)
+        elif self.directions == "task":
+            self.traits = dataclasses.replace(self.traits, pointwise=len({*task_names(target)}) == 1)
 
     def warm_up(self, pool: Dataset, folder: Path | None = None, *, progress: bool = False) -> list[Checkpoint]:
         """Train the adapter on a random fraction of the pool, unless checkpoints were given.
@@ -129,23 +142,30 @@ class Less(GradientInfluence):
         if self.checkpoints:
             return self._given
         self._warm = self._train(pool, folder, progress=progress)
-        self._cache, self._leading = {}, {}
+        self._cache, self._along = {}, {}
         return self._warm
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Compute the features, kept in `less`, after a warm-up on these rows unless done, kept in `less-warm-up`."""
         tasks = read_tasks(target) if self.aggregate else []
+        if self.directions and not len(target):
+            raise ConfigError(f"{self.name} has no targets to find `directions`", "give a target")
         if not self.checkpoints and not self._warm:
             place = None if folder is None else folder / f"{self.name}-warm-up"
             self._trained = self._train(pool, place, progress=self.progress)
-        self._leading = {}
+        if self.directions == "task":
+            keys = (example.key for example in self._examples(target))
+            self._rows = list(zip(keys, task_names(target), strict=True))
+        self._along = {}
         super().prepare(pool, target, folder)
         self._targets = (self._examples(target), tasks) if self.aggregate else None
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Weighted inner products, in [-1, 1], or their exponentials, or the aggregate of either."""
-        if self.directions and not self._leading:
+        if self.directions and not self._along:
             raise ConfigError(f"{self.name} needs all targets to find `directions`", "call prepare(pool, target) first")
+        if self.directions == "task":
+            return self._of_tasks(self._examples(pool_rows), target_rows)
         if not self.aggregate:
             return super().__call__(pool_rows, target_rows)
         if self._targets is None:
@@ -154,12 +174,31 @@ class Less(GradientInfluence):
         scores = by_task(self._products(self._examples(pool_rows), targets), tasks)
         return broadcast(scores, len(target_rows))
 
+    def _of_tasks(self, pool: Sequence[Example], target_rows: Dataset) -> np.ndarray:
+        """The value of each pool sample for the task of each target, or with `aggregate` its largest for a task."""
+        known = self._along[0].tasks
+        values = np.zeros((len(pool), len(known)), np.float32)
+        if len(pool):
+            for k, point in enumerate(self._adapters()):
+                values += point.weight * self._features(k, "pool", pool)
+        if self.aggregate:
+            return broadcast(values.max(axis=1), len(target_rows))
+        tasks = task_names(target_rows)
+        for name, task in zip(target_rows["id"], tasks, strict=True):
+            if task not in known:
+                raise ConfigError(
+                    f"{self.name} was prepared without the task of {name!r}",
+                    "call prepare(pool, target) with all targets",
+                )
+        return values[:, [known.index(task) for task in tasks]]
+
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """With the training of the warm-up and its checkpoints."""
         features = super().footprint(pool_rows, target_rows, samples)
         weights, states = self._adapter_size()
         if self.directions:  # with the sums of a batch, and those so far
-            features = features._replace(memory=features.memory + 3 * 4 * weights * self.directions)
+            count = self._direction_count(target_rows)
+            features = features._replace(memory=features.memory + 3 * 4 * weights * count)
         if self._given:
             return features
         training = self._batch_memory(pool_rows, batch_size=PASS, adapted=states) + 4 * 4 * weights
@@ -175,11 +214,14 @@ class Less(GradientInfluence):
         short = copy.copy(self)
         short.training = dataclasses.replace(self.training, epochs=1, fraction=1.0, min_steps_per_epoch=1)
         short._warm, short._trained, short._cache, short._discard = [], [], {}, None
-        short._leading = {}
+        short._along = {}
         return short
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
-        """As of `GradientInfluence`, and of the warm-up unless it is done: on `pool`, or else on the pool rows."""
+        """Tokens of all forward passes, with those of the warm-up unless it is done: on `pool`, or else the pool rows.
+
+        Backward passes have as many, but with `directions` none of the pool's features.
+        """
         features = self._feature_tokens(pool_rows, target_rows)
         if self._given or (self._warm and pool is None):
             return features
@@ -188,24 +230,38 @@ class Less(GradientInfluence):
         return features + self.training.epochs * sum(len(example.ids) - 1 for example in chosen)
 
     def _feature_tokens(self, pool_rows: Dataset, target_rows: Dataset) -> int:
-        """Of all forward passes but those of the warm-up; with `directions`, backward passes are fewer."""
+        """Of all forward passes but those of the warm-up; with `directions`, backward passes are of targets alone."""
         if not self.directions:
             return super().tokens(pool_rows, target_rows)
         pool, target = (distinct(self._examples(rows)) for rows in (pool_rows, target_rows))
         of_pool, of_target = (sum(len(example.ids) - 1 for example in side) for side in (pool, target))
-        return self._passes() * (2 * min(self.directions, len(target)) * of_pool + 2 * of_target)
+        return self._passes() * (2 * self._direction_count(target_rows) * of_pool + 2 * of_target)
+
+    def _direction_count(self, target_rows: Dataset) -> int:
+        """Number of directions with these targets, at most."""
+        if self.directions == "task":
+            return len({*task_names(target_rows)})
+        return min(self.directions or 0, len(distinct(self._examples(target_rows))))
+
+    def _dependencies(self, examples: Mapping[Side, Sequence[Example]]) -> dict[str, list[str]]:
+        tasks = {"tasks": [f"{key} {task}" for key, task in self._rows]} if self.directions == "task" else {}
+        return super()._dependencies(examples) | tasks
 
     def _features(self, k: int, side: Side, examples: Sequence[Example]) -> np.ndarray:
         found = super()._features(k, side, examples)
-        return self._leading[k].coordinates(found) if self.directions and side == "target" else found
+        return self._along[k].coordinates(found) if self.directions and side == "target" else found
 
     def _from_products(self, products: np.ndarray) -> np.ndarray:
         return products if self.directions else super()._from_products(products)
 
-    def _attach(self, k: int) -> Attached:
+    def _attach(self, k: int) -> AdapterGradients:
         if not self.directions:
             return super()._attach(k)
-        return AlongDirections(self, self._adapters()[k], self.directions, self._leading, k)
+        if self.directions == "task":
+            find = partial(mean_directions, rows=self._rows)
+        else:
+            find = partial(leading_directions, count=self.directions)
+        return AlongDirections(self._adapters()[k].adapter, self._gradient_settings(), find, self._along, k)
 
     def _passes(self) -> int:
         return len(self._given or self._warm) or self.training.epochs
@@ -235,26 +291,3 @@ class Less(GradientInfluence):
             )
         total = sum(checkpoint.learning_rate for checkpoint in checkpoints)
         return [Point(checkpoint.folder, checkpoint.learning_rate / total) for checkpoint in checkpoints]
-
-
-def by_task(influence: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """LESS's scores (section 4.2), (n_pool,) float32: the maximum over tasks of the mean over a task's targets.
-
-    From the influence (n_pool, n_target) and the task of each target, at least one.
-    """
-    if len(tasks) != influence.shape[1] or not len(tasks):
-        raise ConfigError(f"{len(tasks)} tasks were given for {influence.shape[1]} targets", "give one for each")
-    names = np.asarray(tasks)
-    means = [influence[:, names == task].mean(axis=1) for task in np.unique(names)]
-    return np.asarray(np.max(means, axis=0), dtype=np.float32)
-
-
-def read_tasks(rows: Dataset) -> list[str]:
-    """The task of each sample; raises `DataError` if one has none."""
-    tasks = tasks_of(rows)
-    for name, task in zip(rows["id"], tasks, strict=True):
-        if task is None:
-            raise DataError(
-                f"the target {name!r} has no task", "give every target one, or omit `aggregate`", field="task"
-            )
-    return [task for task in tasks if task is not None]

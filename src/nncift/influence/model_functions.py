@@ -141,12 +141,15 @@ class LanguageModelFunction(InfluenceFunction):
         Raises:
             RunError: they are others.
         """
-        keys = {side: [example.key for example in some] for side, some in examples.items()}
-        found = {"fingerprint": fingerprint(dict(self.describe()), keys)}
+        found = {"fingerprint": fingerprint(dict(self.describe()), self._dependencies(examples))}
         if not path.exists():
             write_json(path, found)
         elif read_json(path) != found:
             raise RunError(f"{path.parent} contains gradients of other samples or settings", "choose another `output`")
+
+    def _dependencies(self, examples: Mapping[Side, Sequence[Example]]) -> dict[str, list[str]]:
+        """What gradients depend on besides the settings: the keys of the samples of each side."""
+        return {side: [example.key for example in some] for side, some in examples.items()}
 
 
 class PromptedFunction(LanguageModelFunction):
