@@ -96,7 +96,7 @@ def test_a_network_stores_the_settings_and_new_data_take_them(tiny_model):
     assert str(asked) == f"sentence (minilm), lm ({tiny_model}), gradient-sketch"
     assert asked.names("target") == {"sentence": "target", "lm": "target.lm"}  # one pass, one file
     fitted = FeatureSources("minilm", None, tiny_model, SketchSettings(16, seed=5))
-    stored = FeatureSources.described({"features": json.loads(json.dumps(asdict(fitted)))})
+    stored = FeatureSources.described({"features": json.loads(json.dumps(fitted.describe()))})
     assert stored == fitted
     for given in (FeatureSources("minilm"), asked):
         assert given.for_network("n", stored, model=tiny_model) == fitted
@@ -104,6 +104,7 @@ def test_a_network_stores_the_settings_and_new_data_take_them(tiny_model):
     source = FeatureReader(fitted, EncoderSpec(), ModelSpec()).models["lm"]
     assert isinstance(source, GradientSketchFeatures)
     assert source.sketch_settings == SketchSettings(16, seed=5)
+    assert "gradient_sketch" not in FeatureSources("minilm").describe()
     old = FeatureSources.described({"features": {"encoder": "minilm", "own": None, "language_model": DEFAULT_MODEL}})
     assert asked.for_network("pretrained", old, model="embedded").gradient_sketch is None
     with pytest.raises(ModelError, match="needs the features"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +30,7 @@ BUILT_IN = {
     "gradient-sketch": "nncift.features.gradient_sketch:GradientSketchFeatures",  # a block more in the pass of "lm"
 }
 SKETCH = "gradient sketch"  # the block
+_WIDEST = 2**20
 _GROUP = "nncift.features"
 _KINDS = {"encoder": "sentence", "own": "own", "language_model": "lm"}  # field to name
 
@@ -42,12 +44,25 @@ class SketchSettings:
         seed: of its signs.
         damping: of the whitening, in units of the mean eigenvalue.
         states: weight of the mean states' cosine.
+
+    Raises:
+        ValueError: one is out of range, as a file may have it.
     """
 
     dimension: int = 4096
     seed: int = 0
     damping: float = 1.0
     states: float = 0.2
+
+    def __post_init__(self) -> None:
+        valid = {
+            "dimension": isinstance(self.dimension, int) and 1 <= self.dimension <= _WIDEST,
+            "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**32,
+            "damping": 0 < self.damping < math.inf,
+            "states": 0 <= self.states <= 1,
+        }
+        if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+            raise ValueError(f"{wrong[0]} of the gradient sketch is {getattr(self, wrong[0])!r}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,13 @@ class FeatureSources:
         stored = dict(description.get("features", {"own": "features of your own"}))
         sketch = stored.pop("gradient_sketch", None)
         return cls(**stored, gradient_sketch=None if sketch is None else SketchSettings(**sketch))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a network's description stores."""
+        sources = asdict(self)
+        if self.gradient_sketch is None:  # networks without one are as those of earlier versions
+            del sources["gradient_sketch"]
+        return sources
 
     def for_network(
         self, network: str, needed: FeatureSources, *, model: str, encoder: str | None = None, explicit: bool = False
