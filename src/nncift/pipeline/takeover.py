@@ -23,7 +23,6 @@ from nncift.data.facts import open_pool
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
 from nncift.features.features import feature_facts
-from nncift.features.sources import FeatureSources
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.locate import model_identity
 from nncift.run.checksums import verify
@@ -259,8 +258,8 @@ class EarlierRun:
         files = ((there.labels.plan, here.labels.plan), (there.labels.history, here.labels.history))
         if not all(_equal(*pair) for pair in (*files, (there.labels.labels, here.labels.labels))):
             return "the labels differ"
-        described = FeatureSources.described(read_json(there.network / "config.json").get("description", {}))
-        return "the features differ" if described != self.run.features else self._other_features()
+        described = read_json(there.network / "config.json").get("description", {}).get("features")
+        return "the features differ" if described != self.run.features.describe() else self._other_features()
 
     def _other_features(self) -> str:
         here, there = self.run.folder.features, self.folder.features
