@@ -34,7 +34,7 @@ def rows():
     return samples([chat("a", *turns), *some]).add_column("turns", [[1, 3], None, None, None])
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "GPT2", "Gemma2"])
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
 def test_equals_the_influence_functions_vectors_whitened_over_the_texts(tiny, rows, architecture):
     options = WITH_PREFIX_CACHE[architecture] | {"vocab_size": len(tiny.tokenizer)}
     model = LanguageModel(make_model(architecture, options), tiny.tokenizer, name=architecture)

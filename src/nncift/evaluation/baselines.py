@@ -4,8 +4,8 @@ A constant and each target's mean show what the labels give without looking at a
 similarities show what there is without labels: a network that predicts no better than these was not worth its labels.
 They are influence functions in their own right (`LABEL_FREE`), here from the features that the network reads: the
 cosine of the first block; of the language model's states over the response what `influence/response_similarity.py`
-computes; of the block "gradient sketch" what `influence/gradient_sketch.py` does. Others, which take a pass of their
-own, are given by the caller.
+computes; of the block "gradient sketch" what `influence/gradient_sketch.py` estimates, centered as the block is not
+whitened over the pool. Others, which take a pass of their own, are given by the caller.
 """
 
 from __future__ import annotations
