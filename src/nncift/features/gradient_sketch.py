@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nncift.features.base import TRUNCATED
 from nncift.features.features import split
@@ -33,6 +34,7 @@ from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.token_gradients import logits_and_factors, token_factors
+from nncift.run.progress import moving
 from nncift.training.token_products import Sketch, layers_at_sixths, states_layer, whitening
 
 if TYPE_CHECKING:
@@ -87,9 +89,9 @@ class GradientSketchFeatures(LanguageModelFeatures):
         model, settings, layers = self.model.loaded, self.sketch_settings, self._layers
         examples = encode_examples(model, whitening_texts(), wording=self.model.wording, cut_responses=True)
         work = partial(token_factors, model, layers=layers)
-        matrices = whitening(
-            in_example_batches(model, work, examples, batch_size=self.model.sequences()), settings.damping
-        )
+        with tqdm(disable=True) as bar, moving(bar, 0):  # its batches are not samples of the bar around it
+            factors = in_example_batches(model, work, examples, batch_size=self.model.sequences())
+        matrices = whitening(factors, settings.damping)
         return Sketch(
             matrices,
             int(model.model.config.get_text_config().hidden_size),
