@@ -59,7 +59,7 @@ from fidelity_tasks import (
 from known_truth import OUTCOMES
 from nncift.evaluation.baselines import feature_similarities
 from nncift.evaluation.datamodels import TrainingOutcomes
-from nncift.features.sources import FeatureReader, FeatureSources
+from nncift.features.sources import SKETCH, FeatureReader, FeatureSources
 from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
@@ -69,9 +69,11 @@ from nncift.run.folder import FeatureFolder
 Task = Callable[[int], Iterator[tuple[str, Row]]]
 
 
-def read_features(pool: Dataset, target: Dataset, name: str, folder: Path, model: LanguageModel) -> Sides:
+def read_features(
+    pool: Dataset, target: Dataset, name: str, folder: Path, model: LanguageModel, names: str = "sentence,lm"
+) -> Sides:
     """Features of both sides, computed once."""
-    sources = FeatureSources("embedded", None, model.name)
+    sources = FeatureSources.named(names.split(","), encoder="embedded", model=model.name)
     reader = FeatureReader(sources, EncoderSpec("embedded"), ModelSpec(model))
     sides = []
     for side, samples in (("pool", pool), ("target", target)):
@@ -153,7 +155,9 @@ def free(
     function.prepare(pool, target)
     i, j = np.divmod(np.arange(influence.size), influence.shape[1])
     found = {name: one(i, j).reshape(influence.shape) for name, one in feature_similarities(*features).items()}
-    found = {"gradient sketch": function(pool, target), **found}
+    if SKETCH in found:
+        found["gradient sketch, of the features"] = found.pop(SKETCH)
+    found = {SKETCH: function(pool, target), **found}
     return {name: partial(without_labels, influence, similarity) for name, similarity in found.items()}
 
 
@@ -165,6 +169,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     every = ["quadrants", "rows", "curve", "free", "choice", "designs", "pointwise", "probes", "verified", "truth"]
     parser.add_argument("--tasks", nargs="*", default=every, choices=every)
+    parser.add_argument("--features", default="sentence,lm", help="as of nncift select")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -186,7 +191,8 @@ def main() -> None:
         if (tuple(map(str, pool["id"])), tuple(map(str, target["id"]))) != (exact.pool_ids, exact.target_ids):
             raise SystemExit(f"the samples are not those of {name}")
         samples = f"{name.partition('-')[0]}-{len(pool)}x{len(target)}"
-        features = read_features(pool, target, samples, options.folder, model)
+        place = options.folder / ("" if options.features == "sentence,lm" else options.features)
+        features = read_features(pool, target, samples, place, model, options.features)
         for task, methods in questions(name, of_others(exact), features, options.methods).items():
             if task in options.tasks:
                 ask(f"{name}, {task}", methods)

@@ -27,9 +27,14 @@ import delift
 import gradients
 from functions import NAMES, TRAINING, exact_values
 from known_truth import OUTCOMES, family_samples, noisy_samples, trained_samples, trained_subsets
+from nncift.evaluation.baselines import feature_similarities
 from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score, measure_outcomes, noise_ceiling
+from nncift.features.features import Features
+from nncift.features.gradient_sketch import GradientSketchFeatures
+from nncift.features.sources import SKETCH
 from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
+from nncift.models.spec import ModelSpec
 from nncift.run.files import fingerprint, write_json
 from public_outcomes import read_public
 from top_tail import top_tail
@@ -96,6 +101,8 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     else:
         pool, target, outcomes, influence = committed_outcomes(model)
     influence |= {name: exact_values(name, model, pool, target, folder)[0] for name in options.functions}
+    if "gradient-sketch" in options.functions:
+        influence["the same as features"] = sketch_features(model, pool, target)
     table = {}
     for name, matrix in influence.items():
         score = linear_datamodeling_score(matrix, outcomes)
@@ -106,6 +113,14 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
     table["the same training, another seed"] = {"LDS": again.value, "low": again.low, "high": again.high}
     table["perfect (from that)"] = {"LDS": ceiling}
     return table
+
+
+def sketch_features(model: LanguageModel, pool: Dataset, target: Dataset) -> np.ndarray:
+    """The similarity of gradient sketches that features of a run give."""
+    source = GradientSketchFeatures(ModelSpec(model))
+    sides = [Features({SKETCH: source(rows)[SKETCH]}) for rows in (pool, target)]
+    i, j = np.divmod(np.arange(len(pool) * len(target)), len(target))
+    return feature_similarities(*sides)[SKETCH](i, j).reshape(len(pool), len(target))
 
 
 def committed_outcomes(model: LanguageModel) -> tuple[Dataset, Dataset, TrainingOutcomes, dict[str, np.ndarray]]:

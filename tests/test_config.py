@@ -21,6 +21,7 @@ from nncift.errors import ConfigError
         ({"features": "f.npy", "encoder": "e"}, "encoder.? was given"),
         ({"features": "lm", "encoder": "e"}, "encoder.? was given"),
         ({"features": "lm,lm"}, "names one twice"),
+        ({"features": "sentence,gradient-sketch"}, "comes from the pass of lm"),
         ({"features": "sentence,"}, "or none"),
         ({"features": "one,lm,two"}, "several of your own"),
         ({"features": "sentence,lm", "target": "t.jsonl", "target_features": "t.npy"}, "of your own"),

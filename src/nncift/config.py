@@ -17,7 +17,7 @@ from nncift.run.naming import folder_of
 from nncift.run.validation import check_types
 
 DEFAULT_INFLUENCE = "gradient-sketch"
-BUILT_IN_FEATURES = ("sentence", "lm")
+BUILT_IN_FEATURES = ("sentence", "lm", "gradient-sketch")
 DEFAULT_LABELS = "2000"
 DEFAULT_DIFFICULTY = "ifd"
 _NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache")  # fields that do not determine what a run computes
@@ -80,9 +80,9 @@ class Config:
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the fitted network's own."""
     features: str | None = None
     """The network's features of each sample, separated by commas: sentence (the encoder's embedding), lm (the language
-    model's hidden states and losses, one forward pass per sample), or your own: a .npy file with one row per pool row,
-    a column of the data, or "module:Class". By default those of the given network, else sentence,lm where the influence
-    function runs a language model, else sentence."""
+    model's hidden states and losses, one forward pass per sample), gradient-sketch (from the same pass as lm, beside
+    it), or your own: a .npy file with one row per pool row, a column of the data, or "module:Class". By default those
+    of the given network, else sentence,lm where the influence function runs a language model, else sentence."""
     target_features: str | None = None
     """Features of the target samples (.npy), required if --features is a .npy file."""
     split: str | None = None
@@ -222,10 +222,13 @@ class Config:
             raise ConfigError("`encoder` was given, but `features` has no sentence", "leave one of them out")
         if len(set(names)) < len(names) or any(not name for name in names):
             raise ConfigError(f"`features` {self.features!r} names one twice, or none", "give each once")
+        if "gradient-sketch" in names and "lm" not in names:
+            problem = f"`features` {self.features!r} has gradient-sketch, which comes from the pass of lm"
+            raise ConfigError(problem, "give lm beside it")
         if len([name for name in names if name not in BUILT_IN_FEATURES]) > 1:
             raise ConfigError(
                 f"`features` {self.features!r} names several of your own",
-                "join them into one file; beside it, sentence and lm can be given",
+                "join them into one file; beside it, sentence, lm and gradient-sketch can be given",
             )
         if self.target_features is not None and (own is None or self.target is None):
             raise ConfigError("`target_features` needs `features` of your own and `target`")

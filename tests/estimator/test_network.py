@@ -18,6 +18,7 @@ from builders import labelled, random_labels
 from nncift.errors import ConfigError, ModelError
 from nncift.estimator.network import RECIPES, InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
+from nncift.features.sources import FeatureSources, SketchSettings
 from nncift.labels.pairs import LabelledPairs, Probes
 
 EVERY = slice(None)
@@ -172,7 +173,10 @@ def stored(request, tmp_path_factory) -> Path:
     """A network with a prior, or the paper's."""
     folder, x = tmp_path_factory.mktemp(request.param), features(9)
     prior = InfluenceNetwork().fit(x, x, random_labels(9, 9)) if request.param == "process" else None
-    InfluenceNetwork(request.param).fit(x, x, random_labels(9, 9, 1), prior=prior).save_pretrained(folder)
+    network = InfluenceNetwork(request.param).fit(x, x, random_labels(9, 9, 1), prior=prior)
+    sources = FeatureSources("some/encoder", None, "some/model", SketchSettings())
+    network.description_ = {"features": sources.describe(), "influence": {}}
+    network.save_pretrained(folder)
     return folder
 
 

@@ -15,7 +15,10 @@ from nncift.labels.pairs import LabelledPairs
 N, M = 60, 12
 
 
-def sides(seed: int = 0, names: tuple[str, ...] = ("sentence", "response states", "scalars")) -> list[Features]:
+BLOCKS = ("sentence", "response states", "scalars", "gradient sketch")
+
+
+def sides(seed: int = 0, names: tuple[str, ...] = BLOCKS) -> list[Features]:
     rng = np.random.default_rng(seed)
     return [Features({name: (rng.standard_normal((n, 5)) + 3).astype(np.float32) for name in names}) for n in (N, M)]
 
@@ -28,10 +31,11 @@ def test_similarities_equal_slow_references():
     pool, target = sides()
     pool.blocks["response states"][:, 2] = target.blocks["response states"][:, 2] = 7  # says nothing
     found = feature_similarities(pool, target)
-    assert list(found) == ["cosine", "response similarity"]
+    assert list(found) == ["cosine", "response similarity", "gradient sketch"]
     i, j = np.array([0, 3, 59, 3]), np.array([0, 11, 5, 2])
-    of_cosine, of_states = (found[name](i, j) for name in found)
+    of_cosine, of_states, of_sketch = (found[name](i, j) for name in found)
     both = np.concatenate([pool.blocks["response states"], target.blocks["response states"]]).astype(float)
+    sketches = np.concatenate([pool.blocks["gradient sketch"], target.blocks["gradient sketch"]]).astype(float)
     kept = [0, 1, 3, 4]
     standard = (both[:, kept] - both[:, kept].mean(axis=0)) / both[:, kept].std(axis=0)
     for place, (row, column) in enumerate(zip(i, j, strict=True)):
@@ -39,6 +43,8 @@ def test_similarities_equal_slow_references():
         assert of_cosine[place] == pytest.approx(cosine, abs=1e-6)
         states = slow_cosine(standard[row], standard[N + column])
         assert of_states[place] == pytest.approx(np.exp(5 * (states - 1)), abs=1e-6)
+        sketch = slow_cosine(sketches[row] - sketches.mean(axis=0), sketches[N + column] - sketches.mean(axis=0))
+        assert of_sketch[place] == pytest.approx(np.exp(5 * (sketch - 1)), abs=1e-6)
 
 
 def test_features_of_different_widths_have_no_cosine():

@@ -15,15 +15,16 @@ from nncift.features import base
 from nncift.features.base import FeatureSource, read_source
 from nncift.features.custom import OwnFeatures
 from nncift.features.features import Features, feature_facts
+from nncift.features.gradient_sketch import GradientSketchFeatures
 from nncift.features.language_model import LanguageModelFeatures
 from nncift.features.sentence import SentenceFeatures
-from nncift.features.sources import FeatureReader, FeatureSources
+from nncift.features.sources import FeatureReader, FeatureSources, SketchSettings
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import write_tensors
 from nncift.run.folder import FeatureFolder
 
 N = 7
-SOURCES = ("sentence", "lm", "file", "column", "class")
+SOURCES = ("sentence", "lm", "sketch", "file", "column", "class")
 
 
 class Lengths(FeatureSource):
@@ -55,6 +56,7 @@ def sources(minilm, tiny_model, tmp_path_factory):
     made = (
         SentenceFeatures(EncoderSpec(minilm, device="cpu")),
         LanguageModelFeatures(ModelSpec(tiny_model, device="cpu")),
+        GradientSketchFeatures(ModelSpec(tiny_model, device="cpu"), SketchSettings(dimension=64)),
         *(OwnFeatures(str(path)), OwnFeatures("v"), Lengths()),
     )
     return dict(zip(SOURCES, made, strict=True))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.features.base import read_source
 from nncift.features.features import stored_features
 from nncift.features.language_model import LanguageModelFeatures
+from nncift.features.sources import SketchSettings
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.labels.design import PairPlan
 from nncift.models.examples import encode_examples
@@ -276,6 +278,22 @@ def test_language_model_features_beside_the_sentence_embedding(pool, target, opt
     assert np.load(tmp_path / "new/features/pool.lm.npy").shape == (20, found.shape[1])
     with pytest.raises(ModelError, match=r"needs the features sentence \(.*, lm \("):
         nncift.select(new, network=run, features="sentence", budget=3, output=tmp_path / "other", device="cpu")
+
+
+def test_a_sketch_among_the_features_needs_no_pass_of_its_own(pool, target, options, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {**options, "influence": "delift", "features": "sentence,lm,gradient-sketch"}
+    nncift.select(pool, target=target, output=run, **options)
+    stages = json.loads((run / "costs.json").read_text())["stages"]
+    assert stages["network"]["forward_tokens"] == 0
+    network = InfluenceNetwork.from_pretrained(run / "network")
+    assert network.description_["features"]["gradient_sketch"] == asdict(SketchSettings())
+    methods = json.loads((run / "fidelity.json").read_text())["quadrants"]["Q2"]["methods"]
+    assert {"gradient sketch", "response similarity", "cosine"} < set(methods)
+    assert "gradient sketch, the default influence function" in (run / "report.html").read_text()
+    new = write_rows(tmp_path / "new.jsonl", arithmetic(20, offset=200))
+    nncift.select(new, network=run, budget=3, output=tmp_path / "new", device="cpu")
+    assert np.load(tmp_path / "new/features/pool.lm.npy").shape == (20, network.widths[0] - 384)
 
 
 def test_the_language_models_features_alone(pool, target, options, tmp_path: Path):

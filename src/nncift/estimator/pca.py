@@ -19,6 +19,7 @@ from nncift.features.features import Features
 COMPONENTS = 64
 _NARROW = 16  # widest block whose columns become blocks of their own
 _SAMPLES = 4096  # of a side, that the components are fitted to
+_WIDE = 2048  # columns
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def _leading(block: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         scale = np.where(deviation > 1e-6 * deviation.max(initial=0), 1 / deviation, 0.0)
     standardized = block * scale
-    values, directions = np.linalg.eigh(standardized.T @ standardized / len(block))
+    if _WIDE < block.shape[1] > len(block):  # the covariance of a wide block takes minutes
+        values, left = np.linalg.eigh(standardized @ standardized.T / len(block))
+        spans = values > 1e-9 * values.max(initial=0)
+        directions = standardized.T @ (left / np.sqrt(np.where(spans, values * len(block), np.inf)))
+    else:
+        values, directions = np.linalg.eigh(standardized.T @ standardized / len(block))
     keep = min(COMPONENTS, len(values))
     variance = float(values[-keep:].clip(min=0).sum())
     leading = scale[:, None] * directions[:, ::-1][:, :keep]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nncift.errors import ModelError
+from nncift.features.sources import SketchSettings
 from nncift.run.checksums import verify
 from nncift.run.files import refuse_damaged
 
@@ -196,7 +197,11 @@ def _check_projection(arrays: Mapping[str, np.ndarray], prefix: str, blocks: Any
 
 def _check_description(description: Mapping[str, Any]) -> None:
     """The features that it reads and the influence that it was fitted to, as far as they are used."""
-    features = _mapping(description.get("features", {"own": "own"}), "features")
+    features = {**_mapping(description.get("features", {"own": "own"}), "features")}
+    if (sketch := features.pop("gradient_sketch", None)) is not None:
+        SketchSettings(**_mapping(sketch, "gradient_sketch"))
+        if not features.get("language_model"):
+            raise ValueError("a gradient sketch needs a language model")
     if not features.keys() <= _SOURCES or not all(isinstance(source, str | None) for source in features.values()):
         raise ValueError(f"features are not names of {', '.join(sorted(_SOURCES))}")
     if not any(features.values()):

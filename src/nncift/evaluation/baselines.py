@@ -3,8 +3,9 @@
 A constant and each target's mean show what the labels give without looking at a pool sample. The label-free
 similarities show what there is without labels: a network that predicts no better than these was not worth its labels.
 They are influence functions in their own right (`LABEL_FREE`), here from the features that the network reads: the
-cosine of the first block, and of the language model's states over the response what `influence/response_similarity.py`
-computes. Others, which take a pass of their own, are given by the caller.
+cosine of the first block; of the language model's states over the response what `influence/response_similarity.py`
+computes; of the block "gradient sketch" what `influence/gradient_sketch.py` estimates, centered as the block is not
+whitened over the pool. Others, which take a pass of their own, are given by the caller.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from nncift.estimator.network import FeatureArray
 from nncift.features.features import Features
 from nncift.features.language_model import LANGUAGE_BLOCKS
+from nncift.features.sources import SKETCH
 from nncift.labels.pairs import LabelledPairs
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -27,13 +29,13 @@ LABEL_FREE = {
     "gradient sketch": "gradient-sketch",
 }
 """Name of a baseline to the influence function that computes it exactly for every pair without labels."""
-_SHARPNESS = 5.0  # that of response-similarity
-_CHUNK = 1 << 14  # pairs at a time
+_SHARPNESS = 5.0  # that of response-similarity and gradient-sketch
+_CHUNK = 1 << 23  # numbers of either side at a time
 _SAMPLES = 4096  # of either side, for mean and deviation of a language model's states
 
 
 def feature_similarities(pool: FeatureArray, target: FeatureArray) -> dict[str, Similarity]:
-    """The label-free similarities that features give: "cosine" and "response similarity", those that there are."""
+    """The label-free similarities that features give, those of `LABEL_FREE` that there are."""
     pool_blocks, target_blocks = Features.of(pool).blocks, Features.of(target).blocks
     first, states = next(iter(pool_blocks)), "response states"
     found: dict[str, Similarity] = {}
@@ -41,12 +43,19 @@ def feature_similarities(pool: FeatureArray, target: FeatureArray) -> dict[str, 
         found["cosine"] = _similarity(pool_blocks[first], target_blocks[first])
     if states in pool_blocks and states in target_blocks:
         sides = pool_blocks[states], target_blocks[states]
-        some = np.concatenate([side[:_SAMPLES] for side in sides]).astype(np.float64)
+        some = _some(*sides)
         deviation = some.std(axis=0)
         varies = deviation > 1e-6 * deviation.max(initial=0)  # constant dimensions become 0
         scale = np.where(varies, deviation, np.inf)
         found["response similarity"] = _similarity(*sides, some.mean(axis=0), scale, sharpness=_SHARPNESS)
+    if SKETCH in pool_blocks and SKETCH in target_blocks:
+        sides = pool_blocks[SKETCH], target_blocks[SKETCH]
+        found[SKETCH] = _similarity(*sides, _some(*sides).mean(axis=0), sharpness=_SHARPNESS)
     return found
+
+
+def _some(*sides: np.ndarray) -> np.ndarray:
+    return np.concatenate([side[:_SAMPLES] for side in sides]).astype(np.float64)
 
 
 def _similarity(
@@ -61,8 +70,9 @@ def _similarity(
 
     def similarity(pool_index: np.ndarray, target_index: np.ndarray) -> np.ndarray:
         cosines = np.empty(len(pool_index), dtype=np.float64)
-        for start in range(0, len(pool_index), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        size = max(_CHUNK // pool.shape[1], 1)
+        for start in range(0, len(pool_index), size):
+            part = slice(start, start + size)
             a, b = (pool[pool_index[part]] - mean) / scale, (target[target_index[part]] - mean) / scale
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             cosines[part] = np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12)

@@ -137,15 +137,37 @@ def language_features(
 
 def read_language_features(model: LanguageModel, examples: Sequence[Example], *, batch_size: int = 32) -> np.ndarray:
     """Features of n samples, (n, 2 * hidden + len(SCALARS)) float32."""
-    module = layer_module(model, layer_count(model) // 2)
-    found = in_example_batches(model, partial(_read, model, module), examples, batch_size=batch_size)
+    found = in_example_batches(model, partial(_read, model, middle_layer(model)), examples, batch_size=batch_size)
     return np.stack(found) if found else np.zeros((0, sum(feature_blocks(model).values())), np.float32)
+
+
+def middle_layer(model: LanguageModel) -> torch.nn.Module:
+    """The layer whose input states are averaged."""
+    module: torch.nn.Module = layer_module(model, layer_count(model) // 2)
+    return module
 
 
 def _read(model: LanguageModel, module: torch.nn.Module, batch: Sequence[Example]) -> list[np.ndarray]:
     sequences = [example.ids for example in batch]
-    rows, columns, wanted = response_positions(sequences, [example.spans for example in batch])
-    logits, states = model.logits_and_states(module, sequences, rows, columns)
+    rows, columns, _ = response_positions(sequences, [example.spans for example in batch])
+    return pass_features(model, batch, *model.logits_and_states(module, sequences, rows, columns))
+
+
+def pass_features(
+    model: LanguageModel, batch: Sequence[Example], logits: torch.Tensor, states: torch.Tensor
+) -> list[np.ndarray]:
+    """The blocks of each sample of a batch, side by side, from one forward pass over its tokens.
+
+    Args:
+        model: the language model.
+        batch: n samples.
+        logits: those that predict the response tokens, (positions, vocabulary).
+        states: entering the middle layer, (n, longest, hidden).
+
+    Returns:
+        n of (2 * hidden + len(SCALARS),) float32.
+    """
+    rows, _, wanted = response_positions([example.ids for example in batch], [example.spans for example in batch])
     log_probabilities = token_log_probabilities(logits, wanted.to(model.device)).double().cpu().numpy()
     found = []
     for number, example in enumerate(batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,9 +27,42 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "sentence": "nncift.features.sentence:SentenceFeatures",
     "lm": "nncift.features.language_model:LanguageModelFeatures",
+    "gradient-sketch": "nncift.features.gradient_sketch:GradientSketchFeatures",  # a block more in the pass of "lm"
 }
+SKETCH = "gradient sketch"  # the block
+_WIDEST = 2**20
 _GROUP = "nncift.features"
 _KINDS = {"encoder": "sentence", "own": "own", "language_model": "lm"}  # field to name
+
+
+@dataclass(frozen=True)
+class SketchSettings:
+    """What a gradient sketch depends on beside the language model; a network stores it for its new data.
+
+    Attributes:
+        dimension: of the count sketch of all layers' gradients.
+        seed: of its signs.
+        damping: of the whitening, in units of the mean eigenvalue.
+        states: weight of the mean states' cosine.
+
+    Raises:
+        ValueError: one is out of range, as a file may have it.
+    """
+
+    dimension: int = 4096
+    seed: int = 0
+    damping: float = 1.0
+    states: float = 0.2
+
+    def __post_init__(self) -> None:
+        valid = {
+            "dimension": isinstance(self.dimension, int) and 1 <= self.dimension <= _WIDEST,
+            "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**32,
+            "damping": 0 < self.damping < math.inf,
+            "states": 0 <= self.states <= 1,
+        }
+        if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+            raise ValueError(f"{wrong[0]} of the gradient sketch is {getattr(self, wrong[0])!r}")
 
 
 @dataclass(frozen=True)
@@ -39,17 +73,29 @@ class FeatureSources:
     own: str | None = None
     """A `.npy` file, a column, an entry point or "module:Class"."""
     language_model: str | None = None
+    gradient_sketch: SketchSettings | None = None
+    """Where the language model's pass gives the sketch too."""
 
     @classmethod
     def named(cls, names: Sequence[str], *, encoder: str, model: str) -> Self:
-        """From the names that `features` lists, "sentence", "lm" and one of the user's own."""
+        """From the names that `features` lists: "sentence", "lm", "gradient-sketch", and one of the user's own."""
         own = next((name for name in names if name not in BUILT_IN), None)
-        return cls(encoder if "sentence" in names else None, own, model if "lm" in names else None)
+        sketch = SketchSettings() if "gradient-sketch" in names else None
+        return cls(encoder if "sentence" in names else None, own, model if "lm" in names else None, sketch)
 
     @classmethod
     def described(cls, description: dict[str, Any]) -> Self:
         """Those that a network was fitted to, from its description."""
-        return cls(**description.get("features", {"own": "features of your own"}))
+        stored = dict(description.get("features", {"own": "features of your own"}))
+        sketch = stored.pop("gradient_sketch", None)
+        return cls(**stored, gradient_sketch=None if sketch is None else SketchSettings(**sketch))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that a network's description stores."""
+        sources = asdict(self)
+        if self.gradient_sketch is None:  # networks without one are as those of earlier versions
+            del sources["gradient_sketch"]
+        return sources
 
     def for_network(
         self, network: str, needed: FeatureSources, *, model: str, encoder: str | None = None, explicit: bool = False
@@ -70,7 +116,8 @@ class FeatureSources:
             raise ModelError(
                 f"the network in {network} was fitted to features of your own", "give those of the new data: `features`"
             )
-        if explicit and self._kinds() != needed._kinds():
+        here, there = ((one._kinds(), one.gradient_sketch is None) for one in (self, needed))
+        if explicit and here != there:
             raise ModelError(f"the network in {network} needs the features {needed}", "leave `features` out")
         language_model = needed.language_model
         if language_model == DEFAULT_MODEL and model == "embedded":  # the same weights
@@ -80,7 +127,8 @@ class FeatureSources:
                 f"the network that comes with nncift was fitted to {language_model}, not {model}",
                 f"make one: nncift pretrain --model {model}",
             )
-        return FeatureSources((needed.encoder and encoder) or needed.encoder, self.own, language_model)
+        encoder = (needed.encoder and encoder) or needed.encoder
+        return FeatureSources(encoder, self.own, language_model, needed.gradient_sketch)
 
     def names(self, side: str) -> dict[str, str]:
         """Kind ("sentence", "own", "lm") to file name for a side, "pool" or "target"; the first has its alone."""
@@ -88,10 +136,11 @@ class FeatureSources:
         return {kind: side if kind == kinds[0] else f"{side}.{kind}" for kind in kinds}
 
     def __str__(self) -> str:
-        return ", ".join(f"{kind} ({source})" for kind, source in self._kinds().items())
+        shown = [f"{kind} ({source})" for kind, source in self._kinds().items()]
+        return ", ".join([*shown, *(["gradient-sketch"] if self.gradient_sketch else [])])
 
     def _kinds(self) -> dict[str, str]:
-        return {_KINDS[field]: source for field, source in asdict(self).items() if source is not None}
+        return {kind: source for field, kind in _KINDS.items() if (source := getattr(self, field)) is not None}
 
 
 @dataclass(frozen=True)
@@ -158,7 +207,14 @@ class FeatureReader:
             encoder = dataclasses.replace(encoder, encoder=self.sources.encoder)
         if self.sources.language_model not in (None, model.name):
             model = dataclasses.replace(model, model=self.sources.language_model)
-        return {kind: make_source(kind, encoder, model) for kind in self.sources.names("") if kind != "own"}
+        return {kind: self._source(kind, encoder, model) for kind in self.sources.names("") if kind != "own"}
+
+    def _source(self, kind: str, encoder: EncoderSpec, model: ModelSpec) -> FeatureSource:
+        if kind == "lm" and self.sources.gradient_sketch is not None:
+            from nncift.features.gradient_sketch import GradientSketchFeatures
+
+            return GradientSketchFeatures(model, self.sources.gradient_sketch)
+        return make_source(kind, encoder, model)
 
     def _own(self, samples: Dataset, side: str, source_rows: int | None) -> FeatureSource:
         name = (self.target_features if side == "target" else None) or str(self.sources.own)

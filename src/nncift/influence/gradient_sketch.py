@@ -3,8 +3,8 @@
 A layer's gradient is a sum over tokens of outer products, and both factors are there after a forward pass
 (`models/token_gradients.py`): g_t, the gradient at the last layer's output, and x_lt, the normalized input of layer l.
 A sample is G_l = sum over its response tokens of g_t x_lt^T for a few layers l. Similarity is the mean over layers of
-the cosine of two samples' G_l, with x whitened over the pool (`token_products.py`), plus, with a small weight, the
-cosine of the whitened means of x at one layer. No labels, no training, no backward pass through the layers.
+the cosine of two samples' G_l, with x whitened over the pool (`training/token_products.py`), plus, with a small weight,
+the cosine of the whitened means of x at one layer. No labels, no training, no backward pass through the layers.
 
 Summed over a subset, many small cosines outweigh a few large ones, so influence is exp(sharpness (cos - 1)).
 
@@ -30,7 +30,6 @@ from tqdm import tqdm
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits, look_up
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
-from nncift.influence.token_products import Sketch, WhitenedSample, cosines, gradient_norm, whiten, whitening
 from nncift.models.examples import Example, distinct, in_example_batches
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
@@ -39,12 +38,21 @@ from nncift.models.token_gradients import TokenFactors, join_factors, split_fact
 from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
+from nncift.training.token_products import (
+    Sketch,
+    WhitenedSample,
+    cosines,
+    gradient_norm,
+    layers_at_sixths,
+    states_layer,
+    whiten,
+    whitening,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 WHITENING_TOKENS = 16384
-_PARTS = 6  # of the depth, each with a layer at its end
 
 
 class GradientSketch(LanguageModelFunction):
@@ -207,7 +215,7 @@ class GradientSketch(LanguageModelFunction):
     def _layers(self) -> tuple[int, ...]:
         count = layer_count(self.language_model)
         if self.layers is None:
-            return tuple(sorted({math.ceil(count * part / _PARTS) for part in range(1, _PARTS + 1)}))
+            return layers_at_sixths(count)
         if not 0 <= self.layers[0] <= self.layers[-1] <= count:
             wrong = next(layer for layer in self.layers if not 0 <= layer <= count)
             raise ConfigError(f"`layers` {wrong} does not exist in {self.language_model.name!r}", f"give 0 to {count}")
@@ -215,8 +223,7 @@ class GradientSketch(LanguageModelFunction):
 
     @property
     def _states_layer(self) -> int:
-        """Position, among the layers, of the one at two thirds."""
-        return math.ceil(2 * len(self._layers()) / 3) - 1
+        return states_layer(self._layers())
 
     def _sketch(self, matrices: np.ndarray) -> Sketch:
         model = self.language_model

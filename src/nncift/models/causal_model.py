@@ -146,21 +146,25 @@ class CausalModel(Batcher):
         Raises:
             ModelError: the forward pass never reaches the module, or a token is not in its vocabulary.
         """
-        with self._entering(module, stop=False) as states:
+        with self.entering(module, stop=False) as states:
             logits = self.logits(sequences, rows, columns)
         return logits, states[0]
 
     def states_entering(self, module: Any, sequences: Sequence[list[int]]) -> torch.Tensor:
         """A layer's input states, as of `logits_and_states`; the pass stops there."""
         nowhere = torch.zeros(0, dtype=torch.long)
-        with self._entering(module, stop=True) as states:
+        with self.entering(module, stop=True) as states:
             self.logits(sequences, nowhere, nowhere)
         self.forward_tokens += sum(map(len, sequences))
         return states[0]
 
     @contextlib.contextmanager
-    def _entering(self, module: Any, *, stop: bool) -> Iterator[list[torch.Tensor]]:
-        """A module's input states of a forward pass inside the block, which ends there on request."""
+    def entering(self, module: Any, *, stop: bool) -> Iterator[list[torch.Tensor]]:
+        """A module's input states (n, longest, hidden) of a forward pass inside the block, which ends there on request.
+
+        Raises:
+            ModelError: the forward pass never reaches the module.
+        """
         states: list[torch.Tensor] = []
 
         def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

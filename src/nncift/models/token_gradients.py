@@ -55,24 +55,44 @@ def token_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequen
     Raises:
         ModelError: the layers cannot be identified, have no norm at their input, or differ in width.
     """
+    return logits_and_factors(model, [example.ids[:-1] for example in batch], batch, layers)[1]
+
+
+def logits_and_factors(
+    model: LanguageModel, sequences: Sequence[list[int]], batch: Sequence[Example], layers: Sequence[int]
+) -> tuple[torch.Tensor, list[TokenFactors]]:
+    """`token_factors`, and the logits behind them, from one forward pass.
+
+    Args:
+        model: the language model.
+        sequences: of each sample its token ids, with or without the last one, which predicts none.
+        batch: the samples.
+        layers: as of `token_factors`.
+
+    Returns:
+        The logits that predict the response tokens, (positions, vocabulary) in the model's dtype, and the factors.
+
+    Raises:
+        ModelError: as `token_factors`.
+    """
     spans = [example.spans for example in batch]
     rows, columns, wanted = response_positions([example.ids for example in batch], spans)
     places = (rows.to(model.device), columns.to(model.device))
     with torch.no_grad(), onednn_linears(model.model), _inputs(model, layers, places) as inputs, _leaf(model) as last:
-        logits = model.logits_at([example.ids[:-1] for example in batch], rows, columns)
+        logits = model.logits_at(sequences, rows, columns)
         errors = torch.softmax(logits.detach().float(), dim=-1)
         errors[torch.arange(len(wanted), device=errors.device), wanted.to(errors.device)] -= 1
         (gradients,) = torch.autograd.grad(logits, last, errors.to(logits.dtype))
     if {*inputs} != {*layers} or len({states.shape[-1] for states in inputs.values()}) > 1:
         raise ModelError(
             f"the layers of {model.name!r} have no norm at their input, or not one width",
-            "give another `influence`, such as response-similarity",
+            "give another `influence`, such as response-similarity, and no gradient-sketch in `features`",
         )
     shares = [1 / (end - start) / len(one) for one in spans for start, end in one for _ in range(start, end)]
     weights = torch.tensor(shares, device=model.device)
     gradients = gradients[places].float() * weights[:, None]
     states = torch.stack([inputs[layer] for layer in layers])
-    return _split(gradients, states, weights, [example.scored for example in batch])
+    return logits.detach(), _split(gradients, states, weights, [example.scored for example in batch])
 
 
 def join_factors(samples: Sequence[TokenFactors]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import BUILT_IN_FEATURES, DEFAULT_INFLUENCE, Config, default_fields
+from nncift.config import DEFAULT_INFLUENCE, Config, default_fields
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup, as_function
@@ -287,7 +287,7 @@ def learned_features(config: Config, function: InfluenceFunction | None) -> tupl
     (that costs one forward pass per sample), and for a recipe that can use it.
     """
     asks = function is not None and function.traits.asks_language_model and config.recipe != "paper"
-    return BUILT_IN_FEATURES if asks else ("sentence",)
+    return ("sentence", "lm") if asks else ("sentence",)
 
 
 def _feature_model(model: ModelSpec, features: FeatureSources, function: InfluenceFunction | None) -> ModelSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             return InfluenceNetwork.from_pretrained(run.folder.network)
         network = fit(labels)
         network.description_ = {
-            "features": asdict(run.features),
+            "features": run.features.describe(),
             "influence": described | {"pointwise": pointwise},
             "pairs": len(labels),
         }

@@ -11,7 +11,7 @@ import filecmp
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,7 +259,7 @@ class EarlierRun:
         if not all(_equal(*pair) for pair in (*files, (there.labels.labels, here.labels.labels))):
             return "the labels differ"
         described = read_json(there.network / "config.json").get("description", {}).get("features")
-        return "the features differ" if described != asdict(self.run.features) else self._other_features()
+        return "the features differ" if described != self.run.features.describe() else self._other_features()
 
     def _other_features(self) -> str:
         here, there = self.run.folder.features, self.folder.features

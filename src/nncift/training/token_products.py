@@ -22,7 +22,18 @@ import torch
 from nncift.models.token_gradients import TokenFactors
 from nncift.training.random_projection import SignSketch
 
+_PARTS = 6  # of the depth, each with a layer at its end
 _TINY = 1e-30  # a gradient of zero has cosine 0 with all others
+
+
+def layers_at_sixths(count: int) -> tuple[int, ...]:
+    """Those of a model's layers, by default: at the ends of sixths of the depth, 5, 10, ..., 30 of 30."""
+    return tuple(sorted({math.ceil(count * part / _PARTS) for part in range(1, _PARTS + 1)}))
+
+
+def states_layer(layers: Sequence[int]) -> int:
+    """Position, among the layers, of the one whose mean states count: the one at two thirds."""
+    return math.ceil(2 * len(layers) / 3) - 1
 
 
 def whitening(parts: Iterable[TokenFactors], damping: float) -> np.ndarray:
