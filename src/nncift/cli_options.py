@@ -13,11 +13,14 @@ from cyclopts import Group, Parameter, Token
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.options import GROUPS
+from nncift.run.quotas import rule_texts
 
 NAMES = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
 NAMES["influence_options"] = "--influence-option"
 NAMES["from_run"] = "--from"
 """How each field of `Config` is typed."""
+_RULES = ("quota", "cap")
+_TEXTS = ("influence_options", *_RULES)  # which in Python may be mappings
 _HEADINGS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(GROUPS)}
 OUTPUT = Parameter(group=_HEADINGS["Output"], show_default=False)
 
@@ -56,12 +59,12 @@ def options_class(*, without: Collection[str] = ()) -> type[Config]:
     Args:
         without: fields that the command line does not take.
     """
-    hints = get_type_hints(Config) | {"influence_options": tuple[str, ...]}
+    hints = get_type_hints(Config) | dict.fromkeys(_TEXTS, tuple[str, ...])
     given = {field.name: field for field in dataclasses.fields(Config)}
     fields = []
     for heading, names in GROUPS.items():
         for name in names:
-            default = () if name == "influence_options" else given[name].default
+            default = () if name in _TEXTS else given[name].default
             parameter = Parameter(
                 name=NAMES[name] if given[name].kw_only else None,
                 group=_HEADINGS[heading],
@@ -123,7 +126,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     for name, value in options.items():
         if not isinstance(name, str):
             raise ConfigError(f"{file} has the option {name!r}, which is not a name", "give one per line, NAME: VALUE")
-        if not _is_plain(value):
+        if not _is_plain(value) and not (name in _RULES and isinstance(value, dict)):  # whose keys may be numbers
             raise ConfigError(f"{file} has no plain value for {name!r}", "give text, a number, or a list of them")
     if "config" in options:
         raise ConfigError(f"{file} names another file of options", "join the files")
@@ -132,6 +135,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
         from nncift.influence.options import option_texts
 
         options["influence_option"] = option_texts(options.pop("influence_options"))
+    for name in _RULES:
+        if isinstance(options.get(name), dict):
+            options[name] = rule_texts(name, options[name])
     return options
 
 

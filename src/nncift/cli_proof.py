@@ -15,7 +15,9 @@ from nncift.proof.options import CompareOptions, ProofOptions
 
 _TEST = Group("Test and training", sort_key=-1)
 _OWN = {"influences": "--influence", "budgets": "--budget", "studies": "--study"}  # fields typed by another name
-_NOT_COMPARED = ("influence", "budget", "output", "from_run", "network", "labels_from", "weights", "order")
+_NOT_COMPARED = (
+    *("influence", "budget", "quota", "cap", "output", "from_run", "network", "labels_from", "weights", "order"),
+)
 
 NAMES = {
     field.name: _OWN.get(field.name, f"--{field.name.replace('_', '-')}")

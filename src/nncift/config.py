@@ -14,6 +14,7 @@ from nncift.errors import ConfigError
 from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
 from nncift.run.naming import folder_of
+from nncift.run.quotas import parse_all_rules
 from nncift.run.validation import check_types
 
 DEFAULT_INFLUENCE = "gradient-sketch"
@@ -112,6 +113,13 @@ class Config:
     """Keep exact duplicates."""
     max_row_bytes: int | str | None = None
     """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
+    quota: Mapping[str, Any] | Sequence[str] | None = None
+    """How much of each value of a column to choose: task=proportional (its share of the pool), task=equal, or amounts
+    as task=gsm8k:0.5,alpaca:200 (a fraction of the budget, or a number; 0.5+ for at least so much), the rest of the
+    others; may be given several times. `source` is that of a mixture; none drops the quotas of --from."""
+    cap: Mapping[str, Any] | Sequence[str] | None = None
+    """How much of each value of a column to choose at most: source=0.3 of each, or task=gsm8k:0.1; may be given several
+    times. Quotas and caps may be on two columns."""
     recipe: Literal["process", "paper"] = "process"
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
@@ -159,13 +167,15 @@ class Config:
             value = getattr(self, field.name)
             if any(isinstance(text, str) and not text for text in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
-        check_types(self, skip=("budget", "labels", "influence_options"))  # which are parsed
+        check_types(self, skip=("budget", "labels", "influence_options", "quota", "cap"))  # which are parsed
         if isinstance(self.pool, tuple) and len(self.pool) == 1:
             object.__setattr__(self, "pool", self.pool[0])
         self._check_texts()
         if self.max_row_bytes is not None:
             object.__setattr__(self, "max_row_bytes", self.row_bytes)
         parse_budget(self.budget)
+        for name, rules in parse_all_rules(self.quota, self.cap).items():
+            object.__setattr__(self, name, rules)
         unlabelled = str(self.labels).strip() == "0"
         if unlabelled:  # short for `network` "pretrained", or for `network` alone
             object.__setattr__(self, "labels", None)

@@ -14,6 +14,7 @@ from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
 from nncift.pipeline.label import check_labels
+from nncift.pipeline.quotas import check_quotas
 from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
 from nncift.selection.objectives import ObjectiveOptions, make_objective
@@ -36,6 +37,7 @@ def check(run: Run) -> None:
     if not run.is_chosen:
         _check_objective(run)
         _check_budget(run)
+        check_quotas(run)
         check_arrangement(run)
         _check_models(run)
         _check_wording(run)

@@ -10,6 +10,7 @@ import numpy as np
 from nncift.estimator.towers import RANK
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.exact import selection_cost
+from nncift.pipeline.quotas import limits_of, with_groups
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
 from nncift.selection.certificate import pairs_for_bound
@@ -44,7 +45,7 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = pick(run, matrix, certify=run.config.verify is None)
+        selection = with_groups(run, pick(run, matrix, certify=run.config.verify is None))
         selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))
         return with_served(run, matrix, selection) if run.config.verify is None else selection
 
@@ -98,6 +99,7 @@ def pick(
         objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered, costs=costs),
         min(budget.count(len(run.pool), times), among) if tokens is None else None,
         candidates=candidates,
+        limits=limits_of(run, rows=rows, times=times),
         costs=costs,
         max_cost=room,
         certify=certify,

@@ -38,6 +38,7 @@ from nncift.selection.budget import Budget, count_tokens
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
     from nncift.estimator.network import InfluenceNetwork
+    from nncift.selection.groups import Groups
 
 Sources = Mapping[str, "SourceLike | None"]
 
@@ -61,6 +62,7 @@ class Run:
         samples: of each side that there is, "pool", "target" and "known", once they are read.
         measuring: this process has begun to measure.
         sizes: estimated number of samples of a side of which a dry run reads a part.
+        groups: values of the pool's columns with quotas or caps, once they are read.
     """
 
     config: Config
@@ -78,6 +80,7 @@ class Run:
     samples: dict[str, SampleSet] = field(default_factory=dict)
     measuring: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, Groups] = field(default_factory=dict)
 
     @classmethod
     @contextlib.contextmanager

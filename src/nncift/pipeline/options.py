@@ -32,7 +32,10 @@ GROUPS = {
     ),
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
-    "Choice": ("budget", "objective", "eta", "nu", "verify", "weights", "difficulty", "phases", "order", "seed"),
+    "Choice": (
+        *("budget", "quota", "cap", "objective", "eta", "nu", "verify"),
+        *("weights", "difficulty", "phases", "order", "seed"),
+    ),
     "Models and features": (
         "model",
         "encoder",
@@ -79,6 +82,8 @@ class SelectOptions(TypedDict, total=False):
     features: PathLike | None
     target_features: PathLike | None
     budget: str | float
+    quota: Mapping[str, Any] | Sequence[str] | str | None
+    cap: Mapping[str, Any] | Sequence[str] | str | None
     objective: str | None
     eta: float | None
     nu: float | None

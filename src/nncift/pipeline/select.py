@@ -80,6 +80,9 @@ def select(
 
             Choice
             budget: how much to choose: 0.1 of the pool, 2000 samples or "2Mtok". 0.1 unless given.
+            quota: how much of each value of a column: {"task": "equal"}, {"task": "proportional"} or
+                {"task": {"gsm8k": 0.5, "alpaca": 200}}, the rest of the others.
+            cap: how much at most: {"source": 0.3} of each value, or {"task": {"gsm8k": 0.1}}.
             objective: the objective to maximise, by name or as "module:Class".
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.

@@ -19,6 +19,7 @@ from nncift.pipeline.choose import pick, with_served
 from nncift.pipeline.label import later_cost
 from nncift.pipeline.learn import refit
 from nncift.pipeline.measure import measure_block
+from nncift.pipeline.quotas import with_groups
 from nncift.run.costs import PlannedCost
 from nncift.run.files import read_array
 from nncift.run.records import Verification
@@ -72,7 +73,7 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         facts.save(run.folder.verification)
         influence = np.array(read_array(run.folder.influence))
         influence[measured.rows] = updated.row_means()
-        chosen = with_served(run, updated, chosen, rows=measured.rows)
+        chosen = with_served(run, updated, with_groups(run, chosen), rows=measured.rows)
         return chosen.with_pool(run.pool.rows, influence)
 
 

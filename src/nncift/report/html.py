@@ -29,9 +29,11 @@ from nncift.report.terminal import (
     correlation_name,
     ending,
     known_coverage,
+    limit_text,
     measured_metrics,
     target_fidelity,
     unmeasured,
+    value_name,
 )
 from nncift.run.checksums import verify_folder
 from nncift.run.costs import Costs
@@ -116,6 +118,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         verification=_verification(run.folder),
         history=_history(run.folder),
         known_coverage=known_coverage(run.summary),
+        limit_text=limit_text,
+        value_name=value_name,
         certificate=certificate_text(run.summary),
         warnings=[
             w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))

@@ -67,6 +67,7 @@ def write_summary(
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
         served=served,
+        groups=None if selection.groups is None else [asdict(each) for each in selection.groups],
         certificate=_certificate(selection.certificate),
     )
     summary.save(folder.summary)

@@ -13,7 +13,9 @@ from nncift.run.costs import Costs, duration
 from nncift.run.files import read_json
 from nncift.run.folder import RunFolder
 from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
+from nncift.selection.quotas import NO_VALUE
 
+_GROUPS = 20  # values of columns with quotas or caps
 _TARGET_FIDELITY = 0.5  # of runs that did not record theirs
 _METRICS = {
     "subset_sum_correlation_within_target": "subset sums",
@@ -58,6 +60,7 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
     for name, (chosen, there) in (summary.sources or {}).items():
         lines.append(f"  {chosen:,} of {there:,} from {name}")
+    lines += group_lines(summary.groups or ())
     if summary.known is not None:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
         covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
@@ -74,6 +77,35 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
     return "\n".join(printable(line) for line in lines)
+
+
+def group_lines(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is selected of each value with a quota or a cap; of many values the first."""
+    lines = []
+    for group in groups[:_GROUPS]:
+        tokens = "" if group["tokens"] is None else f", {counted(group['tokens'], 'token')}"
+        limit = limit_text(group)
+        lines.append(
+            f"  {group['column']} {value_name(group)}: {group['chosen']:,} of {group['pool']:,}{tokens}"
+            f"{f' ({limit})' if limit else ''}"
+        )
+    if len(groups) > _GROUPS:
+        lines.append(f"  and {counted(len(groups) - _GROUPS, 'other value')}: see the report")
+    return lines
+
+
+def value_name(group: Mapping[str, Any]) -> str:
+    """The value of a group for people."""
+    return NO_VALUE if group["value"] is None else str(group["value"])
+
+
+def limit_text(group: Mapping[str, Any]) -> str:
+    """The quota or cap of a group in words; empty without one."""
+    least, most = group["least"], group["most"]
+    if least == most:
+        return f"quota {least:,}"
+    parts = [f"at least {least:,}"] * bool(least) + ([] if most is None else [f"at most {most:,}"])
+    return ", ".join(parts)
 
 
 def target_fidelity(run: RunFolder, history: LabelHistory) -> float:

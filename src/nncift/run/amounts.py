@@ -21,7 +21,7 @@ class Amount:
     """A budget or a number of labels."""
 
     kind: Literal["fraction", "count", "tokens", "seconds"]
-    value: float  # above 0; a fraction is at most 1
+    value: float  # above 0, but for a cap; a fraction is at most 1
     text: str = field(default="", compare=False)  # as the user wrote it, for messages
 
     def __str__(self) -> str:
@@ -41,6 +41,13 @@ def parse_labels(labels: str | float) -> Amount:
     """Parse a number of labels: "2000", "0.01", "1%", "90s", "15m"; raises as `parse_budget`."""
     example = "a number of pairs (2000), a fraction of all pairs (0.01), a time (90s, 15m) or auto"
     return _parse("labels", labels, "seconds", example)
+
+
+def parse_share(option: str, given: str | float, *, zero: bool = False) -> Amount:
+    """Parse a part of a budget, as `parse_budget`; with `zero` it may be nothing."""
+    if zero and re.fullmatch(r"0+(?:\.0*)?\s*%?", str(given).strip()):
+        return Amount("fraction", 0.0, str(given))
+    return _parse(option, given, "tokens", "a fraction of the budget (0.1 or 10%), a number of samples or of tokens")
 
 
 def _parse(option: str, given: str | float, unit: Literal["tokens", "seconds"], example: str) -> Amount:

@@ -185,4 +185,5 @@ class Summary(Record):
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
     served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target
+    groups: list[dict[str, Any]] | None = None  # `GroupCount` of each value of the columns with quotas or caps
     certificate: dict[str, Any] | None = None  # `Certificate`, and its "share" and "percent"

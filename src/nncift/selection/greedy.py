@@ -11,12 +11,16 @@ Under a token budget it takes the best gain per token among the samples that sti
 best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al., "Cost-effective outbreak detection in
 networks", 2007; Lin and Bilmes, "Multi-document summarization via budgeted maximization", 2010).
 
+Under limits on groups it skips the candidates that cannot join any more (`selection.groups`): at least 1/2 of the best
+value with limits on one column and a count budget (Fisher, Nemhauser and Wolsey, 1978).
+
 How far the result is from the best one at most is in its `Certificate`.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +28,7 @@ from tqdm import tqdm
 from nncift.errors import ConfigError
 from nncift.run.progress import drawn
 from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
+from nncift.selection.groups import Admission, GroupLimits
 from nncift.selection.objectives import Objective
 from nncift.selection.selection import Selection
 
@@ -39,6 +44,7 @@ def lazy_greedy(
     max_cost: float | None = None,
     tie_break: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    limits: Sequence[GroupLimits] = (),
     certify: bool = False,
     progress: bool = False,
 ) -> Selection:
@@ -54,6 +60,8 @@ def lazy_greedy(
         max_cost: tokens of the subset at most; together with `costs`.
         tie_break: (n,); default the initial gains.
         candidates: samples that may be selected, int64 without repetition; default all.
+        limits: on how much of each value of a column is selected, on one or two columns. Where they leave no candidate
+            that can join, fewer samples are selected.
         certify: also bound the best possible value, at about the same cost again (see `selection.certificate`).
         progress: show a bar.
 
@@ -73,14 +81,16 @@ def lazy_greedy(
         first_gains[part] = objective.gains(part)
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
+    total = limit if max_cost is None else room
+    admission = Admission(limits, everyone, each, total) if limits else None
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
     latest = first_gains.copy()
-    indices, gains = _choose(objective, latest, order, each, (limit, room), bound, progress)
+    indices, gains = _choose(objective, latest, order, each, (limit, room), (admission, bound), progress)
     chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
-    if costs is not None and first_gains[best] > value:  # one long sample beats the whole subset
+    if costs is not None and not limits and first_gains[best] > value:  # one long sample beats the whole subset
         indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
     certificate = None
     if certify:
@@ -103,15 +113,15 @@ def _choose(
     gains: np.ndarray,
     order: np.ndarray,
     costs: np.ndarray,
-    limits: tuple[int, float],
-    bound: BoundOnBest | None,
+    budget: tuple[int, float],
+    checks: tuple[Admission | None, BoundOnBest | None],
     progress: bool,
 ) -> tuple[list[int], list[float]]:
     """Lazy greedy from the initial `gains`, updated in place, within a count and a cost; `order` breaks ties.
 
     Afterwards `gains` are upper bounds of the gains over the subset, 0 of its own samples.
     """
-    limit, room = limits
+    (limit, room), (admission, bound) = budget, checks
     evaluated = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was evaluated
     place = np.empty(len(gains), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -129,7 +139,7 @@ def _choose(
             stale: list[int] = []
             while heap and len(stale) < batch:
                 i = int(order[heap[0][1]])
-                if costs[i] <= room:  # which only shrinks
+                if costs[i] <= room and (admission is None or admission.may_fit(i)):  # which only shrink
                     if evaluated[i] == len(indices) or (zero_stays and gains[i] <= 0):
                         break
                     stale.append(i)
@@ -144,6 +154,8 @@ def _choose(
                 batch *= 2
             elif heap:
                 i = int(order[heapq.heappop(heap)[1]])
+                if admission is not None and not admission.admit(i):
+                    continue
                 objective.add(i)
                 indices.append(i)
                 chosen.append(float(gains[i]))

@@ -23,6 +23,7 @@ from nncift.run.folder import RunFolder
 from nncift.selection import sft
 from nncift.selection.certificate import Certificate
 from nncift.selection.json_keys import with_keys
+from nncift.selection.quotas import GroupCount
 from nncift.selection.served import TargetsServed
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 _OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
-_METADATA = ("value", "objective", "objective_options", "served", "certificate")  # of the table
+_METADATA = ("value", "objective", "objective_options", "served", "certificate", "groups")  # of the table
 _RECORDS = {"served": TargetsServed, "certificate": Certificate}  # those of them that are dataclasses
 
 
@@ -40,7 +41,8 @@ _RECORDS = {"served": TargetsServed, "certificate": Certificate}  # those of the
 class Selection:
     """A subset in the order of its file: the order selected, unless it has phases or goes from easy to hard.
 
-    Under a count budget, the samples that were selected first (`ranks` 1 to m) are the subset of budget m.
+    Under a count budget, the samples that were selected first (`ranks` 1 to m) are the subset of budget m, unless there
+    are quotas or caps.
 
     Attributes:
         indices: pool rows, int64 (k,).
@@ -56,6 +58,7 @@ class Selection:
         difficulty: of each, larger is harder, float32 (k,); None when not computed.
         phase: in which each is trained on, from 1, ascending, int64 (k,); None without phases.
         served: how their influence spreads over the targets; None when not counted.
+        groups: what is selected of each value of the columns with quotas or caps; None without any.
         certificate: a bound on the best possible value; None when not computed.
     """
 
@@ -71,6 +74,7 @@ class Selection:
     difficulty: np.ndarray | None = None
     phase: np.ndarray | None = None
     served: TargetsServed | None = None
+    groups: tuple[GroupCount, ...] | None = None
     certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
@@ -166,6 +170,7 @@ class Selection:
         columns |= self._optional()
         facts = {name: getattr(self, name) for name in _METADATA}
         facts |= {name: asdict(facts[name]) for name in _RECORDS if facts[name] is not None}
+        facts["groups"] = None if self.groups is None else [asdict(each) for each in self.groups]
         metadata = {name: json.dumps(fact) for name, fact in facts.items() if fact is not None}
         write_table(run.selection, pa.table(columns, metadata=metadata))
         with atomic_write(run.subset) as temporary, open(temporary, "wb") as file:
@@ -187,6 +192,8 @@ class Selection:
         table, samples = read_table(run.selection), run.samples("pool").samples
         influence = table["influence"]
         facts = {name.decode(): json.loads(fact) for name, fact in table.schema.metadata.items()}
+        if (groups := facts.pop("groups", None)) is not None:
+            facts["groups"] = tuple(GroupCount(**each) for each in groups)
         facts |= {name: kind(**facts[name]) for name, kind in _RECORDS.items() if name in facts}
         if pool is None and samples.exists():
             pool = open_samples(samples)
