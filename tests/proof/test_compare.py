@@ -14,6 +14,9 @@ from nncift.cli import main
 from nncift.errors import ConfigError
 from nncift.evaluation.results import ItemScores
 from nncift.proof.compare import compare
+from nncift.proof.folder import claimed
+from nncift.proof.inputs import prepare
+from nncift.proof.trials import Trial
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +225,14 @@ def test_studies_resume_with_the_same_bytes(places, studied):
     given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth"]}
     comparison(places, studied, **given)
     assert {name: (studied / name).read_bytes() for name in before} == before
+
+
+def test_a_training_of_another_process_is_not_waited_for_unless_asked(places, tmp_path):
+    options = {"model": places["model"], "encoder": "embedded", "budget": 6, "epochs": 1, "units": ["rows"]}
+    inputs = prepare({"pool": places["pool"], "test": places["test"]}, options, output=tmp_path, progress=False)
+    bench, trial = inputs.bench, Trial("lora", (0, 1))
+    with claimed(bench.path(trial), wait=True):
+        bench.run([trial], wait=False)
+        assert not bench.path(trial).exists()
+    bench.run([trial], wait=False)
+    assert bench.path(trial).exists()

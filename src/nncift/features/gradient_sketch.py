@@ -9,7 +9,7 @@ The function whitens over the pool. Here each row has to depend on its sample al
 the pool and are those of a network's new data too. So whitening is over the responses of `whitening_texts.json`, about
 a thousand tokens of every kind, which are read once in a run: it removes what all tokens of a model share, and that
 hardly depends on the texts; what is common to a pool is removed by centering the vectors (`evaluation/baselines.py`;
-docs/estimator.md has the figures). That file never changes: caches and networks depend on it.
+docs/measurements.md has the figures). That file never changes: caches and networks depend on it.
 """
 
 from __future__ import annotations

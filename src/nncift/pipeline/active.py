@@ -84,9 +84,8 @@ class ActiveLabelling:
         history = LabelHistory.find(path) or self._begin()
         history.save(path)
         rounds = history.rounds
-        begun = replace(
-            self, target_fidelity=history.target_fidelity or self.target_fidelity
-        )  # maybe another default's
+        # The target fidelity that labelling began with: the default of an earlier version was another.
+        begun = replace(self, target_fidelity=history.target_fidelity or self.target_fidelity)
         held_out = measure(self._plan(history, None), "held-out")
         labelled: list[LabelledPairs] = []
         while len(labelled) < len(rounds):
