@@ -17,11 +17,11 @@ from .influence.base import Traits as Traits
 from .influence.bm25 import BM25 as BM25
 from .influence.delift import Delift as Delift
 from .influence.embedding_similarity import EmbeddingSimilarity as EmbeddingSimilarity
-from .influence.gradient_similarity import GradientSimilarity as GradientSimilarity
+from .influence.gradients.gradient_similarity import GradientSimilarity as GradientSimilarity
+from .influence.gradients.in_run import InRun as InRun
+from .influence.gradients.less import Less as Less
 from .influence.ifd import IFD as IFD
 from .influence.ifd import Perplexity as Perplexity
-from .influence.in_run import InRun as InRun
-from .influence.less import Less as Less
 from .influence.lossval import LossVal as LossVal
 from .influence.representation_similarity import RepresentationSimilarity as RepresentationSimilarity
 from .influence.response_similarity import ResponseSimilarity as ResponseSimilarity

@@ -8,15 +8,15 @@ import torch
 
 from builders import WITH_PREFIX_CACHE, WITHOUT, chat, make_model, samples, token_ids, tokenizer_of_bytes, word_rows
 from nncift.estimator.network import InfluenceNetwork
-from nncift.evaluation.generation import answer
+from nncift.evaluation.answers.generation import answer
 from nncift.features.features import Features
 from nncift.features.language_model import language_features
 from nncift.features.sentence import embed
 from nncift.influence.base import Setup
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.gradient_sketch import GradientSketch
-from nncift.influence.in_run import InRun, InRunTraining
-from nncift.influence.less import Less
+from nncift.influence.gradients.in_run import InRun, InRunTraining
+from nncift.influence.gradients.less import Less
 from nncift.labels.pairs import LabelledPairs
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.encoder import load_encoder

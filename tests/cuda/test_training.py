@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from builders import samples, word_rows
-from nncift.evaluation.items import Items
-from nncift.evaluation.measurement import measure
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.measurement import measure
 from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec

@@ -17,7 +17,7 @@ from builders import dialogues, named, prepared
 from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.influence.base import InfluenceFunction, PlainFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN, is_factored
-from nncift.influence.in_run import InRunTraining
+from nncift.influence.gradients.in_run import InRunTraining
 from nncift.matrix.products import product_matrix
 from nncift.models.prompts import PromptTemplate
 from nncift.models.spec import EncoderSpec, ModelSpec

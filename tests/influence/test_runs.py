@@ -14,7 +14,7 @@ from nncift.cli import main
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError
 from nncift.influence.bm25 import BM25
-from nncift.influence.less import Less
+from nncift.influence.gradients.less import Less
 from nncift.pipeline.configure import make_config
 from nncift.pipeline.context import make_influence
 from nncift.pipeline.plan import plan

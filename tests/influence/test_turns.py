@@ -14,7 +14,7 @@ from nncift.influence.bm25 import BM25, words
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.delift import Delift
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
-from nncift.influence.gradient_similarity import GradientSimilarity
+from nncift.influence.gradients.gradient_similarity import GradientSimilarity
 from nncift.influence.ifd import IFD, Perplexity
 from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity

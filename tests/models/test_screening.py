@@ -16,9 +16,9 @@ from nncift.data.schemas import Text
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.bm25 import BM25
 from nncift.influence.delift import Delift
-from nncift.influence.gradient_similarity import GradientSimilarity
+from nncift.influence.gradients.gradient_similarity import GradientSimilarity
+from nncift.influence.gradients.less import Less
 from nncift.influence.ifd import IFD
-from nncift.influence.less import Less
 from nncift.influence.selectit import SelectIT
 from nncift.models.chats import Conversation, conversations
 from nncift.models.screening import ExampleScreen, RowScreen

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nncift.evaluation.results import ItemScores
+from nncift.evaluation.answers.results import ItemScores
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import FULL, NONE, RANDOM, STRATIFIED, Grid, by_importance, default_curve
 from nncift.proof.selectors import Ranking, Selector, random_ranking, within_tokens

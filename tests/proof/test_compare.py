@@ -12,7 +12,7 @@ from builders import word_rows, write_rows
 from nncift import select
 from nncift.cli import main
 from nncift.errors import ConfigError
-from nncift.evaluation.results import ItemScores
+from nncift.evaluation.answers.results import ItemScores
 from nncift.proof.compare import compare
 from nncift.proof.folder import claimed
 from nncift.proof.inputs import prepare

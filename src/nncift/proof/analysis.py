@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nncift.evaluation.answers.results import METRICS, ItemScores
 from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, contrast
 from nncift.evaluation.learning_curve import EquivalentBudget, equivalent_budget
-from nncift.evaluation.results import METRICS, ItemScores
 from nncift.proof.cells import DRAWN, FULL, NONE, RANDOM, STRATIFIED, TUNED, Cell, Method, Unit
 from nncift.proof.selectors import Kind, Selector
 from nncift.proof.trials import UNTRAINED, Trial

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from nncift.config import Config
 from nncift.data.pool import ReadOptions
 from nncift.errors import DependencyError
-from nncift.evaluation.endpoint import EndpointJudge
-from nncift.evaluation.items import Items
-from nncift.evaluation.judge import Judge, LocalJudge, Rubric, check_judge
-from nncift.evaluation.text_metrics import ROUGE
+from nncift.evaluation.answers.endpoint import EndpointJudge
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.judge import Judge, LocalJudge, Rubric, check_judge
+from nncift.evaluation.answers.text_metrics import ROUGE
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.proof.folder import ProofFolder
 from nncift.proof.options import ProofOptions

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nncift.errors import printable
-from nncift.evaluation.results import METRICS
+from nncift.evaluation.answers.results import METRICS
 from nncift.proof.folder import ProofFolder
 from nncift.report.answer import answer
 from nncift.report.studies import StudyTable, views

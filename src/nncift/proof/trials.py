@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from nncift.evaluation.in_context import Demonstrations
-from nncift.evaluation.items import Items
-from nncift.evaluation.judge import Judge
-from nncift.evaluation.measurement import measure
-from nncift.evaluation.results import ItemScores
+from nncift.evaluation.answers.in_context import Demonstrations
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.judge import Judge
+from nncift.evaluation.answers.measurement import measure
+from nncift.evaluation.answers.results import ItemScores
 from nncift.models.examples import encode_examples
 from nncift.proof.folder import claimed
 from nncift.run.costs import Costs

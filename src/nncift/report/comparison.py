@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.evaluation.results import METRICS
+from nncift.evaluation.answers.results import METRICS
 from nncift.report import comparison_plots as plots
 from nncift.report.answer import answer, main_place
 from nncift.report.choices import CHOICES, Cell, loss_against, signed

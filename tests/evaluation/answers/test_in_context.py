@@ -5,8 +5,8 @@ import pytest
 
 from builders import chat, samples, word_rows
 from nncift.errors import ConfigError
-from nncift.evaluation.in_context import Demonstrations, most_similar
-from nncift.evaluation.items import Items
+from nncift.evaluation.answers.in_context import Demonstrations, most_similar
+from nncift.evaluation.answers.items import Items
 from nncift.models.chats import Conversation
 from nncift.models.examples import encode_samples
 from nncift.models.spec import EncoderSpec

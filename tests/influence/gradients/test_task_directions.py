@@ -12,7 +12,7 @@ from datasets import Dataset
 import references
 from builders import families, prepared
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.influence.less import Less
+from nncift.influence.gradients.less import Less
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.training.checkpoints import read_checkpoint, read_moments

@@ -5,13 +5,13 @@ import pytest
 
 from builders import chat, samples, word_rows
 from nncift.errors import ConfigError, ModelError, RunError
-from nncift.evaluation import measurement
+from nncift.evaluation.answers import measurement
+from nncift.evaluation.answers.in_context import Demonstrations
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.measurement import SCORES, measure
+from nncift.evaluation.answers.results import ItemScores
+from nncift.evaluation.answers.text_metrics import exact_match
 from nncift.evaluation.datamodels import mean_losses
-from nncift.evaluation.in_context import Demonstrations
-from nncift.evaluation.items import Items
-from nncift.evaluation.measurement import SCORES, measure
-from nncift.evaluation.results import ItemScores
-from nncift.evaluation.text_metrics import exact_match
 from nncift.models.examples import encode_examples
 from nncift.models.spec import EncoderSpec
 from nncift.training.lora import adapted

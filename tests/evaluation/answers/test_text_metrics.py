@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.errors import DependencyError
-from nncift.evaluation.text_metrics import (
+from nncift.evaluation.answers.text_metrics import (
     embedding_similarity,
     exact_match,
     final_number,

@@ -15,13 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError, RunError
+from nncift.evaluation.answers.generation import Answer, answer
+from nncift.evaluation.answers.in_context import Demonstrations
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.judge import Judge
+from nncift.evaluation.answers.results import METRICS, ItemScores
+from nncift.evaluation.answers.text_metrics import ROUGE, embedding_similarity, exact_match, rouge, rouge_scorer
 from nncift.evaluation.datamodels import mean_losses
-from nncift.evaluation.generation import Answer, answer
-from nncift.evaluation.in_context import Demonstrations
-from nncift.evaluation.items import Items
-from nncift.evaluation.judge import Judge
-from nncift.evaluation.results import METRICS, ItemScores
-from nncift.evaluation.text_metrics import ROUGE, embedding_similarity, exact_match, rouge, rouge_scorer
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec
 from nncift.run.checksums import content_hash

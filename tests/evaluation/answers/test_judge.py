@@ -15,9 +15,9 @@ import torch
 
 from builders import samples
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.evaluation.endpoint import EndpointJudge, parse_grade
-from nncift.evaluation.items import Items
-from nncift.evaluation.judge import JudgeCheck, LocalJudge, Rubric, check_judge
+from nncift.evaluation.answers.endpoint import EndpointJudge, parse_grade
+from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.judge import JudgeCheck, LocalJudge, Rubric, check_judge
 from nncift.models.language_model import LanguageModel
 
 SHORT = Rubric("Q: {prompt}\nR: {reference}\nA: {answer}\nGrade:")

@@ -25,9 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError
-from nncift.influence.adapter_gradients import AdapterGradients, GradientSettings, Point, Preconditioned
 from nncift.influence.base import Footprint, Side, look_up
-from nncift.influence.layer_choice import check_layers, layer_numbers
+from nncift.influence.gradients.adapter_gradients import AdapterGradients, GradientSettings, Point, Preconditioned
+from nncift.influence.gradients.layer_choice import check_layers, layer_numbers
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
 from nncift.models.examples import Example, distinct
 from nncift.models.hidden_states import layer_count

@@ -18,7 +18,7 @@ import numpy as np
 
 from nncift.data.chats.messages import SYSTEM_ROLES, exchange
 from nncift.errors import ConfigError, DataError
-from nncift.evaluation.items import Items, encoded
+from nncift.evaluation.answers.items import Items, encoded
 from nncift.models.chats import Conversation, Turn, conversations
 from nncift.models.encoder import embed_texts
 from nncift.models.examples import Example

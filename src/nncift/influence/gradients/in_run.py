@@ -27,8 +27,8 @@ import numpy as np
 
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits
+from nncift.influence.gradients.target_tasks import task_names
 from nncift.influence.model_functions import LanguageModelFunction
-from nncift.influence.target_tasks import task_names
 from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size

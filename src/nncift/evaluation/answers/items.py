@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.errors import NNCIFTError
-from nncift.evaluation.text_metrics import ROUGE, final_number, is_short
+from nncift.evaluation.answers.text_metrics import ROUGE, final_number, is_short
 from nncift.models.chats import Conversation, Style, conversations
 from nncift.models.examples import Example, encode_samples
 from nncift.models.prompts import name_sample

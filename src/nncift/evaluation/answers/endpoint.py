@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nncift.errors import ConfigError, DependencyError, ModelError, first_line
-from nncift.evaluation.judge import Rubric
+from nncift.evaluation.answers.judge import Rubric
 from nncift.run.progress import advance
 
 KEY = "OPENAI_API_KEY"

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from nncift.influence.adapter_gradients import AdapterGradients, GradientSettings
 from nncift.influence.base import Side
+from nncift.influence.gradients.adapter_gradients import AdapterGradients, GradientSettings
 from nncift.models.examples import Example
 from nncift.training.directional_derivatives import combined_gradients, directional_derivatives
 from nncift.training.lora import Lora

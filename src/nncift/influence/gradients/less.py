@@ -21,11 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.influence.adapter_gradients import AdapterGradients, Point, Preconditioned
 from nncift.influence.base import Footprint, Side, Traits, broadcast
-from nncift.influence.gradient_similarity import GradientInfluence
-from nncift.influence.target_tasks import by_task, read_tasks, task_names
-from nncift.influence.task_directions import AlongDirections, TargetDirections, leading_directions, mean_directions
+from nncift.influence.gradients.adapter_gradients import AdapterGradients, Point, Preconditioned
+from nncift.influence.gradients.gradient_similarity import GradientInfluence
+from nncift.influence.gradients.target_tasks import by_task, read_tasks, task_names
+from nncift.influence.gradients.task_directions import (
+    AlongDirections,
+    TargetDirections,
+    leading_directions,
+    mean_directions,
+)
 from nncift.models.examples import Example, distinct
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec

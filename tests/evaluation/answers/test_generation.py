@@ -8,8 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from builders import SMALL, WITH_PREFIX_CACHE, WITHOUT, make_model, token_ids
-from nncift.evaluation import generation
-from nncift.evaluation.generation import answer, stop_tokens
+from nncift.evaluation.answers import generation
+from nncift.evaluation.answers.generation import answer, stop_tokens
 from nncift.models.language_model import LanguageModel
 
 LENGTHS = (1, 5, 9, 17, 30, 31)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import references
 from builders import families, prepared
 from nncift.errors import ConfigError, ModelError, RunError
-from nncift.influence.in_run import InRun, InRunTraining
+from nncift.influence.gradients.in_run import InRun, InRunTraining
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.training.gradient_products import InnerProducts, draw_targets, inner_products

@@ -15,9 +15,9 @@ import nncift
 import references
 from builders import families
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.influence.gradient_similarity import GradientSimilarity
-from nncift.influence.less import Less
-from nncift.influence.target_tasks import by_task, read_tasks
+from nncift.influence.gradients.gradient_similarity import GradientSimilarity
+from nncift.influence.gradients.less import Less
+from nncift.influence.gradients.target_tasks import by_task, read_tasks
 from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.training.checkpoints import read_checkpoint, read_moments

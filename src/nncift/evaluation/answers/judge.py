@@ -22,7 +22,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.evaluation.items import Items, choose_wording
+from nncift.evaluation.answers.items import Items, choose_wording
 from nncift.influence.selectit import answer_tokens
 from nncift.models.chats import Style
 from nncift.models.language_model import LanguageModel
@@ -53,7 +53,7 @@ class Rubric:
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
         """Read a text file, by default ours (`rubric.txt`); a missing or incomplete one is a ConfigError."""
-        source = files("nncift.evaluation") / "rubric.txt" if path is None else Path(path)
+        source = files("nncift.evaluation.answers") / "rubric.txt" if path is None else Path(path)
         try:
             text = source.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
