@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from nncift.errors import ConfigError
 from nncift.matrix import kernels
 from nncift.matrix.factored import LANES, Factors, factor, factor_towers, pack, tower_row_means
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
+
+if TYPE_CHECKING:
+    from nncift.matrix.lazy import Entries
 
 
 class InfluenceMatrix:
@@ -52,6 +55,11 @@ class InfluenceMatrix:
         """Exact influence: an array (n_pool, n_target), in memory or memory-mapped."""
         if array.ndim != 2:
             raise ConfigError(f"an influence matrix has two dimensions, not {array.ndim}", "give (n_pool, n_target)")
+
+        from nncift.matrix.stored import StoredMatrix
+
+        if array.dtype == np.float32 and array.flags.c_contiguous:
+            return StoredMatrix(array)
 
         def function(rows: Any, columns: Any) -> np.ndarray:
             by_slice = isinstance(rows, slice) or isinstance(columns, slice)
@@ -169,6 +177,15 @@ class InfluenceMatrix:
         for part in row_slices(len(rows), self.shape[1]):
             gains[part] = kernels.dense_coverage_gains(self.rows(rows[part]), covered)
         return gains
+
+    def cover(self, i: int, covered: np.ndarray) -> None:
+        """Raise `covered`, float32 (n_target,), to the influence of pool sample `i` where that is larger, in place."""
+        np.maximum(covered, self.rows(i)[0], out=covered)
+
+    @property
+    def stored(self) -> Entries | None:
+        """Where the entries are stored; None if they are computed on access."""
+        return None
 
     def _checked(self, rows: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if covered.shape != self.shape[1:]:

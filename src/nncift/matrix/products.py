@@ -14,7 +14,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.selectors import row_slices
+from nncift.matrix.stored import in_memory
 
 HELD = 128 << 20
 """Bytes of the largest matrix that is held in memory."""
@@ -57,7 +57,4 @@ def product_matrix(
     matrix = InfluenceMatrix(shape, block)
     if 4 * shape[0] * shape[1] > held:
         return matrix
-    values = np.empty(shape, np.float32)
-    for part in row_slices(*shape):
-        values[part] = matrix.rows(part)
-    return InfluenceMatrix.from_array(values)
+    return in_memory(matrix)
