@@ -69,13 +69,13 @@ def row_statistics(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
     return sums, largest
 
 
-def share(work: Callable[[slice], None], rows: int) -> None:
-    """Apply `work` to all rows in pieces, on this thread and those of the pool.
+def share(work: Callable[[slice], None], rows: int, size: int | None = None) -> None:
+    """Apply `work` to all rows in pieces, of `size` unless None, on this thread and those of the pool.
 
     This thread takes pieces too and waits for no helper that has not started, so a busy machine, or a forked process
     without the pool's threads, only costs speed. (OpenMP barriers would wait a time slice.)
     """
-    size = max(_ROWS, min(_PIECE, -(-rows // (THREADS * _ROWS)) * _ROWS))
+    size = size or max(_ROWS, min(_PIECE, -(-rows // (THREADS * _ROWS)) * _ROWS))
     starts = iter(range(0, rows, size))
 
     def take() -> None:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from nncift.errors import ConfigError
 from nncift.matrix.lazy import CoverageQueue
 from nncift.run.progress import drawn
-from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
+from nncift.selection.certificate import BoundOnBest, Certificate, is_sparse, without_bound
 from nncift.selection.groups import Admission, GroupLimits
 from nncift.selection.objectives import Objective, coverage_terms
 from nncift.selection.selection import Selection
@@ -86,8 +86,9 @@ def lazy_greedy(
     total = limit if max_cost is None else room
     admission = Admission(limits, everyone, each, total) if limits else None
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
+    complete = not is_sparse(objective)  # so that gains bound the best value
     latest = first_gains.copy()
-    indices, gains = _choose(objective, latest, order, each, (limit, room), (admission, bound), progress)
+    indices, gains = _choose(objective, latest, order, each, (limit, room), (admission, bound if complete else None), progress)
     chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
@@ -99,7 +100,8 @@ def lazy_greedy(
         if bound is not None:
             bound.close(objective, chosen, value, latest, progress=progress)
         best_value = None if bound is None else max(bound.value, value)
-        certificate = Certificate(value, best_value, len(everyone), without_bound(objective))
+        sure = 1.0 if complete else objective.matrix.confidence
+        certificate = Certificate(value, best_value, len(everyone), without_bound(objective), sure)
     return Selection(
         np.array(indices, np.int64),
         np.array(gains),

@@ -125,7 +125,7 @@ class FacilityLocation:
 
     def add(self, i: int) -> None:
         """Add sample `i`."""
-        self.matrix.cover(i, self._covered)
+        self.matrix.cover(np.array([i]), self._covered)
 
 
 class FacilityLocationMutualInformation(FacilityLocation):
