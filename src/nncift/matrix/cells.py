@@ -144,8 +144,7 @@ def _order_of_visits(
         orders = np.argsort(-scores, axis=1, kind="stable")
         counts = [int(np.searchsorted(np.cumsum(sizes[order]), visits)) + 1 for order in orders]
         return [
-            np.concatenate([cells[cell] for cell in order[:count]])
-            for order, count in zip(orders, counts, strict=True)
+            np.concatenate([cells[cell] for cell in order[:count]]) for order, count in zip(orders, counts, strict=True)
         ]
 
     return visited

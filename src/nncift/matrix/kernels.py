@@ -142,6 +142,7 @@ def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indic
 
 @compiled
 def add_gains(entries: np.ndarray, covered: np.ndarray, sums: np.ndarray) -> None:
+    """Add max(0, entry - covered) of up to 64 columns to the sums of their lanes, float64 (64,)."""
     for lane in range(len(covered)):
         gain = entries[lane] - covered[lane]
         sums[lane] += gain if gain > 0 else np.float32(0)
@@ -217,6 +218,7 @@ def _score_group(typing_context: Any, group: Any) -> Any:
 def score_block(
     rows: np.ndarray, constants: np.ndarray, block: np.ndarray, n_positive: int, n_relu: int, tile: np.ndarray
 ) -> None:
+    """Score rows that `gather` returned against one block of columns (units, 64) into the tile (rows, 64)."""
     for r in range(0, rows.shape[0], _ROWS):
         addresses = rows[r:].ctypes.data, constants[r:].ctypes.data, block.ctypes.data, tile[r:].ctypes.data
         _score_group((*addresses, n_positive, n_relu, rows.shape[1]))

@@ -61,7 +61,7 @@ class CoverageQueue:
             step: size of the subset, which `covered` belongs to; 0 for the one that the gains are of.
             room: those that cost more are dropped.
         """
-        found, self._size, work = _best(
+        found, self._size, work = _best(  # type: ignore[no-untyped-call]
             self._entries,
             (self._covered, self._modular),
             (self._gains, self._evaluated, self._keys),
@@ -96,7 +96,7 @@ def _best(entries, state, bounds, candidates, queue, now):  # type: ignore[no-un
 
 @compiled
 def _gain(entries: Entries, i: int, covered: np.ndarray, sums: np.ndarray) -> float:
-    """Sum over targets of max(0, entry - covered), with the same additions as `kernels.coverage_gains` if all stored."""
+    """Sum over targets of max(0, entry - covered); of all entries with the additions of `kernels.coverage_gains`."""
     row = entries.values[entries.starts[i] : entries.starts[i + 1]]
     if len(entries.columns) == 0:
         sums[:] = 0
@@ -106,7 +106,7 @@ def _gain(entries: Entries, i: int, covered: np.ndarray, sums: np.ndarray) -> fl
     total, columns = 0.0, entries.columns[entries.starts[i] : entries.starts[i + 1]]
     for place in range(len(row)):
         gain = row[place] - covered[columns[place]]
-        total += gain if gain > 0 else np.float32(0)
+        total += gain if gain > 0 else 0.0
     return total
 
 

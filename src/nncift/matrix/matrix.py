@@ -217,6 +217,11 @@ class InfluenceMatrix:
         """Where the entries are stored; None if they are computed on access."""
         return None
 
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether there are `products`, of which a sparse form can be made."""
+        return False
+
     def products(self) -> tuple[Products, Callable[[np.ndarray], np.ndarray] | None] | None:
         """The inner products that the entries are, and a non-decreasing function of these; None of other matrices."""
         return None
@@ -325,6 +330,11 @@ class FactoredMatrix(InfluenceMatrix):
     @functools.cached_property
     def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         return kernels.row_statistics(self._factors)
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether it is the two-tower form."""
+        return not self._factors.n_relu
 
     def products(self) -> tuple[Products, None] | None:
         """Those of the two-tower form; the targets' side is copied."""

@@ -85,7 +85,8 @@ class SparseMatrix(InfluenceMatrix):
         self, entries: Entries, floor: np.ndarray, audit: Audit | None, source: InfluenceMatrix, helpers: int
     ) -> None:
         super().__init__(source.shape, self._read)
-        self.floor, self.audit, self.source, self.helpers = floor, audit, source, helpers
+        self.floor: np.ndarray = floor
+        self.audit, self.source, self.helpers = audit, source, helpers
         self.confidence = 1.0 if audit is None else CONFIDENCE
         self._entries = entries
 
@@ -161,14 +162,19 @@ def sparsified(
         raise ConfigError("this matrix is not one of inner products, so it has no sparse form", "stream it")
     products, transform = found
     n, helpers = len(products.rows), min(helpers, len(products.rows))
-    if visits is None and n > EXACT_BELOW:
-        visits = max(VISITS, _VISITS_PER_HELPER * helpers)
+    visits = visits_of(n, helpers) if visits is None else visits
     visits = None if visits is None or visits >= n else visits
     values, which = strongest(products, helpers, visits, seed=seed, progress=progress)
     audit = None if visits is None else _audited(products, transform, which, seed)
     _transform(values, transform)
     floor = np.where(which[:, 0] == NO_HELPER, np.float32(0), np.maximum(values[:, 0], 0))
     return SparseMatrix(_by_row(values, which, n), floor, audit, matrix, helpers)
+
+
+def visits_of(n_pool: int, helpers: int) -> int | None:
+    """Pool samples that a target visits by default; None for all."""
+    visits = max(VISITS, _VISITS_PER_HELPER * helpers)
+    return None if n_pool <= max(EXACT_BELOW, visits) else visits
 
 
 def _transform(values: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] | None) -> None:

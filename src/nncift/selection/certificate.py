@@ -155,7 +155,7 @@ class BoundOnBest:
             progress: show a bar.
         """
         each = max(len(self._fitting), 1)
-        steps = min(_STEPS, max(self.work, _PAIRS // max(relaxation.width, 1)) // each)
+        steps = min(_STEPS, max(self.work, _PAIRS // max(relaxation.n_target, 1)) // each)
         with tqdm(total=steps * each, desc="bound", leave=False, **drawn(progress)) as bar:
             for _ in range(steps):
                 if value >= _ENOUGH * self.value:
@@ -167,7 +167,7 @@ class BoundOnBest:
                     bar.update(len(weights[part]))
                 total, places, shares = self._largest_sum(weights)
                 found = relaxation.constant + total
-                self.value = min(self.value, found + relaxation.left_out)
+                self.value = min(self.value, found)
                 relaxation.move(self._fitting[places], shares, max(found - value, 0.0))
 
     def _largest_sum(self, gains: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -200,6 +200,12 @@ def is_sparse(objective: Objective) -> bool:
     """Whether entries of the objective's matrix are left out."""
     matrix = getattr(objective, "matrix", None)
     return isinstance(matrix, InfluenceMatrix) and matrix.floor is not None
+
+
+def confidence_of(objective: Objective) -> float:
+    """Probability that a bound on the objective's value holds: below 1 of a sparse matrix with entries not visited."""
+    matrix = getattr(objective, "matrix", None)
+    return matrix.confidence if isinstance(matrix, InfluenceMatrix) else 1.0
 
 
 def without_bound(objective: Objective) -> str:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from nncift.errors import ConfigError
 from nncift.matrix.lazy import CoverageQueue
 from nncift.run.progress import drawn
-from nncift.selection.certificate import BoundOnBest, Certificate, is_sparse, without_bound
+from nncift.selection.certificate import BoundOnBest, Certificate, confidence_of, is_sparse, without_bound
 from nncift.selection.groups import Admission, GroupLimits
 from nncift.selection.objectives import Objective, coverage_terms
 from nncift.selection.selection import Selection
@@ -88,7 +88,8 @@ def lazy_greedy(
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
     complete = not is_sparse(objective)  # so that gains bound the best value
     latest = first_gains.copy()
-    indices, gains = _choose(objective, latest, order, each, (limit, room), (admission, bound if complete else None), progress)
+    checks = admission, bound if complete else None
+    indices, gains = _choose(objective, latest, order, each, (limit, room), checks, progress)
     chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
@@ -100,8 +101,8 @@ def lazy_greedy(
         if bound is not None:
             bound.close(objective, chosen, value, latest, progress=progress)
         best_value = None if bound is None else max(bound.value, value)
-        sure = 1.0 if complete else objective.matrix.confidence
-        certificate = Certificate(value, best_value, len(everyone), without_bound(objective), sure)
+        reason, confidence = without_bound(objective), confidence_of(objective)
+        certificate = Certificate(value, best_value, len(everyone), reason, confidence)
     return Selection(
         np.array(indices, np.int64),
         np.array(gains),

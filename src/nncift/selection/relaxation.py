@@ -12,8 +12,8 @@ bank accounts to optimize float", 1977). The relevance of the mutual-information
 Convex in u: minimised by subgradients, each deflected by the one before (Camerini, Fratta and Maffioli, 1975), with
 Polyak's step towards the value that greedy reached. At the start u is the coverage by the first half of the subset,
 since at the minimum most targets have one sample above u, and greedy's targets have their best and others. For a sparse
-matrix u is never below its floor, so that no entry left out counts; what entries that were not visited may exceed u by
-is added to the bound (u does not depend on the audit of these).
+matrix u is never below its floor, so that no visited entry that is left out counts; how much entries that were not
+visited may exceed u is added to the bound, and u itself does not depend on the audit of these.
 
 concave cover: the tangents of the roots at any coverage. The coverage follows Frank and Wolfe's method (1956) on the
 continuous relaxation, from that of the subset.
@@ -44,15 +44,11 @@ _LEAST_COVERAGE = 1e-3  # of the mean: the root has no tangent at 0
 class Relaxation(Protocol):
     """A modular upper bound of an objective, and steps to one with a smaller maximum."""
 
-    width: int  # entries of the matrix that a row takes
+    n_target: int  # entries that a pass reads of a row of the matrix
 
     @property
     def constant(self) -> float:
         """Bound of the empty subset."""
-
-    @property
-    def left_out(self) -> float:
-        """What entries that a sparse matrix left out may add to the bound, whatever the subset."""
 
     def weights(self, candidates: np.ndarray) -> np.ndarray:
         """What each candidate (int64) adds to the bound, float64."""
@@ -79,7 +75,7 @@ class FacilityLocationRelaxation:
 
     def __init__(self, matrix: InfluenceMatrix, start: np.ndarray, modular: np.ndarray, chosen: np.ndarray) -> None:
         self._matrix, self._start, self._modular = matrix, start, modular
-        self.width = matrix.row_width
+        self.n_target = matrix.row_width
         self._least = start if matrix.floor is None else np.maximum(start, matrix.floor)
         self._covered = self._least.copy()  # u
         matrix.cover(chosen[: len(chosen) // 2], self._covered)
@@ -89,12 +85,8 @@ class FacilityLocationRelaxation:
     @property
     def constant(self) -> float:
         """Bound of the empty subset."""
-        return float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
-
-    @property
-    def left_out(self) -> float:
-        """What entries that a sparse matrix left out may add to the bound: how much they may exceed u."""
-        return self._matrix.unseen(self._covered)
+        covered = float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
+        return covered + self._matrix.unseen(self._covered)
 
     def weights(self, candidates: np.ndarray) -> np.ndarray:
         """What each candidate adds to the bound, float64."""
@@ -102,6 +94,7 @@ class FacilityLocationRelaxation:
 
     def move(self, rows: np.ndarray, shares: np.ndarray, excess: float) -> None:
         """One subgradient step."""
+        excess = max(excess - self._matrix.unseen(self._covered), 0.0)
         self._waited = 0 if excess < self._smallest else self._waited + 1
         self._smallest = min(self._smallest, excess)
         if self._waited == _PATIENCE:
@@ -125,7 +118,7 @@ class ConcaveCoverRelaxation:
     """
 
     def __init__(self, matrix: InfluenceMatrix, start: np.ndarray, chosen: np.ndarray) -> None:
-        self.width = matrix.shape[1]
+        self.n_target = matrix.shape[1]
         self._matrix, self._start, self._steps = matrix, start, 0
         self._set(self._sum(chosen, np.ones(len(chosen))))
 
@@ -135,16 +128,11 @@ class ConcaveCoverRelaxation:
         roots = np.sqrt(self._covered)
         return float((roots + (self._start - self._covered) / (2 * roots) - np.sqrt(self._start)).sum())
 
-    @property
-    def left_out(self) -> float:
-        """Nothing: no entry is left out."""
-        return 0.0
-
     def weights(self, candidates: np.ndarray) -> np.ndarray:
         """What each candidate adds to the bound, float64."""
         slopes = 1 / (2 * np.sqrt(self._covered))
         weights = np.empty(len(candidates))
-        for part in row_slices(len(candidates), self.width):
+        for part in row_slices(len(candidates), self.n_target):
             weights[part] = np.maximum(self._matrix.rows(candidates[part]), 0) @ slopes
         return weights
 
@@ -156,7 +144,7 @@ class ConcaveCoverRelaxation:
 
     def _sum(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
         total = self._start.copy()
-        for part in row_slices(len(rows), self.width):
+        for part in row_slices(len(rows), self.n_target):
             total += shares[part] @ np.maximum(self._matrix.rows(rows[part]), 0)
         return total
 
