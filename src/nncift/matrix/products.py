@@ -86,7 +86,9 @@ class ProductMatrix(InfluenceMatrix):
             return False
         if self._transform is None:
             return True
-        return bool((np.diff(self._transform(_TRIAL[None])[0]) >= 0).all())
+        with np.errstate(over="ignore"):
+            values = self._transform(_TRIAL[None])[0]
+        return bool((values[1:] >= values[:-1]).all())
 
     def products(self) -> tuple[Products, Transform | None] | None:
         """The vectors as they lie."""

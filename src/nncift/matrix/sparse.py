@@ -167,7 +167,8 @@ def sparsified(
     values, which = strongest(products, helpers, visits, seed=seed, progress=progress)
     audit = None if visits is None else _audited(products, transform, which, seed)
     _transform(values, transform)
-    floor = np.where(which[:, 0] == NO_HELPER, np.float32(0), np.maximum(values[:, 0], 0))
+    complete = (which[:, 0] == NO_HELPER) | (helpers == n)  # nothing is left out
+    floor = np.where(complete, np.float32(0), np.maximum(values[:, 0], 0))
     return SparseMatrix(_by_row(values, which, n), floor, audit, matrix, helpers)
 
 

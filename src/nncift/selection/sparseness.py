@@ -26,6 +26,6 @@ class Sparseness:
     def __str__(self) -> str:
         sure = "" if self.confidence == 1 else f", with probability {self.confidence:.1%}"
         return (
-            f"the {self.helpers:,} strongest helpers of each target were compared, instead of all pairs; the value is at"
-            f" most {self.understated:.2%} too low for that{sure}"
+            f"the {self.helpers:,} strongest helpers of each target were compared, instead of all pairs; the value"
+            f" is at most {self.understated:.2%} too low for that{sure}"
         )
