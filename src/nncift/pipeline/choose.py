@@ -200,7 +200,9 @@ def _passes(run: Run) -> float:
     n, targets = run.size("pool"), run.size("target")
     if run.objective in COMPARES_FEATURES:
         return 1.0  # the mean influence of each sample; the rest is read from the features
-    passes = planned_passes(run.config.maximizer, n, run.budget.expected(n), own_targets=run.own_target)
+    tokens = run.tokens
+    passes = planned_passes(run.config.maximizer, n, run.budget.expected(n, tokens), own_targets=run.own_target)
+    passes = passes if tokens is None else 2 * passes  # by gain per token and by gain
     if run.config.verify is not None:
         return passes
     return passes + pairs_for_bound(n, targets) / ((n + run.size("known")) * targets)
