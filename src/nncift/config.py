@@ -111,6 +111,9 @@ class Config:
     """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
     keep_duplicates: bool = False
     """Keep exact duplicates."""
+    near_duplicates: float | None = None
+    """Leave samples out of the choice that are near-duplicates: the cosine of the sentence embedding with that of an
+    earlier, kept sample is at least this, such as 0.95. pool/near_duplicates.jsonl lists each with its twin."""
     max_row_bytes: int | str | None = None
     """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
     quota: Mapping[str, Any] | Sequence[str] | None = None
@@ -124,12 +127,19 @@ class Config:
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
     """The objective to maximise: facility-location, facility-location-mutual-information,
-    facility-location-conditional-gain, concave-cover, mean-influence, or your own "module:Class". By default the third
-    with --known, else the second with --target, else the first."""
+    facility-location-conditional-gain, concave-cover, mean-influence, graph-cut, log-determinant, or your own
+    "module:Class". By default the third with --known, else the second with --target, else the first."""
     eta: float | None = None
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
+    redundancy: float | None = None
+    """Graph cut: weight of the redundancy of the chosen samples. By default 1: choosing no better than at random costs
+    all utility."""
+    maximizer: Literal["lazy", "stochastic", "threshold", "partitioned"] | None = None
+    """How the objective is maximised: lazy, plain greedy's choice (the default); stochastic, the best of some random
+    samples at each step; threshold, what reaches a falling threshold; partitioned, in parts of the pool, then among
+    their choices, for pools beyond some 200,000 samples."""
     matrix: Literal["auto", "stored", "streamed", "sparse"] = "auto"
     """How the influence of all pairs is held for the choice: stored in memory; streamed, computed whenever it is read;
     or sparse, each target's strongest helpers alone, with a bound on what that may lose (facility location in all its
@@ -223,10 +233,14 @@ class Config:
 
     def _check_numbers(self) -> None:
         least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
+        least |= {"redundancy": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ConfigError(f"`{name}` is {value}", f"give a number of at least {lowest}")
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            fix = "give a cosine above 0 and at most 1, such as 0.95"
+            raise ConfigError(f"`near_duplicates` is {self.near_duplicates}", fix)
         if self.seed >= 2**32:
             raise ConfigError(f"`seed` is {self.seed}", "give a number below 2^32")
 

@@ -13,14 +13,21 @@ from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection import greedy
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import OBJECTIVES, FacilityLocation, ObjectiveOptions, make_objective
+from nncift.selection.objectives import (
+    COMPARES_FEATURES,
+    OBJECTIVES,
+    FacilityLocation,
+    ObjectiveOptions,
+    make_objective,
+)
 from nncift.selection.selection import Selection
 
 
 def make(name: str, matrix: InfluenceMatrix):
     """An objective of the table; half the first row's influence is known already."""
     known = matrix.rows(0)[0] / 2 if name.endswith("gain") else None
-    return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known))
+    features = matrix.rows(slice(None)) if name in COMPARES_FEATURES else None
+    return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known, features=features))
 
 
 def plain_greedy(objective, budget, costs=None, max_cost=float("inf"), tie_break=None):

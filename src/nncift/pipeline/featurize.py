@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,11 +59,16 @@ def _characters(rows: Dataset) -> list[int]:
 
 def cost(run: Run) -> PlannedCost:
     """Planned cost of the features, from a rate measured on a few samples; nothing for the user's own."""
+    return cost_of_features(run, _reader(run), tuple(run.samples))
+
+
+def cost_of_features(run: Run, reader: FeatureReader, sides: Sequence[str]) -> PlannedCost:
+    """Planned cost of what a reader computes for some sides of a run: of "pool", "target" and "known"."""
     rows, seconds, width, memory = run.pool.rows, 0.0, 0, 0
     some = _some(rows)
     lengths = np.array(_characters(some))
-    samples = sum(run.size(side) for side in run.samples)
-    for kind, source in _reader(run).models.items():
+    samples = sum(run.size(side) for side in sides)
+    for kind, source in reader.models.items():
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
         trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
@@ -72,5 +78,5 @@ def cost(run: Run) -> PlannedCost:
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
         characters = sum(_characters(trial))
         seconds += taken / characters * lengths.mean() * samples
-        memory = max(memory, *(source.memory(_some(one.rows)) for one in run.samples.values()))
+        memory = max(memory, *(source.memory(_some(run.samples[side].rows)) for side in sides))
     return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

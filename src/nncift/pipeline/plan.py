@@ -21,7 +21,7 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, exact, featurize, forms, label, verify
+from nncift.pipeline import arrange, choose, exact, featurize, forms, label, near_duplicates, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
@@ -39,6 +39,7 @@ _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "influence": exact.cost,
     "labels": label.cost,
     "probes": label.probe_cost,
+    "near-duplicates": near_duplicates.cost,
     "shortlist": verify.cost,
     "selection": choose.cost,
     "difficulty": arrange.cost,

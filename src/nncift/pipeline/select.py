@@ -20,6 +20,7 @@ from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.measure import drop_checkpoints
+from nncift.pipeline.near_duplicates import leave_out_near_duplicates
 from nncift.pipeline.options import SelectOptions
 from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
@@ -66,6 +67,8 @@ def select(
             exclude_fields: the columns of the test sets' questions, when they are not recognised.
             skip_bad_rows: leave out rows that cannot be used, instead of raising.
             keep_duplicates: keep exact duplicates.
+            near_duplicates: leave samples out of the choice whose sentence embedding has this cosine with an earlier
+                one's, such as 0.95.
             max_row_bytes: the longest row; "64MiB" unless given.
 
             Influence, labels and network
@@ -86,6 +89,8 @@ def select(
             objective: the objective to maximise, by name or as "module:Class".
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.
+            redundancy: graph cut: weight of the redundancy of the chosen samples; 1 unless given.
+            maximizer: "lazy", the default, "stochastic", "threshold" or "partitioned".
             verify: size of the shortlist to measure exactly, as a multiple of the budget.
             matrix: how the influence of all pairs is held: "auto", the default, "stored", "streamed" or "sparse".
             weights: weight the selected samples by their marginal gains.
@@ -125,6 +130,7 @@ def select(
     shown = in_terminal() if progress is None else progress
     with Run.open(config, sources, influence, progress=shown) as run:
         matrix, evidence = influence_of_all(run)
+        leave_out_near_duplicates(run)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, evidence)
         selection = arrange(run, selection)
