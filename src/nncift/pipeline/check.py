@@ -13,9 +13,10 @@ from nncift.models.loading import check_device
 from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
+from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.label import check_labels
+from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
-from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
 from nncift.selection.objectives import ObjectiveOptions, make_objective
 
@@ -62,7 +63,7 @@ def _check_objective(run: Run) -> None:
 
 
 def _check_budget(run: Run) -> None:
-    number = run.size("pool")
+    number = samples_budgeted(run)
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
     if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
         check_shortlist(run.budget.count(number, run.config.verify), number)

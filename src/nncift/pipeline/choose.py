@@ -10,6 +10,7 @@ import numpy as np
 from nncift.estimator.towers import RANK
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.exact import selection_cost
+from nncift.pipeline.growing import prefix_of, samples_budgeted
 from nncift.pipeline.quotas import limits_of, with_groups
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import read_array, write_array
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nncift.labels.pairs import Probes
     from nncift.pipeline.context import Run
 
+_NONE = np.zeros(0, np.int64)
 _TRIAL_SAMPLES, _TRIAL_WIDTH = 2048, 100
 _TOWER_BYTES = 3 * 4 * (RANK + 1)  # of a sample on a side: float32, and again while it is put together
 
@@ -45,7 +47,8 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = with_groups(run, pick(run, matrix, certify=run.config.verify is None))
+        prefix = prefix_of(run, lambda: objective_of(run, matrix, run.budget.expected(len(run.pool))))
+        selection = with_groups(run, pick(run, matrix, prefix=prefix, certify=run.config.verify is None))
         selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))
         return with_served(run, matrix, selection) if run.config.verify is None else selection
 
@@ -76,6 +79,7 @@ def pick(
     times: float = 1.0,
     covered: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    prefix: np.ndarray = _NONE,
     certify: bool = False,
 ) -> Selection:
     """A choice within the budget, without the pool's rows in it.
@@ -87,19 +91,26 @@ def pick(
         times: a multiple of the budget, rounded up to whole samples.
         covered: how well each target is covered by others, (n_target,) float32.
         candidates: rows of the matrix that may be chosen; all unless given.
+        prefix: rows that come first; with `keep_selection` beside the budget.
         certify: with a certificate.
     """
     budget, tokens = run.budget, run.tokens
     costs = tokens if tokens is None or rows is None else tokens[rows]
     among = matrix.shape[0] if candidates is None else len(candidates)
+    kept = prefix if run.config.keep_selection else _NONE
     room = None if budget.max_tokens is None else budget.max_tokens * times
+    if costs is not None and room is not None:
+        room += float(costs[kept].sum())
+    part = samples_budgeted(run)
+    expected = len(kept) + budget.expected(part, tokens)
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
     selection = lazy_greedy(
-        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered, costs=costs),
-        min(budget.count(len(run.pool), times), among) if tokens is None else None,
+        objective_of(run, matrix, expected, covered=covered, costs=costs),
+        min(len(kept) + budget.count(part, times), among) if tokens is None else None,
         candidates=candidates,
         limits=limits_of(run, rows=rows, times=times),
+        prefix=prefix,
         costs=costs,
         max_cost=room,
         certify=certify,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.labels.rates import abridged
+from nncift.pipeline.growing import first_features
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ def featurize(run: Run) -> None:
 def _reader(run: Run) -> FeatureReader:
     cache = None if run.config.no_cache else FeatureCache.default()
     take = None if run.earlier is None else run.earlier.take_features
-    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take)
+    first = None if run.earlier is None else functools.partial(first_features, run.earlier)
+    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take, first)
 
 
 def _some(rows: Dataset) -> Dataset:

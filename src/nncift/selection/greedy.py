@@ -97,7 +97,8 @@ def lazy_greedy(
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
-    if costs is not None and not (limits or len(first)) and first_gains[best] > value:  # one long sample beats the whole subset
+    free = costs is not None and not limits and not len(first)
+    if free and first_gains[best] > value:  # one long sample beats the whole subset
         indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
     certificate = None
     if certify:
