@@ -80,7 +80,9 @@ def select(
 
             planned = plan(made, progress=in_terminal() and not quiet)
         print(_as_typed(planned))
-        if made.from_run is not None:
+        if made.append:
+            print(printable(f"Of the samples of {made.from_run} is deducted what holds there."))
+        elif made.from_run is not None:
             print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
     from nncift.pipeline.select import select as run

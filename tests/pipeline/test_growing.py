@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,12 +10,18 @@ import numpy as np
 import pytest
 
 import nncift
-from builders import word_rows, write_rows
+from builders import named, word_rows, write_rows
 from nncift.cli import main
 from nncift.errors import ConfigError, DataError
-from nncift.influence.base import InfluenceFunction, Traits
-from nncift.influence.embedding_similarity import EmbeddingSimilarity
-from nncift.models.spec import EncoderSpec
+from nncift.influence.base import InfluenceFunction, Setup, Traits
+from nncift.influence.catalogue import BUILT_IN
+from nncift.labels.pairs import LabelledPairs
+from nncift.models.spec import ModelSpec
+from nncift.pipeline.configure import make_config, sources_of
+from nncift.pipeline.context import Run
+from nncift.pipeline.growing import labels_held, share_computed
+from nncift.pipeline.read import read
+from nncift.run.registry import resolve
 from nncift.selection.selection import Selection
 
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
@@ -141,9 +148,28 @@ def test_a_relative_function_puts_new_samples_on_the_scale_of_the_first(files, t
     assert "computed anew (other target samples)" in notes(tmp_path / "other")["vectors pool"]
 
 
+@pytest.mark.parametrize("name", ["gradient-sketch", "response-similarity"])
+def test_a_restored_function_gives_the_vectors_that_it_gave_new_samples(tiny_model, name):
+    rows = [
+        named([(row["prompt"], row["response"]) for row in word_rows(4, offset)], f"{offset}-") for offset in (0, 40)
+    ]
+    function, other = (
+        resolve(name, BUILT_IN, "nncift.influence").build(Setup((ModelSpec(tiny_model, device="cpu"),)))
+        for _ in range(2)
+    )
+    function.prepare(rows[0], rows[0])
+    other.restore(function.statistics())
+    other.prepare(rows[1], rows[1])
+    np.testing.assert_allclose(other.vectors(rows[1]), function.vectors(rows[1]), rtol=1e-4, atol=1e-6)
+    for key, values in function.statistics().items():
+        np.testing.assert_array_equal(other.statistics()[key], values)
+    other.prepare(rows[1], rows[1])  # by its own samples again
+    assert not np.allclose(other.vectors(rows[1]), function.vectors(rows[1]), atol=1e-3)
+
+
 def test_features_labels_and_network_are_taken(files, tmp_path: Path, minilm):
     given = {"influence": "builders:EstimatedCosine", "encoder": minilm, "device": "cpu", "labels": 60, "budget": 6}
-    nncift.select(files["pool"], output=tmp_path / "first", no_cache=True, **given)
+    nncift.select(files["pool"], output=tmp_path / "first", no_cache=True, probes=2, **given)
     nncift.select(from_run=tmp_path / "first", append=files["new"], no_cache=True, output=tmp_path / "grown")
     taken = notes(tmp_path / "grown")
     assert taken["features pool"] == "features pool: 40 taken, 12 computed"
@@ -152,19 +178,13 @@ def test_features_labels_and_network_are_taken(files, tmp_path: Path, minilm):
     arrays = [np.load(tmp_path / run / "features/pool.npy") for run in ("first", "grown")]
     np.testing.assert_array_equal(arrays[1][:40], arrays[0])
     assert {path.name for path in (tmp_path / "grown/features").iterdir()} == {"pool.npy", "pool.json"}
-    # The same estimates as by the network for all data.
-    nncift.select(
-        [files["pool"], files["new"]],
-        network=tmp_path / "first",
-        encoder=minilm,
-        device="cpu",
-        budget=6,
-        no_cache=True,
-        output=tmp_path / "whole",
-    )
-    np.testing.assert_allclose(
-        np.load(tmp_path / "grown/influence.npy"), np.load(tmp_path / "whole/influence.npy"), rtol=1e-3, atol=1e-5
-    )
+    assert taken["probes"] == "probes: its targets taken"
+    values = [LabelledPairs.load(tmp_path / run / "probes/labels.parquet") for run in ("first", "grown")]
+    assert len(values[1]) == 52 * 2
+    np.testing.assert_array_equal(values[1].influence[:80], values[0].influence)
+    weights = [(tmp_path / run / "network/model.safetensors").read_bytes() for run in ("first", "grown")]
+    assert weights[0] == weights[1]
+    assert np.load(tmp_path / "grown/influence.npy").shape == (52,)
 
 
 @pytest.mark.parametrize("budget", ["5", "0.5"])
@@ -233,13 +253,13 @@ def test_another_budget_goes_on_where_choices_are_nested(files, tmp_path: Path, 
     given = {"influence": "bm25", "budget": 5, "model": tiny_model, "device": "cpu"} | first
     nncift.select(pool, output=tmp_path / "first", **given)
     nncift.select(from_run=tmp_path / "first", output=tmp_path / "then", **then)
-    nncift.select(pool, output=tmp_path / "fresh", **given | then)
-    assert_same(tmp_path / "then", tmp_path / "fresh")
     found = notes(tmp_path / "then")["selection"]
     if reason:
         assert found.startswith(f"selection: chosen anew ({reason}")
-    else:
-        assert found == f"selection: {min(5, then['budget'])} samples taken"
+        return
+    assert found == f"selection: {min(5, then['budget'])} samples taken"
+    nncift.select(pool, output=tmp_path / "fresh", **given | then)
+    assert_same(tmp_path / "then", tmp_path / "fresh")
 
 
 def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path, monkeypatch):
@@ -258,7 +278,7 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path
     grow(tmp_path / "whole")
     whole, replace = state(tmp_path / "whole"), Path.replace
     finished = [name for name in whole if not name.endswith((".lock", ".log", "costs.json", "checksums.jsonl"))]
-    for stop in range(1, 14):
+    for stop in (2, 5, 7, 9):
         output, left = tmp_path / f"killed-{stop}", [stop]
 
         def dying(self, target, left=left):
@@ -269,10 +289,8 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", dying)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 grow(output)
-            except KeyboardInterrupt:
-                pass
         grow(output)
         for name in ("pool/samples.arrow", "vectors/pool.npy", "vectors/statistics.safetensors", "prefix.npy", *ENDS):
             assert (output / name).read_bytes() == whole[name], (stop, name)
@@ -312,7 +330,37 @@ def test_what_cannot_be_is_refused(files, tmp_path: Path, options, message):
 
 def test_on_the_command_line(files, tmp_path: Path, capsys):
     run = tmp_path / "run"
-    main(
-        ["select", files["pool"], "--influence", "bm25", "--budget", "5", "--output", str(run), "--quiet"],
-    )
-    capsys.readouterr()
+    nncift.select(files["pool"], influence="bm25", budget=5, output=run)
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["select", *arguments, "--quiet"])
+        out, err = capsys.readouterr()
+        assert end.value.code == (2 if err else 0), err
+        return out + err
+
+    grow = ["--from", str(run), "--append", files["new"], "--append", files["third"], "--keep-selection"]
+    planned = call(*grow, "--budget", "3", "--dry-run")
+    assert "Pool: 60 samples; targets: 60; to choose: 3" in planned
+    assert f"Of the samples of {run} is deducted what holds there." in planned
+    made = call(*grow, "--budget", "3")
+    assert "pool: 40 samples taken, 20 appended" in made
+    assert "Selected: 8 of 60 samples" in made
+    assert f"from {files['new']}" in made
+    (folder,) = tmp_path.glob("run-append-*")  # beside the run, named after what differs
+    assert "Selected: 8 of 60 samples" in call(*grow, "--budget", "3")  # again: only opened
+    assert "`--append`" not in call("--append", files["new"])
+    assert "--append adds to the pool of an earlier run: name it with --from" in call(files["pool"], "--append", "new")
+    assert "--pool is empty" in call() or "POOL" in call()
+    assert "no such file" in call("--from", str(run), "--append", "./nowhere.jsonl")
+    assert f"{folder}" in made
+
+
+def test_a_dry_run_counts_the_new_samples(files, tmp_path: Path, minilm):
+    given = {"influence": "embedding-similarity", "encoder": minilm, "device": "cpu", "budget": 6}
+    nncift.select(files["pool"], output=tmp_path / "first", **given)
+    config = make_config(from_run=tmp_path / "first", append=files["new"])
+    with Run.open(config, sources_of(config, {}), progress=False) as run:
+        read(run)
+        assert share_computed(run) == pytest.approx(12 / 52)
+        assert not labels_held(run)  # it has none

@@ -19,7 +19,7 @@ from nncift.labels.rates import abridged
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.chats import chunks
-from nncift.pipeline.growing import first_vectors, joined_blocks
+from nncift.pipeline.growing import first_vectors, joined_blocks, share_computed
 from nncift.pipeline.measure import describe_once, keep_description, note_cut
 from nncift.pipeline.options import ESTIMATION
 from nncift.run.costs import PlannedCost, seconds_of
@@ -172,12 +172,12 @@ def cost(run: Run) -> PlannedCost:
     more = run.size("known") / samples
     some, targets = (rows.select(range(min(_MEASURED, len(rows)))) for rows in (pool, target))
     vectors, once = _bytes_of(run.trial_vectors[0]) / _TRIAL, selection_cost(run)
-    taken = function.footprint(some, targets, samples + run.size("known"))
+    taken, share = function.footprint(some, targets, samples + run.size("known")), share_computed(run)
     return PlannedCost(
         "influence",
-        run.rates.warm_up + run.rates.unit * work.units * (1 + more) + once.seconds,
+        run.rates.warm_up + share * run.rates.unit * work.units * (1 + more) + once.seconds,
         work.pairs,
-        work.all_tokens,
+        None if work.all_tokens is None else round(share * work.all_tokens),
         memory=taken.memory + once.memory + round(2 * vectors * samples),  # also as `prepare` holds them
         disk=taken.disk + round(vectors * samples * (1 + more)),
     )

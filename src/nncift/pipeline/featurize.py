@@ -11,7 +11,7 @@ import numpy as np
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.labels.rates import abridged
-from nncift.pipeline.growing import first_features
+from nncift.pipeline.growing import features_held, first_features
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def cost(run: Run) -> PlannedCost:
     lengths = np.array(_characters(some))
     samples = sum(run.size(side) for side in run.samples)
     for kind, source in _reader(run).models.items():
+        computed = samples - sum(features_held(run, side, source) for side in run.samples)
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
         trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
@@ -74,6 +75,6 @@ def cost(run: Run) -> PlannedCost:
         taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
         characters = sum(_characters(trial))
-        seconds += taken / characters * lengths.mean() * samples
+        seconds += taken / characters * lengths.mean() * computed
         memory = max(memory, *(source.memory(_some(one.rows)) for one in run.samples.values()))
     return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

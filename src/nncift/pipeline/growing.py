@@ -13,6 +13,7 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from nncift.pipeline.context import Run
     from nncift.pipeline.takeover import EarlierRun
 
-_ROWS = 4096  # copied at a time
+_ROWS = 4096  # copied or compared at a time
 _NESTED = {"budget", "objective", "eta", "nu", "seed", "weights", "difficulty", "phases", "order"}
 """Options of the choice under which greedy choices are nested, or which arrange the subset afterwards."""
 
@@ -92,6 +93,38 @@ def joined_blocks(first: Any | None, rest: Iterator[Any]) -> Iterator[Any]:
     if first is None:
         return rest
     return chain((first[start : start + _ROWS] for start in range(0, first.shape[0], _ROWS)), rest)
+
+
+def begins_with(first: Path, whole: Path) -> bool:
+    """Whether the rows of an array are the first of another."""
+    if not first.exists() or not whole.exists():
+        return False
+    one, other = read_array(first), read_array(whole)
+    starts = range(0, len(one), _ROWS)
+    return len(one) <= len(other) and all(
+        np.array_equal(one[i : i + _ROWS], other[i : min(i + _ROWS, len(one))]) for i in starts
+    )
+
+
+def features_held(run: Run, side: str, source: FeatureSource) -> int:
+    """How many samples of a side need no features, since data are appended to a run that has them; for a dry run."""
+    if run.earlier is None or not run.earlier.kept or run.earlier.alike_features(side, source) is None:
+        return 0
+    return run.earlier.kept if side == "pool" else run.size(side)
+
+
+def share_computed(run: Run) -> float:
+    """The share of all samples that need vectors, where data are appended to a run that has them; for a dry run."""
+    if run.earlier is None or not run.earlier.kept:
+        return 1.0
+    held = {side: not run.earlier.why_other_vectors(side) for side in run.samples}
+    found = sum((run.earlier.kept if side == "pool" else run.size(side)) for side, holds in held.items() if holds)
+    return 1.0 - found / sum(map(run.size, run.samples))
+
+
+def labels_held(run: Run) -> bool:
+    """Whether the labels are those of the run that data are appended to; for a dry run."""
+    return run.earlier is not None and run.earlier.kept > 0 and not run.earlier.other_labels()
 
 
 def samples_budgeted(run: Run) -> int:

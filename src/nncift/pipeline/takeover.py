@@ -19,22 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS
-from nncift.data.facts import open_pool
+from nncift.data.facts import open_pool, same_content
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
 from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
-from nncift.pipeline.growing import samples_kept
+from nncift.pipeline.growing import begins_with, samples_kept
 from nncift.pipeline.model_files import identities
 from nncift.run.checksums import verify
-from nncift.run.files import atomic_write, read_array, read_json, take_file, write_json
+from nncift.run.files import atomic_write, read_json, take_file, write_json
 from nncift.run.folder import LabelFolder, RunFolder
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
 
-_CONTENT = ("id", "prompt", "response", "messages", "tools", "turns", "original")  # older runs have some of them
-_ROWS = 4096  # compared at a time
 _log = logging.getLogger("nncift")
 
 
@@ -130,7 +128,7 @@ class EarlierRun:
     def take_labels(self) -> bool:
         """Take finished labels that were planned and measured alike; whether it was possible."""
         there, here = self.folder.labels, self.run.folder.labels
-        if reason := self._other_labels():
+        if reason := self.other_labels():
             self.note("labels", f"labels: computed anew ({reason})")
             return False
         self.note("labels", f"labels: {len(LabelledPairs.load(there.labels)):,} pairs taken")
@@ -171,7 +169,7 @@ class EarlierRun:
         if reason:
             self.note("probes", f"probes: chosen anew ({reason})")
             return
-        self.note("probes", "probes: taken")
+        self.note("probes", "probes: its targets taken" if self.kept else "probes: taken")
         if not self.kept:  # new samples are measured on the same targets
             take_file(there.notes, here.notes)
             take_file(there.labels, here.labels)
@@ -230,17 +228,7 @@ class EarlierRun:
         if rows is None or not there.facts.exists():
             return rows is None and not there.facts.exists()
         other = open_pool(there.path)[0]  # a damaged one is named: it would cost the labels
-        if len(other) != len(rows):
-            return False
-        here = rows.rows
-        for column in _CONTENT:
-            ours, theirs = (some.column_names.count(column) and some.data.column(column) for some in (here, other))
-            if ours and theirs:
-                if not ours.equals(theirs):
-                    return False
-            elif (ours or theirs) and (ours or theirs).null_count < len(here):
-                return False
-        return True
+        return same_content(rows.rows, other)
 
     def _other_samples(self) -> str:
         return next((f"other {side} samples" for side, same in self.same_samples.items() if not same), "")
@@ -261,7 +249,8 @@ class EarlierRun:
             return "the files of its model have changed"
         return ""
 
-    def _other_labels(self) -> str:
+    def other_labels(self) -> str:
+        """Why the labels do not hold; empty where they do."""
         config, rounds = self.run.config, self.run.config.in_rounds
         if self.config.get("labels_from") is not None or not self.folder.labels.labels.exists():
             return "it has none"
@@ -293,7 +282,7 @@ class EarlierRun:
         for side in ("pool", "target"):
             names = sorted({*here.names(side), *there.names(side)})
             begins = side == "pool" and self.kept > 0
-            if not all((_begins if begins else _equal)(there.array(name), here.array(name)) for name in names):
+            if not all((begins_with if begins else _equal)(there.array(name), here.array(name)) for name in names):
                 return "the features differ"
         return self._other_samples()
 
@@ -302,17 +291,6 @@ def _parts(folder: LabelFolder) -> Sequence[LabelFolder]:
     """The finished parts of labels or of a shortlist."""
     paths = sorted(folder.path.iterdir()) if folder.path.is_dir() else []
     return [part for part in map(LabelFolder, paths) if part.labels.is_file()]
-
-
-def _begins(first: Path, whole: Path) -> bool:
-    """Whether the rows of an array are the first of another."""
-    if not first.exists() or not whole.exists():
-        return False
-    one, other = read_array(first), read_array(whole)
-    starts = range(0, len(one), _ROWS)
-    return len(one) <= len(other) and all(
-        np.array_equal(one[i : i + _ROWS], other[i : min(i + _ROWS, len(one))]) for i in starts
-    )
 
 
 def _equal(one: Path, other: Path) -> bool:
