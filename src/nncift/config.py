@@ -40,7 +40,13 @@ class Config:
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
     from_run: str | None = None
     """An earlier run whose options hold unless others are given; what it computed is taken where it still holds
-    (features, labels, network), and its test sets stay excluded."""
+    (features, labels, network), and its test sets stay excluded. POOL may be left out: it is that run's."""
+    append: tuple[str, ...] = ()
+    """New data, added to the pool of the run that --from names: these alone are read, and get features or vectors;
+    those of the others, labels and network are taken from it. Instead of POOL; may be given several times."""
+    keep_selection: bool = False
+    """With --append: keep what that run selected, and select from all others in addition: --budget is how many more, a
+    fraction one of the new samples."""
     target: str | None = None
     """Samples of the task to get better at; without it the subset represents the whole pool."""
     known: str | None = None
@@ -216,11 +222,23 @@ class Config:
                 raise ConfigError(
                     f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
                 )
+        self._check_growing()
         self._check_features()
         schemas_for(self.prompt_field, self.response_field, self.messages_field)
         if self.exclude_fields and not self.exclude:
             raise ConfigError("`exclude_fields` names columns of test sets, and there is none", "give `exclude` too")
         self._check_numbers()
+
+    def _check_growing(self) -> None:
+        if self.append and self.from_run is None:
+            raise ConfigError("`append` adds to the pool of an earlier run", "name it with `from_run`")
+        if self.keep_selection and not self.append:
+            raise ConfigError(
+                "`keep_selection` keeps what was selected before data were added, and there is no `append`",
+                "give `append`, or leave it out; a larger `budget` continues a selection by itself",
+            )
+        if self.keep_selection:
+            self._refuse("`keep_selection` adds to a selection", "quota", "cap", "verify")
 
     def _check_texts(self) -> None:
         if not self.pools or "" in self.pools:

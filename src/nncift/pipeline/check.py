@@ -14,12 +14,13 @@ from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
 from nncift.pipeline.forms import check_form
+from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.label import check_labels
+from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
-from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
 from nncift.selection.maximizers import check_maximizer
-from nncift.selection.objectives import COMPARES_FEATURES, ObjectiveOptions, make_objective
+from nncift.selection.objectives import COMPARES_FEATURES, GRAPH_CUT, ObjectiveOptions, make_objective
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction
@@ -66,11 +67,14 @@ def _check_objective(run: Run) -> None:
         problem = f"{run.function.name} has scores alone, and the `objective` {run.objective} compares samples"
         raise ConfigError(problem, "give another `influence` or `objective`")
     objective = make_objective(run.objective, InfluenceMatrix.from_array(ones), options)
+    if config.keep_selection and (config.maximizer not in (None, "lazy") or objective.name == GRAPH_CUT):
+        what = "`objective` graph-cut" if objective.name == GRAPH_CUT else f"`maximizer` {config.maximizer}"
+        raise ConfigError(f"`keep_selection` cannot be given with the {what}", "leave one of them out")
     check_maximizer(config.maximizer, objective, limited=bool(config.quota or config.cap))
 
 
 def _check_budget(run: Run) -> None:
-    number = run.size("pool")
+    number = samples_budgeted(run)
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
     if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
         check_shortlist(run.budget.count(number, run.config.verify), number)

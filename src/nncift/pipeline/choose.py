@@ -12,6 +12,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.parts import of_targets
 from nncift.matrix.products import product_matrix
 from nncift.pipeline import forms
+from nncift.pipeline.growing import prefix_of, samples_budgeted
 from nncift.pipeline.quotas import limits_of, with_groups
 from nncift.run.costs import PlannedCost
 from nncift.run.files import read_array, write_array
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nncift.labels.pairs import Probes
     from nncift.pipeline.context import Run
 
+_NONE = np.zeros(0, np.int64)
 _TRIAL_SAMPLES, _PAPER_UNITS = 2048, 100
 _TOWER_BYTES = 3 * 4 * (RANK + 1)  # of a sample on a side: float32, and again while it is put together
 
@@ -48,7 +50,8 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     with run.costs.stage("select"):
         if run.is_chosen:
             return Selection.load(run.folder.path, pool=run.pool.rows)
-        selection = with_groups(run, pick(run, matrix, certify=run.config.verify is None))
+        prefix = prefix_of(run, lambda: objective_of(run, matrix, run.budget.expected(len(run.pool))))
+        selection = with_groups(run, pick(run, matrix, prefix=prefix, certify=run.config.verify is None))
         selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))
         return with_served(run, matrix, selection) if run.config.verify is None else selection
 
@@ -79,6 +82,7 @@ def pick(
     times: float = 1.0,
     covered: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
+    prefix: np.ndarray = _NONE,
     certify: bool = False,
 ) -> Selection:
     """A choice within the budget, without the pool's rows in it.
@@ -90,6 +94,7 @@ def pick(
         times: a multiple of the budget, rounded up to whole samples.
         covered: how well each target is covered by others, (n_target,) float32.
         candidates: rows of the matrix that may be chosen; all unless given.
+        prefix: rows that come first; with `keep_selection` beside the budget.
         certify: with a certificate.
     """
     budget, tokens = run.budget, run.tokens
@@ -97,10 +102,14 @@ def pick(
     if rows is None and run.kept is not None:
         candidates = run.kept if candidates is None else np.intersect1d(candidates, run.kept)
     among = matrix.shape[0] if candidates is None else len(candidates)
+    kept = prefix if run.config.keep_selection else _NONE
     room = None if budget.max_tokens is None else budget.max_tokens * times
+    if costs is not None and room is not None:
+        room += float(costs[kept].sum())
+    part = samples_budgeted(run)
+    expected = len(kept) + budget.expected(part, tokens)
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
-    expected = budget.expected(len(run.pool), tokens)
     for held in forms.held(run, matrix, whole=rows is None):
 
         def make(targets: np.ndarray | None = None, held: InfluenceMatrix = held) -> Objective:
@@ -108,12 +117,13 @@ def pick(
 
         selection = maximize(
             make,
-            min(budget.count(len(run.pool), times), among) if tokens is None else None,
+            min(len(kept) + budget.count(part, times), among) if tokens is None else None,
             maximizer=run.config.maximizer,
             own_targets=run.own_target and rows is None,
             seed=run.config.seed,
             candidates=candidates,
             limits=limits_of(run, rows=rows, times=times),
+            prefix=prefix,
             costs=costs,
             max_cost=room,
             certify=certify,

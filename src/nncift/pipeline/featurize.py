@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.labels.rates import abridged
+from nncift.pipeline.growing import features_held, first_features
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ def featurize(run: Run) -> None:
 def _reader(run: Run) -> FeatureReader:
     cache = None if run.config.no_cache else FeatureCache.default()
     take = None if run.earlier is None else run.earlier.take_features
-    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take)
+    first = None if run.earlier is None else functools.partial(first_features, run.earlier)
+    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take, first)
 
 
 def _some(rows: Dataset) -> Dataset:
@@ -69,6 +72,7 @@ def cost_of_features(run: Run, reader: FeatureReader, sides: Sequence[str]) -> P
     lengths = np.array(_characters(some))
     samples = sum(run.size(side) for side in sides)
     for kind, source in reader.models.items():
+        computed = samples - sum(features_held(run, side, source) for side in sides)
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
         trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
@@ -77,6 +81,6 @@ def cost_of_features(run: Run, reader: FeatureReader, sides: Sequence[str]) -> P
         taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
         characters = sum(_characters(trial))
-        seconds += taken / characters * lengths.mean() * samples
+        seconds += taken / characters * lengths.mean() * computed
         memory = max(memory, *(source.memory(_some(run.samples[side].rows)) for side in sides))
     return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

@@ -49,7 +49,7 @@ GROUPS = {
         "wording",
         "trust_remote_code",
     ),
-    "Output": ("output", "from_run", "no_cache", "keep_checkpoints"),
+    "Output": ("output", "from_run", "append", "keep_selection", "no_cache", "keep_checkpoints"),
 }
 """Heading to the fields of `Config` under it, both in the order of the help page."""
 
@@ -108,6 +108,7 @@ class SelectOptions(TypedDict, total=False):
     trust_remote_code: bool
     output: PathLike | None
     from_run: PathLike | None
+    keep_selection: bool
     no_cache: bool
     keep_checkpoints: bool
 

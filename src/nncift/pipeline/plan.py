@@ -25,6 +25,7 @@ from nncift.pipeline import arrange, choose, exact, featurize, forms, label, nea
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
+from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.read import read, side_splits
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
@@ -140,7 +141,8 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         read(run)
         for side, rows in first.items():
             if not rows.ended:
-                run.sizes[side] = round(len(run.samples[side]) * rows.rows / max(rows.read, 1))
+                kept = run.earlier.kept if side == "pool" and run.earlier is not None else 0
+                run.sizes[side] = kept + round((len(run.samples[side]) - kept) * rows.rows / max(rows.read, 1))
         _step(bar, "checking")
         check(run)
         costs = {}
@@ -169,7 +171,7 @@ def _step(bar: tqdm, name: str) -> None:
 
 def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
     sizes = {side: run.size(side) for side in ("pool", "target", "known")}
-    selected = None if run.budget.max_tokens is not None else run.budget.count(sizes["pool"])
+    selected = None if run.budget.max_tokens is not None else run.budget.count(samples_budgeted(run))
     checkpoints = sum(cost.checkpoints for cost in costs)
     kept = 0 if run.config.keep_checkpoints else checkpoints
     return RunPlan(

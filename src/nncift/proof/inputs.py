@@ -43,7 +43,10 @@ _UNLEARNED: dict[str, Any] = {
 """Options of a run that learns nothing."""
 _UNARRANGED: dict[str, Any] = {"verify": None, "phases": None, "difficulty": None}
 """Options that concern some of the choices alone, so that the runs of a folder do not depend on them."""
-_ONE_RUN = ("output", "from_run", "network", "labels_from", "quota", "cap", "near_duplicates", "maximizer")
+_ONE_RUN = (
+    *("output", "from_run", "append", "keep_selection", "network", "labels_from", "quota", "cap"),
+    *("near_duplicates", "maximizer"),
+)
 """Options of `select` that a comparison does not take."""
 _PHASES = 3
 

@@ -128,6 +128,7 @@ class RunFolder:
         self.function = self.path / "function.json"  # what all exact influence of the run was measured with
         self.models = self.path / "models.json"  # fingerprints of the models it was measured with
         self.taken = self.path / "taken.json"  # what was taken from an earlier run, line by line
+        self.prefix = self.path / "prefix.npy"  # samples that an earlier run selected, which come first
         self.measured = self.path / "measured.parquet"  # exact values of an earlier run that hold
         self.costs = self.path / "costs.json"
         self.log = self.path / "run.log"

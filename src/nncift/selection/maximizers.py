@@ -60,6 +60,7 @@ def maximize(
     max_cost: float | None = None,
     candidates: np.ndarray | None = None,
     limits: Sequence[GroupLimits] = (),
+    prefix: np.ndarray | Sequence[int] = (),
     own_targets: bool = False,
     seed: int = 0,
     certify: bool = False,
@@ -75,6 +76,7 @@ def maximize(
         max_cost: tokens of the subset at most.
         candidates: samples that may be selected, int64 without repetition; default all.
         limits: on how much of each value of a column is selected.
+        prefix: samples that come first, as for `lazy_greedy`; for the maximiser lazy, and not for the graph cut.
         own_targets: the targets are the samples themselves, so that a part of the pool can be its own target.
         seed: of what is random.
         certify: also bound the best possible value.
@@ -93,11 +95,14 @@ def maximize(
         "max_cost": max_cost,
         "candidates": candidates,
         "limits": limits,
+        "prefix": prefix,
         "progress": progress,
     }
     if name == DEFAULT and not isinstance(objective, GraphCut):
         best = lazy_greedy(objective, budget, certify=certify, **given)
         return _better(best, _by_gain(make(), budget, given)) if both_rules else best
+    if len(prefix):
+        raise ConfigError(f"`prefix` is for lazy greedy, not for {name} or the graph cut", "leave it out")
     task = Task.of(objective.n, budget, costs, max_cost, candidates, limits)
     n_target = objective.n if own_targets and objective.name in SUMS_OVER_TARGETS else None
     found: list[tuple[Selection, Objective]] = []

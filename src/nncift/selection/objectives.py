@@ -42,9 +42,9 @@ OBJECTIVES = {
     "log-determinant": "nncift.selection.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
-_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _, _GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
+_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
 
-COMPARES_FEATURES = frozenset({_GRAPH_CUT, _LOG_DETERMINANT})
+COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
 SUMS_OVER_TARGETS = frozenset({_PLAIN, _CONDITIONAL, _CONCAVE})
 """Objectives whose value on some of the targets estimates that on all: a sum of a term for each."""
@@ -308,7 +308,7 @@ def find_objective(
     if (name, known) == (_CONDITIONAL, False):
         raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
     needed = {"known": (1 if known else None, _CONDITIONAL), "eta": (eta, _MUTUAL), "nu": (nu, _CONDITIONAL)}
-    needed |= {"redundancy": (redundancy, _GRAPH_CUT)}
+    needed |= {"redundancy": (redundancy, GRAPH_CUT)}
     for option, (value, objective) in needed.items():
         if value is not None and name != objective:
             raise ConfigError(f"`{option}` needs the `objective` {objective}, not {name}", "leave it out")
