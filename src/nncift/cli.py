@@ -15,7 +15,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_proof
+from nncift import cli_diff, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import NNCIFTError, RunError, printable
@@ -30,9 +30,11 @@ app = App(
 )
 
 
-def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A sub-command whose help ends with examples."""
-    return app.command(help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
+def _command(
+    *examples: str, name: tuple[str, ...] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A sub-command whose help ends with examples; `name` is that of the function unless given."""
+    return app.command(name=name, help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
 
 
 @_command(
@@ -201,29 +203,7 @@ def report(run: str) -> None:
     print(printable(write_again(run) or write_report(Path(run))))
 
 
-@_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")
-def diff(run1: str, run2: str, *, output: str | None = None, quiet: bool = False) -> None:
-    """Compare two finished runs: what both chose, what only one did, composition, and how far influence agrees.
-
-    Args:
-        run1: The folder of a run.
-        run2: That of another.
-        output: Also write the comparison to this file, NAME.json or NAME.md.
-        quiet: No progress bars.
-    """
-    for run in (run1, run2):
-        if not run or not Path(run).is_dir():  # before the imports, which take seconds
-            raise RunError(f"there is no folder {run!r}", "give the folder of a finished run")
-    from nncift.differences.difference import check_output
-    from nncift.differences.difference import diff as compared
-
-    if output is not None:
-        check_output(output)
-    found = compared(run1, run2, progress=False if quiet else None)
-    print(found)
-    if output is not None:
-        found.save(output)
-        print(printable(f"Written to {output}"))
+_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
 
 
 @_command("nncift repair runs/alpaca")
@@ -250,24 +230,8 @@ def influences(name: str | None = None) -> None:
     print(overview() if name is None else explain(name))
 
 
-@_command("nncift env")
-def env() -> None:
-    """Print the versions and devices that a bug report needs."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    print(f"nncift {version('nncift')}, Python {platform.python_version()}, {platform.platform()}")
-    packages = ("torch", "transformers", "sentence-transformers", "datasets", "huggingface-hub", "numba", "numpy")
-    for package in packages:
-        try:
-            print(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            print(f"{package} is not installed")
-    import torch
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(f"CPU threads: {torch.get_num_threads()} of {os.cpu_count()} cores; CUDA: {cuda}")
-    print(f"MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
+_command("nncift doctor", name=("doctor", "env"))(cli_machine.doctor)
+cli_machine.add_completion(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
