@@ -76,9 +76,11 @@ def lazy_greedy(
     each = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
     room = float("inf") if max_cost is None else float(max_cost)
     first_gains = np.zeros(n)
-    for first in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", leave=False, **drawn(progress)):
-        part = everyone[first : first + _FIRST_PASS]
-        first_gains[part] = objective.gains(part)
+    with tqdm(total=len(everyone), desc="first gains", unit=" samples", leave=False, **drawn(progress)) as bar:
+        for first in range(0, len(everyone), _FIRST_PASS):
+            part = everyone[first : first + _FIRST_PASS]
+            first_gains[part] = objective.gains(part)
+            bar.update(len(part))
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
     total = limit if max_cost is None else room
@@ -134,7 +136,8 @@ def _choose(
     batch = first_batch
     if bound is not None:
         bound.lower(float(objective.value), gains)
-    with tqdm(total=limit if room == float("inf") else int(room), desc="select", **drawn(progress)) as bar:
+    total, unit = (limit, " samples") if room == float("inf") else (int(room), " tokens")
+    with tqdm(total=total, desc="select", unit=unit, **drawn(progress)) as bar:
         while heap and len(indices) < limit:
             stale: list[int] = []
             while heap and len(stale) < batch:
