@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nncift.run.progress import advance
 from nncift.run.quotas import value_text
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def count_values(pool: Dataset, chosen: np.ndarray) -> Counts:
                     continue
                 of_pool[shown] += 1
                 of_subset[shown] += bool(inside[i])
+        advance(len(batch["original"]))
     sizes = len(pool), len(chosen)
     for both in counts.values():
         for counter, size in zip(both, sizes, strict=True):

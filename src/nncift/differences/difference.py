@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.differences.composition import ColumnCounts, Lengths, count_values, joined_counts, text_lengths
 from nncift.differences.correlation import InfluenceCorrelation, correlate
@@ -19,7 +20,7 @@ from nncift.differences.values import SubsetValue, value_under
 from nncift.errors import ConfigError
 from nncift.pipeline.finished import FinishedRun
 from nncift.run.files import atomic_write, write_json
-from nncift.run.progress import in_terminal
+from nncift.run.progress import drawn, in_terminal, moving
 
 EXAMPLES = 3  # rows that one subset has alone
 _CHARACTERS = 160  # of an example's texts
@@ -180,11 +181,16 @@ def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress
     """
     first, second = FinishedRun.open(run1), FinishedRun.open(run2)
     shown = in_terminal() if progress is None else progress
-    place = matched(first.pool, second.pool)  # in the first pool, of the rows of the second
+    chosen, others = first.selection.indices, second.selection.indices
+    each = len(first.pool) + len(second.pool)
+    with tqdm(total=2 * each, desc="comparing rows", unit=" rows", **drawn(shown)) as bar:
+        with moving(bar, each):
+            place = matched(first.pool, second.pool)  # in the first pool, of the rows of the second
+        with moving(bar, each):
+            counts = count_values(first.pool, chosen), count_values(second.pool, others)
     back = np.full(len(first.pool), -1)
     back[place[place >= 0]] = np.flatnonzero(place >= 0)
     common = np.flatnonzero(place >= 0)
-    chosen, others = first.selection.indices, second.selection.indices
     in_first, in_second = place[others], back[chosen]
     both = int(np.isin(chosen, in_first).sum())
     return RunDiff(
@@ -192,7 +198,7 @@ def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress
         options=_options(first.options, second.options),
         overlap=overlap_of(both, len(common), (len(first.pool), len(second.pool)), (len(chosen), len(others))),
         alone=(_alone(first, in_second, second), _alone(second, in_first, first)),
-        columns=joined_counts(count_values(first.pool, chosen), count_values(second.pool, others)),
+        columns=joined_counts(*counts),
         lengths=text_lengths((first.pool, second.pool), (chosen, others)),
         correlation=correlate(first.influence[place[common]], second.influence[common]),
         values=(

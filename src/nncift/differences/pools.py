@@ -13,6 +13,7 @@ import numpy as np
 
 from nncift.data.reader import content_hash, short_hash
 from nncift.data.schemas import Text
+from nncift.run.progress import advance
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +63,7 @@ def _keys(pool: Dataset, rows: np.ndarray, key: Callable[[Mapping[str, Any]], in
         batch = some[rows[start : start + _BATCH]]
         for values in zip(*(batch[name] for name in names), strict=True):
             yield key(dict(zip(names, values, strict=True)))
+        advance(len(batch["original"]))
 
 
 def _places(keys: Iterator[int], others: Iterator[int]) -> np.ndarray:
