@@ -24,6 +24,7 @@ from nncift.differences.pools import matched
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
 from nncift.pipeline.finished import FinishedRun
+from nncift.run.files import write_array
 
 COMMON = 50
 """Rows that both pools have."""
@@ -237,12 +238,9 @@ def test_influence_that_cannot_be_computed_again_is_no_error(runs, tmp_path):
 def test_influence_that_comes_out_otherwise_is_refused(runs, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(runs["exact"], copy)
-    (copy / "checksums.txt").unlink(missing_ok=True)
-    means = np.load(copy / "influence.npy")
-    run = FinishedRun.open(copy)
-    object.__setattr__(run, "__dict__", run.__dict__ | {"influence": means + 1})
+    write_array(copy / "influence.npy", np.load(copy / "influence.npy") + np.float32(1))  # as if by another version
     with pytest.raises(RunError, match="comes out otherwise"):
-        run.matrix()
+        FinishedRun.open(copy).matrix()
 
 
 def test_an_object_as_influence_function_has_no_name_to_compute_by(data, tmp_path):
@@ -320,6 +318,13 @@ def removed(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def comparison(folder: Path) -> None:
+    for file in folder.rglob("*.jsonl"):
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"methods": ["lora"]}))
+
+
 def config_of_another_kind(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]")
 
@@ -332,6 +337,7 @@ def config_of_another_kind(folder: Path) -> None:
         (damaged_pool, "samples.arrow"),
         (emptied, "is not the folder of a run"),
         (removed, "there is no folder"),
+        (comparison, "holds an evaluation or comparison"),
         (config_of_another_kind, "config.json"),
     ],
 )

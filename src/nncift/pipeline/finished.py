@@ -37,6 +37,7 @@ from nncift.selection.selection import Selection
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_OF_PROOF = "methods"  # option of an evaluation or comparison, whose folder has a config too
 _CHECKED = 32  # rows whose mean influence is compared
 _TOLERANCE = 1e-3  # of a mean, relative to the largest: sums of other orders and other processors
 
@@ -74,6 +75,8 @@ class FinishedRun:
         options = read_json(folder.config)
         with refuse_damaged(folder.config, "is not valid", TypeError, ValueError):
             options = default_fields() | dict(options)
+        if _OF_PROOF in options:
+            raise RunError(f"{folder.path} holds an evaluation or comparison", "give the folder of a run")
         verified = options["verify"] is None or folder.verification.is_file()
         if not (folder.is_selected and verified and folder.samples("pool").is_finished):
             problem = f"the run in {folder.path} is not finished"
