@@ -1,19 +1,23 @@
 """Scoring and selection, side by side in one run, beside what the machine allows.
 
     python benchmarks/selection.py
+    for size in 20k 52k 100k 300k 1M 1M-1000; do python benchmarks/selection.py $size; done
 
 Prints pairs per second from two towers of rank 128 (the default network at its widest: the fused kernel beside a
 matrix product) and at 100 hidden units (the paper's network: the fused kernel, a batched network in torch, the factored
 formula in numpy), facility location on the same 5,000 x 5,000 matrix from towers (ours, submodlib, plain greedy), and
 how selection grows with the pool. The limit is a loop of the kernel's operations on values that stay
 in registers. Every number is the best of several rounds, in which the contestants take turns; ratios are
-what carries over to another machine. About two minutes on two cores.
+what carries over to another machine. About two minutes on two cores. With a size, one choice of that size in the form
+that `matrix.forms` gives it, with its certificate; a process each, so that the peak memory is its own.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +30,12 @@ import numpy as np
 import torch
 
 from nncift.matrix import kernels
+from nncift.matrix.forms import choose_form, first_helpers
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.matrix.sparse import SparseMatrix, sparsified
+from nncift.matrix.stored import in_memory
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocation
+from nncift.selection.objectives import FacilityLocation, FacilityLocationMutualInformation, ObjectiveOptions
 
 WIDTH, UNITS, RANK = 384, 99, 128
 SAMPLES, SOME = 2048, 32  # on either side where pairs are scored; rows that a slow contestant scores
@@ -257,6 +264,53 @@ class Counting(FacilityLocation):
         return super().gains(candidates)
 
 
+SCALE = {  # name to pool, targets (0: the pool itself), share to select
+    "20k": (20_000, 0, 0.01),
+    "52k": (52_000, 0, 0.10),
+    "100k": (100_000, 0, 0.01),
+    "300k": (300_000, 0, 0.01),
+    "1M": (1_000_000, 0, 0.01),
+    "1M-1000": (1_000_000, 1000, 0.01),
+}
+
+
+def large(name: str) -> None:
+    """One choice with its certificate, in the form that its size asks for; seconds, CPU seconds and peak memory."""
+    n, targets, share = SCALE[name]
+    side, budget = towers(n + targets), round(share * n)
+    zeros = np.zeros(n, dtype=np.float32)
+    matrix = InfluenceMatrix.from_towers(
+        side[:n],
+        side[n:] if targets else side,
+        pool_bias=zeros,
+        target_bias=zeros[: targets or n],
+    )
+    del side
+    small = InfluenceMatrix.from_towers(
+        np.eye(40, RANK), np.eye(40, RANK), pool_bias=zeros[:40], target_bias=zeros[:40]
+    )
+    lazy_greedy(FacilityLocation(sparsified(small, 4, visits=20)), 4, certify=True)  # compiles
+    since, before = time.perf_counter(), time.process_time()
+    form = choose_form(*matrix.shape, budget, may_be_sparse=True)
+    held = in_memory(matrix) if form == "stored" else matrix
+    if form == "sparse":
+        held = sparsified(matrix, first_helpers(*matrix.shape, budget))
+        form = f"sparse, {held.helpers} helpers"
+    searched = time.process_time() - before
+    kind = FacilityLocationMutualInformation if targets else FacilityLocation
+    objective = kind(held, ObjectiveOptions(has_target=bool(targets), expected=budget))
+    selection = lazy_greedy(objective, budget, certify=True)
+    seconds, spent = time.perf_counter() - since, time.process_time() - before
+    left_out = held.left_out(objective.covered) / selection.value if isinstance(held, SparseMatrix) else 0.0
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"  {name:<8} {n:>9,} x {targets or n:<9,} {share:.0%} {form:<20} {seconds:7.1f} s, {spent:7.1f} CPU s"
+        f" ({searched:.1f} to find the helpers), {memory:.2f} GiB; certificate {selection.certificate.percent},"
+        f" at most {left_out:.2%} left out",
+        flush=True,
+    )
+
+
 def processor() -> str:
     """The processor's name."""
     try:
@@ -281,4 +335,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 1:
+        main()
+    for name in sys.argv[1:]:
+        large(name)

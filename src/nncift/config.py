@@ -130,6 +130,10 @@ class Config:
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
+    matrix: Literal["auto", "stored", "streamed", "sparse"] = "auto"
+    """How the influence of all pairs is held for the choice: stored in memory; streamed, computed whenever it is read;
+    or sparse, each target's strongest helpers alone, with a bound on what that may lose (facility location in all its
+    forms). By default by memory and size: sparse for more than 20,000 targets where all pairs do not fit."""
     weights: bool = False
     """Weight the selected samples by their marginal gains, each between 0.2 and 5 with mean 1 (nncift_weight)."""
     difficulty: str | None = None

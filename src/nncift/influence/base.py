@@ -135,7 +135,10 @@ class InfluenceFunction:
         return self.vectors(rows)
 
     def from_products(self, products: np.ndarray) -> np.ndarray:
-        """Influence from the inner products of two samples' vectors, entry by entry; the product itself by default."""
+        """Influence from the inner products of two samples' vectors, entry by entry; the product itself by default.
+
+        A non-decreasing one lets a large pool be chosen from by each target's strongest helpers (`matrix.sparse`).
+        """
         return products
 
     @classmethod

@@ -50,14 +50,14 @@ _ROWS = 6
 def score(factors: Factors, rows: np.ndarray) -> np.ndarray:
     """Entries of some rows (int64, in range) and all columns: float32 (len(rows), n_columns)."""
     out = np.empty((len(rows), factors.n_columns), dtype=np.float32)
-    _share(lambda piece: _score(factors, rows[piece], out[piece]), len(rows))
+    share(lambda piece: _score(factors, rows[piece], out[piece]), len(rows))
     return out
 
 
 def coverage_gains(factors: Factors, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """Sum over columns j of max(0, entry[i, j] - covered[j]) for each i in `rows`: float64; nothing is stored."""
     out = np.empty(len(rows), dtype=np.float64)
-    _share(lambda piece: _coverage_gains(factors, rows[piece], covered, out[piece]), len(rows))
+    share(lambda piece: _coverage_gains(factors, rows[piece], covered, out[piece]), len(rows))
     return out
 
 
@@ -65,17 +65,17 @@ def row_statistics(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
     """Sum (float64) and largest entry (float32) of every row, in one pass."""
     rows = np.arange(len(factors.rows))
     sums, largest = np.empty(len(rows), dtype=np.float64), np.empty(len(rows), dtype=np.float32)
-    _share(lambda piece: _row_statistics(factors, rows[piece], sums[piece], largest[piece]), len(rows))
+    share(lambda piece: _row_statistics(factors, rows[piece], sums[piece], largest[piece]), len(rows))
     return sums, largest
 
 
-def _share(work: Callable[[slice], None], rows: int) -> None:
-    """Apply `work` to all rows in pieces, on this thread and those of the pool.
+def share(work: Callable[[slice], None], rows: int, size: int | None = None) -> None:
+    """Apply `work` to all rows in pieces, of `size` unless None, on this thread and those of the pool.
 
     This thread takes pieces too and waits for no helper that has not started, so a busy machine, or a forked process
     without the pool's threads, only costs speed. (OpenMP barriers would wait a time slice.)
     """
-    size = max(_ROWS, min(_PIECE, -(-rows // (THREADS * _ROWS)) * _ROWS))
+    size = size or max(_ROWS, min(_PIECE, -(-rows // (THREADS * _ROWS)) * _ROWS))
     starts = iter(range(0, rows, size))
 
     def take() -> None:
@@ -101,7 +101,7 @@ def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
     for i in range(block.shape[0]):
         sums = np.zeros(LANES, dtype=np.float64)
         for first in range(0, block.shape[1], LANES):
-            _add_gains(block[i, first : first + LANES], covered[first : first + LANES], sums)
+            add_gains(block[i, first : first + LANES], covered[first : first + LANES], sums)
         out[i] = sums.sum()
     return out
 
@@ -141,7 +141,8 @@ def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indic
 
 
 @compiled
-def _add_gains(entries: np.ndarray, covered: np.ndarray, sums: np.ndarray) -> None:
+def add_gains(entries: np.ndarray, covered: np.ndarray, sums: np.ndarray) -> None:
+    """Add max(0, entry - covered) of up to 64 columns to the sums of their lanes, float64 (64,)."""
     for lane in range(len(covered)):
         gain = entries[lane] - covered[lane]
         sums[lane] += gain if gain > 0 else np.float32(0)
@@ -214,16 +215,17 @@ def _score_group(typing_context: Any, group: Any) -> Any:
 
 
 @compiled
-def _score_block(
+def score_block(
     rows: np.ndarray, constants: np.ndarray, block: np.ndarray, n_positive: int, n_relu: int, tile: np.ndarray
 ) -> None:
+    """Score rows that `gather` returned against one block of columns (units, 64) into the tile (rows, 64)."""
     for r in range(0, rows.shape[0], _ROWS):
         addresses = rows[r:].ctypes.data, constants[r:].ctypes.data, block.ctypes.data, tile[r:].ctypes.data
         _score_group((*addresses, n_positive, n_relu, rows.shape[1]))
 
 
 @compiled
-def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The picked rows and constants, the last one repeated to fill its group, and an empty tile."""
     size = -(-len(picked) // _ROWS) * _ROWS
     rows = np.empty((size, factors.rows.shape[1]), dtype=np.float32)
@@ -237,9 +239,9 @@ def _gather(factors: Factors, picked: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @compiled
 def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
-    rows, constants, tile = _gather(factors, picked)
+    rows, constants, tile = gather(factors, picked)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
+        score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
             entries = out[r, b * LANES : (b + 1) * LANES]
             for lane in range(len(entries)):
@@ -248,24 +250,24 @@ def _score(factors: Factors, picked: np.ndarray, out: np.ndarray) -> None:
 
 @compiled
 def _coverage_gains(factors: Factors, picked: np.ndarray, covered: np.ndarray, out: np.ndarray) -> None:
-    rows, constants, tile = _gather(factors, picked)
+    rows, constants, tile = gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)
     for b in range(factors.columns.shape[0]):
-        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
+        score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
-            _add_gains(tile[r], covered[b * LANES : (b + 1) * LANES], sums[r])
+            add_gains(tile[r], covered[b * LANES : (b + 1) * LANES], sums[r])
     for r in range(len(picked)):
         out[r] = sums[r].sum()
 
 
 @compiled
 def _row_statistics(factors: Factors, picked: np.ndarray, out_sums: np.ndarray, out_largest: np.ndarray) -> None:
-    rows, constants, tile = _gather(factors, picked)
+    rows, constants, tile = gather(factors, picked)
     sums = np.zeros((len(picked), LANES), dtype=np.float64)
     largest = np.full((len(picked), LANES), -np.inf, dtype=np.float32)
     for b in range(factors.columns.shape[0]):
         width = min(LANES, factors.n_columns - b * LANES)
-        _score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
+        score_block(rows, constants, factors.columns[b], factors.n_positive, factors.n_relu, tile)
         for r in range(len(picked)):
             _add_entries(tile[r, :width], sums[r], largest[r])
     for r in range(len(picked)):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from nncift.matrix import kernels
 from nncift.matrix.factored import LANES, Factors, factor, factor_towers, pack, tower_row_means
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
 from nncift.run.progress import advance
+
+if TYPE_CHECKING:
+    from nncift.matrix.cells import Products
+    from nncift.matrix.lazy import Entries
 
 
 class InfluenceMatrix:
@@ -41,6 +45,9 @@ class InfluenceMatrix:
         ConfigError: from any method, if `function` returns a block of another shape.
     """
 
+    floor: np.ndarray | None = None  # of a sparse matrix: no visited entry that is left out is larger, (n_target,)
+    confidence = 1.0  # that `unseen` holds
+
     def __init__(self, shape: tuple[int, int], function: Callable[[Any, Any], np.ndarray]) -> None:
         self.shape = shape
         self._function = function
@@ -53,6 +60,11 @@ class InfluenceMatrix:
         """Exact influence: an array (n_pool, n_target), in memory or memory-mapped."""
         if array.ndim != 2:
             raise ConfigError(f"an influence matrix has two dimensions, not {array.ndim}", "give (n_pool, n_target)")
+
+        from nncift.matrix.stored import StoredMatrix
+
+        if array.dtype == np.float32 and array.flags.c_contiguous:
+            return StoredMatrix(array)
 
         def function(rows: Any, columns: Any) -> np.ndarray:
             by_slice = isinstance(rows, slice) or isinstance(columns, slice)
@@ -171,6 +183,50 @@ class InfluenceMatrix:
             gains[part] = kernels.dense_coverage_gains(self.rows(rows[part]), covered)
         return gains
 
+    def cover(self, rows: np.ndarray, covered: np.ndarray) -> None:
+        """Raise `covered`, float32 (n_target,), to the largest influence of some pool samples (int64), in place."""
+        for part in row_slices(len(rows), self.shape[1]):
+            np.maximum(covered, self.rows(rows[part]).max(axis=0), out=covered)
+
+    @property
+    def row_width(self) -> int:
+        """Entries that a row takes on average."""
+        return self.shape[1]
+
+    def unseen(self, levels: np.ndarray) -> float:
+        """How much entries left out may exceed `levels`, float32 (n_target,), in the sum over targets."""
+        return 0.0
+
+    def count_above(self, rows: np.ndarray, shares: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        """How many of some pool samples (int64) have an entry above each target's level, each counting by its share.
+
+        Args:
+            rows: (k,) int64.
+            shares: (k,) float64.
+            levels: (n_target,) float32.
+
+        Returns:
+            (n_target,) float64.
+        """
+        counts = np.zeros(self.shape[1])
+        for part in row_slices(len(rows), self.shape[1]):
+            counts += shares[part] @ (self.rows(rows[part]) > levels)
+        return counts
+
+    @property
+    def stored(self) -> Entries | None:
+        """Where the entries are stored; None if they are computed on access."""
+        return None
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether there are `products`, of which a sparse form can be made."""
+        return False
+
+    def products(self) -> tuple[Products, Callable[[np.ndarray], np.ndarray] | None] | None:
+        """The inner products that the entries are, and a non-decreasing function of these; None of other matrices."""
+        return None
+
     def _checked(self, rows: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if covered.shape != self.shape[1:]:
             raise ValueError(f"covered has the shape {covered.shape}, the matrix has {self.shape[1]} targets")
@@ -278,6 +334,19 @@ class FactoredMatrix(InfluenceMatrix):
     @functools.cached_property
     def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         return kernels.row_statistics(self._factors)
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether it is the two-tower form."""
+        return not self._factors.n_relu
+
+    def products(self) -> tuple[Products, None] | None:
+        """Those of the two-tower form; the targets' side is copied."""
+        from nncift.matrix.cells import Products
+
+        rows, constants, packed, n, _, n_relu = self._factors
+        columns = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:n]
+        return None if n_relu else (Products(rows, constants, columns), None)
 
 
 class DeviceMatrix(InfluenceMatrix):

@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 
 from nncift.errors import ConfigError
+from nncift.matrix.cells import Products
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.selectors import row_slices
+from nncift.matrix.stored import in_memory
 
 HELD = 128 << 20
 """Bytes of the largest matrix that is held in memory."""
+
+MEANS_EXACT = 1 << 35
+"""Pairs up to which row means are exact: minutes."""
+
+_TRIAL = np.concatenate([np.linspace(-2, 2, 401), np.geomspace(2.1, 1e4, 50)]).astype(np.float32)
 
 Vectors = Any
 """float32 (n, d): an array, which may be memory-mapped, or a `scipy.sparse.csr_array`."""
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""Inner products (rows, columns) float32 to influence of the same shape, entry by entry."""
+"""Inner products (rows, columns) float32 to influence of the same shape, entry by entry; non-decreasing where a sparse
+form is to be made."""
 
 
 def product_matrix(
@@ -40,24 +47,52 @@ def product_matrix(
     Raises:
         ConfigError: the vectors of the two sides have not the same length.
     """
-    shape = pool_side.shape[0], target_side.shape[0]
     if pool_side.shape[1] != target_side.shape[1]:
         raise ConfigError(
             f"vectors of {pool_side.shape[1]} and {target_side.shape[1]} numbers have no inner product",
             "give both sides the same length",
         )
+    matrix = ProductMatrix(pool_side, target_side, transform)
+    return in_memory(matrix) if 4 * matrix.shape[0] * matrix.shape[1] <= held else matrix
 
-    def block(rows: Any, columns: Any) -> np.ndarray:
-        every = isinstance(columns, slice) and columns == slice(0, shape[1])
-        targets = target_side if every else target_side[columns]  # the selection of all would copy sparse vectors
-        products = pool_side[rows] @ targets.T
+
+class ProductMatrix(InfluenceMatrix):
+    """Computed block by block; made by `product_matrix`."""
+
+    def __init__(self, pool_side: Vectors, target_side: Vectors, transform: Transform | None) -> None:
+        super().__init__((pool_side.shape[0], target_side.shape[0]), self._block)
+        self._pool_side, self._target_side, self._transform = pool_side, target_side, transform
+
+    def _block(self, rows: Any, columns: Any) -> np.ndarray:
+        every = isinstance(columns, slice) and columns == slice(0, self.shape[1])
+        targets = self._target_side if every else self._target_side[columns]  # the choice of all would copy sparse ones
+        products = self._pool_side[rows] @ targets.T
         products = np.asarray(products if isinstance(products, np.ndarray) else products.toarray(), dtype=np.float32)
-        return products if transform is None else transform(products)
+        return products if self._transform is None else self._transform(products)
 
-    matrix = InfluenceMatrix(shape, block)
-    if 4 * shape[0] * shape[1] > held:
-        return matrix
-    values = np.empty(shape, np.float32)
-    for part in row_slices(*shape):
-        values[part] = matrix.rows(part)
-    return InfluenceMatrix.from_array(values)
+    def row_means(self) -> np.ndarray:
+        """As `InfluenceMatrix.row_means`; with more than `MEANS_EXACT` pairs, of a random sample of the targets."""
+        if self.shape[0] * self.shape[1] <= MEANS_EXACT:
+            return super().row_means()
+        count = max(MEANS_EXACT // self.shape[0], 1)
+        some = np.sort(np.random.default_rng(0).permutation(self.shape[1])[:count])
+        return ProductMatrix(self._pool_side, self._target_side[some], self._transform).row_means()
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether the vectors are dense float32 and the transform does not fall."""
+        sides = (self._pool_side, self._target_side)
+        if not all(isinstance(side, np.ndarray) and side.dtype == np.float32 for side in sides):
+            return False
+        if self._transform is None:
+            return True
+        with np.errstate(over="ignore"):
+            values = self._transform(_TRIAL[None])[0]
+        return bool((values[1:] >= values[:-1]).all())
+
+    def products(self) -> tuple[Products, Transform | None] | None:
+        """The vectors as they lie."""
+        if not self.is_inner_product:
+            return None
+        constants = np.zeros(self.shape[0], dtype=np.float32)
+        return Products(np.asarray(self._pool_side), constants, np.asarray(self._target_side)), self._transform

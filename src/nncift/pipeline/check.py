@@ -13,6 +13,7 @@ from nncift.models.loading import check_device
 from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
+from nncift.pipeline.forms import check_form
 from nncift.pipeline.label import check_labels
 from nncift.pipeline.quotas import check_quotas
 from nncift.pipeline.takeover import models_of
@@ -38,6 +39,7 @@ def check(run: Run) -> None:
         _check_objective(run)
         _check_budget(run)
         check_quotas(run)
+        check_form(run)
         check_arrangement(run)
         _check_models(run)
         _check_wording(run)

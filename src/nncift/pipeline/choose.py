@@ -9,9 +9,10 @@ import numpy as np
 
 from nncift.estimator.towers import RANK
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.exact import selection_cost
+from nncift.matrix.products import product_matrix
+from nncift.pipeline import forms
 from nncift.pipeline.quotas import limits_of, with_groups
-from nncift.run.costs import PlannedCost, seconds_of
+from nncift.run.costs import PlannedCost
 from nncift.run.files import read_array, write_array
 from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.greedy import lazy_greedy
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nncift.labels.pairs import Probes
     from nncift.pipeline.context import Run
 
-_TRIAL_SAMPLES, _TRIAL_WIDTH = 2048, 100
+_TRIAL_SAMPLES, _PAPER_UNITS = 2048, 100
 _TOWER_BYTES = 3 * 4 * (RANK + 1)  # of a sample on a side: float32, and again while it is put together
 
 
@@ -95,16 +96,22 @@ def pick(
     room = None if budget.max_tokens is None else budget.max_tokens * times
     if costs is not None and room is not None and candidates is not None:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
-    selection = lazy_greedy(
-        objective_of(run, matrix, budget.expected(len(run.pool), tokens), covered=covered, costs=costs),
-        min(budget.count(len(run.pool), times), among) if tokens is None else None,
-        candidates=candidates,
-        limits=limits_of(run, rows=rows, times=times),
-        costs=costs,
-        max_cost=room,
-        certify=certify,
-        progress=run.progress,
-    )
+    for held in forms.held(run, matrix, whole=rows is None):
+        objective = objective_of(run, held, budget.expected(len(run.pool), tokens), covered=covered, costs=costs)
+        selection = lazy_greedy(
+            objective,
+            min(budget.count(len(run.pool), times), among) if tokens is None else None,
+            candidates=candidates,
+            limits=limits_of(run, rows=rows, times=times),
+            costs=costs,
+            max_cost=room,
+            certify=certify,
+            progress=run.progress,
+        )
+        sparseness = forms.sparseness_of(objective)
+        selection = replace(selection, sparseness=sparseness)
+        if forms.is_enough(sparseness):
+            break
     return selection if rows is None else replace(selection, indices=rows[selection.indices])
 
 
@@ -144,20 +151,24 @@ def objective_of(
 
 
 def cost(run: Run) -> PlannedCost:
-    """Planned cost of scoring every pair at this machine's rate: once for the choice, and for its certificate at most.
+    """Planned cost of the choice and of its certificate at most, in the form that the pairs are held in.
 
     A choice from a shortlist has a certificate that needs the shortlist alone.
     """
     rows, targets = run.size("pool") + run.size("known"), run.size("target")
-    passes = 1 + (pairs_for_bound(run.size("pool"), targets) / (rows * targets) if run.config.verify is None else 0)
+    certified = pairs_for_bound(run.size("pool"), targets) / (rows * targets) if run.config.verify is None else 0
+    seconds, memory = forms.planned(run, _trial_matrix(run), certified)
+    if not run.is_exact:
+        memory += (rows + targets) * (_TOWER_BYTES + 24)
+    return PlannedCost("select", seconds=seconds, memory=memory)
+
+
+def _trial_matrix(run: Run) -> InfluenceMatrix:
+    """A small matrix of the kind that the run's will be, computed on access."""
     if run.is_exact:
-        once = selection_cost(run)
-        return replace(once, seconds=passes * once.seconds)
-    rng = np.random.default_rng(0)
-    factors = rng.standard_normal((_TRIAL_SAMPLES, _TRIAL_WIDTH), dtype=np.float32)
-    weight = rng.standard_normal(_TRIAL_WIDTH, dtype=np.float32)
-    matrix = InfluenceMatrix.from_factors(factors, factors, output_weight=weight, output_bias=0.0)
-    matrix.row_means()  # compiles
-    each = seconds_of(matrix.row_means) / _TRIAL_SAMPLES**2
-    memory = (rows + targets) * (_TOWER_BYTES + 24)
-    return PlannedCost("select", seconds=passes * rows * targets * each, memory=memory)
+        return product_matrix(*run.trial_vectors, run.function.from_products, held=0)
+    side = np.random.default_rng(0).standard_normal((_TRIAL_SAMPLES, RANK), dtype=np.float32)
+    if run.recipe == "paper":
+        side = side[:, :_PAPER_UNITS]
+        return InfluenceMatrix.from_factors(side, side, output_weight=side[0], output_bias=0.0)
+    return InfluenceMatrix.from_towers(side, side, pool_bias=side[:, 0], target_bias=side[:, 1])

@@ -209,6 +209,11 @@ class Run:
         return self.influence
 
     @property
+    def recipe(self) -> str:
+        """The recipe of the network that the run estimates with."""
+        return self.config.recipe if self.prior is None or self.config.learns else self.prior.recipe
+
+    @property
     def functions(self) -> list[InfluenceFunction]:
         """The influence function and the difficulty, those that there are."""
         return [function for function in (self.influence, self.difficulty) if function is not None]

@@ -33,7 +33,7 @@ GROUPS = {
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
     "Choice": (
-        *("budget", "quota", "cap", "objective", "eta", "nu", "verify"),
+        *("budget", "quota", "cap", "objective", "eta", "nu", "verify", "matrix"),
         *("weights", "difficulty", "phases", "order", "seed"),
     ),
     "Models and features": (
@@ -88,6 +88,7 @@ class SelectOptions(TypedDict, total=False):
     eta: float | None
     nu: float | None
     verify: float | None
+    matrix: Literal["auto", "stored", "streamed", "sparse"]
     weights: bool
     difficulty: str | None
     phases: int | None

@@ -21,7 +21,7 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, exact, featurize, label, verify
+from nncift.pipeline import arrange, choose, exact, featurize, forms, label, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
@@ -66,6 +66,7 @@ class RunPlan:
         exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured, or everything.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
+        form: how all pairs are held for the choice, in words.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -83,6 +84,7 @@ class RunPlan:
     difficulty_tokens: int | None = None
     exact_seconds: float | None = None
     at_least: str = ""
+    form: str = ""
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -98,6 +100,8 @@ class RunPlan:
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
         ]
+        if self.form:
+            lines.append(f"For the choice, all pairs are {self.form}")
         if self.exact_seconds is not None:
             lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
         if self.difficulty_tokens:
@@ -180,6 +184,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         checkpoints=kept,
         difficulty_tokens=next(cost.tokens for cost in costs if cost.stage == "difficulty"),
         exact_seconds=_exact_seconds(run),
+        form=forms.described(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         estimated=frozenset(run.sizes),
     )

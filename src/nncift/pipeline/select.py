@@ -87,6 +87,7 @@ def select(
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.
             verify: size of the shortlist to measure exactly, as a multiple of the budget.
+            matrix: how the influence of all pairs is held: "auto", the default, "stored", "streamed" or "sparse".
             weights: weight the selected samples by their marginal gains.
             difficulty: of the selected samples: "ifd", "perplexity", "module:Class" or a column of the data.
             phases: divide the subset into this many phases, from easy to hard.

@@ -69,6 +69,7 @@ def write_summary(
         served=served,
         groups=None if selection.groups is None else [asdict(each) for each in selection.groups],
         certificate=_certificate(selection.certificate),
+        sparseness=None if (found := selection.sparseness) is None else asdict(found) | {"text": str(found)},
     )
     summary.save(folder.summary)
     return summary

@@ -67,6 +67,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
     if (certificate := certificate_text(summary)) is not None:
         lines.append(f"Certificate: {certificate}.")
+    if summary.sparseness is not None:
+        lines.append(f"Sparse: {summary.sparseness['text']}.")
     if summary.arrangement:
         lines.append(f"Arranged: {summary.arrangement}.")
     if (verification := Verification.find(run.verification)) is not None:
@@ -135,8 +137,9 @@ def certificate_text(summary: Summary) -> str | None:
     if found["among"] < summary.pool["rows"]:
         values = f"the shortlist of {counted(found['among'], 'sample')} and its influence as now known"
     other = "How useful it is for training" if summary.exact else "Whether the estimates are right"
+    sure = "" if found.get("confidence", 1.0) == 1 else f"with probability {found['confidence']:.1%} "
     return (
-        f"the objective's value is at least {found['percent']} of the best possible for {values}"
+        f"{sure}the objective's value is at least {found['percent']} of the best possible for {values}"
         f" ({found['value']:.4g}; no subset within the budget has more than {found['bound']:.4g})."
         f" {other} is another question"
     )

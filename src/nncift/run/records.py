@@ -187,3 +187,4 @@ class Summary(Record):
     served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target
     groups: list[dict[str, Any]] | None = None  # `GroupCount` of each value of the columns with quotas or caps
     certificate: dict[str, Any] | None = None  # `Certificate`, and its "share" and "percent"
+    sparseness: dict[str, Any] | None = None  # `Sparseness` and its "text"; None of a choice from all pairs

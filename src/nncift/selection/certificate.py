@@ -17,6 +17,9 @@ gains take. The built-in objectives then have a closer bound from their `relaxat
 subset is proven to have 99 % of the best value, 20 steps at most, and within the work of the choice itself or, where
 that is more, 2 billion pairs.
 
+Of a sparse matrix (`matrix.sparse`) gains leave out what may be missing, so that they bound nothing: the relaxation
+alone counts, with a floor under what it reads and an audit of what it does not.
+
 A bound holds for the function as it was maximised, so for the influence as estimated: whether the estimates are right
 is a question of their fidelity, and whether training is better for the subset one of `nncift evaluate`. It holds up to
 rounding of the gains, float32 sums: about 1e-6 of the value.
@@ -26,16 +29,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
+from nncift.selection.objectives import COVERAGE, Objective
 from nncift.selection.relaxation import Relaxation, relaxation_of
-
-if TYPE_CHECKING:
-    from nncift.selection.objectives import Objective
 
 _ENOUGH = 0.99  # of the best value: no closer bound is sought
 _STEPS = 20  # of a relaxation, at most
@@ -51,6 +52,7 @@ class Certificate:
     bound: float | None  # no subset within the budget has a larger value; None where `reason` says why there is none
     among: int  # samples that might have been chosen: all, or those of a shortlist
     reason: str = ""  # why there is no bound, to follow a colon
+    confidence: float = 1.0  # probability that the bound holds, of a sparse matrix with entries that were not visited
 
     @property
     def share(self) -> float | None:
@@ -113,7 +115,7 @@ class BoundOnBest:
             gains: upper bounds of the gains, as for `lower_exactly`.
             progress: show a bar.
         """
-        if value < _ENOUGH * self.value:
+        if not is_sparse(objective) and value < _ENOUGH * self.value:
             self.lower_exactly(objective, gains, progress=progress)
         if value < _ENOUGH * self.value and (relaxation := relaxation_of(objective, chosen)) is not None:
             self.relax(relaxation, value, progress=progress)
@@ -153,7 +155,7 @@ class BoundOnBest:
             progress: show a bar.
         """
         each = max(len(self._fitting), 1)
-        steps = min(_STEPS, max(self.work, _PAIRS // relaxation.n_target) // each)
+        steps = min(_STEPS, max(self.work, _PAIRS // max(relaxation.n_target, 1)) // each)
         with tqdm(total=steps * each, desc="bound", unit=" samples", leave=False, **drawn(progress)) as bar:
             for _ in range(steps):
                 if value >= _ENOUGH * self.value:
@@ -194,7 +196,21 @@ def pairs_for_bound(samples: int, targets: int) -> int:
     return samples * targets * (1 + min(_STEPS, max(1, _PAIRS // (samples * targets))))
 
 
+def is_sparse(objective: Objective) -> bool:
+    """Whether entries of the objective's matrix are left out."""
+    matrix = getattr(objective, "matrix", None)
+    return isinstance(matrix, InfluenceMatrix) and matrix.floor is not None
+
+
+def confidence_of(objective: Objective) -> float:
+    """Probability that a bound on the objective's value holds: below 1 of a sparse matrix with entries not visited."""
+    matrix = getattr(objective, "matrix", None)
+    return matrix.confidence if isinstance(matrix, InfluenceMatrix) else 1.0
+
+
 def without_bound(objective: Objective) -> str:
     """Why the value of an objective has no bound; "" where it has one."""
     lacking = [word for word in ("monotone", "submodular") if not getattr(objective, word)]
+    if not lacking and is_sparse(objective) and type(objective) not in COVERAGE:
+        return f"of a sparse matrix the objective {objective.name} has none"
     return f"the objective {objective.name} is not {' and not '.join(lacking)}" if lacking else ""

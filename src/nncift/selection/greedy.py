@@ -3,9 +3,10 @@
 Under a count budget the greedy subset of a monotone submodular function has at least 1 - 1/e of the best value
 (Nemhauser, Wolsey and Fisher, 1978). A gain never rises while the subset grows, so an earlier gain is an upper bound,
 and a candidate whose bound is below another's current gain need not be evaluated (Minoux, "Accelerated greedy
-algorithms", 1978). The candidates with the highest bounds are evaluated in batches, each twice as large as the one
-before, since a kernel evaluates many rows for little more than the price of one; the result is that of plain greedy, in
-the same order. Cost: one pass over the matrix for the first gains, then a few dozen rows a step.
+algorithms", 1978). Of a matrix computed on access the candidates with the highest bounds are evaluated in batches, each
+twice as large as the one before, since a kernel evaluates many rows for little more than the price of one; of a stored
+one they are evaluated one by one (`matrix.lazy`). The result is that of plain greedy, in the same order. Cost: one pass
+over the matrix for the first gains, then a few dozen rows a step, or a few stored ones.
 
 Under a token budget it takes the best gain per token among the samples that still fit, and compares the result with the
 best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al., "Cost-effective outbreak detection in
@@ -26,10 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError
+from nncift.matrix.lazy import CoverageQueue
 from nncift.run.progress import drawn
-from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
+from nncift.selection.certificate import BoundOnBest, Certificate, confidence_of, is_sparse, without_bound
 from nncift.selection.groups import Admission, GroupLimits
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives import Objective, coverage_terms
 from nncift.selection.selection import Selection
 
 _FIRST_BATCH = 48  # candidates evaluated together at first: four groups of the kernel's rows for each of two threads
@@ -86,8 +88,10 @@ def lazy_greedy(
     total = limit if max_cost is None else room
     admission = Admission(limits, everyone, each, total) if limits else None
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
+    complete = not is_sparse(objective)  # so that gains bound the best value
     latest = first_gains.copy()
-    indices, gains = _choose(objective, latest, order, each, (limit, room), (admission, bound), progress)
+    checks = admission, bound if complete else None
+    indices, gains = _choose(objective, latest, order, each, (limit, room), checks, progress)
     chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
@@ -99,7 +103,8 @@ def lazy_greedy(
         if bound is not None:
             bound.close(objective, chosen, value, latest, progress=progress)
         best_value = None if bound is None else max(bound.value, value)
-        certificate = Certificate(value, best_value, len(everyone), without_bound(objective))
+        reason, confidence = without_bound(objective), confidence_of(objective)
+        certificate = Certificate(value, best_value, len(everyone), reason, confidence)
     return Selection(
         np.array(indices, np.int64),
         np.array(gains),
@@ -124,51 +129,92 @@ def _choose(
     Afterwards `gains` are upper bounds of the gains over the subset, 0 of its own samples.
     """
     (limit, room), (admission, bound) = budget, checks
-    evaluated = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was evaluated
-    place = np.empty(len(gains), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    heap = list(zip((-gains[order] / costs[order]).tolist(), range(len(order)), strict=True))
-    heapq.heapify(heap)
-    first_batch = _FIRST_BATCH if objective.submodular else len(heap)
-    zero_stays = objective.monotone and objective.submodular
+    terms = coverage_terms(objective)
+    queue: CoverageQueue | _BatchQueue
+    if terms is None:
+        queue = _BatchQueue(objective, gains, order, costs, admission)
+    else:
+        queue = CoverageQueue(*terms, gains, order, costs)
     indices: list[int] = []
     chosen: list[float] = []
-    batch = first_batch
     if bound is not None:
         bound.lower(float(objective.value), gains)
     total, unit = (limit, " samples") if room == float("inf") else (int(room), " tokens")
     with tqdm(total=total, desc="select", unit=unit, **drawn(progress)) as bar:
-        while heap and len(indices) < limit:
+        while len(indices) < limit and (i := queue.best(len(indices), room)) is not None:
+            if admission is not None and not admission.admit(i):
+                continue
+            objective.add(i)
+            indices.append(i)
+            chosen.append(float(gains[i]))
+            gains[i] = 0.0
+            if bound is not None and len(indices).bit_count() == 1:
+                bound.lower(float(objective.value), gains)
+            room -= costs[i]
+            bar.update(1 if np.isinf(room) else int(costs[i]))
+    if bound is not None:
+        bound.work += queue.work
+    return indices, chosen
+
+
+class _BatchQueue:
+    """Candidates in the order of their gains per cost, evaluated in batches.
+
+    Args:
+        objective: which the gains are of.
+        gains: upper bounds of the gains, float64 (n,), replaced in place where evaluated.
+        order: the candidates, int64 (k,); of equal gains the earlier one comes first.
+        costs: of each sample, float64 (n,), above 0.
+        admission: candidates that may not join are not evaluated.
+
+    Attributes:
+        work: gains evaluated.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        gains: np.ndarray,
+        order: np.ndarray,
+        costs: np.ndarray,
+        admission: Admission | None,
+    ) -> None:
+        self.work = 0
+        self._objective, self._gains, self._order, self._costs = objective, gains, order, costs
+        self._admission = admission
+        self._evaluated = np.zeros(len(gains), dtype=np.int64)  # size of the subset when each gain was evaluated
+        self._place = np.empty(len(gains), dtype=np.int64)
+        self._place[order] = np.arange(len(order))
+        self._heap = list(zip((-gains[order] / costs[order]).tolist(), range(len(order)), strict=True))
+        heapq.heapify(self._heap)
+        self._first_batch = _FIRST_BATCH if objective.submodular else len(self._heap)
+        self._zero_stays = objective.monotone and objective.submodular
+
+    def best(self, step: int, room: float) -> int | None:
+        """Take out the candidate with the largest gain per cost; as `CoverageQueue.best`."""
+        heap, batch = self._heap, self._first_batch
+        while heap:
             stale: list[int] = []
             while heap and len(stale) < batch:
-                i = int(order[heap[0][1]])
-                if costs[i] <= room and (admission is None or admission.may_fit(i)):  # which only shrink
-                    if evaluated[i] == len(indices) or (zero_stays and gains[i] <= 0):
+                i = int(self._order[heap[0][1]])
+                if self._may_join(i, room):
+                    if self._evaluated[i] == step or (self._zero_stays and self._gains[i] <= 0):
                         break
                     stale.append(i)
                 heapq.heappop(heap)
-            if stale:
-                gains[stale] = objective.gains(np.array(stale))
-                evaluated[stale] = len(indices)
-                if bound is not None:
-                    bound.work += len(stale)
-                for i in stale:
-                    heapq.heappush(heap, (float(-gains[i] / costs[i]), int(place[i])))
-                batch *= 2
-            elif heap:
-                i = int(order[heapq.heappop(heap)[1]])
-                if admission is not None and not admission.admit(i):
-                    continue
-                objective.add(i)
-                indices.append(i)
-                chosen.append(float(gains[i]))
-                gains[i] = 0.0
-                if bound is not None and len(indices).bit_count() == 1:
-                    bound.lower(float(objective.value), gains)
-                room -= costs[i]
-                batch = first_batch
-                bar.update(1 if np.isinf(room) else int(costs[i]))
-    return indices, chosen
+            if not stale:
+                return int(self._order[heapq.heappop(heap)[1]]) if heap else None
+            self._gains[stale] = self._objective.gains(np.array(stale))
+            self._evaluated[stale] = step
+            self.work += len(stale)
+            for i in stale:
+                heapq.heappush(heap, (float(-self._gains[i] / self._costs[i]), int(self._place[i])))
+            batch *= 2
+        return None
+
+    def _may_join(self, i: int, room: float) -> bool:
+        """Whether a candidate may join, now or ever: room and limits only shrink."""
+        return bool(self._costs[i] <= room) and (self._admission is None or self._admission.may_fit(i))
 
 
 def _check_budget(

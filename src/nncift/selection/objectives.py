@@ -27,6 +27,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from nncift.errors import ConfigError
+from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.run.registry import resolve
@@ -108,13 +109,23 @@ class FacilityLocation:
         """Value of the subset so far."""
         return float(np.subtract(self._covered, self.start, dtype=np.float64).sum())
 
+    @property
+    def covered(self) -> np.ndarray:
+        """Coverage of each target so far, float32 (n_target,); `add` changes it in place."""
+        return self._covered
+
+    @property
+    def modular(self) -> np.ndarray:
+        """What each sample adds besides coverage, float64 (n_pool,)."""
+        return np.zeros(self.n)
+
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """Marginal gain of each candidate, float64."""
         return self.matrix.coverage_gains(candidates, self._covered)
 
     def add(self, i: int) -> None:
         """Add sample `i`."""
-        np.maximum(self._covered, self.matrix.rows(i)[0], out=self._covered)
+        self.matrix.cover(np.array([i]), self._covered)
 
 
 class FacilityLocationMutualInformation(FacilityLocation):
@@ -144,6 +155,11 @@ class FacilityLocationMutualInformation(FacilityLocation):
         self.options = {"eta": eta}
         self._relevance = self.relevance()
         self._relevance_chosen = 0.0
+
+    @property
+    def modular(self) -> np.ndarray:
+        """What each sample adds besides coverage, float64 (n_pool,): relevance, 0 of the samples in the subset."""
+        return self._relevance
 
     def relevance(self) -> np.ndarray:
         """The second term of each sample alone, float64 (n_pool,)."""
@@ -236,6 +252,10 @@ class ConcaveCover:
             self._chosen[i] = True
 
 
+COVERAGE = (FacilityLocation, FacilityLocationMutualInformation, FacilityLocationConditionalGain)
+"""Objectives that are coverage by the best sample of the subset, and modular terms."""
+
+
 def make_objective(name: str | None, matrix: InfluenceMatrix, options: ObjectiveOptions) -> Objective:
     """The objective of that name for a matrix; without a name, the one that the data ask for (`find_objective`)."""
     known = options.known is not None
@@ -276,6 +296,19 @@ def find_objective(
         if value is not None:
             _weight(option, value)
     return kind
+
+
+def coverage_terms(objective: Objective) -> tuple[Entries, np.ndarray, np.ndarray] | None:
+    """Stored influence, coverage (n_target,) and modular terms (n,) that a gain consists of.
+
+    None of an objective other than the built-in forms of facility location, or of a matrix that is not stored. What is
+    derived from a built-in one may have gains of its own.
+    """
+    if type(objective) not in COVERAGE:
+        return None
+    assert isinstance(objective, FacilityLocation)
+    entries = objective.matrix.stored
+    return None if entries is None else (entries, objective.covered, objective.modular)
 
 
 def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:

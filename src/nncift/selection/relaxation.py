@@ -11,7 +11,9 @@ the Lagrangian relaxation of "each target counts its best sample alone" (Cornuej
 bank accounts to optimize float", 1977). The relevance of the mutual-information form is modular and stays as it is.
 Convex in u: minimised by subgradients, each deflected by the one before (Camerini, Fratta and Maffioli, 1975), with
 Polyak's step towards the value that greedy reached. At the start u is the coverage by the first half of the subset,
-since at the minimum most targets have one sample above u, and greedy's targets have their best and others.
+since at the minimum most targets have one sample above u, and greedy's targets have their best and others. For a sparse
+matrix u is never below its floor, so that no visited entry that is left out counts; how much entries that were not
+visited may exceed u is added to the bound, and u itself does not depend on the audit of these.
 
 concave cover: the tangents of the roots at any coverage. The coverage follows Frank and Wolfe's method (1956) on the
 continuous relaxation, from that of the subset.
@@ -42,7 +44,7 @@ _LEAST_COVERAGE = 1e-3  # of the mean: the root has no tangent at 0
 class Relaxation(Protocol):
     """A modular upper bound of an objective, and steps to one with a smaller maximum."""
 
-    n_target: int
+    n_target: int  # entries that a pass reads of a row of the matrix
 
     @property
     def constant(self) -> float:
@@ -72,18 +74,19 @@ class FacilityLocationRelaxation:
     """
 
     def __init__(self, matrix: InfluenceMatrix, start: np.ndarray, modular: np.ndarray, chosen: np.ndarray) -> None:
-        self.n_target = matrix.shape[1]
         self._matrix, self._start, self._modular = matrix, start, modular
-        self._covered = start.copy()  # u
-        for part in row_slices(len(chosen) // 2, self.n_target):
-            np.maximum(self._covered, matrix.rows(chosen[part]).max(axis=0), out=self._covered)
-        self._direction = np.zeros(self.n_target)
-        self._step, self._least, self._waited = _STEP, float("inf"), 0
+        self.n_target = matrix.row_width
+        self._least = start if matrix.floor is None else np.maximum(start, matrix.floor)
+        self._covered = self._least.copy()  # u
+        matrix.cover(chosen[: len(chosen) // 2], self._covered)
+        self._direction = np.zeros(matrix.shape[1])
+        self._step, self._smallest, self._waited = _STEP, float("inf"), 0
 
     @property
     def constant(self) -> float:
         """Bound of the empty subset."""
-        return float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
+        covered = float(np.subtract(self._covered, self._start, dtype=np.float64).sum())
+        return covered + self._matrix.unseen(self._covered)
 
     def weights(self, candidates: np.ndarray) -> np.ndarray:
         """What each candidate adds to the bound, float64."""
@@ -91,19 +94,18 @@ class FacilityLocationRelaxation:
 
     def move(self, rows: np.ndarray, shares: np.ndarray, excess: float) -> None:
         """One subgradient step."""
-        self._waited = 0 if excess < self._least else self._waited + 1
-        self._least = min(self._least, excess)
+        excess = max(excess - self._matrix.unseen(self._covered), 0.0)
+        self._waited = 0 if excess < self._smallest else self._waited + 1
+        self._smallest = min(self._smallest, excess)
         if self._waited == _PATIENCE:
             self._step, self._waited = self._step / 2, 0
-        slope = np.ones(self.n_target)
-        for part in row_slices(len(rows), self.n_target):
-            slope -= shares[part] @ (self._matrix.rows(rows[part]) > self._covered)
+        slope = 1 - self._matrix.count_above(rows, shares, self._covered)
         self._direction = slope + _DEFLECTION * self._direction
-        at_edge = (self._covered <= self._start) & (self._direction > 0)
+        at_edge = (self._covered <= self._least) & (self._direction > 0)
         step = np.where(at_edge, 0.0, self._direction)
         if (length := float(step @ step)) > 0:
             moved = self._covered - self._step * excess / length * step
-            self._covered = np.maximum(moved, self._start).astype(np.float32)
+            self._covered = np.maximum(moved, self._least).astype(np.float32)
 
 
 class ConcaveCoverRelaxation:

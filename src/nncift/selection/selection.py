@@ -25,6 +25,7 @@ from nncift.selection.certificate import Certificate
 from nncift.selection.json_keys import with_keys
 from nncift.selection.quotas import GroupCount
 from nncift.selection.served import TargetsServed
+from nncift.selection.sparseness import Sparseness
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 _OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
-_METADATA = ("value", "objective", "objective_options", "served", "certificate", "groups")  # of the table
-_RECORDS = {"served": TargetsServed, "certificate": Certificate}  # those of them that are dataclasses
+_METADATA = ("value", "objective", "objective_options", "served", "certificate", "groups", "sparseness")  # of the table
+_RECORDS = {
+    "served": TargetsServed,
+    "certificate": Certificate,
+    "sparseness": Sparseness,
+}  # those of them that are dataclasses
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,7 @@ class Selection:
         served: how their influence spreads over the targets; None when not counted.
         groups: what is selected of each value of the columns with quotas or caps; None without any.
         certificate: a bound on the best possible value; None when not computed.
+        sparseness: what a choice from each target's strongest helpers may have lost; None of a choice from all pairs.
     """
 
     indices: np.ndarray
@@ -76,6 +82,7 @@ class Selection:
     served: TargetsServed | None = None
     groups: tuple[GroupCount, ...] | None = None
     certificate: Certificate | None = None
+    sparseness: Sparseness | None = None
 
     def __post_init__(self) -> None:
         if len(self.ranks) != len(self.indices):

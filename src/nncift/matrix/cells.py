@@ -1,0 +1,209 @@
+"""The strongest helpers of each target without visiting all pairs: cells of similar samples on both sides.
+
+Influence from two towers, or from the inner product of two vectors, is large where the vectors point the same way. So
+the pool is divided into cells of at most 256 samples by a tree of k-means, the targets likewise, and the targets of a
+cell visit the pool's cells in the order of the inner product of their means, until they have visited enough samples
+(the inverted file of Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, with the
+queries in cells too, so that a visit is one matrix product). Within a visited cell every pair is computed, in float32
+as everywhere, and the k largest of each target are kept. Cost: n_target x visits pairs, which is linear in the samples.
+
+What is missed is not known from this; `matrix.sparse` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nncift.matrix import kernels
+from nncift.matrix.factored import LANES, Factors, compiled, pack
+from nncift.run.progress import drawn
+
+CELL = 256  # samples of a cell, at most
+_BRANCHES = 16  # of a node of the tree
+_SAMPLE, _ROUNDS = 48, 6  # samples for each mean of a node, and rounds of k-means
+_PIECE = 96  # rows scored together
+_TOGETHER = 64  # cells of targets whose visits are ordered together
+NO_HELPER = np.int32(np.iinfo(np.int32).max)
+
+
+class Products(NamedTuple):
+    """Influence as inner products: entry [i, j] is rows[i] . columns[j] + constants[i], before a transform."""
+
+    rows: np.ndarray  # float32 (n_pool, units)
+    constants: np.ndarray  # float32 (n_pool,)
+    columns: np.ndarray  # float32 (n_target, units)
+
+
+def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> list[np.ndarray]:
+    """Divide vectors (n, d) into cells of similar ones, at most `CELL` each: rows of each cell, int64 ascending."""
+    rng, cells = np.random.default_rng(seed), list[np.ndarray]()
+    waiting = [np.arange(len(vectors))]
+    with tqdm(total=len(vectors), desc="cells", unit=" samples", leave=False, **drawn(progress)) as bar:
+        while waiting:
+            rows = waiting.pop()
+            if len(rows) <= CELL:
+                cells.append(rows)
+                bar.update(len(rows))
+                continue
+            nearest = _nearest_means(vectors, rows, min(_BRANCHES, -(-2 * len(rows) // CELL)), rng)
+            if len(parts := np.unique(nearest)) > 1:
+                waiting += [rows[nearest == part] for part in parts[::-1]]
+            else:  # they are all alike
+                waiting += [rows[first : first + CELL] for first in range(0, len(rows), CELL)]
+    return cells
+
+
+def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of `count` k-means of some rows each is nearest to, int64 (len(rows),)."""
+    some = np.sort(rng.choice(rows, min(len(rows), _SAMPLE * count), replace=False))
+    sample = np.asarray(vectors[some], dtype=np.float32)
+    means = sample[np.sort(rng.choice(len(sample), count, replace=False))]
+    for _ in range(_ROUNDS):
+        nearest = _nearest(sample, np.arange(len(sample)), means)
+        order = np.argsort(nearest, kind="stable")
+        held, first = np.unique(nearest[order], return_index=True)
+        sums = np.add.reduceat(sample[order], first, axis=0, dtype=np.float64)
+        means = (sums / np.diff(first, append=len(order))[:, None]).astype(np.float32)
+        if len(held) == 1:
+            break
+    return _nearest(vectors, rows, means)
+
+
+def _nearest(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """The nearest of some means (k, d) to each row, int64."""
+    half = np.square(means, dtype=np.float64).sum(axis=1) / 2
+    nearest = np.empty(len(rows), dtype=np.int64)
+    for first in range(0, len(rows), 1 << 16):
+        part = rows[first : first + (1 << 16)]
+        own = np.asarray(vectors[part], dtype=np.float32)
+        factors = Factors(own, np.zeros(len(own), np.float32), pack(means), len(means), 0, 0)
+        nearest[first : first + len(part)] = (kernels.score(factors, np.arange(len(own))) - half).argmax(axis=1)
+    return nearest
+
+
+def strongest(
+    products: Products, k: int, visits: int | None, *, seed: int = 0, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest entries of each target among those visited.
+
+    Args:
+        products: of the pool's samples and the targets.
+        k: entries to keep of each target.
+        visits: pool samples that a target visits, at least; None for all of them, which finds the very largest.
+        seed: of the cells.
+        progress: show a bar.
+
+    Returns:
+        Entries float32 and pool samples int32, (n_target, k) each, in no order but the least one first; of equal
+        entries those of lower samples are kept. Empty places hold -inf and `NO_HELPER`.
+    """
+    values = np.full((len(products.columns), k), -np.inf, dtype=np.float32)
+    helpers = np.full((len(products.columns), k), NO_HELPER, dtype=np.int32)
+    if visits is None or visits >= len(products.rows):
+        everyone = np.arange(len(products.rows))
+        groups = [np.arange(first, min(first + CELL, len(values))) for first in range(0, len(values), CELL)]
+        visited = _all_visited(everyone)
+    else:
+        cells = divide(products.rows, seed=seed, progress=progress)
+        groups = divide(products.columns, seed=seed, progress=progress)
+        visited = _order_of_visits(products, cells, groups, visits)
+    with tqdm(total=len(values), desc="strongest helpers", unit=" samples", leave=False, **drawn(progress)) as bar:
+        for first in range(0, len(groups), _TOGETHER):
+            some = groups[first : first + _TOGETHER]
+            candidates = visited(some)
+
+            def search(piece: slice, some: list[np.ndarray] = some, rows: list[np.ndarray] = candidates) -> None:
+                for group, picked in zip(some[piece], rows[piece], strict=True):
+                    _keep_strongest(products, picked, group, values, helpers)
+
+            kernels.share(search, len(some), 1)
+            bar.update(sum(map(len, some)))
+    return values, helpers
+
+
+def _all_visited(everyone: np.ndarray) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    return lambda groups: [everyone] * len(groups)
+
+
+def _order_of_visits(
+    products: Products, cells: list[np.ndarray], groups: list[np.ndarray], visits: int
+) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    """A function from cells of targets to the pool samples that the targets of each visit."""
+    sizes = np.array([len(cell) for cell in cells])
+    means = np.stack([products.rows[cell].mean(axis=0, dtype=np.float64) for cell in cells]).astype(np.float32)
+    constants = np.array([products.constants[cell].mean(dtype=np.float64) for cell in cells], dtype=np.float32)
+
+    def visited(some: list[np.ndarray]) -> list[np.ndarray]:
+        targets = np.stack([products.columns[group].mean(axis=0, dtype=np.float64) for group in some])
+        factors = Factors(targets.astype(np.float32), np.zeros(len(some), np.float32), pack(means), len(means), 0, 0)
+        scores = kernels.score(factors, np.arange(len(some))) + constants
+        orders = np.argsort(-scores, axis=1, kind="stable")
+        counts = [int(np.searchsorted(np.cumsum(sizes[order]), visits)) + 1 for order in orders]
+        return [
+            np.concatenate([cells[cell] for cell in order[:count]]) for order, count in zip(orders, counts, strict=True)
+        ]
+
+    return visited
+
+
+def _keep_strongest(
+    products: Products, picked: np.ndarray, group: np.ndarray, values: np.ndarray, helpers: np.ndarray
+) -> None:
+    """Merge the entries of the picked pool samples and a group of targets into the largest of these targets."""
+    packed = pack(np.asarray(products.columns[group], dtype=np.float32))
+    factors = Factors(products.rows, products.constants, packed, len(group), 0, 0)
+    _search(factors, picked, group, values, helpers)
+
+
+@compiled
+def _search(factors: Factors, picked: np.ndarray, group: np.ndarray, values: np.ndarray, helpers: np.ndarray) -> None:
+    least = np.full((factors.columns.shape[0], LANES), np.inf, dtype=np.float32)
+    for place in range(len(group)):
+        least[place // LANES, place % LANES] = values[group[place], 0]
+    for first in range(0, len(picked), _PIECE):
+        part = picked[first : first + _PIECE]
+        rows, constants, tile = kernels.gather(factors, part)
+        for b in range(factors.columns.shape[0]):
+            kernels.score_block(rows, constants, factors.columns[b], 0, 0, tile)
+            for r in range(len(part)):
+                larger = 0
+                for lane in range(LANES):
+                    larger += tile[r, lane] >= least[b, lane]
+                if larger == 0:
+                    continue
+                for lane in range(LANES):
+                    if tile[r, lane] >= least[b, lane]:
+                        j = group[b * LANES + lane]
+                        _replace_least(values[j], helpers[j], tile[r, lane], part[r])
+                        least[b, lane] = values[j, 0]
+
+
+@compiled
+def _replace_least(values: np.ndarray, helpers: np.ndarray, entry: float, i: int) -> None:
+    """Put an entry into a heap in the place of the least one, unless that is larger."""
+    k, at = len(values), 0
+    if not _less(values[0], helpers[0], entry, i):
+        return
+    while True:
+        child = 2 * at + 1
+        if child >= k:
+            break
+        if child + 1 < k and _less(values[child + 1], helpers[child + 1], values[child], helpers[child]):
+            child += 1
+        if not _less(values[child], helpers[child], entry, i):
+            break
+        values[at] = values[child]
+        helpers[at] = helpers[child]
+        at = child
+    values[at] = entry
+    helpers[at] = i
+
+
+@compiled
+def _less(value: float, helper: int, other: float, i: int) -> bool:
+    """The order of entries; of equal ones that of the higher sample is the lesser."""
+    return value < other or (value == other and helper > i)
