@@ -37,7 +37,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-@pytest.mark.parametrize("command", ["select", "demo", "report", "repair", "influences", "env"])
+@pytest.mark.parametrize("command", ["select", "demo", "diff", "report", "repair", "influences", "doctor"])
 def test_every_command_has_help_with_examples(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -48,16 +48,9 @@ def test_every_command_has_help_with_examples(capsys, command):
 def test_help_and_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("select", "demo", "report", "influences", "env"))
+    assert all(command in out for command in ("select", "demo", "diff", "report", "influences", "doctor", "env"))
     code, out, _ = run(capsys, "--version")
     assert (code, out.strip()) == (0, "0.1.0")
-
-
-def test_env_names_versions(capsys):
-    code, out, _ = run(capsys, "env")
-    assert code == 0
-    assert "torch" in out
-    assert "nncift 0.1.0" in out
 
 
 @pytest.mark.parametrize(

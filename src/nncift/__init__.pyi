@@ -1,5 +1,7 @@
 from .config import Config as Config
 from .data.pool import load_pool as load_pool
+from .differences.difference import RunDiff as RunDiff
+from .differences.difference import diff as diff
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import DependencyError as DependencyError

@@ -15,7 +15,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_proof
+from nncift import cli_diff, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import ConfigError, NNCIFTError, RunError, printable
@@ -30,9 +30,11 @@ app = App(
 )
 
 
-def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A sub-command whose help ends with examples."""
-    return app.command(help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
+def _command(
+    *examples: str, name: tuple[str, ...] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A sub-command whose help ends with examples; `name` is that of the function unless given."""
+    return app.command(name=name, help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
 
 
 @_command(
@@ -207,6 +209,9 @@ def report(run: str) -> None:
     print(printable(write_again(run) or write_report(Path(run))))
 
 
+_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
+
+
 @_command("nncift repair runs/alpaca")
 def repair(run: str) -> None:
     """Check every file of a run, and remove the damaged ones: the same select command then computes them again.
@@ -231,24 +236,8 @@ def influences(name: str | None = None) -> None:
     print(overview() if name is None else explain(name))
 
 
-@_command("nncift env")
-def env() -> None:
-    """Print the versions and devices that a bug report needs."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    print(f"nncift {version('nncift')}, Python {platform.python_version()}, {platform.platform()}")
-    packages = ("torch", "transformers", "sentence-transformers", "datasets", "huggingface-hub", "numba", "numpy")
-    for package in packages:
-        try:
-            print(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            print(f"{package} is not installed")
-    import torch
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(f"CPU threads: {torch.get_num_threads()} of {os.cpu_count()} cores; CUDA: {cuda}")
-    print(f"MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
+_command("nncift doctor", name=("doctor", "env"))(cli_machine.doctor)
+cli_machine.add_completion(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

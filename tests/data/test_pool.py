@@ -4,6 +4,7 @@ import gzip
 import json
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from builders import json_objects, write_jsonl
 from nncift.data.chats.context import CONTEXT
 from nncift.data.facts import PoolFacts
 from nncift.data.pool import ReadOptions, load_pool, read_pool
+from nncift.data.sampling import RowEstimate
+from nncift.data.sources import open_source
 from nncift.errors import DataError
 
 
@@ -314,3 +317,22 @@ def test_a_contaminated_pool(shared_data):
     pool, facts = read_pool([*clean, *hidden], ReadOptions(exclude=test))
     assert set(range(500, 540)).isdisjoint(pool["source_row"][:])
     assert 40 <= facts.excluded <= 45
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_the_number_of_rows_is_estimated_while_they_are_read(tmp_path, packing):
+    """For the time left, within a third where rows of different lengths are mixed."""
+    rng = np.random.default_rng(0)
+    rows = [{"prompt": "word " * int(rng.integers(1, 40)), "response": str(rng.integers(1e9))} for _ in range(4000)]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / f"pool.jsonl{packing}"
+    path.write_bytes(gzip.compress(text) if packing else text)
+    estimate = RowEstimate(open_source(str(path)))
+    found = []
+    for number, row in enumerate(open_source(str(path)).rows(), 1):
+        estimate.look(row, number)
+        found.append(estimate.rows)
+    assert found[998] is None
+    assert min(found[999:]) > 4000 / 1.34
+    assert max(found[999:]) < 4000 * 1.34
+    assert RowEstimate(open_source(rows)).rows == 4000

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+import nncift
 from nncift.models.batching import Batcher
 from nncift.models.encoder import embed_texts
-from nncift.run.progress import advance, drawn, in_terminal, moving
+from nncift.run.progress import advance, already, drawn, in_terminal, moving
 from nncift.run.shards import Shards
 
 
@@ -67,3 +70,32 @@ def test_a_log_file_is_not_flooded(monkeypatch):
     assert in_terminal()
     assert drawn(True)["mininterval"] < 1
     assert drawn(False)["disable"]
+
+
+def test_what_was_done_before_does_not_count_in_the_rate():
+    with tqdm(total=100, file=io.StringIO()) as bar:
+        already(bar, 60)
+        bar.update(4)
+        facts = bar.format_dict
+        assert (facts["n"], facts["initial"], facts["total"]) == (64, 60, 100)
+        shown = tqdm.format_meter(64, 100, 2.0, initial=60, unit=" rows")
+        assert "2.00 rows/s" in shown  # 4 in 2 seconds
+    with tqdm(total=100, disable=True) as bar:
+        already(bar, 60)
+        assert bar.n == 60
+
+
+def test_every_bar_has_a_total_and_a_unit():
+    """Without a total there is no time left; without a unit nobody can tell what the rate counts."""
+    calls = []
+    for file in Path(nncift.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm":
+                names = {keyword.arg for keyword in node.keywords}
+                calls.append(
+                    (f"{file.name}:{node.lineno}", node.args or "total" in names, names & {"unit", "bar_format"})
+                )
+    hidden = [call for call in calls if call[0].startswith("gradient_sketch.py") and not call[1]]  # shows nothing
+    assert len(calls) > 20
+    assert [call for call in calls if not (call[1] and call[2])] == hidden
+    assert len(hidden) == 1

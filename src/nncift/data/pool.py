@@ -16,7 +16,7 @@ The facts are written last: a folder that has them is finished (`run.folder.Samp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from nncift.data.appending import EarlierPool, named
 from nncift.data.deduplication import Deduplication, Screen
 from nncift.data.facts import PoolFacts, open_pool
-from nncift.data.reader import Samples
+from nncift.data.reader import Sample, Samples
+from nncift.data.sampling import RowEstimate
 from nncift.data.schemas import schemas_for
 from nncift.data.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.test_sets import TestSets
@@ -149,8 +150,6 @@ def read_pool(
     (`PoolFacts.has_named`). With `after`, the folder of a finished pool, the rows are added to its samples, which are
     copied as they are (`data.appending`).
     """
-    from tqdm import tqdm
-
     options = options or ReadOptions()
     schemas = schemas_for(options.prompt_field, options.response_field, options.messages_field)
     _check_options(options)
@@ -177,12 +176,11 @@ def read_pool(
             skip=options.skip_bad_rows,
             rejected=writer.rejected,
         )
-        rows = tqdm(samples, desc=f"reading {name}", unit=" rows", **drawn(progress))
         kept = Deduplication(writer, contamination, screen, options.keep_duplicates)
         if earlier is not None:
             earlier.begin(writer, kept)
         before = writer.rows
-        kept.take(rows, samples)
+        kept.take(_shown(samples, f"reading {name}") if progress else samples, samples)
         has_named = not schemas or samples.has_named or test_sets.has_named
         if not (has_named or named_elsewhere):
             raise samples.no_named_field()
@@ -211,6 +209,21 @@ def read_pool(
     if files is not None:
         write_json(files.facts, facts.to_dict() | recipe)
     return pool, facts
+
+
+def _shown(samples: Samples, title: str) -> Iterator[Sample]:
+    """The samples, with a bar that counts rows, bad ones too."""
+    from tqdm import tqdm
+
+    estimate = RowEstimate(samples.source)
+    with tqdm(desc=title, unit=" rows", total=estimate.rows, **drawn(True)) as bar:
+        for sample in samples:
+            estimate.look(sample.row, samples.read)
+            bar.total = estimate.rows
+            bar.update(samples.read - bar.n)
+            yield sample
+        bar.total = samples.read
+        bar.update(samples.read - bar.n)
 
 
 def _check_options(options: ReadOptions) -> None:

@@ -1,7 +1,8 @@
 """The first rows of a source, and an estimate of how many it has: a dry run of a large pool reads no more.
 
 The number of rows is exact for a source that ends before the limit, for Parquet and for data in memory. Of other files
-it is the size of the files over that of a row.
+it is the size of the files over that of a row. While a source is read as a whole, `RowEstimate` is the total of the
+progress bar.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from nncift.data.files.streams import PACKINGS, suffix
 from nncift.data.rows import Row
 from nncift.data.sources import Source
 
+_FIRST = 1000  # rows that all count in an estimate
+_EACH = 100  # of those after them, one counts
 _COLUMNS = (".csv", ".tsv")  # the names of the fields stand in the first line alone
 
 
@@ -61,6 +64,40 @@ class FirstRows:
         packed = any(path.suffix.lower() in PACKINGS for path in self._whole.paths)
         size = len(zlib.compress(text, 6)) if packed else len(text) + 1
         return max(round(self._size * self.read / size), self.read)
+
+
+class RowEstimate:
+    """How many rows a source has, while it is read from start to end.
+
+    Args:
+        source: the source.
+
+    Attributes:
+        rows: of the whole source; None as long as nothing is known.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.rows = _known_rows(source)
+        self._size = 0 if self.rows is not None else sum(path.stat().st_size for path in source.paths)
+        self._packed = any(path.suffix.lower() in PACKINGS for path in source.paths)
+        self._first: list[str] = []  # texts of rows that are looked at, until the first estimate
+        self._looked_at, self._bytes, self._ratio = 0, 0, 1.0
+
+    def look(self, row: Row, read: int) -> None:
+        """Take a row into account: the first ones, then every hundredth; `read` rows were read with it."""
+        if not self._size or (read > _FIRST and read % _EACH):
+            return
+        text = _stored(row)
+        self._looked_at += 1
+        self._bytes += len(text.encode(errors="replace")) + 1
+        if read < _FIRST:
+            self._first.append(text)
+        elif read == _FIRST and self._packed:
+            packed = zlib.compress("\n".join(self._first).encode(errors="replace"), 6)
+            self._ratio = len(packed) / max(self._bytes, 1)
+        if read >= _FIRST:
+            self._first.clear()
+            self.rows = max(round(self._size * self._looked_at / (self._bytes * self._ratio)), read)
 
 
 def _stored(row: Row) -> str:

@@ -26,7 +26,7 @@ from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import FeatureFolder
-from nncift.run.progress import drawn
+from nncift.run.progress import already, drawn
 from nncift.run.shards import Arrays, Shards
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def read_source(
     if len(kept.missing):
         work = _reading(source, samples, kept.missing, folder, name)
         with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", **drawn(progress)) as bar:
-            bar.update(len(samples) - len(kept.missing))
+            already(bar, len(samples) - len(kept.missing))
             shards.compute(work, accept=work.accept, bar=bar, after_shard=after_shard, count=count)
         widths, settings = kept.widths or work.widths(shards), work.settings
         computed = work.checked(shards, widths)

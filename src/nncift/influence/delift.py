@@ -70,8 +70,8 @@ class Delift(PromptedFunction):
         known = {} if path is None or not path.exists() else _read_baseline(path)
         if not known.keys() >= set(keys):
             self._cache = {}  # all are computed together, whatever was prepared before: the same bytes
-            shown = {"unit": " samples", **drawn(self.progress)}
-            with tqdm(total=len(targets), desc="delift baseline", **shown) as bar, moving(bar, len(targets)):
+            bar = tqdm(total=len(targets), desc="delift baseline", unit=" samples", **drawn(self.progress))
+            with bar, moving(bar, len(targets)):
                 known = dict(zip(keys, self._zero_shot(prompts, targets), strict=True))
             if path is not None:
                 write_array(path, np.array([*known.items()], _BASELINE))

@@ -120,6 +120,21 @@ class Probes:
     columns: np.ndarray
     influence: np.ndarray
 
+    @classmethod
+    def of_grid(cls, pairs: LabelledPairs, n_pool: int, columns: np.ndarray, *, own_target: bool) -> Probes:
+        """From the exact influence of all n pool samples on the targets, row by row.
+
+        Args:
+            pairs: n x k values.
+            n_pool: n.
+            columns: (k,) int64 indices of the targets.
+            own_target: the pool is its own target, so that a sample may be among these.
+        """
+        influence = pairs.influence.reshape(n_pool, len(columns)).copy()
+        if own_target:
+            influence[columns, np.arange(len(columns))] = np.nan
+        return cls(columns, influence)
+
     def take(self, rows: np.ndarray) -> Probes:
         """The probes of some of the samples."""
         return Probes(self.columns, self.influence[rows])

@@ -42,7 +42,7 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
     """Divide vectors (n, d) into cells of similar ones, at most `CELL` each: rows of each cell, int64 ascending."""
     rng, cells = np.random.default_rng(seed), list[np.ndarray]()
     waiting = [np.arange(len(vectors))]
-    with tqdm(total=len(vectors), desc="cells", leave=False, **drawn(progress)) as bar:
+    with tqdm(total=len(vectors), desc="cells", unit=" samples", leave=False, **drawn(progress)) as bar:
         while waiting:
             rows = waiting.pop()
             if len(rows) <= CELL:
@@ -111,7 +111,7 @@ def strongest(
         cells = divide(products.rows, seed=seed, progress=progress)
         groups = divide(products.columns, seed=seed, progress=progress)
         visited = _order_of_visits(products, cells, groups, visits)
-    with tqdm(total=len(values), desc="strongest helpers", leave=False, **drawn(progress)) as bar:
+    with tqdm(total=len(values), desc="strongest helpers", unit=" samples", leave=False, **drawn(progress)) as bar:
         for first in range(0, len(groups), _TOGETHER):
             some = groups[first : first + _TOGETHER]
             candidates = visited(some)

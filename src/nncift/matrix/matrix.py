@@ -26,6 +26,7 @@ from nncift.errors import ConfigError
 from nncift.matrix import kernels
 from nncift.matrix.factored import LANES, Factors, factor, factor_towers, pack, tower_row_means
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
+from nncift.run.progress import advance
 
 if TYPE_CHECKING:
     from nncift.matrix.cells import Products
@@ -263,7 +264,10 @@ class InfluenceMatrix:
 
     @functools.cached_property
     def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        parts = [kernels.dense_row_statistics(self.rows(part)) for part in row_slices(*self.shape)]
+        parts = []
+        for part in row_slices(*self.shape):
+            parts.append(kernels.dense_row_statistics(self.rows(part)))
+            advance(part.stop - part.start)
         return np.concatenate([sums for sums, _ in parts]), np.concatenate([largest for _, largest in parts])
 
     def column_max(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.config import default_fields
 from nncift.errors import ConfigError, DataError
@@ -24,6 +25,7 @@ from nncift.pipeline.measure import describe_once, keep_description, note_cut
 from nncift.pipeline.options import ESTIMATION
 from nncift.run.costs import PlannedCost, seconds_of
 from nncift.run.files import remove, write_array, write_tensors
+from nncift.run.progress import drawn, moving
 from nncift.run.vectors import read_vectors, write_vectors
 
 if TYPE_CHECKING:
@@ -85,7 +87,10 @@ def exact_matrix(run: Run) -> InfluenceMatrix:
         held = 0 if run.is_chosen else HELD  # of a finished run only the shape is of interest
         matrix = product_matrix(found["pool"], targets, function.from_products, held=held)
         if not run.folder.influence.exists():
-            write_array(run.folder.influence, matrix.row_means().astype(np.float32))
+            n = len(run.pool)
+            bar = tqdm(total=n, desc="mean influence", unit=" samples", **drawn(run.progress))
+            with bar, moving(bar, n):
+                write_array(run.folder.influence, matrix.row_means().astype(np.float32))
         if run.known is not None and not run.folder.known.exists():
             known = product_matrix(found["known"], targets, function.from_products, held=0)
             write_array(run.folder.known, known.column_max().astype(np.float32))
@@ -124,8 +129,10 @@ def _compute_vectors(run: Run) -> None:
         if (statistics := function.statistics()) and not folder.statistics.exists():
             write_tensors(folder.statistics, statistics)
         for side in missing:
-            blocks = joined_blocks(first.get(side), _blocks(function, new[side], side))
-            write_vectors(folder, side, len(_rows(run, side)), blocks)
+            rows = new[side]
+            with tqdm(total=len(rows), desc=f"vectors {side}", unit=" samples", **drawn(run.progress)) as bar:
+                blocks = joined_blocks(first.get(side), _blocks(function, rows, side, bar))
+                write_vectors(folder, side, len(_rows(run, side)), blocks)
             count()
         function.on_cut = None
     remove(folder.prepared)
@@ -143,8 +150,8 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
     return parts[0] if len(parts) == 1 else concatenate_datasets([*parts])
 
 
-def _blocks(function: InfluenceFunction, rows: Dataset, side: str) -> Iterator[Any]:
-    """Vectors of the rows in order, some at a time.
+def _blocks(function: InfluenceFunction, rows: Dataset, side: str, bar: tqdm) -> Iterator[Any]:
+    """Vectors of the rows in order, some at a time, which move a bar.
 
     Raises:
         DataError: one is not finite; the message names the sample.
@@ -159,6 +166,7 @@ def _blocks(function: InfluenceFunction, rows: Dataset, side: str) -> Iterator[A
                 "check this sample; with `dtype` float16, use bfloat16 or float32",
             )
         yield block
+        bar.update(len(part))
 
 
 def cost(run: Run) -> PlannedCost:

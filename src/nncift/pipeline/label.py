@@ -157,10 +157,7 @@ def probe(run: Run, network: InfluenceNetwork) -> Probes | None:
             write_json(folder.plan, {"columns": np.sort(chosen).tolist()})
         columns = np.array(read_json(folder.plan)["columns"], dtype=np.int64)
         pairs = measure(run, PairPlan(np.arange(len(run.pool)), columns), folder, "probes")
-        influence = pairs.influence.reshape(len(run.pool), len(columns)).copy()
-        if run.own_target:  # of a sample on itself
-            influence[columns, np.arange(len(columns))] = np.nan
-        return Probes(columns, influence)
+        return Probes.of_grid(pairs, len(run.pool), columns, own_target=run.own_target)
 
 
 def probe_cost(run: Run) -> PlannedCost:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
@@ -16,6 +17,7 @@ from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.label import planned_held_out
 from nncift.pipeline.without_labels import label_free
 from nncift.run.files import atomic_write, remove
+from nncift.run.progress import already, drawn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +35,8 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
     if labels is None:
         assert run.prior is not None
         return run.prior
-    with run.costs.stage("network"):
+    bar = tqdm(total=2, desc="network", unit=" fits", **drawn(run.progress and not run.folder.is_fitted))
+    with bar, run.costs.stage("network"):
         pointwise = labels.pointwise if run.influence is None else run.influence.traits.pointwise
         fit = functools.partial(_fit, run, pointwise=pointwise, prior=run.prior)
         described = (
@@ -41,15 +44,19 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
         )
         if run.earlier is not None and not run.folder.fidelity.exists():
             run.earlier.take_network()
-        if not run.folder.fidelity.exists():
+        if run.folder.fidelity.exists():
+            already(bar, 1)
+        else:
             train, held_out = _split(run, labels)
             sides, others = (run.pool.features, run.target.features), label_free(run, labels)
             measured = measure_fidelity(fit(train), *sides, held_out, train, others)
             replace(measured, influence=described["name"]).save(run.folder.fidelity)
+            bar.update()
         remove(run.folder.labels.without_labels)
         if run.folder.is_fitted:
             return InfluenceNetwork.from_pretrained(run.folder.network)
         network = fit(labels)
+        bar.update()
         network.description_ = {
             "features": run.features.describe(),
             "influence": described | {"pointwise": pointwise},

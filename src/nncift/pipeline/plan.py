@@ -35,6 +35,7 @@ from nncift.run.records import counted
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs
 _FILES = 650_000  # bytes of the network, the report and other files of a run that hardly grow with it
+_BAR = "{desc} {n}/{total} [{elapsed}<{remaining}]: {postfix}"
 _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "features": featurize.cost,
     "influence": exact.cost,
@@ -129,9 +130,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     RunFolder(config.folder).check(config.identity(), default_fields())
     with (
         tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary,
-        tqdm(
-            total=3 + len(_STAGES), desc="dry run", bar_format="{desc} {n}/{total}: {postfix}", disable=not progress
-        ) as bar,
+        tqdm(total=3 + len(_STAGES), desc="dry run", bar_format=_BAR, disable=not progress) as bar,
     ):
         bar.set_postfix_str("reading")
         sources = sources_of(config, {})

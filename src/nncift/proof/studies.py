@@ -19,7 +19,7 @@ from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs
 from nncift.proof.selectors import Selector, as_file_name, check_same_pool, exact_influence
 from nncift.run.files import read_json, write_json
-from nncift.run.progress import drawn
+from nncift.run.progress import already, drawn
 
 
 def study(inputs: Inputs) -> list[dict[str, Any]]:
@@ -31,8 +31,8 @@ def study(inputs: Inputs) -> list[dict[str, Any]]:
         every = [point for one in inputs.proof.studies for point in points(one, seeds)]
         folder = inputs.folder.studies / as_file_name(name)
         paths = {point: folder / f"{point.slug}.json" for point in every}
-        with tqdm(total=len(every), desc=f"studies of {name}", **drawn(inputs.progress)) as bar:
-            bar.update(sum(path.exists() for path in paths.values()))
+        with tqdm(total=len(every), desc=f"studies of {name}", unit=" networks", **drawn(inputs.progress)) as bar:
+            already(bar, sum(path.exists() for path in paths.values()))
             share({path: partial(_measure, point, exact, path, bar) for point, path in paths.items()})
         records = summarise({point: read_json(path)["records"] for point, path in paths.items()})
         found += [{"influence": name, "pointwise": exact.pointwise} | record for record in records]

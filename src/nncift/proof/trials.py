@@ -25,7 +25,7 @@ from nncift.models.examples import encode_examples
 from nncift.proof.folder import claimed
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_json, remove, write_json
-from nncift.run.progress import drawn
+from nncift.run.progress import already, drawn
 from nncift.training.finetune import FineTuning, fine_tune
 
 if TYPE_CHECKING:
@@ -166,7 +166,9 @@ class Bench:
         """
         keep = keep or {}
         distinct = list({self.key(trial): trial for trial in trials}.values())
-        with tqdm(total=len(distinct), desc="trials", **drawn(self.progress and len(distinct) > 1)) as bar:
+        shown = drawn(self.progress and len(distinct) > 1)
+        with tqdm(total=len(distinct), desc="trials", unit=" trials", **shown) as bar:
+            already(bar, self._finished(distinct))
             for late in (False, True)[: 1 + wait]:  # first those that no other process runs, then a killed one's
                 for trial in distinct:
                     adapter = keep.get(trial)

@@ -1,7 +1,9 @@
 """Progress bars, and the batches that move them.
 
-Work that runs in batches reports each with `advance`; a bar around it moves by them, wherever the batches are made. In
-a terminal a bar is redrawn ten times a second; in a log file, where each redraw is a line, twice a minute.
+Every bar shows a rate and the time left, so each has a total, estimated where it is not known, and what an earlier
+process did moves it by `already`, since it says nothing about the rate. Work that runs in batches reports each with
+`advance`; a bar around it moves by them, wherever the batches are made. In a terminal a bar is redrawn ten times a
+second; in a log file, where each redraw is a line, twice a minute.
 """
 
 from __future__ import annotations
@@ -27,6 +29,15 @@ def in_terminal() -> bool:
 def drawn(shown: bool) -> dict[str, Any]:
     """Arguments of tqdm: whether a bar is shown, and how often it is redrawn."""
     return {"disable": not shown, "mininterval": 0.1 if in_terminal() else _LOG_SECONDS}
+
+
+def already(bar: tqdm, steps: int) -> None:
+    """Move a bar by steps that were done before, which do not count in its rate."""
+    bar.n += steps
+    if steps and not bar.disable:
+        bar.initial += steps
+        bar.last_print_n += steps
+        bar.refresh()
 
 
 def advance(rows: int) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nncift.errors import RunError
 from nncift.run.executors import Executor, LocalExecutor
 from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
-from nncift.run.progress import drawn, moving
+from nncift.run.progress import already, drawn, moving
 
 SHARD = 64  # of values that are computed once per distinct sample: what a kill loses at most
 
@@ -111,7 +111,7 @@ class Shards:
             executor: where to compute.
         """
         missing = [shard for shard in self._shards if not self._stored(shard, accept)]
-        bar.update(steps * (self.n - sum(len(shard.rows) for shard in missing)))
+        already(bar, steps * (self.n - sum(len(shard.rows) for shard in missing)))
         job = functools.partial(_compute, work)
         computed = iter(executor.map(job, missing))
         for expected in missing:

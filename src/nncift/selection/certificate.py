@@ -131,7 +131,7 @@ class BoundOnBest:
         """
         gains = np.full(objective.n, np.inf) if gains is None else gains
         present = np.zeros(len(self._fitting), dtype=bool)
-        with tqdm(total=len(present), desc="bound", leave=False, **drawn(progress)) as bar:
+        with tqdm(total=len(present), desc="bound", unit=" samples", leave=False, **drawn(progress)) as bar:
             stale = np.arange(len(present) if np.isinf(gains[self._fitting]).any() else 0)
             while True:
                 for first in range(0, len(stale), _ROWS):
@@ -156,7 +156,7 @@ class BoundOnBest:
         """
         each = max(len(self._fitting), 1)
         steps = min(_STEPS, max(self.work, _PAIRS // max(relaxation.n_target, 1)) // each)
-        with tqdm(total=steps * each, desc="bound", leave=False, **drawn(progress)) as bar:
+        with tqdm(total=steps * each, desc="bound", unit=" samples", leave=False, **drawn(progress)) as bar:
             for _ in range(steps):
                 if value >= _ENOUGH * self.value:
                     break

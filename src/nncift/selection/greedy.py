@@ -123,9 +123,11 @@ def lazy_greedy(
 def _gains_of_all(objective: Objective, everyone: np.ndarray, progress: bool) -> np.ndarray:
     """The present gain of every candidate, float64 (n,); 0 of the others."""
     gains = np.zeros(objective.n)
-    for start in tqdm(range(0, len(everyone), _FIRST_PASS), desc="first gains", leave=False, **drawn(progress)):
-        part = everyone[start : start + _FIRST_PASS]
-        gains[part] = objective.gains(part)
+    with tqdm(total=len(everyone), desc="first gains", unit=" samples", leave=False, **drawn(progress)) as bar:
+        for start in range(0, len(everyone), _FIRST_PASS):
+            part = everyone[start : start + _FIRST_PASS]
+            gains[part] = objective.gains(part)
+            bar.update(len(part))
     return gains
 
 
@@ -172,7 +174,8 @@ def _choose(
     chosen: list[float] = []
     if bound is not None:
         bound.lower(float(objective.value), gains)
-    with tqdm(total=limit if room == float("inf") else int(room), desc="select", **drawn(progress)) as bar:
+    total, unit = (limit, " samples") if room == float("inf") else (int(room), " tokens")
+    with tqdm(total=total, desc="select", unit=unit, **drawn(progress)) as bar:
         while len(indices) < limit and (i := queue.best(len(indices), room)) is not None:
             if admission is not None and not admission.admit(i):
                 continue

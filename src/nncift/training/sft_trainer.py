@@ -34,7 +34,7 @@ from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, remove, write_json
-from nncift.run.progress import advance
+from nncift.run.progress import advance, already
 from nncift.training.trainer import schedule
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar to the step of the checkpoint."""
-        self.bar.update(self._moved(state.global_step))
+        already(self.bar, self._moved(state.global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar, and ask for a checkpoint where the last one is old."""

@@ -1,0 +1,1 @@
+"""Two finished runs compared: their subsets, and the influence that these were chosen by."""
