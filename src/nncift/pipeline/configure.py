@@ -21,6 +21,7 @@ from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
 from nncift.pipeline.options import ESTIMATION, as_stored
+from nncift.pipeline.precision import stored_precision
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
 from nncift.run.naming import folder_beside
@@ -112,11 +113,14 @@ def inherited(run: str, given: Mapping[str, Any], influence: str | InfluenceFunc
         RunError: the folder is not a run's.
     """
     names = {field.name for field in dataclasses.fields(Config)}
+    config = read_json(RunFolder(run).config)
     stored = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in read_json(RunFolder(run).config).items()
+        for name, value in config.items()
         if name in names and name not in _OWN
     }
+    if "device" not in given:  # what it computed holds in its precision alone
+        stored["dtype"] = stored_precision(config)
     replaced = {other for name in given for other in _REPLACES.get(name, ())}
     if str(given.get("labels")).strip() == "0":
         replaced |= {"influence", "influence_options"}
