@@ -60,6 +60,9 @@ def features(specs: dict[str, ModelSpec], rows: Dataset, repeats: int) -> None:
 def training(specs: dict[str, ModelSpec], rows: Dataset, repeats: int) -> None:
     """Samples per second of one epoch."""
 
+    for spec in specs.values():
+        _ = spec.loaded
+
     def warm_up(name: str) -> None:
         model = specs[name].loaded
         with tempfile.TemporaryDirectory() as folder:

@@ -131,7 +131,7 @@ def multiplies_bfloat16(device: str | None = None) -> bool:
 
     kind = (device or best_device()).partition(":")[0]
     if kind == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
         available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return available and any(capabilities.get(name, False) for name in BFLOAT16)
     return kind == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

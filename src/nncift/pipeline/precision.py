@@ -51,7 +51,7 @@ def stored_precision(config: Mapping[str, Any]) -> str:
     return str(config.get(PRECISION) or config.get("dtype") or earlier_default_dtype(config.get("device")))
 
 
-def _in_precision(config: Config, precision: str) -> Config:
+def _in_precision(config: Config, precision: Any) -> Config:
     if config.dtype is None and precision == "bfloat16" and not multiplies_bfloat16(config.device):
         _log.warning(
             "the run goes on in bfloat16, in which it was begun; this machine converts it to float32 and back, which"
