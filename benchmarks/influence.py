@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--outcomes", type=Path, help="for judge: a folder with train.jsonl, test.jsonl and lds.jsonl")
     parser.add_argument("--results", type=Path, help="for top-tail: where its outcomes are, if not with the committed")
@@ -171,12 +172,13 @@ def main() -> None:
         delift.main(["--rows", "32", "--targets", "64", "--longest", "250", *common])
         gradients.main(common)
         return
-    model = LanguageModel.load(options.model, device=options.device)
+    model = LanguageModel.load(options.model, dtype=options.dtype, device=options.device)
     given = {"families": "rows targets pair_targets longest seed", "noise": "rows targets pair_targets longest seed"}
     settings = "-".join(str(getattr(options, name)) for name in given.get(options.what, "").split())
     if options.outcomes is not None:
         settings = fingerprint(str(options.outcomes.resolve()))
-    folder = options.folder / (f"{options.what}-{settings}" if settings else options.what)
+    parts = [options.what, settings, "" if options.dtype == "float32" else options.dtype]
+    folder = options.folder / "-".join(filter(None, parts))
     table = tasks[options.what](options, model, folder)
     if table is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never depend on the hub
@@ -13,9 +14,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does:
 import pytest
 
 from nncift.models.language_model import LanguageModel
+from nncift.models.loading import BFLOAT16
 from nncift.models.locate import embedded_encoder, embedded_language_model
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default() -> Iterator[None]:
+    """A CPU without products of bfloat16: references are in float32, and tests pass on every CPU or on none.
+
+    Commands that tests start as processes of their own run in the default of this machine.
+    """
+    import torch
+
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    with pytest.MonkeyPatch.context() as patch:
+        capabilities = {name: value for name, value in found.items() if name not in BFLOAT16}
+        patch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

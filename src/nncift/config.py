@@ -162,7 +162,8 @@ class Config:
     order: Literal["gain", "curriculum"] = "gain"
     """The order of the subset, or within each phase: gain, as selected, or curriculum, from easy to hard."""
     dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None = None
-    """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 on CUDA."""
+    """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 where the device has
+    products of it (CUDA, CPUs with AVX512-BF16 or AMX), else float32; a run keeps the one that it began in."""
     device: str | None = None
     """cuda, mps or cpu; the best there is by default."""
     batch_size: int | None = None

@@ -231,3 +231,22 @@ def test_an_encoder_spec_embeds_as_its_encoder(minilm):
     assert EncoderSpec(spec.loaded).name == "SentenceTransformer"
     with pytest.raises(ConfigError, match="`batch_size` 0 is too small"):
         EncoderSpec(minilm, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx512_f": True}, "float32"),
+        ({"architecture": "aarch64", "bf16": True}, "float32"),
+        (None, "float32"),  # a torch that cannot be asked
+    ],
+)
+def test_the_default_precision_is_that_of_the_cpu(monkeypatch, tiny_model, capabilities, expected):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if capabilities is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    spec = ModelSpec(tiny_model, device="cpu")
+    assert spec.precision == spec.describe()["dtype"] == spec.loaded.precision == expected
+    assert ModelSpec(tiny_model, device="cpu", dtype="float32").precision == "float32"

@@ -52,6 +52,24 @@ def test_a_nested_block_adds_layers_frozen_in_between():
     assert replaced(layers) == [False, False]
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_packed_weights_of_bfloat16_equal_plain_ones(monkeypatch, native):
+    """Where the CPU has products of it; others convert at every product, whatever the layout."""
+    if native and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no products of bfloat16 for this CPU")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.Linear(40, 8, bias=False)).bfloat16()
+    inputs = [torch.randn(shape).bfloat16() for shape in ((1, 24), (7, 24), (2, 5, 24))]
+    with torch.inference_mode():
+        expected = [layers(each) for each in inputs]
+        with packed_linears(layers):
+            assert replaced(layers) == [native, native]
+            for each, wanted in zip(inputs, expected, strict=True):
+                torch.testing.assert_close(layers(each), wanted, rtol=2**-7, atol=2**-7)
+    assert replaced(layers) == [False, False]
+
+
 @pytest.mark.parametrize("limit", [2**31, 0])
 def test_packed_weights_equal_plain_ones(monkeypatch, limit):
     monkeypatch.setattr(onednn, "_PACKED", limit)

@@ -44,8 +44,8 @@ class ModelSpec(_Spec):
 
     Attributes:
         model: a folder, a hub id, "embedded", or a `LanguageModel`.
-        dtype: "float32", "bfloat16", "float16", "auto" (as stored), "8bit" or "4bit"; bfloat16 on CUDA and else
-            float32 unless given.
+        dtype: "float32", "bfloat16", "float16", "auto" (as stored), "8bit" or "4bit"; unless given bfloat16 where the
+            device has products of it (CUDA, CPUs with AVX512-BF16 or AMX), else float32.
         device: "cuda", "mps", "cpu"; the best there is unless given.
         batch_size: sequences per forward pass, at most; halved when memory runs out. 32 unless given, on CUDA as
             many as fit.

@@ -21,6 +21,7 @@ from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
 from nncift.pipeline.options import ESTIMATION, as_stored
+from nncift.pipeline.precision import stored_precision
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
 from nncift.run.naming import folder_beside
@@ -129,6 +130,8 @@ def inherited(
     names = {field.name for field in dataclasses.fields(Config)}
     earlier = earlier_options(run)
     stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING)}
+    if "device" not in given:  # what it computed holds in its precision alone
+        stored["dtype"] = stored_precision(earlier)
     replaced = {other for name in given for other in _REPLACES.get(name, ())}
     pools = (*_several(earlier["pool"]), *earlier.get("append", ()))
     if pool is not None and "append" in given and _several(pool) != pools:

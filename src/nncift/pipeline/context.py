@@ -26,6 +26,7 @@ from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.arrange import make_difficulty
 from nncift.pipeline.exact import refuse_estimation, trial_vectors
+from nncift.pipeline.precision import settled
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
@@ -102,8 +103,9 @@ class Run:
             RunError: the folder cannot be used.
         """
         folder = RunFolder(config.folder)
-        with folder.open(config.identity(), default_fields()):
-            yield cls.resolve(config, folder, sources, influence, progress=progress)
+        settled_config, identity = settled(config, config.identity(), folder)
+        with folder.open(identity, default_fields()):
+            yield cls.resolve(settled_config, folder, sources, influence, progress=progress)
 
     @classmethod
     def resolve(

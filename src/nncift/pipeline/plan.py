@@ -26,6 +26,7 @@ from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.growing import samples_budgeted
+from nncift.pipeline.precision import settled
 from nncift.pipeline.read import read, side_splits
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
@@ -127,7 +128,9 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     Raises:
         NNCIFTError: the run itself would be refused.
     """
-    RunFolder(config.folder).check(config.identity(), default_fields())
+    folder = RunFolder(config.folder)
+    config, identity = settled(config, config.identity(), folder)
+    folder.check(identity, default_fields())
     with (
         tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary,
         tqdm(total=3 + len(_STAGES), desc="dry run", bar_format=_BAR, disable=not progress) as bar,

@@ -19,6 +19,7 @@ from nncift.config import Config
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.comparisons import adjust
 from nncift.models.spec import ModelSpec
+from nncift.pipeline.precision import settled
 from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
@@ -90,6 +91,7 @@ def evaluate(
     folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))
     shown = in_terminal() if progress is None else progress
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
+    config, identity = settled(config, identity, folder.run)
     with folder.open(identity):
         items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=shown)
         if not proof.allow_overlap:

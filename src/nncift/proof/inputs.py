@@ -19,6 +19,7 @@ from nncift.influence.catalogue import is_factored
 from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.exact import estimation_of
 from nncift.pipeline.options import ESTIMATION
+from nncift.pipeline.precision import settled
 from nncift.proof.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
@@ -225,7 +226,8 @@ def prepare(
     shown = in_terminal() if progress is None else progress
     shared = {name: value for name, value in base.identity().items() if name != "influence"}
     items = None
-    with folder.open(shared | proof.identity()):
+    base, identity = settled(base, shared | proof.identity(), folder.run)
+    with folder.open(identity):
         source = sources_of(base, data)["pool"]
         assert source is not None
         samples, _ = read_pool(

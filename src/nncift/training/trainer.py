@@ -143,7 +143,7 @@ def fine_tune(
         training: the options.
         folder: for `epoch-1`, `epoch-2`, ...; finished epochs are not trained again.
         callback: its hooks are called in the epochs that are trained now.
-        pass_size: samples that go through the model together; changes the order of summation alone.
+        pass_size: samples that go through the model together, at most; changes the order of summation alone.
         progress: show a progress bar.
 
     Returns:
@@ -189,6 +189,8 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.steps = steps_per_epoch(len(self.examples), self.training)
+        self.lengths = [len(example.ids) - 1 for example in self.examples]
+        self.scored = [example.scored for example in self.examples]
         self.weights = adapter_weights(self.model)
         self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, eps=EPSILON, weight_decay=0.0)
 
@@ -223,17 +225,17 @@ class _Loop:
         with tqdm(total=len(order), desc=description, unit=" samples", **drawn(self.progress)) as bar:
             for number, part in zip(numbers, parts, strict=True):
                 with moving(bar, len(part)):
-                    total += self._step(number, sorted(part.tolist(), key=lambda k: len(self.examples[k].ids)))
+                    total += self._step(number, sorted(part.tolist(), key=lambda k: -self.lengths[k]))
         return total / len(self.examples)
 
     def _step(self, number: int, batch: Sequence[int]) -> float:
-        """One step of Adam on these examples; the sum of their losses."""
+        """One step of Adam on these examples, longest first; the sum of their losses."""
         rate, since = self._rate(number), time.perf_counter()
         second = {name: moments[1] for name, moments in self._moments().items()}
         with _memory(self.model, "computing target gradients"):
             self.callback.before_step(self.model, Step(number, rate, len(batch), second))
-        starts = range(0, len(batch), self.pass_size)
-        total = sum(self._backward(batch[start : start + self.pass_size], len(batch)) for start in starts)
+        passes = self.model.batches(batch, self.lengths, self.scored, self.pass_size)
+        total = sum(self._backward(numbers, len(batch)) for numbers in passes)
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
