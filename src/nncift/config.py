@@ -124,8 +124,9 @@ class Config:
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
     """The objective to maximise: facility-location, facility-location-mutual-information,
-    facility-location-conditional-gain, concave-cover, mean-influence, or your own "module:Class". By default the third
-    with --known, else the second with --target, else the first."""
+    facility-location-conditional-gain, concave-cover, mean-influence, or your own "module:Class". By default
+    mean-influence if the influence function is pointwise (one score of a sample for all targets), else the third with
+    --known, the second with --target, the first without either."""
     eta: float | None = None
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None

@@ -72,8 +72,6 @@ class InfluenceFunction:
 
     name: str = ""
     traits: Traits = Traits()
-    objective: str | None = None
-    """The objective that a run maximises where none is named; None for the one that the data ask for."""
     progress: bool = False
     """Set by the caller: show progress bars in `prepare`."""
     models: Sequence[ModelSpec] = ()

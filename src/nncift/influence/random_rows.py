@@ -1,9 +1,9 @@
 """Random rows as influence functions, so that a run draws them as it chooses: without duplicates and test rows.
 
 `random` gives each sample a random number of its own, `stratified-random` one that spreads the choice over clusters of
-the sentence embeddings in proportion to their sizes. Both are chosen by `mean-influence`, the largest numbers first, so
-any budget, in samples or in tokens, takes a random subset. They are what every other choice has to be better than
-(`nncift compare`).
+the sentence embeddings in proportion to their sizes. As with any pointwise function, a run selects the largest values
+first, so any budget, in samples or in tokens, takes a random subset. They are what every other choice has to be better
+than (`nncift compare`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from nncift.run.files import fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-OBJECTIVE = "mean-influence"
-
 
 class Random(InfluenceFunction):
     """A random number for each sample, uniform in [0, 1): rows drawn without looking.
@@ -41,7 +39,6 @@ class Random(InfluenceFunction):
 
     name = "random"
     traits = Traits(pointwise=True, factored=True)
-    objective = OBJECTIVE
     _settings = ("draw", "seed")
 
     def __init__(self, *, draw: int = 0, seed: int = 0) -> None:
@@ -82,7 +79,6 @@ class StratifiedRandom(InfluenceFunction):
 
     name = "stratified-random"
     traits = Traits(pointwise=True, relative=True, factored=True)
-    objective = OBJECTIVE
     _settings = ("clusters", "seed")
 
     def __init__(self, encoder: Any | EncoderSpec = DEFAULT_ENCODER, *, clusters: int = 100, seed: int = 0) -> None:

@@ -17,7 +17,7 @@ from nncift.pipeline.label import check_labels
 from nncift.pipeline.quotas import check_quotas
 from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction
@@ -35,7 +35,6 @@ def check(run: Run) -> None:
     if run.is_exact:
         check_not_estimated(run)
     if not run.is_chosen:
-        _check_objective(run)
         _check_budget(run)
         check_quotas(run)
         check_arrangement(run)
@@ -51,14 +50,20 @@ def check(run: Run) -> None:
     if run.config.labels_from is not None:
         with run.costs.stage("labels"):
             keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)
+    if not run.is_chosen:
+        trial_objective(run)  # after what finds out whether influence is pointwise
 
 
-def _check_objective(run: Run) -> None:
-    """Make the objective once, on a matrix of zeros."""
+def trial_objective(run: Run) -> Objective:
+    """The run's objective on a matrix of zeros.
+
+    Raises:
+        ConfigError: there is no such objective, or options do not go with it.
+    """
     zeros, config = np.zeros((2, 2), np.float32), run.config
     known = None if run.known is None else zeros[0]
     options = ObjectiveOptions(has_target=not run.own_target, eta=config.eta, nu=config.nu, known=known)
-    make_objective(run.objective, InfluenceMatrix.from_array(zeros), options)
+    return make_objective(run.objective, InfluenceMatrix.from_array(zeros), options)
 
 
 def _check_budget(run: Run) -> None:

@@ -22,7 +22,7 @@ from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
 from nncift.pipeline import arrange, choose, exact, featurize, label, verify
-from nncift.pipeline.check import check
+from nncift.pipeline.check import check, trial_objective
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.read import read, side_splits
@@ -54,6 +54,7 @@ class RunPlan:
         targets: target samples; the pool's number without a target.
         known: known samples.
         selected: how many will be chosen; None for a budget in tokens.
+        objective: name of the objective that is maximised.
         pairs: pairs to compute exactly: labels, probes and a shortlist, or all of them.
         all_pairs: pairs that the selection needs.
         tokens: LLM tokens of that; None when the influence function does not count them.
@@ -72,6 +73,7 @@ class RunPlan:
     targets: int
     known: int
     selected: int | None
+    objective: str
     pairs: int
     all_pairs: int
     tokens: int | None
@@ -92,7 +94,7 @@ class RunPlan:
         targets = self._about("target" if "target" in self.estimated or self.targets != self.samples else "pool")
         lines = [
             f"Pool: {self._about('pool')}{counted(self.samples, 'sample')}; targets: {targets}{self.targets:,}{known};"
-            f" to choose: {chosen}",
+            f" to choose: {chosen}, by {self.objective}",
             f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
@@ -172,6 +174,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         targets=sizes["target"],
         known=sizes["known"],
         selected=selected,
+        objective=trial_objective(run).name,
         pairs=sum(cost.pairs for cost in costs),
         all_pairs=sizes["pool"] * sizes["target"],
         tokens=_tokens(costs),
