@@ -353,17 +353,19 @@ def test_targets_served(tmp_path: Path, has_target: bool):
     served = {"targets": 40, "selected": 30, "served": 7, "target": 3, "most": 22, "covered": 38, "covering": 12}
     served |= {"widest": 9, "id": HOSTILE[0], "largest_share": 22 / 30, "is_dominated": True}
     section = Page(make_run(tmp_path, target=5 if has_target else 0, served=served)).section("selection")
-    kind = "target" if has_target else "sample of the pool"
-    assert f"7 of 40 are the one that some sample helps most{'' if has_target else ', itself excepted'}" in section
-    assert f"Most served {kind} {HOSTILE[0]}: 22 of 30 samples help it most (73.3 %)" in section
-    assert "38 of 40, each by the best of 12 samples; one is the best for 9" in section
+    assert "Top targets 7 of 40 targets" in section
+    assert f"Most frequent top target {HOSTILE[0]}: 22 of 30 samples (73.3 %)" in section
+    assert "Targets helped 38 of 40" in section
+    assert "Best samples 12; the most frequent is best for 9 targets" in section
+    assert ("itself excluded" in section) is not has_target
 
 
 def test_certificate(tmp_path: Path):
     certificate = {"value": 3.0, "bound": 3.1, "among": 300, "reason": "", "share": 3 / 3.1, "percent": "96.7 %"}
     section = Page(make_run(tmp_path / "new", certificate=certificate)).section("selection")
-    assert "the objective's value is at least 96.7 % of the best possible for these estimates" in section
-    assert "Certificate" not in Page(make_run(tmp_path / "old")).section("selection")
+    assert "Optimality at least 96.7 % of the optimal value for these estimates (upper bound 3.1)" in section
+    assert "not the accuracy of the estimates" in section
+    assert "Optimality" not in Page(make_run(tmp_path / "old")).section("selection")
 
 
 def test_composition_table(run: RunFolder, page: Page):
