@@ -16,7 +16,11 @@ from builders import word_rows, write_rows
 from nncift.data.sampling import FirstRows
 from nncift.data.sources import open_source
 from nncift.pipeline import plan as planning
+from nncift.pipeline import without_labels
 from nncift.pipeline.configure import make_config
+from nncift.pipeline.context import Run
+from nncift.pipeline.read import read
+from nncift.run.folder import RunFolder
 
 
 def varied(n: int) -> list[dict]:
@@ -89,6 +93,27 @@ def test_the_plan_is_near_to_the_run(tmp_path: Path, tiny_model, minilm):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert planned.exact_seconds > 0
     assert summary["exact_all_pairs"]["forward_tokens"] > planned.tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "sketched"),
+    [({}, True), ({"features": "sentence,lm,gradient-sketch"}, False), ({"influence": "perplexity"}, False)],
+)
+def test_the_sketch_of_the_labelled_samples_is_planned(tmp_path: Path, tiny_model, minilm, changes, sketched):
+    """The forward passes that the labels are compared with, those of the run; none where the features give it."""
+    pool = write_rows(tmp_path / "pool.jsonl", varied(60))
+    options = {"influence": "less", "labels": 60, "budget": 6, "model": tiny_model, "encoder": minilm, "device": "cpu"}
+    options |= {"influence_options": {"training": {"epochs": 1}}, "output": tmp_path / "run"} | changes
+    if changes.get("influence"):
+        del options["influence_options"]
+    config = make_config(pool, **options)
+    assert ("network" in planning.plan(config).seconds) is sketched
+    if sketched:
+        nncift.select(pool, **options)
+        stages = json.loads((tmp_path / "run/costs.json").read_text())["stages"]
+        run = Run.resolve(config, RunFolder(tmp_path / "planned"), {"pool": pool})
+        read(run)
+        assert without_labels.cost(run).tokens == stages["network"]["forward_tokens"] > 0
 
 
 class Huge:

@@ -179,6 +179,15 @@ class InfluenceFunction:
         """
         return None
 
+    def joint_seconds(self, pool_rows: Dataset, samples: int) -> float:
+        """Expected seconds of what `prepare` does with all samples at once, beyond what it does for each.
+
+        Args:
+            pool_rows: some of the pool samples that are measured.
+            samples: how many samples are measured in all.
+        """
+        return 0.0
+
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """Memory and disk that measuring takes.
 

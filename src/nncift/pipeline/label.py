@@ -119,8 +119,7 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("labels", pairs=len(LabelledPairs.load(run.folder.labels.labels)))
     if run.is_exact or not run.config.learns:
         return PlannedCost("labels")
-    amount = parse_labels(run.config.labels or DEFAULT_LABELS) if not run.config.in_rounds else _first_round(run)
-    plan, pool, target = _planned(run, amount), run.pool.rows, run.target.rows
+    plan, pool, target = planned_pairs(run), run.pool.rows, run.target.rows
     work = planned_work(run.function, pool, target, plan, n_pool=run.size("pool"))
     some = pool.select(np.unique(plan.rows % len(pool))[:_MEASURED])
     targets = target.select(np.unique(plan.targets % len(target))[:_MEASURED])
@@ -134,6 +133,13 @@ def cost(run: Run) -> PlannedCost:
         memory=taken.memory,
         disk=taken.disk + _PAIR_BYTES * len(plan),
         checkpoints=taken.checkpoints,
+    )
+
+
+def planned_pairs(run: Run) -> PairPlan:
+    """The pairs that a run will label; with active learning, the first round and the held-out rows."""
+    return _planned(
+        run, _first_round(run) if run.config.in_rounds else parse_labels(run.config.labels or DEFAULT_LABELS)
     )
 
 

@@ -21,7 +21,7 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, exact, featurize, label, verify
+from nncift.pipeline import arrange, choose, exact, featurize, label, verify, without_labels
 from nncift.pipeline.check import check, trial_objective
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
@@ -38,6 +38,7 @@ _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "features": featurize.cost,
     "influence": exact.cost,
     "labels": label.cost,
+    "network": without_labels.cost,
     "probes": label.probe_cost,
     "shortlist": verify.cost,
     "selection": choose.cost,
