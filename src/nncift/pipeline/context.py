@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, Config, default_fields
+from nncift.config import DEFAULT_INFLUENCE, DEFAULT_LABELLED_SAMPLES, DEFAULT_LABELS, Config, default_fields
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function
+from nncift.labels.design import costs_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
@@ -227,6 +228,16 @@ class Run:
             return bool(self.prior.options.get("pointwise"))
         labels = self.folder.labels.labels
         return labels.exists() and LabelledPairs.load(labels).pointwise
+
+    @property
+    def labels(self) -> str:
+        """How much to label, as written."""
+        return str(self.config.labels or self.default_labels)
+
+    @property
+    def default_labels(self) -> str:
+        """How much a run labels that does not say it."""
+        return DEFAULT_LABELLED_SAMPLES if costs_samples(self.function) else DEFAULT_LABELS
 
     @property
     def objective(self) -> str | None:

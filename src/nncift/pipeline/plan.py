@@ -67,6 +67,7 @@ class RunPlan:
         exact_seconds: expected seconds of measuring all pairs exactly; None where nothing is measured, or everything.
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
+        labels: the labelled samples in words; empty without any.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -85,6 +86,7 @@ class RunPlan:
     difficulty_tokens: int | None = None
     exact_seconds: float | None = None
     at_least: str = ""
+    labels: str = ""
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -100,6 +102,8 @@ class RunPlan:
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
         ]
+        if self.labels:
+            lines.insert(2, f"Labels: {self.labels}")
         if self.exact_seconds is not None:
             lines.append(f"All pairs exactly: about {duration(self.exact_seconds)}")
         if self.difficulty_tokens:
@@ -186,6 +190,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         difficulty_tokens=next(cost.tokens for cost in costs if cost.stage == "difficulty"),
         exact_seconds=_exact_seconds(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
+        labels=label.describe_labels(run),
         estimated=frozenset(run.sizes),
     )
 
