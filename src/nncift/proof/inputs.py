@@ -45,6 +45,12 @@ _UNARRANGED: dict[str, Any] = {"verify": None, "phases": None, "difficulty": Non
 """Options that concern some of the choices alone, so that the runs of a folder do not depend on them."""
 _ONE_RUN = ("output", "from_run", "network", "labels_from", "quota", "cap")
 """Options of `select` that a comparison does not take."""
+_INSTEAD = dict.fromkeys(
+    ("quota", "cap"),
+    "leave it out; to compare within quotas, run `select` with them for each function and for random, and `evaluate`"
+    " one run against the other",
+)
+"""What to do where a comparison does not take an option: its choices serve budgets in rows and in tokens at once."""
 _PHASES = 3
 
 
@@ -262,7 +268,7 @@ def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[Compa
         raise ConfigError(f"{STRATIFIED.influence} has no influence to study", "leave it out of `influence`")
     for name in _ONE_RUN:
         if others.get(name) is not None:
-            raise ConfigError(f"`{name}` is for one run", "leave it out")
+            raise ConfigError(f"`{name}` is for one run", _INSTEAD.get(name, "leave it out"))
     for name in ("phases", "difficulty"):
         if others.get(name) is not None and "phased" not in proof.methods:
             raise ConfigError(f"`{name}` is of phased training", "add phased to `methods`, or leave it out")
