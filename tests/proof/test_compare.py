@@ -83,7 +83,7 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
     scores = ItemScores.load(trial).values["loss"]
     trial.unlink()
     (made.folder / "choices" / "stratified-random-6-0.npy").unlink()
-    for costs in ("trials/*.json", "choices/bm25.json"):  # damaged ones are removed by repair
+    for costs in ("trials/*.json", "choices/bm25-free.json"):  # damaged ones are removed by repair
         next(made.folder.glob(costs)).unlink()
     comparison(places, tmp_path / "comparison", free=free)
     assert (made.folder / "results.json").read_bytes() == results
