@@ -270,7 +270,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, 
     code, out, err = run(capsys, "select", pool, "--output", tmp_path / "run", *arguments, "--dry-run", "--quiet")
     assert (code, err) == (0, "")
     assert "Pool: 40 samples" in out
-    assert "to choose: 4" in out
+    assert "to choose: 4, by facility-location" in out
     assert "LLM tokens" in out
     assert "of 1,600 pairs" in out
     assert sorted(tmp_path.rglob("*")) == before

@@ -20,12 +20,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import damage
 import inputs
 import kills
 
-PARTS = {"kills": kills.campaign, "inputs": inputs.campaign, "damage": damage.campaign}
+PARTS: dict[str, Any] = {"kills": kills.campaign, "inputs": inputs.campaign, "damage": damage.campaign}
 FULL = {"kills": 200, "inputs": 10_000, "damage": 0}  # instants, inputs, runs (0: every kind of run)
 SHORT = {"kills": 8, "inputs": 600, "damage": 1}
 
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a few of each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--kinds", nargs="*", default=(), help="kinds of runs whose names have one of these texts")
+    parser.add_argument("--files", type=int, help="files of a run to damage, at random (by default all)")
     for part in PARTS:
         parser.add_argument(f"--{part}", type=int, help=f"how many (by default {FULL[part]})")
     options = parser.parse_args()
@@ -47,7 +50,9 @@ def main() -> None:
             amount = (SHORT if options.short else FULL)[part]
         since = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix=f"nncift-{part}-") as folder:
-            table, failed = PARTS[part](Path(folder), amount, options.seed)
+            more: dict[str, Any] = {} if part == "inputs" else {"only": options.kinds}
+            more |= {"most": options.files} if part == "damage" else {}
+            table, failed = PARTS[part](Path(folder), amount, options.seed, **more)
         figures[part] = {"table": table, "failures": failed, "seconds": round(time.perf_counter() - since)}
         failures += failed
         print(f"\n## {part} ({figures[part]['seconds']} s)\n")

@@ -12,14 +12,14 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import children
 import runs
 
-_UNREAD = {"run.log", ".lock"}
+_UNREAD = {"run.log"}
 _THOROUGH = ("bm25", "bm25 from labels", "less", "verified shortlist", "active learning")
 _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them in a finished run of that kind
     "active learning": {"function.json", "models.json"},
@@ -27,11 +27,21 @@ _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them 
 }
 
 
-def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
-    """Damage the files of `n_runs` kinds of runs, each once (0: of all kinds, some thoroughly)."""
+def campaign(
+    folder: Path, n_runs: int, seed: int, only: Sequence[str] = (), most: int | None = None
+) -> tuple[list[dict[str, object]], list[str]]:
+    """Damage the files of `n_runs` kinds of runs, each once (0: of all kinds, some thoroughly).
+
+    Args:
+        folder: of the runs.
+        n_runs: how many kinds.
+        seed: of the places.
+        only: kinds whose names have one of these texts.
+        most: files of a run, drawn at random; all unless given.
+    """
     children.import_libraries()
     rng, failures, table = random.Random(seed), [], []
-    kinds = runs.kinds(folder)
+    kinds = runs.kinds(folder, only)
     os.environ["NNCIFT_CACHE"] = str(folder / "cache")
     kinds.sort(key=lambda kind: _THOROUGH.index(kind.name) if kind.name in _THOROUGH else len(_THOROUGH))
     for kind in kinds[: n_runs or None]:
@@ -42,7 +52,7 @@ def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, objec
             failures.append(f"{kind.name}: {outcome}")
             continue
         thorough = not n_runs and kind.name in _THOROUGH
-        row, failed = _damage(kind, whole, folder / "damaged", rng, thorough=thorough)
+        row, failed = _damage(kind, whole, folder / "damaged", rng, thorough=thorough, most=most)
         table.append(row)
         failures += failed
         print(f"damage: {kind.name}, {len(failures)} failures so far", file=sys.stderr)
@@ -51,10 +61,11 @@ def campaign(folder: Path, n_runs: int, seed: int) -> tuple[list[dict[str, objec
 
 
 def _damage(
-    kind: runs.Kind, whole: Path, folder: Path, rng: random.Random, *, thorough: bool
+    kind: runs.Kind, whole: Path, folder: Path, rng: random.Random, *, thorough: bool, most: int | None
 ) -> tuple[dict[str, object], list[str]]:
     expected, failures = runs.contents(whole), []
-    files = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in _UNREAD]
+    files = [path for path in sorted(whole.rglob("*")) if path.is_file() and not _is_unread(path)]
+    files = files if most is None or most >= len(files) else sorted(rng.sample(files, most))
     damages = noticed = repaired = 0
     for path in files:
         name = str(path.relative_to(whole))
@@ -90,9 +101,15 @@ def _damage(
     }, failures
 
 
+def _is_unread(path: Path) -> bool:
+    return path.name in _UNREAD or path.suffix == ".lock" or path.name == ".lock"
+
+
 def _is_intermediate(file: str) -> bool:
     """Whether nothing needs the file once the run has chosen: it is not computed again."""
     unused = ("labels/notes.json", "vectors/notes.json", "labels/delift-baseline.npy")
+    if file.startswith("choices/") and file.endswith(".gains.npy"):  # of a comparison without `methods` weighted
+        return True
     return file in unused or file.startswith(("labels/held-out/", "labels/round-", "verify/", "difficulty/"))
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ import runs
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
 
 
-def campaign(folder: Path, instants: int, seed: int) -> tuple[list[dict[str, object]], list[str]]:
-    """Kill `instants` runs; a row of the table for each kind of run, and what failed."""
+def campaign(
+    folder: Path, instants: int, seed: int, only: Sequence[str] = ()
+) -> tuple[list[dict[str, object]], list[str]]:
+    """Kill `instants` runs; a row of the table for each kind of run, and what failed.
+
+    Args:
+        folder: of the runs.
+        instants: how many, over all kinds.
+        seed: of the instants.
+        only: kinds whose names have one of these texts.
+    """
     children.import_libraries()
     rng, failures, table = random.Random(seed), [], []
-    kinds = runs.kinds(folder)
+    kinds = runs.kinds(folder, only)
     rng.shuffle(kinds)
     for number, kind in enumerate(kinds):
         share = (instants * (number + 1)) // len(kinds) - (instants * number) // len(kinds)

@@ -1,4 +1,4 @@
-"""The runs that are killed and damaged: every influence function and every stage, small."""
+"""The runs that are killed and damaged, small: every influence function and stage, a comparison, an evaluation."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import children
 import numpy as np
 
 WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
-EXEMPT = {"run.log", "costs.json", ".lock", "report.html", "summary.json", "checksums.jsonl"}
+EXEMPT = {"run.log", "costs.json", "report.html", "summary.json", "checksums.jsonl", "results.csv", "results.md"}
 """Files whose bytes differ between two runs: they hold seconds, or the order of writing."""
-_SECONDS = re.compile(rb'"seconds": [-+.e\d]+')  # of a round of active learning
+_SECONDS = re.compile(rb'"seconds":\s*[-+.e\d]+')  # of a round of active learning, of a trial
 _NOTHING: dict[str, Any] = {}
 _SMALL_TRAINING = {"training.epochs": 1, "training.batch_size": 8}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: its name and the arguments of `nncift.select` beside the folder."""
+    """A kind of run: its name, what is called, and the arguments beside the folder."""
 
     name: str
     options: dict[str, Any]
+    call: Literal["select", "compare", "evaluate"] = "select"
 
 
-def kinds(folder: Path) -> list[Kind]:
-    """All kinds, with their data made in `folder`."""
+def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
+    """All kinds, or those whose names have one of some texts, with their data made in `folder`."""
     data = _data(folder)
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
     cheap = {"influence": "estimated:EstimatedBM25", "features": data["features"], "labels": 200}
@@ -46,13 +47,16 @@ def kinds(folder: Path) -> list[Kind]:
         "perplexity": _NOTHING,
         "less": _SMALL_TRAINING,
         "gradient-similarity": _NOTHING,
-        "gradient-sketch": _NOTHING,
         "in-run": {"training.epochs": 1},
     }
     runs = {
         **{name: language_model | {"influence": name} | _own(options) for name, options in functions.items()},
         "lossval": similarity | {"influence": "lossval", "labels": 40} | _own({"epochs": 1}),
         **{name: {"influence": name, "model": data["model"]} for name in ("response-similarity", "bm25")},
+        "gradient-sketch": {"influence": "gradient-sketch", "model": data["model"]},
+        "gradient-sketch for a target": {"model": data["model"], "target": data["target"], "known": data["target"]},
+        "gradient sketches among the features": language_model
+        | {"influence": "delift", "features": "lm,gradient-sketch"},
         "representation-similarity": {"influence": "representation-similarity", "model": data["model"]},
         "embedding-similarity": {"influence": "embedding-similarity", "encoder": "embedded", "known": data["target"]},
         "features of the language model": {"influence": "delift", "model": data["model"], "features": "lm"},
@@ -65,11 +69,23 @@ def kinds(folder: Path) -> list[Kind]:
         "active learning": similarity | {"labels": "auto"},
         "phases and weights": cheap | {"phases": 3, "weights": True, "model": data["model"]},
         "token budget": cheap | {"budget": "200tok", "model": data["model"]},
+        "quotas": cheap | {"quota": ["task=equal"], "cap": ["kind=0.6"]},
+        "quotas of tokens, verified": similarity
+        | {"quota": ["task=river:0.4+"], "budget": "400tok", "verify": 2, "model": data["model"]},
+        "stratified random rows": {"influence": "stratified-random", "encoder": "embedded"},
         "recipe of the paper": cheap | {"recipe": "paper"},
         "fitted network": {"network": str(fitted), "features": data["features"]},
         "values of another tool": {"labels_from": data["labels"], "features": data["features"]},
     }
-    return [Kind(name, {"pool": data["pool"], "budget": 12, "device": "cpu"} | given) for name, given in runs.items()]
+    tried = {"test": data["target"], "methods": ["lora"], "metrics": ["loss"], "epochs": 1, "encoder": "embedded"}
+    compared = {"influence": ["estimated:EstimatedBM25"], "free": ["bm25", "stratified-random"], "seeds": 1}
+    compared |= {"curve": ["6", "12"], "units": ["rows"], "labels": 200, "features": "sentence", "model": data["model"]}
+    found = [Kind(name, {"pool": data["pool"], "budget": 12, "device": "cpu"} | given) for name, given in runs.items()]
+    found += [
+        Kind("comparison", {"pool": data["pool"], "budget": 12, "device": "cpu"} | compared | tried, "compare"),
+        Kind("evaluation", {"pool": str(fitted), "model": data["model"]} | tried, "evaluate"),
+    ]
+    return [kind for kind in found if not only or any(text in kind.name for text in only)]
 
 
 def _own(options: dict[str, Any]) -> dict[str, Any]:
@@ -77,9 +93,17 @@ def _own(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def start(kind: Kind, folder: Path) -> Callable[[], Any]:
-    """A call of `nncift.select` of this kind in this run folder."""
+    """The call of this kind in this folder."""
     options = dict(kind.options)
-    return lambda: _select(options.pop("pool"), folder, options)
+    if kind.call == "select":
+        return lambda: _select(options.pop("pool"), folder, options)
+    import trl  # noqa: F401 (once, before any child)
+
+    from nncift.proof.compare import compare
+    from nncift.proof.evaluate import evaluate
+
+    call: Callable[..., Any] = compare if kind.call == "compare" else evaluate
+    return lambda: len(call(options.pop("pool"), output=folder, progress=False, **options).results)
 
 
 def _select(pool: str, folder: Path, options: dict[str, Any]) -> int:
@@ -90,8 +114,13 @@ def _select(pool: str, folder: Path, options: dict[str, Any]) -> int:
 
 def contents(folder: Path) -> dict[str, str]:
     """A hash of each file whose bytes a resumed run has to repeat."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in EXEMPT)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_exempt(path))
     return {str(path.relative_to(folder)): _hash(path) for path in files}
+
+
+def _is_exempt(path: Path) -> bool:
+    costs = path.suffix == ".json" and path.parent.name in ("trials", "choices")  # of a comparison or an evaluation
+    return path.name in EXEMPT or path.suffix == ".lock" or path.name == ".lock" or costs
 
 
 def _hash(path: Path) -> str:
@@ -120,10 +149,11 @@ def _data(folder: Path) -> dict[str, str]:
 def _row(side: str, number: int, rng: random.Random) -> dict[str, Any]:
     words = " ".join(rng.choices(WORDS, k=rng.randint(3, 9)))
     answer = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+    values = {"task": WORDS[number % 3], "kind": "even" if number % 2 else "odd"}
     if number % 4:
-        return {"id": f"{side}-{number}", "prompt": f"Say {words} {number}", "response": answer}
+        return {**values, "id": f"{side}-{number}", "prompt": f"Say {words} {number}", "response": answer}
     turns = [("user", f"Say {words}"), ("assistant", answer), ("user", f"And {number}?"), ("assistant", words)]
-    return {"id": f"{side}-{number}", "messages": [{"role": role, "content": text} for role, text in turns]}
+    return {**values, "id": f"{side}-{number}", "messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 def _make_model(folder: Path) -> None:

@@ -20,6 +20,7 @@ from nncift.run.validation import check_types
 DEFAULT_INFLUENCE = "gradient-sketch"
 BUILT_IN_FEATURES = ("sentence", "lm", "gradient-sketch")
 DEFAULT_LABELS = "2000"
+DEFAULT_LABELLED_SAMPLES = "200samples"  # where the cost is per sample: 100 rows and 100 targets
 DEFAULT_DIFFICULTY = "ifd"
 _NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache")  # fields that do not determine what a run computes
 
@@ -59,10 +60,11 @@ class Config:
     """An option of the influence function itself, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
     labels: str | None = None
-    """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01) or a time
-    budget (90s, 15m). auto adds pairs by active learning until --fidelity is reached; 0 computes none and uses the
-    bundled pretrained network. For pointwise functions it counts samples. By default 2000. Not for functions that are
-    exact for every pair."""
+    """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01), a time
+    budget (90s, 15m), or all pairs of so many pool samples and targets (200samples), for functions whose cost is per
+    sample and not per pair, such as less. auto adds pairs by active learning until --fidelity is reached; 0 computes
+    none and uses the bundled pretrained network. For pointwise functions it counts samples. By default 200samples where
+    the cost is per sample, else 2000. Not for functions that are exact for every pair."""
     fidelity: float | None = None
     """With --labels auto: the target fidelity, the subset-sum correlation within a target on held-out samples at which
     labelling stops: the Pearson correlation of estimates and exact values, which is that of their sums over random
@@ -134,7 +136,8 @@ class Config:
     objective: str | None = None
     """The objective to maximise: facility-location, facility-location-mutual-information,
     facility-location-conditional-gain, concave-cover, mean-influence, graph-cut, log-determinant, or your own
-    "module:Class". By default the third with --known, else the second with --target, else the first."""
+    "module:Class". By default mean-influence if the influence function is pointwise (one score of a sample for all
+    targets), else the third with --known, the second with --target, the first without either."""
     eta: float | None = None
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
 from nncift.estimator.training_data import MAX_COLUMNS
-from nncift.labels.design import PairPlan, deal, number_of_pairs, plan_pairs
+from nncift.influence.base import InfluenceFunction, Traits, as_function
+from nncift.labels.design import PairPlan, costs_samples, deal, number_of_pairs, plan_labels, plan_pairs
 from nncift.labels.rates import Rate
 from nncift.run.amounts import Amount
 
@@ -96,6 +97,10 @@ def test_a_pointwise_plan_without_a_target(n_pool, pairs):
         (Amount("count", 1500), None, False, 1500),
         (Amount("fraction", 0.01), None, False, 50),
         (Amount("fraction", 0.1), None, True, 10),
+        (Amount("samples", 60), None, False, 900),
+        (Amount("samples", 120), None, False, 3500),
+        (Amount("samples", 1000), None, False, 5000),
+        (Amount("samples", 60), None, True, 60),
         (Amount("seconds", 90), Rate(0, 0, 0.5), False, 180),
         (Amount("seconds", 90), Rate(0, 0, 0.5, warm_up=60), False, 60),
         (Amount("seconds", 90), Rate(0, 0, 0.5, warm_up=100), False, 1),
@@ -104,6 +109,50 @@ def test_a_pointwise_plan_without_a_target(n_pool, pairs):
 )
 def test_an_amount_is_a_number_of_pairs(amount, rate, pointwise, pairs):
     assert number_of_pairs(amount, 100, 50, rate, pointwise=pointwise) == pairs
+
+
+class PerSample(InfluenceFunction):
+    """All its work is a sample's."""
+
+    name = "per-sample"
+
+    def prepare(self, pool, target, folder=None):
+        pass
+
+
+class PerPair(PerSample):
+    name = "per-pair"
+    traits = Traits(per_pair=True)
+
+
+@given(st.integers(16, 500), st.integers(20, 400), st.one_of(st.none(), st.integers(8, 400)), seeds)
+def test_an_amount_in_samples_is_the_grid_of_the_most_pairs(samples, n_pool, n_target, seed):
+    plan = plan_labels(PerSample(), Amount("samples", samples), n_pool, n_target, seed=seed)
+    rows, targets = len(plan.rows), len(plan.targets)
+    assert plan.columns.ndim == 1
+    assert rows + targets <= samples
+    limit = n_pool if n_target is None else n_target
+    best = max(
+        r * min(samples - r, limit, n_pool - r if n_target is None else limit) for r in range(1, min(samples, n_pool))
+    )
+    assert rows * targets >= 0.97 * best
+
+
+def test_an_amount_in_samples_needs_a_cost_per_sample():
+    assert costs_samples(PerSample())
+    assert not costs_samples(PerPair())
+    assert not costs_samples(as_function(Overlap()))
+    with pytest.raises(ConfigError, match="`labels` 200samples counts samples, and the cost of per-pair is per pair"):
+        plan_labels(PerPair(), Amount("samples", 200, "200samples"), 500, 500)
+
+
+class Overlap:
+    """A plain callable, which may do anything for a pair."""
+
+    name = "overlap"
+
+    def __call__(self, pool_rows, target_rows):
+        return np.zeros((len(pool_rows), len(target_rows)), np.float32)
 
 
 def test_one_pair_is_too_few():

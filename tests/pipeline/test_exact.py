@@ -135,7 +135,7 @@ def test_the_targets_that_a_choice_serves_are_reported(files, common, tmp_path: 
         **{"targets": 6, "selected": 5, "served": 1, "target": 0, "most": 5.0},
         **{"covered": 6, "covering": 1, "widest": 6},
     }
-    warning = "5 of the 5 selected samples help one target most, 'row-100' (100%)"
+    warning = "5 of the 5 selected samples have the same top target, 'row-100' (100%)"
     assert warning in summary_text(tmp_path / "run")
     assert warning in html.unescape((tmp_path / "run/report.html").read_text())
     assert json.loads((tmp_path / "run/summary.json").read_text())["served"]["id"] == "row-100"
@@ -150,7 +150,7 @@ def test_the_certificate_of_a_choice_is_reported(files, common, tmp_path: Path, 
     found = selection.certificate
     assert (found.value, found.among) == (selection.value, len(selection.pool))
     assert 1 - 1 / np.e < found.share <= 1
-    line = f"is at least {found.percent} of the best possible for this influence"
+    line = f"at least {found.percent} of the optimal value (upper bound {found.bound:.4g})"
     assert line in summary_text(tmp_path / "run")
     assert line in html.unescape((tmp_path / "run/report.html").read_text())
     assert json.loads((tmp_path / "run/summary.json").read_text())["certificate"]["share"] == found.share

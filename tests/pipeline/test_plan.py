@@ -15,8 +15,13 @@ import nncift
 from builders import word_rows, write_rows
 from nncift.data.sampling import FirstRows
 from nncift.data.sources import open_source
+from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline import plan as planning
+from nncift.pipeline import without_labels
 from nncift.pipeline.configure import make_config
+from nncift.pipeline.context import Run
+from nncift.pipeline.read import read
+from nncift.run.folder import RunFolder
 
 
 def varied(n: int) -> list[dict]:
@@ -91,6 +96,51 @@ def test_the_plan_is_near_to_the_run(tmp_path: Path, tiny_model, minilm):
     assert summary["exact_all_pairs"]["forward_tokens"] > planned.tokens
 
 
+GRID = "100 pool samples x 100 targets; the cost is that of 200 samples, not of the pairs"
+
+
+@pytest.mark.parametrize(
+    ("influence", "labels", "line", "pairs"),
+    [
+        ("EstimatedBM25", None, GRID, 10_000),
+        ("EstimatedBM25", 2000, "44 pool samples x 45 targets; the cost is that of 89 samples, not of the pairs", 1980),
+        ("Huge", "auto", "at least ", None),
+        ("Huge", None, "44 pool samples x 45 targets", 1980),
+        ("PairwiseHuge", None, "90 pool samples, each on 22 of 180 targets", 1980),
+        ("PointwiseHuge", None, "375 pool samples", 375),
+    ],
+)
+def test_the_plan_names_the_labelled_samples(tmp_path: Path, influence, labels, line, pairs):
+    pool = write_rows(tmp_path / "pool.jsonl", varied(400))
+    np.save(tmp_path / "x.npy", np.zeros((400, 4), np.float32))
+    kind = f"{'builders' if influence == 'EstimatedBM25' else __name__}:{influence}"
+    given = {"influence": kind, "features": tmp_path / "x.npy"} | ({} if labels is None else {"labels": labels})
+    planned = planning.plan(make_config(pool, **given))
+    assert f"Labels: {line}" in str(planned)
+    assert pairs in (None, planned.pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sketched"),
+    [({}, True), ({"features": "sentence,lm,gradient-sketch"}, False), ({"influence": "perplexity"}, False)],
+)
+def test_the_sketch_of_the_labelled_samples_is_planned(tmp_path: Path, tiny_model, minilm, changes, sketched):
+    """The forward passes that the labels are compared with, those of the run; none where the features give it."""
+    pool = write_rows(tmp_path / "pool.jsonl", varied(60))
+    options = {"influence": "less", "labels": 60, "budget": 6, "model": tiny_model, "encoder": minilm, "device": "cpu"}
+    options |= {"influence_options": {"training": {"epochs": 1}}, "output": tmp_path / "run"} | changes
+    if changes.get("influence"):
+        del options["influence_options"]
+    config = make_config(pool, **options)
+    assert ("network" in planning.plan(config).seconds) is sketched
+    if sketched:
+        nncift.select(pool, **options)
+        stages = json.loads((tmp_path / "run/costs.json").read_text())["stages"]
+        run = Run.resolve(config, RunFolder(tmp_path / "planned"), {"pool": pool})
+        read(run)
+        assert without_labels.cost(run).tokens == stages["network"]["forward_tokens"] > 0
+
+
 class Huge:
     """Influence whose squares are no float32."""
 
@@ -99,6 +149,19 @@ class Huge:
     def __call__(self, pool_rows, target_rows):
         lengths = np.array([len(prompt) for prompt in pool_rows["prompt"]], np.float32)
         return (np.float32(1e28) * lengths)[:, None] * (1 + np.arange(len(target_rows), dtype=np.float32) % 3)
+
+
+class PairwiseHuge(InfluenceFunction):
+    """The same; each pair is work of its own."""
+
+    name, traits = "pairwise", Traits(per_pair=True)
+    __call__ = Huge.__call__
+
+
+class PointwiseHuge(PairwiseHuge):
+    """Declared to be one score for all targets."""
+
+    name, traits = "pointwise", Traits(pointwise=True)
 
 
 def test_huge_values_give_no_nan_in_any_json(tmp_path: Path):

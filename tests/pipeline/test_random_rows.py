@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import nncift
 from builders import named, word_rows, write_rows
 from nncift.cli import main
 from nncift.errors import ConfigError
-from nncift.influence.random_rows import Random, StratifiedRandom, stratified_values
+from nncift.influence.random_rows import Random, StratifiedRandom, kmeans_seconds, stratified_values
+from nncift.pipeline.configure import make_config
+from nncift.pipeline.plan import plan
 from nncift.report.terminal import summary_text
 
 NAMES = ("random", "stratified-random")
@@ -134,6 +137,29 @@ def test_rows_of_small_and_large_clusters_have_the_same_chance():
 def test_fewer_rows_than_clusters_and_equal_rows():
     assert sorted(stratified_values(np.ones((3, 2), np.float32), 9, 0)) != [1, 1, 1]
     assert stratified_values(np.ones((0, 2), np.float32), 9, 0).shape == (0,)
+
+
+@pytest.mark.parametrize(("n", "clusters", "times"), [(2048, 128, 1), (16384, 1280, 80), (8, 100, 1), (0, 5, 0)])
+def test_planned_time_of_clusters_grows_with_samples_and_clusters(monkeypatch, n, clusters, times):
+    ticks = itertools.count()
+    monkeypatch.setattr("nncift.run.costs.time.perf_counter", lambda: next(ticks))  # a trial takes one second
+    assert kmeans_seconds(n, clusters, 4) == times
+
+
+class Joint(Random):
+    """Takes a minute for every sample, for all at once."""
+
+    name = "joint"
+
+    def joint_seconds(self, pool_rows, samples):
+        return 60.0 * samples
+
+
+def test_a_dry_run_counts_what_is_done_for_all_samples_at_once(files):
+    planned = plan(make_config(files["pool"], influence=f"{__name__}:Joint", budget=5))
+    assert planned.seconds["influence"] > 60 * planned.samples
+    planned = plan(make_config(files["pool"], influence="random", budget=5))
+    assert planned.seconds["influence"] < 60 * planned.samples
 
 
 def test_clusters_are_of_the_pool_alone(minilm):

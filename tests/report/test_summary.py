@@ -66,12 +66,12 @@ def test_warnings(folder, gains, warning):
     )
 
 
-@pytest.mark.parametrize(("side", "kind"), [("target", "target"), ("pool", "sample of the pool")])
-def test_a_target_that_dominates_is_a_warning_with_its_id(side, kind):
+@pytest.mark.parametrize("side", ["target", "pool"])
+def test_a_target_that_dominates_is_a_warning_with_its_id(side):
     served = {"selected": 30, "most": 22.0, "largest_share": 22 / 30, "id": "gsm8k-\x1b7", "is_dominated": True}
     target = {"rows": 30} if side == "target" else None
     (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served)
-    assert warning.startswith(f"22 of the 30 selected samples help one {kind} most, 'gsm8k-\\x1b7' (73%): ")
+    assert warning.startswith("22 of the 30 selected samples have the same top target, 'gsm8k-\\x1b7' (73%), ")
     assert warning.endswith(f"remove it from `{side}`.")
     assert warnings_of(target, None, [], None, np.ones(30), served=served | {"is_dominated": False}) == []
     objective = "facility-location-mutual-information"
@@ -85,16 +85,15 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side, kind):
         (None, None),
         (
             Certificate(3.0, 4.0, 40),
-            "Certificate: the objective's value is at least 75 % of the best possible for these estimates"
-            " (3; no subset within the budget has more than 4). Whether the estimates are right is another question.",
+            "Optimality: value 3, at least 75 % of the optimal value for these estimates (upper bound 4).",
         ),
         (
             Certificate(3.0, 3.1, 12),
-            "at least 96.7 % of the best possible for the shortlist of 12 samples and its influence as now known (3;",
+            "at least 96.7 % of the optimal value among subsets of the 12 shortlisted samples (upper bound 3.1)",
         ),
         (
             Certificate(3.0, None, 40, "the objective \x1b is not submodular"),
-            r"Certificate: none, because the objective \x1b is not submodular.",
+            r"Optimality: value 3, unknown: the objective \x1b is not submodular.",
         ),
     ],
 )
@@ -104,7 +103,7 @@ def test_certificate(folder, certificate, line):
     stored, text = Summary.load(folder.summary).certificate, summary_text(folder)
     if certificate is None:
         assert stored is None
-        assert "Certificate" not in text
+        assert "Optimality" not in text
     else:
         assert stored["percent"] == certificate.percent
         assert line in text

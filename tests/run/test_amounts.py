@@ -36,6 +36,9 @@ def test_bad_budgets(text):
 
 def test_labels_may_be_a_time_and_not_tokens():
     assert [parse_labels(text).value for text in ("90s", "15m")] == [90, 900]
+    assert parse_labels("200samples") == parse_labels("200 samples") == Amount("samples", 200)
+    with pytest.raises(ConfigError, match="`budget`"):
+        parse_budget("200samples")
     assert parse_labels("0.01") == Amount("fraction", 0.01)
     with pytest.raises(ConfigError, match="`labels`"):
         parse_labels("2Mtok")

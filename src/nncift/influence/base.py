@@ -72,8 +72,6 @@ class InfluenceFunction:
 
     name: str = ""
     traits: Traits = Traits()
-    objective: str | None = None
-    """The objective that a run maximises where none is named; None for the one that the data ask for."""
     progress: bool = False
     """Set by the caller: show progress bars in `prepare`."""
     models: Sequence[ModelSpec] = ()
@@ -195,6 +193,15 @@ class InfluenceFunction:
             pool: the samples that `warm_up` trains on before.
         """
         return None
+
+    def joint_seconds(self, pool_rows: Dataset, samples: int) -> float:
+        """Expected seconds of what `prepare` does with all samples at once, beyond what it does for each.
+
+        Args:
+            pool_rows: some of the pool samples that are measured.
+            samples: how many samples are measured in all.
+        """
+        return 0.0
 
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """Memory and disk that measuring takes.

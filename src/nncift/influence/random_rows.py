@@ -1,9 +1,9 @@
 """Random rows as influence functions, so that a run draws them as it chooses: without duplicates and test rows.
 
 `random` gives each sample a random number of its own, `stratified-random` one that spreads the choice over clusters of
-the sentence embeddings in proportion to their sizes. Both are chosen by `mean-influence`, the largest numbers first, so
-any budget, in samples or in tokens, takes a random subset. They are what every other choice has to be better than
-(`nncift compare`).
+the sentence embeddings in proportion to their sizes. As with any pointwise function, a run selects the largest values
+first, so any budget, in samples or in tokens, takes a random subset. They are what every other choice has to be better
+than (`nncift compare`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.models.encoder import sample_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
+from nncift.run.costs import seconds_of
 from nncift.run.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-OBJECTIVE = "mean-influence"
+_TRIAL = (2048, 128)  # embeddings and clusters on which the rate of k-means is measured
+_WIDTH = 384  # of a small sentence encoder's embeddings
 
 
 class Random(InfluenceFunction):
@@ -41,7 +43,6 @@ class Random(InfluenceFunction):
 
     name = "random"
     traits = Traits(pointwise=True, factored=True)
-    objective = OBJECTIVE
     _settings = ("draw", "seed")
 
     def __init__(self, *, draw: int = 0, seed: int = 0) -> None:
@@ -82,7 +83,6 @@ class StratifiedRandom(InfluenceFunction):
 
     name = "stratified-random"
     traits = Traits(pointwise=True, relative=True, factored=True)
-    objective = OBJECTIVE
     _settings = ("clusters", "seed")
 
     def __init__(self, encoder: Any | EncoderSpec = DEFAULT_ENCODER, *, clusters: int = 100, seed: int = 0) -> None:
@@ -115,6 +115,10 @@ class StratifiedRandom(InfluenceFunction):
         self._similarity.prepare(pool, pool.select([]), folder)
         return self._similarity.vectors(pool)
 
+    def joint_seconds(self, pool_rows: Dataset, samples: int) -> float:
+        """Of k-means."""
+        return kmeans_seconds(samples, self.clusters, self.embed(pool_rows.select([0])).shape[1])
+
     def vectors(self, rows: Dataset) -> np.ndarray:
         """The values, (n, 1) float32."""
         keys = _keys(rows)
@@ -142,22 +146,40 @@ def stratified_values(embeddings: np.ndarray, clusters: int, seed: int | Sequenc
         clusters: of k-means, at most n.
         seed: of clusters and rows.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
     rng, n = np.random.default_rng(seed), len(embeddings)
     if not n:
         return np.zeros(0)
-    with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):  # whose threads add in any order
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
-        means = KMeans(min(clusters, n), n_init=1, random_state=int(rng.integers(2**31)))
-        cluster = means.fit(embeddings).labels_
+    cluster = _clusters(embeddings, min(clusters, n), int(rng.integers(2**31)))
     order = np.lexsort((rng.random(n), cluster))
     sizes = np.bincount(cluster)
     place = np.empty(n)
     place[order] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.asarray(1 - (place + rng.random(len(sizes))[cluster]) / sizes[cluster])
+
+
+def kmeans_seconds(n: int, clusters: int, width: int = _WIDTH) -> float:
+    """Expected seconds of the clusters of n embeddings, from those of a few random ones.
+
+    A pass over the embeddings costs n * clusters * width; as many passes are expected as for the few.
+    """
+    some, few = min(n, _TRIAL[0]), min(clusters, n, _TRIAL[1])
+    if not some:
+        return 0.0
+    embeddings = np.random.default_rng(0).standard_normal((some, width), dtype=np.float32)
+    _clusters(embeddings[:2], 1, 0)  # imports
+    seconds = seconds_of(lambda: _clusters(embeddings, few, 0))
+    return seconds * n / some * min(clusters, n) / few
+
+
+def _clusters(embeddings: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """The cluster of each embedding by k-means, (n,) int32."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):  # whose threads add in any order
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
+        return np.asarray(KMeans(clusters, n_init=1, random_state=seed).fit(embeddings).labels_)
 
 
 def _keys(rows: Dataset) -> list[str]:

@@ -1,9 +1,10 @@
 """Sampling design of the labels: which pool rows x targets to label, seeded.
 
-If cost is per sample, as with gradients, all of r rows share the same r targets: a square grid. If cost is per pair, as
-with DELIFT, each of r rows gets r/4 targets of its own from a set of 2r, balanced: the same cost covers far more
-targets. For a pointwise function each row has one label, with one of the targets in turn. When the pool is its own
-target, rows and targets are disjoint.
+If cost is per sample, as with gradients, all of r rows share the same r targets: a square grid, the most pairs of 2r
+samples. Its size is best given in samples, which cost something, and not in pairs, which cost nothing: 2,000 pairs of
+gradients are those of 89 samples. If cost is per pair, as with DELIFT, each of r rows gets r/4 targets of its own from
+a set of 2r, balanced: the same cost covers far more targets. For a pointwise function each row has one label, with one
+of the targets in turn. When the pool is its own target, rows and targets are disjoint.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ class PairPlan:
         return cls(rows, columns, None if kept is None else (np.array(kept[0], np.int64), np.array(kept[1], np.int64)))
 
 
+def costs_samples(function: InfluenceFunction) -> bool:
+    """Whether a function's cost is that of samples, in `prepare`: a pair of prepared ones costs next to nothing."""
+    prepares = type(function).prepare is not InfluenceFunction.prepare
+    return prepares and not (function.traits.pointwise or function.traits.per_pair)
+
+
 def plan_labels(
     function: InfluenceFunction,
     amount: Amount,
@@ -77,8 +84,15 @@ def plan_labels(
     rate: Rate | None = None,
     seed: int = 0,
 ) -> PairPlan:
-    """The pairs to label with a function: `plan_pairs` with the number of pairs of an amount."""
+    """The pairs to label with a function: `plan_pairs` with the number of pairs of an amount.
+
+    Raises:
+        ConfigError: as `plan_pairs`, or the amount is in samples and the cost per pair.
+    """
     pointwise = function.traits.pointwise
+    if amount.kind == "samples" and function.traits.per_pair and not pointwise:
+        problem = f"`labels` {amount} counts samples, and the cost of {function.name} is per pair"
+        raise ConfigError(problem, "give a number of pairs, such as 2000, or a time")
     kind = {"pointwise": pointwise, "own_targets": function.traits.per_pair and not pointwise}
     pairs = number_of_pairs(amount, n_pool, n_pool if n_target is None else n_target, rate, **kind)
     return plan_pairs(n_pool, n_target, pairs, seed=seed, **kind)
@@ -191,11 +205,23 @@ def number_of_pairs(
     pointwise: bool = False,
     own_targets: bool = False,
 ) -> int:
-    """The number of pairs of an amount of labels; for a pointwise function, of samples."""
+    """The number of pairs of an amount of labels; for a pointwise function, of samples.
+
+    Of an amount in samples, as many pairs as so many pool samples and targets together have.
+    """
     if amount.kind == "fraction":
         return max(round(amount.value * n_pool * (1 if pointwise else n_target)), 1)
     if amount.kind == "seconds":
         if rate is None:
             raise ValueError("a time budget needs a measured rate")
         return rate.rows(amount.value) if pointwise else rate.pairs(amount.value, own_targets=own_targets)
+    if amount.kind == "samples" and not pointwise:
+        return _pairs_of_samples(int(amount.value), n_pool, n_target)
     return int(amount.value)
+
+
+def _pairs_of_samples(samples: int, n_pool: int, n_target: int) -> int:
+    """Pairs of the grid nearest to a square with so many rows and targets in all."""
+    columns = min(samples // 2, n_target)
+    rows = min(samples - columns, n_pool)
+    return rows * min(samples - rows, n_target)

@@ -20,7 +20,13 @@ from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
 from nncift.selection.budget import check_shortlist
 from nncift.selection.maximizers import check_maximizer
-from nncift.selection.objectives import COMPARES_FEATURES, GRAPH_CUT, ObjectiveOptions, make_objective
+from nncift.selection.objectives import (
+    COMPARES_FEATURES,
+    GRAPH_CUT,
+    Objective,
+    ObjectiveOptions,
+    make_objective,
+)
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction
@@ -38,7 +44,6 @@ def check(run: Run) -> None:
     if run.is_exact:
         check_not_estimated(run)
     if not run.is_chosen:
-        _check_objective(run)
         _check_budget(run)
         check_quotas(run)
         check_form(run)
@@ -55,15 +60,21 @@ def check(run: Run) -> None:
     if run.config.labels_from is not None:
         with run.costs.stage("labels"):
             keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)
+    if not run.is_chosen:
+        trial_objective(run)  # after what finds out whether influence is pointwise
 
 
-def _check_objective(run: Run) -> None:
-    """Make the objective once, on a small matrix."""
+def trial_objective(run: Run) -> Objective:
+    """The run's objective on a small matrix.
+
+    Raises:
+        ConfigError: there is no such objective, or options do not go with it.
+    """
     ones, config = np.ones((2, 2), np.float32), run.config
     known = None if run.known is None else ones[0]
     weights: dict[str, Any] = {"eta": config.eta, "nu": config.nu, "redundancy": config.redundancy}
     options = ObjectiveOptions(has_target=not run.own_target, known=known, features=ones, **weights)
-    if run.is_exact and run.function.traits.pointwise and run.objective in COMPARES_FEATURES:
+    if run.is_exact and run.is_pointwise and run.objective in COMPARES_FEATURES:
         problem = f"{run.function.name} has scores alone, and the `objective` {run.objective} compares samples"
         raise ConfigError(problem, "give another `influence` or `objective`")
     objective = make_objective(run.objective, InfluenceMatrix.from_array(ones), options)
@@ -71,6 +82,7 @@ def _check_objective(run: Run) -> None:
         what = "`objective` graph-cut" if objective.name == GRAPH_CUT else f"`maximizer` {config.maximizer}"
         raise ConfigError(f"`keep_selection` cannot be given with the {what}", "leave one of them out")
     check_maximizer(config.maximizer, objective, limited=bool(config.quota or config.cap))
+    return objective
 
 
 def _check_budget(run: Run) -> None:

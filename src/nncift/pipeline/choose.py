@@ -67,7 +67,7 @@ def with_served(
         selection: the subset.
         rows: pool rows that the matrix has, (k,) int64 ascending; all unless given.
     """
-    if run.influence is not None and run.influence.traits.pointwise:
+    if run.is_pointwise:
         return selection
     chosen = selection.indices
     places = chosen if rows is None else np.searchsorted(rows, chosen)

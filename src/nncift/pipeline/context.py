@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, Config, default_fields
+from nncift.config import DEFAULT_INFLUENCE, DEFAULT_LABELLED_SAMPLES, DEFAULT_LABELS, Config, default_fields
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.options import make_function
+from nncift.labels.design import costs_samples
+from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
@@ -35,6 +37,7 @@ from nncift.run.files import read_array, write_array
 from nncift.run.folder import RunFolder
 from nncift.run.registry import resolve
 from nncift.selection.budget import Budget, count_tokens
+from nncift.selection.modular import MeanInfluence
 
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike
@@ -223,9 +226,35 @@ class Run:
         return [function for function in (self.influence, self.difficulty) if function is not None]
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether influence is one score of each pool sample, the same for every target.
+
+        The traits of some functions depend on the targets and are set by `InfluenceFunction.check`.
+        """
+        if self.influence is not None:
+            return self.influence.traits.pointwise
+        if self.prior is not None:
+            return bool(self.prior.options.get("pointwise"))
+        labels = self.folder.labels.labels
+        return labels.exists() and LabelledPairs.load(labels).pointwise
+
+    @property
+    def labels(self) -> str:
+        """How much to label, as written."""
+        return str(self.config.labels or self.default_labels)
+
+    @property
+    def default_labels(self) -> str:
+        """How much a run labels that does not say it."""
+        return DEFAULT_LABELLED_SAMPLES if costs_samples(self.function) else DEFAULT_LABELS
+
+    @property
     def objective(self) -> str | None:
-        """The objective as named, or the influence function's own; None for the one that the data ask for."""
-        return self.config.objective or (None if self.influence is None else self.influence.objective)
+        """The objective as named; else the mean of a score, which a cover would saturate with one sample.
+
+        None for the one that the data ask for.
+        """
+        return self.config.objective or (MeanInfluence.name if self.is_pointwise else None)
 
     def describe(self, function: InfluenceFunction) -> dict[str, Any]:
         """What a function's values depend on besides the samples, ready for JSON."""

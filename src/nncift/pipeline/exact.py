@@ -180,10 +180,11 @@ def cost(run: Run) -> PlannedCost:
     more = run.size("known") / samples
     some, targets = (rows.select(range(min(_MEASURED, len(rows)))) for rows in (pool, target))
     vectors, once = _bytes_of(run.trial_vectors[0]) / _TRIAL, selection_cost(run)
+    joint = function.joint_seconds(some, run.size("pool") + run.size("known"))
     taken, share = function.footprint(some, targets, samples + run.size("known")), share_computed(run)
     return PlannedCost(
         "influence",
-        run.rates.warm_up + share * run.rates.unit * work.units * (1 + more) + once.seconds,
+        run.rates.warm_up + share * run.rates.unit * work.units * (1 + more) + joint + once.seconds,
         work.pairs,
         None if work.all_tokens is None else round(share * work.all_tokens),
         memory=taken.memory + once.memory + round(2 * vectors * samples),  # also as `prepare` holds them

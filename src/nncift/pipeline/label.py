@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_LABELS
 from nncift.errors import DataError, RunError
-from nncift.labels.design import HeldOut, PairPlan, check_pool_size, plan_labels
+from nncift.labels.design import HeldOut, PairPlan, check_pool_size, costs_samples, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
@@ -22,7 +21,7 @@ from nncift.run.amounts import Amount, parse_labels
 from nncift.run.checksums import checksums_of
 from nncift.run.costs import PlannedCost, Work
 from nncift.run.files import read_json, write_json
-from nncift.run.records import LabelHistory
+from nncift.run.records import LabelHistory, counted
 
 if TYPE_CHECKING:
     from nncift.estimator.network import InfluenceNetwork
@@ -76,7 +75,7 @@ def _write_plan(run: Run) -> None:
     if run.config.in_rounds:
         plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64))  # the history has the rows
     else:
-        amount = parse_labels(run.config.labels or DEFAULT_LABELS)
+        amount = parse_labels(run.labels)
         if amount.kind == "seconds":
             if run.folder.labels.labels.exists():  # of the pairs that were affordable then
                 problem = f"{run.folder.labels.plan} was removed, and the time for labels gives other pairs now"
@@ -100,7 +99,7 @@ def check_labels(run: Run) -> None:
     if run.config.learns:
         check_pool_size(len(run.pool), run.n_target, pointwise=run.function.traits.pointwise)
     if run.config.learns and not run.config.in_rounds:
-        amount = parse_labels(run.config.labels or DEFAULT_LABELS)
+        amount = parse_labels(run.labels)
         if amount.kind != "seconds":
             _planned(run, amount)
 
@@ -120,8 +119,7 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("labels", pairs=len(LabelledPairs.load(run.folder.labels.labels)))
     if run.is_exact or not run.config.learns or labels_held(run):
         return PlannedCost("labels")
-    amount = parse_labels(run.config.labels or DEFAULT_LABELS) if not run.config.in_rounds else _first_round(run)
-    plan, pool, target = _planned(run, amount), run.pool.rows, run.target.rows
+    plan, pool, target = planned_pairs(run), run.pool.rows, run.target.rows
     work = planned_work(run.function, pool, target, plan, n_pool=run.size("pool"))
     some = pool.select(np.unique(plan.rows % len(pool))[:_MEASURED])
     targets = target.select(np.unique(plan.targets % len(target))[:_MEASURED])
@@ -136,6 +134,26 @@ def cost(run: Run) -> PlannedCost:
         disk=taken.disk + _PAIR_BYTES * len(plan),
         checkpoints=taken.checkpoints,
     )
+
+
+def planned_pairs(run: Run) -> PairPlan:
+    """The pairs that a run will label; with active learning, the first round and the held-out rows."""
+    return _planned(run, _first_round(run) if run.config.in_rounds else parse_labels(run.labels))
+
+
+def describe_labels(run: Run) -> str:
+    """The pairs that a run will label in words; empty where it labels none."""
+    if run.config.labels_from is not None or run.is_exact or not run.config.learns:
+        return ""
+    plan = planned_pairs(run)
+    rows = ("at least " if run.config.in_rounds else "") + counted(len(plan.rows), "pool sample")
+    if run.function.traits.pointwise:
+        return rows
+    if plan.columns.ndim == 2:
+        return f"{rows}, each on {plan.columns.shape[1]:,} of {counted(len(plan.targets), 'target')}"
+    total = counted(len(plan.rows) + len(plan.targets), "sample")
+    cost = f"; the cost is that of {total}, not of the pairs" if costs_samples(run.function) else ""
+    return f"{rows} x {counted(len(plan.targets), 'target')}{cost}"
 
 
 def _first_round(run: Run) -> Amount:

@@ -21,8 +21,18 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, exact, featurize, forms, label, near_duplicates, verify
-from nncift.pipeline.check import check
+from nncift.pipeline import (
+    arrange,
+    choose,
+    exact,
+    featurize,
+    forms,
+    label,
+    near_duplicates,
+    verify,
+    without_labels,
+)
+from nncift.pipeline.check import check, trial_objective
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.growing import samples_budgeted
@@ -41,6 +51,7 @@ _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "features": featurize.cost,
     "influence": exact.cost,
     "labels": label.cost,
+    "network": without_labels.cost,
     "probes": label.probe_cost,
     "near-duplicates": near_duplicates.cost,
     "shortlist": verify.cost,
@@ -58,6 +69,7 @@ class RunPlan:
         targets: target samples; the pool's number without a target.
         known: known samples.
         selected: how many will be chosen; None for a budget in tokens.
+        objective: name of the objective that is maximised.
         pairs: pairs to compute exactly: labels, probes and a shortlist, or all of them.
         all_pairs: pairs that the selection needs.
         tokens: LLM tokens of that; None when the influence function does not count them.
@@ -70,6 +82,7 @@ class RunPlan:
         at_least: "at least " where more pairs may be measured: in active learning, of which the first round is planned,
             and of a shortlist under a budget in tokens.
         form: how all pairs are held for the choice, in words.
+        labels: the labelled samples in words; empty without any.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -77,6 +90,7 @@ class RunPlan:
     targets: int
     known: int
     selected: int | None
+    objective: str
     pairs: int
     all_pairs: int
     tokens: int | None
@@ -88,6 +102,7 @@ class RunPlan:
     exact_seconds: float | None = None
     at_least: str = ""
     form: str = ""
+    labels: str = ""
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -98,11 +113,13 @@ class RunPlan:
         targets = self._about("target" if "target" in self.estimated or self.targets != self.samples else "pool")
         lines = [
             f"Pool: {self._about('pool')}{counted(self.samples, 'sample')}; targets: {targets}{self.targets:,}{known};"
-            f" to choose: {chosen}",
+            f" to choose: {chosen}, by {self.objective}",
             f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
         ]
+        if self.labels:
+            lines.insert(2, f"Labels: {self.labels}")
         if self.form:
             lines.append(f"For the choice, all pairs are {self.form}")
         if self.exact_seconds is not None:
@@ -181,6 +198,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         targets=sizes["target"],
         known=sizes["known"],
         selected=selected,
+        objective=trial_objective(run).name,
         pairs=sum(cost.pairs for cost in costs),
         all_pairs=sizes["pool"] * sizes["target"],
         tokens=_tokens(costs),
@@ -192,6 +210,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         exact_seconds=_exact_seconds(run),
         form=forms.described(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
+        labels=label.describe_labels(run),
         estimated=frozenset(run.sizes),
     )
 

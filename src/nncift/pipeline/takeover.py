@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.config import DEFAULT_LABELS
 from nncift.data.facts import open_pool, same_content
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
@@ -254,7 +253,7 @@ class EarlierRun:
         config, rounds = self.run.config, self.run.config.in_rounds
         if self.config.get("labels_from") is not None or not self.folder.labels.labels.exists():
             return "it has none"
-        ours, theirs = (str(labels or DEFAULT_LABELS) for labels in (config.labels, self.config.get("labels")))
+        ours, theirs = self.run.labels, str(self.config.get("labels") or self.run.default_labels)
         if ours != theirs:
             return f"`labels` {theirs} there"
         names = ("seed", "fidelity", "recipe") if rounds else ("seed",)

@@ -18,7 +18,12 @@ from nncift.evaluation.baselines import Similarity
 from nncift.features.sources import SKETCH
 from nncift.influence.base import Setup
 from nncift.influence.gradient_sketch import GradientSketch
+from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
+from nncift.labels.rates import measure_rates
+from nncift.labels.work import planned_work
+from nncift.pipeline.label import planned_pairs
+from nncift.run.costs import PlannedCost
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
@@ -38,7 +43,7 @@ def label_free(run: Run, labels: LabelledPairs) -> dict[str, Similarity]:
         return {}
     rows, columns = np.unique(labels.pool_index), np.unique(labels.target_index)
     pool, target = run.pool.rows.select(rows), run.target.rows.select(columns)
-    function = GradientSketch.build(Setup((run.model,), run.encoder, run.config.seed))
+    function = _sketch(run)
     function.progress = run.progress
     count = run.costs.counter("network", function)
     try:
@@ -56,3 +61,28 @@ def label_free(run: Run, labels: LabelledPairs) -> dict[str, Similarity]:
         return found.astype(np.float64)
 
     return {SKETCH: similarity}
+
+
+def cost(run: Run) -> PlannedCost:
+    """Planned cost of the sketch of the labelled samples; with active learning, of those of the first round at least.
+
+    Nothing where `label_free` computes none.
+    """
+    features, pool, target = run.features, run.pool.rows, run.target.rows
+    computed = run.config.learns and run.influence is not None and not run.is_exact and not run.is_pointwise
+    if not computed or features.language_model is None or features.gradient_sketch is not None:
+        return PlannedCost("network")
+    plan, function = planned_pairs(run), _sketch(run)
+    try:
+        function.check(pool, target)
+        rates = measure_rates(function, pool, target, n_pool=run.size("pool"), seed=run.config.seed)
+    except (DataError, ModelError):
+        return PlannedCost("network")
+    work = planned_work(function, pool, target, PairPlan(plan.rows, plan.targets))
+    some, targets = pool.select(np.unique(plan.rows % len(pool))), target.select(np.unique(plan.targets % len(target)))
+    memory = function.footprint(some, targets, work.samples).memory
+    return PlannedCost("network", rates.seconds(work), tokens=work.tokens, at_least=run.config.in_rounds, memory=memory)
+
+
+def _sketch(run: Run) -> GradientSketch:
+    return GradientSketch.build(Setup((run.model,), run.encoder, run.config.seed))

@@ -205,7 +205,11 @@ def costs(inputs: Inputs, bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]
     folder = inputs.folder.choices
     drawn = [STRATIFIED] if inputs.draws_stratified else []
     made = [*drawn, *inputs.selectors]
-    choices: dict[str, Mapping[str, Any]] = {s.name: read_json(folder / f"{s.slug}.json") for s in made}
+    files = {s.name: folder / f"{s.slug}.json" for s in made}
     if "phased" in inputs.proof.methods:
-        choices[_DIFFICULTY] = read_json(folder / f"{Path(inputs.difficulty_config.folder).name}.json")
+        files[_DIFFICULTY] = folder / f"{Path(inputs.difficulty_config.folder).name}.json"
+    # A damaged one was removed by repair: what it counted is lost, as with the costs of a run.
+    choices: dict[str, Mapping[str, Any]] = {
+        name: read_json(path) if path.exists() else {} for name, path in files.items()
+    }
     return {"choices": choices, "trials": bench.total(trial for cell in cells for trial in cell.trials)}

@@ -49,6 +49,12 @@ _ONE_RUN = (
     *("near_duplicates", "maximizer"),
 )
 """Options of `select` that a comparison does not take."""
+_INSTEAD = dict.fromkeys(
+    ("quota", "cap"),
+    "leave it out; to compare within quotas, run `select` with them for each function and for random, and `evaluate`"
+    " one run against the other",
+)
+"""What to do where a comparison does not take an option: its choices serve budgets in rows and in tokens at once."""
 _PHASES = 3
 
 
@@ -266,7 +272,7 @@ def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[Compa
         raise ConfigError(f"{STRATIFIED.influence} has no influence to study", "leave it out of `influence`")
     for name in _ONE_RUN:
         if others.get(name) is not None:
-            raise ConfigError(f"`{name}` is for one run", "leave it out")
+            raise ConfigError(f"`{name}` is for one run", _INSTEAD.get(name, "leave it out"))
     for name in ("phases", "difficulty"):
         if others.get(name) is not None and "phased" not in proof.methods:
             raise ConfigError(f"`{name}` is of phased training", "add phased to `methods`, or leave it out")

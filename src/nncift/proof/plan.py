@@ -18,6 +18,7 @@ import numpy as np
 from nncift.config import Config
 from nncift.evaluation.studies import points
 from nncift.influence.catalogue import is_factored
+from nncift.influence.random_rows import kmeans_seconds
 from nncift.models.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
@@ -111,10 +112,15 @@ def _choosing(inputs: Inputs) -> dict[str, float]:
     studied = [Selector("exact", name) for name in inputs.influences] if inputs.proof.studies else []
     found = {}
     for selector in dict.fromkeys([*drawn, *(selector.values for selector in selectors), *studied]):
-        planned = _planned(inputs.config(selector))
+        config = inputs.config(selector)
+        if selector in drawn:  # whose clusters are counted below
+            config = dataclasses.replace(config, influence_options={"clusters": 1})
+        planned = _planned(config)
         exact = (planned.exact_seconds or 0.0) + (planned.seconds.get("features", 0.0) if selector in studied else 0.0)
         whole_run = selector.kind == "estimated" or is_factored(selector.influence)
         found[selector.name] = sum(planned.seconds.values()) if whole_run else exact
+    for selector in drawn:
+        found[selector.name] += inputs.proof.seeds * sum(kmeans_seconds(len(inputs.samples), k) for k in inputs.budgets)
     for selector in selectors:
         if selector.kind == "verified":
             config = dataclasses.replace(

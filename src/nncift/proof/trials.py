@@ -150,8 +150,9 @@ class Bench:
         return ItemScores.load(self.path(trial))
 
     def costs(self, trial: Trial) -> dict[str, dict[str, float]]:
-        """What a finished trial cost, by stage ("tune", "measure")."""
-        return dict(read_json(self._costs(trial)))
+        """What a finished trial cost, by stage ("tune", "measure"); nothing where the file was lost and repaired."""
+        path = self._costs(trial)
+        return dict(read_json(path)) if path.exists() else {}
 
     def _costs(self, trial: Trial) -> Path:
         return self.path(trial).with_suffix(".json")

@@ -17,7 +17,7 @@ from nncift.report.choices import CHOICES, Cell, Choices, listed, loss_against
 from nncift.run.records import counted
 
 _PLACES = tuple((method, unit) for method in ("lora", "phased", "weighted", "icl") for unit in ("rows", "tokens"))
-_THAN = {BETTER: "better than", TIE: "a tie with", WORSE: "worse than", TOO_FEW: "not to be told from"}
+_THAN = {BETTER: "better than", TIE: "a tie with", WORSE: "worse than", TOO_FEW: "not distinguishable from"}
 _DOES = {
     **{"lora": "trains better than", "phased": "trains better in phases than"},
     **{"weighted": "trains better with weights than", "icl": "is better in the context than"},
@@ -68,7 +68,7 @@ def answer(results: Mapping[str, Any]) -> Answer:
         return Answer("No way of choosing was compared", (), "unknown")
     every = Choices(results, place)
     if not every.verdicts:
-        problem = "The results have no random rows of the same budgets, which a way of choosing has to be better than."
+        problem = "The results have no random rows of the same budgets as a baseline."
         return Answer("There are no random rows to compare with", (every.lowest(), problem), "unknown")
     if all(verdict == TOO_FEW for found in every.verdicts.values() for verdict in found.values()):
         items = counted(results["test"]["items"], "test item")
@@ -185,7 +185,7 @@ def _reservations(every: Choices, results: Mapping[str, Any], leader: str | None
         tokens = Choices(results, (method, "tokens"))
         if verdicts := tokens.verdicts.get(leader):
             by_verdict = {v: [b for b, one in verdicts.items() if one == v] for v in (BETTER, TIE, WORSE, TOO_FEW)}
-            words = {BETTER: "better", TIE: "a tie", WORSE: "worse", TOO_FEW: "not to be told"}
+            words = {BETTER: "better", TIE: "a tie", WORSE: "worse", TOO_FEW: "undecided"}
             parts = [f"{words[v]} {tokens.at(budgets)}" for v, budgets in by_verdict.items() if budgets]
             found.append(f"With as many response tokens as random rows it is {listed(parts)}.")
     worse = [name for name in every.verdicts if every.budgets_of(name, WORSE)]

@@ -25,12 +25,12 @@ from nncift.errors import RunError
 from nncift.report import plots
 from nncift.report.template import template
 from nncift.report.terminal import (
-    certificate_text,
     correlation_name,
     ending,
     known_coverage,
     limit_text,
     measured_metrics,
+    optimality,
     target_fidelity,
     unmeasured,
     value_name,
@@ -120,7 +120,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         known_coverage=known_coverage(run.summary),
         limit_text=limit_text,
         value_name=value_name,
-        certificate=certificate_text(run.summary),
+        optimality=optimality(run.summary),
         warnings=[
             w for w in run.summary.warnings if not run.fidelity or w not in (run.fidelity.verdict, str(run.fidelity))
         ],

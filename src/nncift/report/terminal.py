@@ -68,8 +68,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
         covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
-    if (certificate := certificate_text(summary)) is not None:
-        lines.append(f"Certificate: {certificate}.")
+    if (optimal := optimality(summary)) is not None:
+        lines.append(f"Optimality: value {summary.value:.4g}, {optimal}.")
     if summary.sparseness is not None:
         lines.append(f"Sparse: {summary.sparseness['text']}.")
     if summary.arrangement:
@@ -129,23 +129,18 @@ def known_coverage(summary: Summary) -> float | None:
     return value / (value + summary.value) if value else value
 
 
-def certificate_text(summary: Summary) -> str | None:
-    """How close the subset is to the best possible one, and of what; None where it was not computed."""
+def optimality(summary: Summary) -> str | None:
+    """The certificate: how close the objective's value is to the optimum at least; None where it was not computed."""
     found = summary.certificate
     if found is None:
         return None
     if found["bound"] is None:
-        return f"none, because {found['reason']}"
-    values = "this influence" if summary.exact else "these estimates"
+        return f"unknown: {found['reason']}"
+    given = "" if summary.exact else " for these estimates"
     if found["among"] < summary.pool["rows"]:
-        values = f"the shortlist of {counted(found['among'], 'sample')} and its influence as now known"
-    other = "How useful it is for training" if summary.exact else "Whether the estimates are right"
-    sure = "" if found.get("confidence", 1.0) == 1 else f"with probability {found['confidence']:.1%} "
-    return (
-        f"{sure}the objective's value is at least {found['percent']} of the best possible for {values}"
-        f" ({found['value']:.4g}; no subset within the budget has more than {found['bound']:.4g})."
-        f" {other} is another question"
-    )
+        given = f" among subsets of the {counted(found['among'], 'shortlisted sample')}"
+    sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {found['confidence']:.1%}"
+    return f"at least {found['percent']} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
 
 
 def near_duplicates_text(found: Mapping[str, Any]) -> str:

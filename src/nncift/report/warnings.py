@@ -64,12 +64,11 @@ def warnings_of(
 
 
 def _dominated(served: dict[str, Any], side: str, objective: str) -> str:
-    """That one target is the best one of too many selected samples."""
-    kind = "sample of the pool" if side == "pool" else "target"
+    """That too many selected samples influence the same target most."""
     samples = f"{served['most']:,.0f} of the {counted(served['selected'], 'selected sample')}"
     relevance = objective == FacilityLocationMutualInformation.name  # which counts each sample's best target again
     other = f", or try the `objective` {FacilityLocation.name}" if relevance else ""
     return (
-        f"{samples} help one {kind} most, {served['id']!r} ({served['largest_share']:.0%}): the subset serves it more"
-        f" than the others. If it is not like them, remove it from `{side}`{other}."
+        f"{samples} have the same top target, {served['id']!r} ({served['largest_share']:.0%}), which dominates the"
+        f" selection. If it is an outlier, remove it from `{side}`{other}."
     )

@@ -1,4 +1,7 @@
-"""Amounts as users write them: a fraction "0.1" or "10%", a count "2000", "500ktok", seconds "15m", bytes "64MiB"."""
+"""Amounts as users write them, in one form.
+
+A fraction "0.1" or "10%", a count "2000", "500ktok", "200samples", seconds "15m", bytes "64MiB".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Literal
 
 from nncift.errors import ConfigError
 
-_UNIT = r"(?P<percent>%)|(?P<tokens>[kKmMgG]?)tok(?:ens)?|(?P<seconds>[smh])"
+_UNIT = r"(?P<percent>%)|(?P<tokens>[kKmMgG]?)tok(?:ens)?|(?P<samples>samples)|(?P<seconds>[smh])"
 _AMOUNT = re.compile(rf"(?P<number>\d+(?:\.\d*)?(?:e\d+)?|\.\d+)\s*(?:{_UNIT})?")
 _BYTES = re.compile(r"(?P<number>\d+(?:\.\d*)?)\s*(?P<unit>|[kmgt]i?)b?", re.IGNORECASE)
 _TOKENS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -20,7 +23,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 class Amount:
     """A budget or a number of labels."""
 
-    kind: Literal["fraction", "count", "tokens", "seconds"]
+    kind: Literal["fraction", "count", "tokens", "seconds", "samples"]
     value: float  # above 0, but for a cap; a fraction is at most 1
     text: str = field(default="", compare=False)  # as the user wrote it, for messages
 
@@ -34,27 +37,28 @@ def parse_budget(budget: str | float) -> Amount:
     Raises:
         ConfigError: not such an amount, zero, or a fraction above 1.
     """
-    return _parse("budget", budget, "tokens", "a fraction (0.1 or 10%), a number of samples (2000) or tokens (2Mtok)")
+    example = "a fraction (0.1 or 10%), a number of samples (2000) or tokens (2Mtok)"
+    return _parse("budget", budget, ("tokens",), example)
 
 
 def parse_labels(labels: str | float) -> Amount:
-    """Parse a number of labels: "2000", "0.01", "1%", "90s", "15m"; raises as `parse_budget`."""
-    example = "a number of pairs (2000), a fraction of all pairs (0.01), a time (90s, 15m) or auto"
-    return _parse("labels", labels, "seconds", example)
+    """Parse a number of labels: "2000", "0.01", "1%", "200samples", "90s", "15m"; raises as `parse_budget`."""
+    example = "a number of pairs (2000) or samples (200samples), a fraction of all pairs (0.01), a time (15m) or auto"
+    return _parse("labels", labels, ("seconds", "samples"), example)
 
 
 def parse_share(option: str, given: str | float, *, zero: bool = False) -> Amount:
     """Parse a part of a budget, as `parse_budget`; with `zero` it may be nothing."""
     if zero and re.fullmatch(r"0+(?:\.0*)?\s*%?", str(given).strip()):
         return Amount("fraction", 0.0, str(given))
-    return _parse(option, given, "tokens", "a fraction of the budget (0.1 or 10%), a number of samples or of tokens")
+    return _parse(option, given, ("tokens",), "a fraction of the budget (0.1 or 10%), a number of samples or of tokens")
 
 
-def _parse(option: str, given: str | float, unit: Literal["tokens", "seconds"], example: str) -> Amount:
+def _parse(option: str, given: str | float, units: tuple[str, ...], example: str) -> Amount:
     text = str(given)
     raw = text.replace("_", "").strip()
     match = _AMOUNT.fullmatch(raw)
-    if match is None or match.lastgroup not in ("number", "percent", unit) or isinstance(given, bool):
+    if match is None or match.lastgroup not in ("number", "percent", *units) or isinstance(given, bool):
         raise ConfigError(f"`{option}` {given!r} is not an amount", f"give {example}")
     number = float(match["number"])
     if number <= 0 or not math.isfinite(number):
@@ -63,6 +67,8 @@ def _parse(option: str, given: str | float, unit: Literal["tokens", "seconds"], 
         return Amount("tokens", round(number * _TOKENS[match["tokens"].lower()]), text)
     if match.lastgroup == "seconds":
         return Amount("seconds", number * _SECONDS[match["seconds"]], text)
+    if match.lastgroup == "samples":
+        return Amount("samples", round(number), text)
     if match.lastgroup == "number" and "." not in raw:
         return Amount("count", number, text)
     share = number / 100 if match.lastgroup == "percent" else number

@@ -1,0 +1,27 @@
+"""Rows and files that tests of runs share."""
+
+from __future__ import annotations
+
+# The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
+SAME_BYTES = (
+    "config.json",
+    "pool/samples.arrow",
+    "target/samples.arrow",
+    "features/pool.npy",
+    "features/target.npy",
+    "labels/plan.json",
+    "labels/labels.parquet",
+    "network/config.json",
+    "network/model.safetensors",
+    "fidelity.json",
+    "influence.npy",
+    "selection.parquet",
+    "subset.jsonl",
+)
+
+
+def arithmetic(n: int, offset: int = 0) -> list[dict]:
+    return [
+        {"id": f"sum-{i}", "question": f"What is {i} plus {i % 7}?", "answer": f"{i + i % 7}", "family": "sums"}
+        for i in range(offset, offset + n)
+    ]
