@@ -84,7 +84,7 @@ def exact_matrix(run: Run) -> InfluenceMatrix:
         _compute_vectors(run)
         found, function = {side: read_vectors(run.folder.vectors, side) for side in _sides(run)}, run.function
         targets = found.get("target", found["pool"])
-        held = 0 if run.is_chosen else HELD  # of a finished run only the shape is of interest
+        held = 0 if run.is_chosen or run.config.matrix in ("streamed", "sparse") else HELD  # finished: only the shape
         matrix = product_matrix(found["pool"], targets, function.from_products, held=held)
         if not run.folder.influence.exists():
             n = len(run.pool)
