@@ -177,9 +177,8 @@ def test_killed_at_every_file_it_ends_with_the_same_bytes(files, common, tmp_pat
     vectors = sorted(path.relative_to(whole).as_posix() for path in (whole / "vectors").iterdir())
     shards = [f"vectors/prepared/{name}-{k:06d}.safetensors" for k in (0, 2)] if name != "bm25" else []
     first = [file for file in vectors if file.endswith("notes.json")]
-    next_ = [file for file in vectors if file.endswith("statistics.safetensors")]
-    arrays = [file for file in vectors if file not in (*first, *next_)]
-    stops = ["function.json", *first, *shards, *next_, *arrays]
+    then = sorted((file for file in vectors if file not in first), key=lambda file: "statistics" not in file)
+    stops = ["function.json", *first, *shards, *then]
     for stop in (*stops, "influence.npy", "selection.parquet", "summary.json"):
         for after in (0, 1):
 
