@@ -295,6 +295,31 @@ def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[in
         return sum(math.sqrt(sum(s[i, j] for i in set(subset))) for j in range(s.shape[1]))
     if name == "facility-location-mutual-information":
         return sum(covered) + eta * sum(max(s[i]) for i in set(subset))
+    if name in ("graph-cut", "log-determinant"):
+        return of_features(name, entries, sorted(set(subset)), entries, redundancy=0.2, expected=2)
     if name == "mean-influence":
         return sum(max(0.0, float(np.mean(entries[i], dtype=float))) for i in set(subset))
     return sum(max(0.0, c - nu * max((row[j] for row in s_known), default=0.0)) for j, c in enumerate(covered))
+
+
+def of_features(
+    name: str, entries: np.ndarray, subset: list[int], features: np.ndarray, *, redundancy: float, expected: float
+) -> float:
+    """The value of a subset under the objectives that compare samples by their features, pair by pair."""
+    u = [max(0.0, float(np.mean(row, dtype=float))) for row in entries]
+    norms = [math.sqrt(sum(float(x) ** 2 for x in row)) or 1.0 for row in features]
+    n = len(entries)
+    cosine = [
+        [
+            sum(float(x) * float(y) for x, y in zip(features[i], features[k], strict=True)) / norms[i] / norms[k]
+            for k in range(n)
+        ]
+        for i in range(n)
+    ]
+    if name == "log-determinant":
+        q = [math.sqrt(each / (sum(u) / n)) if sum(u) else 0.0 for each in u]
+        kernel = np.array([[q[i] * q[k] * cosine[i][k] for k in subset] for i in subset]).reshape(len(subset), -1)
+        return float(np.linalg.slogdet(np.eye(len(subset)) + kernel)[1])
+    pairs = [(1 + cosine[i][k]) / 2 for i in range(n) for k in range(n)]
+    weight = redundancy * (sum(u) / n) / (2 * expected * (sum(pairs) / n**2))
+    return sum(u[i] for i in subset) - weight * sum((1 + cosine[i][k]) / 2 for i in subset for k in subset)

@@ -18,7 +18,7 @@ from nncift.pipeline.configure import make_config
 from nncift.pipeline.options import GROUPS, SelectOptions
 
 README = Path(__file__).parents[1] / "README.md"
-NAMED = {"pool", "target", "known", "influence"}  # by `select` itself
+NAMED = {"pool", "target", "known", "append", "influence"}  # by `select` itself
 OPTIONS = {field.name for field in fields(Config)} - NAMED
 
 

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from nncift import cli_diff, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
-from nncift.errors import NNCIFTError, RunError, printable
+from nncift.errors import ConfigError, NNCIFTError, RunError, printable
 
 app = App(
     name="nncift",
@@ -45,11 +45,12 @@ def _command(
     "nncift select new.jsonl --network runs/less --budget 0.05 --output runs/new",
     "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
     "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
-    "nncift select alpaca.jsonl --from runs/alpaca --budget 0.2",
+    "nncift select --from runs/alpaca --budget 0.2",
+    "nncift select --from runs/alpaca --append new.jsonl --output runs/grown",
     "nncift select --config run.yaml --seed 1",
 )
 def select(
-    options: Annotated[Options, Parameter(name="*")],
+    options: Annotated[Options | None, Parameter(name="*")] = None,
     *,
     config: Annotated[str | None, OUTPUT] = None,
     dry_run: Annotated[bool, OUTPUT] = False,
@@ -65,26 +66,31 @@ def select(
     """
     from nncift.pipeline.paths import check_paths
 
+    if options is None:
+        raise ConfigError("`pool` is empty", "give a file, a folder or a hub id")
     check_paths(options)
 
     from nncift.pipeline.configure import make_config
     from nncift.run.progress import in_terminal
 
     given = dict(options.given)  # type: ignore[attr-defined]
-    made = make_config(given.pop("pool"), **given)
+    pool = given.pop("pool", None)
+    made = make_config(pool, **given)
     if dry_run:
         with _uncollected():
             from nncift.pipeline.plan import plan
 
             planned = plan(made, progress=in_terminal() and not quiet)
         print(_as_typed(planned))
-        if made.from_run is not None:
+        if made.append:
+            print(printable(f"Of the samples of {made.from_run} is deducted what holds there."))
+        elif made.from_run is not None:
             print(printable(f"What can be taken from {made.from_run} is not deducted."))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.terminal import summary_text
 
-    run(made.pool, **given, progress=False if quiet else None)
+    run(None if pool is None else made.pool, **given, progress=False if quiet else None)
     print(_as_typed(summary_text(made.folder)))
 
 

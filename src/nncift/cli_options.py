@@ -60,11 +60,13 @@ def options_class(*, without: Collection[str] = ()) -> type[Config]:
         without: fields that the command line does not take.
     """
     hints = get_type_hints(Config) | dict.fromkeys(_TEXTS, tuple[str, ...])
+    optional = () if "from_run" in without else ("pool",)  # that of the earlier run
     given = {field.name: field for field in dataclasses.fields(Config)}
     fields = []
     for heading, names in GROUPS.items():
         for name in names:
-            default = () if name in _TEXTS else given[name].default
+            default = () if name in _TEXTS else None if name in optional else given[name].default
+            hint = hints[name] | None if name in optional else hints[name]
             parameter = Parameter(
                 name=NAMES[name] if given[name].kw_only else None,
                 group=_HEADINGS[heading],
@@ -73,7 +75,7 @@ def options_class(*, without: Collection[str] = ()) -> type[Config]:
                 parse=None if name not in without else False,
             )
             field = dataclasses.field(default=default, kw_only=given[name].kw_only)
-            fields.append((name, Annotated[hints[name], parameter], field))
+            fields.append((name, Annotated[hint, parameter], field))
     return dataclasses.make_dataclass(
         "Options", fields, bases=(_Given, Config), frozen=True, namespace={"__module__": __name__}
     )

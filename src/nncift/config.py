@@ -40,7 +40,13 @@ class Config:
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
     from_run: str | None = None
     """An earlier run whose options hold unless others are given; what it computed is taken where it still holds
-    (features, labels, network), and its test sets stay excluded."""
+    (features, labels, network), and its test sets stay excluded. POOL may be left out: it is that run's."""
+    append: tuple[str, ...] = ()
+    """New data, added to the pool of the run that --from names: these alone are read, and get features or vectors;
+    those of the others, labels and network are taken from it. Instead of POOL; may be given several times."""
+    keep_selection: bool = False
+    """With --append: keep what that run selected, and select from all others in addition: --budget is how many more, a
+    fraction one of the new samples."""
     target: str | None = None
     """Samples of the task to get better at; without it the subset represents the whole pool."""
     known: str | None = None
@@ -111,6 +117,9 @@ class Config:
     """Leave out rows that cannot be used and list them in rejected.jsonl, instead of stopping."""
     keep_duplicates: bool = False
     """Keep exact duplicates."""
+    near_duplicates: float | None = None
+    """Leave samples out of the choice that are near-duplicates: the cosine of the sentence embedding with that of an
+    earlier, kept sample is at least this, such as 0.95. pool/near_duplicates.jsonl lists each with its twin."""
     max_row_bytes: int | str | None = None
     """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
     quota: Mapping[str, Any] | Sequence[str] | None = None
@@ -124,12 +133,19 @@ class Config:
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
     """The objective to maximise: facility-location, facility-location-mutual-information,
-    facility-location-conditional-gain, concave-cover, mean-influence, or your own "module:Class". By default the third
-    with --known, else the second with --target, else the first."""
+    facility-location-conditional-gain, concave-cover, mean-influence, graph-cut, log-determinant, or your own
+    "module:Class". By default the third with --known, else the second with --target, else the first."""
     eta: float | None = None
     """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
+    redundancy: float | None = None
+    """Graph cut: weight of the redundancy of the chosen samples. By default 1: choosing no better than at random costs
+    all utility."""
+    maximizer: Literal["lazy", "stochastic", "threshold", "partitioned"] | None = None
+    """How the objective is maximised: lazy, plain greedy's choice (the default); stochastic, the best of some random
+    samples at each step; threshold, what reaches a falling threshold; partitioned, in parts of the pool, then among
+    their choices, for pools beyond some 200,000 samples."""
     matrix: Literal["auto", "stored", "streamed", "sparse"] = "auto"
     """How the influence of all pairs is held for the choice: stored in memory; streamed, computed whenever it is read;
     or sparse, each target's strongest helpers alone, with a bound on what that may lose (facility location in all its
@@ -206,11 +222,23 @@ class Config:
                 raise ConfigError(
                     f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
                 )
+        self._check_growing()
         self._check_features()
         schemas_for(self.prompt_field, self.response_field, self.messages_field)
         if self.exclude_fields and not self.exclude:
             raise ConfigError("`exclude_fields` names columns of test sets, and there is none", "give `exclude` too")
         self._check_numbers()
+
+    def _check_growing(self) -> None:
+        if self.append and self.from_run is None:
+            raise ConfigError("`append` adds to the pool of an earlier run", "name it with `from_run`")
+        if self.keep_selection and not self.append:
+            raise ConfigError(
+                "`keep_selection` keeps what was selected before data were added, and there is no `append`",
+                "give `append`, or leave it out; a larger `budget` continues a selection by itself",
+            )
+        if self.keep_selection:
+            self._refuse("`keep_selection` adds to a selection", "quota", "cap", "verify")
 
     def _check_texts(self) -> None:
         if not self.pools or "" in self.pools:
@@ -223,10 +251,14 @@ class Config:
 
     def _check_numbers(self) -> None:
         least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
+        least |= {"redundancy": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ConfigError(f"`{name}` is {value}", f"give a number of at least {lowest}")
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            fix = "give a cosine above 0 and at most 1, such as 0.95"
+            raise ConfigError(f"`near_duplicates` is {self.near_duplicates}", fix)
         if self.seed >= 2**32:
             raise ConfigError(f"`seed` is {self.seed}", "give a number below 2^32")
 

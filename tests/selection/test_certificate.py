@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection.certificate import BoundOnBest, Certificate, pairs_for_bound
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import OBJECTIVES, FacilityLocation, ObjectiveOptions, make_objective
+from nncift.selection.objectives import (
+    COMPARES_FEATURES,
+    OBJECTIVES,
+    FacilityLocation,
+    ObjectiveOptions,
+    make_objective,
+)
 from nncift.selection.relaxation import relaxation_of
 
 NEAR = 1e-5  # of float32 sums
@@ -62,7 +68,7 @@ def problems(draw):
     return entries, candidates, costs, limit, None if costs is None else float(draw(st.integers(low, high)))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "graph-cut"])  # not monotone: test_graph_cut
 @given(problem=problems())
 @settings(deadline=None, max_examples=20)
 def test_no_subset_within_the_budget_is_above_the_bound(name, problem):
@@ -70,7 +76,8 @@ def test_no_subset_within_the_budget_is_above_the_bound(name, problem):
     known = entries[0] / 2 if name.endswith("gain") else None
 
     def make():
-        options = ObjectiveOptions(has_target=True, known=known, costs=costs)
+        features = entries if name in COMPARES_FEATURES else None
+        options = ObjectiveOptions(has_target=True, known=known, costs=costs, features=features)
         return make_objective(name, InfluenceMatrix.from_array(entries), options)
 
     selection = lazy_greedy(make(), limit, costs=costs, max_cost=room, candidates=candidates, certify=True)
@@ -100,7 +107,12 @@ def test_a_relaxation_is_never_below_the_value_of_a_subset(name, seed, levels):
     rng = np.random.default_rng(seed)
     entries = (rng.integers(-levels, levels + 1, (9, 5)) / levels).astype(np.float32)
     known = entries[0] / 2 if name.endswith("gain") else None
-    options = ObjectiveOptions(has_target=True, known=known, covered=(rng.random(5) / 3).astype(np.float32))
+    options = ObjectiveOptions(
+        has_target=True,
+        known=known,
+        covered=(rng.random(5) / 3).astype(np.float32),
+        features=entries if name in COMPARES_FEATURES else None,
+    )
 
     def make():
         return make_objective(name, InfluenceMatrix.from_array(entries), options)

@@ -13,14 +13,21 @@ from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection import greedy
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import OBJECTIVES, FacilityLocation, ObjectiveOptions, make_objective
+from nncift.selection.objectives import (
+    COMPARES_FEATURES,
+    OBJECTIVES,
+    FacilityLocation,
+    ObjectiveOptions,
+    make_objective,
+)
 from nncift.selection.selection import Selection
 
 
 def make(name: str, matrix: InfluenceMatrix):
     """An objective of the table; half the first row's influence is known already."""
     known = matrix.rows(0)[0] / 2 if name.endswith("gain") else None
-    return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known))
+    features = matrix.rows(slice(None)) if name in COMPARES_FEATURES else None
+    return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known, features=features))
 
 
 def plain_greedy(objective, budget, costs=None, max_cost=float("inf"), tie_break=None):
@@ -212,3 +219,45 @@ def test_non_submodular_objective():
 def test_bad_budgets(options, message):
     with pytest.raises(ConfigError, match=message):
         lazy_greedy(FacilityLocation(InfluenceMatrix.from_array(np.eye(4))), **options)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(entries=matrices(), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_smaller_budgets_choice_is_continued_as_if_chosen_anew(name, entries, data):
+    n, matrix = len(entries), InfluenceMatrix.from_array(entries)
+    budget = data.draw(st.integers(1, n))
+    whole = lazy_greedy(make(name, matrix), budget, certify=True)
+    begun = whole.indices[: data.draw(st.integers(0, budget))]
+    continued = lazy_greedy(make(name, matrix), budget, prefix=begun, certify=True)
+    assert_same(continued, whole.indices.tolist(), whole.gains.tolist())
+    assert continued.value == whole.value
+    if whole.certificate.bound is not None:  # of one that is not monotone there is none
+        assert continued.certificate.bound >= whole.value * (1 - 1e-6)
+
+
+@given(entries=matrices(), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_samples_that_come_first_are_kept_and_the_others_added_greedily(entries, data):
+    n, matrix = len(entries), InfluenceMatrix.from_array(entries)
+    kept = data.draw(st.lists(st.integers(0, n - 1), unique=True, max_size=n))
+    budget = data.draw(st.integers(max(len(kept), 1), n))
+    selection = lazy_greedy(make("concave-cover", matrix), budget, prefix=kept)
+    reference, left = make("concave-cover", matrix), [i for i in range(n) if i not in kept]
+    first_gains = reference.gains(np.arange(n))
+    for i in kept:
+        reference.add(i)
+    while len(left) > n - budget:
+        best = max(left, key=lambda i: (reference.gains(np.array([i]))[0], first_gains[i], -i))
+        reference.add(best)
+        left.remove(best)
+    assert sorted(selection.indices) == sorted({*range(n)} - {*left})
+    assert selection.indices[: len(kept)].tolist() == kept
+    assert selection.value == pytest.approx(reference.value)
+
+
+def test_a_prefix_that_cannot_be_is_refused():
+    matrix = InfluenceMatrix.from_array(np.eye(4, dtype=np.float32))
+    for prefix, budget, message in (([1, 1], 3, "twice"), ([4], 3, "none of them"), ([0, 1], 1, "`prefix` has 2")):
+        with pytest.raises(ConfigError, match=message):
+            lazy_greedy(FacilityLocation(matrix), budget, prefix=prefix)

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nncift.data.decontamination import Contamination
-from nncift.data.reader import Sample, Samples, short_hash
+from nncift.data.reader import Sample, Samples, content_hash, short_hash
 from nncift.data.schemas import Text
 from nncift.data.test_sets import sample_texts
 from nncift.data.writer import PoolWriter
 from nncift.run.records import counted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH = 1000
 
 Screen = Callable[[Text], str | None]
 
@@ -51,6 +57,21 @@ class Deduplication:
         return [
             f"the ids of {counted(self.renamed, 'sample')} repeat those of others and were made unique (#2, #3, ...)"
         ]
+
+    def remember(self, pool: Dataset) -> None:
+        """Take samples into account that are the first of the pool."""
+        columns = ("id", "prompt", "response", "messages", "tools")
+        present = [name for name in columns if name in pool.column_names]  # of an earlier version
+        pool = pool.select_columns(present)
+        for start in range(0, len(pool), _BATCH):
+            batch = pool[start : start + _BATCH]
+            none = [None] * len(batch["id"])
+            columns_of = (batch.get(name, none) for name in columns)
+            for row, (identity, *texts) in enumerate(zip(*columns_of, strict=True), start):
+                content = content_hash(Text(*texts))
+                self._pool_row.setdefault(content, row)
+                if self.keep_duplicates or identity != f"{content:015x}":
+                    self._used.setdefault(short_hash(identity), 1)
 
     def take(self, rows: Iterable[Sample], samples: Samples) -> None:
         """Write the samples of a source; one that the screen refuses counts as a bad row of `samples`."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_CONTENT = ("id", "prompt", "response", "messages", "tools", "turns", "original")
+
+
 @dataclass(frozen=True)
 class PoolFacts:
     """Data summary: `read` = `rows` + `duplicates` + `excluded` + `rejected` + `undesired`."""
@@ -85,3 +88,17 @@ def open_samples(path: Path) -> Dataset:
     with refuse_damaged(path, "is damaged", ValueError, pa.ArrowException):
         verify(path)
         return Dataset.from_file(str(path))
+
+
+def same_content(one: Dataset, other: Dataset) -> bool:
+    """Whether two pools have the same samples in the same order; those of earlier versions lack some columns."""
+    if len(one) != len(other):
+        return False
+    for column in _CONTENT:
+        ours, theirs = (some.column_names.count(column) and some.data.column(column) for some in (one, other))
+        if ours and theirs:
+            if not ours.equals(theirs):
+                return False
+        elif (ours or theirs) and (ours or theirs).null_count < len(one):
+            return False
+    return True

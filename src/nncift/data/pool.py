@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nncift.data.appending import EarlierPool, named
 from nncift.data.deduplication import Deduplication, Screen
 from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.reader import Sample, Samples
@@ -137,6 +138,7 @@ def read_pool(
     *,
     screen: Screen | None = None,
     named_elsewhere: bool = False,
+    after: Path | None = None,
     folder: Path | None = None,
     name: str = "pool",
     progress: bool = False,
@@ -145,38 +147,46 @@ def read_pool(
 
     `screen` returns why a model cannot take a row's texts, None if it can: such a row is a bad row. With
     `named_elsewhere` other data may have the fields that the options name, so it is no error if this data has none
-    (`PoolFacts.has_named`).
+    (`PoolFacts.has_named`). With `after`, the folder of a finished pool, the rows are added to its samples, which are
+    copied as they are (`data.appending`).
     """
     options = options or ReadOptions()
-    named = schemas_for(options.prompt_field, options.response_field, options.messages_field)
+    schemas = schemas_for(options.prompt_field, options.response_field, options.messages_field)
     _check_options(options)
     origin = open_source(source, split=options.split, limit=options.max_row_bytes, seed=options.seed)
     tests = [open_source(test, prefer="test", limit=options.max_row_bytes) for test in _several(options.exclude)]
     recipe = {"source": origin.name, **vars(options), "exclude": [test.name for test in tests]}
     recipe |= {"exclude_fields": list(options.exclude_fields)}
+    if after is not None:
+        origin, recipe = named(origin), {"appended": recipe.pop("source"), **recipe}
     del recipe["seed"]  # of a mixture alone, which has it in its stamp
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
         _check_same(files, recipe, (origin, *tests))
         if files.is_finished:
             return open_pool(files.path)
-    test_sets = TestSets(named, options.exclude_fields, skip=options.skip_bad_rows)
+    earlier = None if after is None else EarlierPool.open(after)
+    test_sets = TestSets(schemas, options.exclude_fields, skip=options.skip_bad_rows)
     contamination = test_sets.index(tests) if tests else None
     with PoolWriter(files) as writer:
         samples = Samples(
             origin,
-            named,
+            schemas,
             all_turns=options.turns == "all",
             skip=options.skip_bad_rows,
             rejected=writer.rejected,
         )
         kept = Deduplication(writer, contamination, screen, options.keep_duplicates)
+        if earlier is not None:
+            earlier.begin(writer, kept)
+        before = writer.rows
         kept.take(_shown(samples, f"reading {name}") if progress else samples, samples)
-        has_named = not named or samples.has_named or test_sets.has_named
+        has_named = not schemas or samples.has_named or test_sets.has_named
         if not (has_named or named_elsewhere):
             raise samples.no_named_field()
-        if not writer.rows:
-            problem = f"no row of the {name} remains: {kept.excluded} of {samples.read} also occur in a test set"
+        if writer.rows == before:
+            also = f" and {kept.duplicates} in the pool" if before else ""
+            problem = f"no row of the {name} remains: {kept.excluded} of {samples.read} also occur in a test set{also}"
             raise DataError(problem, "give other data", origin.name)
         pool = writer.finish()
     facts = PoolFacts(
@@ -194,6 +204,8 @@ def read_pool(
         has_named=has_named,
     )
     recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]  # hashed while they were read
+    if earlier is not None:
+        facts, recipe = earlier.facts_with(facts), recipe | earlier.mark()
     if files is not None:
         write_json(files.facts, facts.to_dict() | recipe)
     return pool, facts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nncift.data.reader import Sample
 from nncift.data.rows import json_text
+from nncift.run.checksums import verify
 from nncift.run.files import atomic_write
 from nncift.run.folder import SampleFolder
 
@@ -36,6 +38,8 @@ class PoolWriter:
     def __init__(self, files: SampleFolder | None) -> None:
         self.files = files
         self.rows = 0
+        self._read = 0  # rows of the sources of samples that were copied
+        self._copied_duplicates: Path | None = None
         self.rejected: IO[str] | None = None
         self._excluded: IO[str] | None = None
         self._duplicates: IO[str] | None = None  # with row numbers of the pool in place of ids
@@ -62,10 +66,35 @@ class PoolWriter:
             self._duplicates.close()
         self._open.__exit__(*error)
 
+    def copy(self, files: SampleFolder, pool: Dataset, *, source: str, read: int) -> None:
+        """Begin with the samples and the removed rows of another pool.
+
+        Args:
+            files: of that pool.
+            pool: its samples.
+            source: their name in the column `source`, where they have none.
+            read: rows of their source, which the positions of those after them continue.
+        """
+        import pyarrow as pa
+
+        for start in range(0, len(pool), _ROWS):
+            part = pool.data.table.slice(start, _ROWS).combine_chunks()
+            columns = []
+            for field in self._columns:
+                there = field.name in part.column_names
+                column = part.column(field.name).cast(field.type) if there else pa.nulls(len(part), field.type)
+                columns.append(column.fill_null(source) if field.name == "source" else column)
+            self._stream.write_table(pa.table(columns, schema=self._columns))
+        self.rows, self._read = len(pool), read
+        for handle, path in ((self.rejected, files.rejected), (self._excluded, files.excluded)):
+            if handle is not None and path.is_file():
+                _copy_text(path, handle)
+        self._copied_duplicates = files.duplicates
+
     def keep(self, sample: Sample, identity: str) -> None:
         """Add a sample to the pool under this id."""
         text, row = sample.text, sample.row
-        self._batch.append((identity, *text, row.source, sample.position, row.text))
+        self._batch.append((identity, *text, row.source, self._read + sample.position, row.text))
         self._size += len(text.prompt) + len(text.response) + len(text.messages or "") + len(row.text)
         self.rows += 1
         if len(self._batch) == _ROWS or self._size > _SIZE:
@@ -93,6 +122,8 @@ class PoolWriter:
         ids = pool.data.column("id")
         self._duplicates.seek(0)
         with _text_file(self.files.duplicates) as listed:
+            if self._copied_duplicates is not None and self._copied_duplicates.is_file():
+                _copy_text(self._copied_duplicates, listed)
             for line in self._duplicates:
                 entry = json.loads(line)
                 _write(listed, entry | {"same_as": ids[entry["same_as"]].as_py()})
@@ -110,6 +141,12 @@ class PoolWriter:
 
 def _place(sample: Sample) -> dict[str, Any]:
     return {"id": sample.identity, "row": sample.row.number, "file": sample.row.file}
+
+
+def _copy_text(path: Path, to: IO[str]) -> None:
+    verify(path)
+    with open(path, encoding="utf-8", newline="") as lines:
+        shutil.copyfileobj(lines, to)
 
 
 def _write(file: IO[str], entry: dict[str, Any]) -> None:

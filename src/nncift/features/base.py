@@ -170,11 +170,6 @@ class _Known:
         settings = source.cache_settings()
         return None if settings is None else cls(cache, source, samples, settings)
 
-    @property
-    def key(self) -> str:
-        """Of the settings."""
-        return settings_key(self.settings)
-
     @cached_property
     def keys(self) -> np.ndarray:
         """Of the samples, (n,)."""
@@ -240,7 +235,7 @@ def read_source(
         known.keep(folder.array(name), truncated, widths)
     facts: dict[str, Any] = {"encoder": source.name, TRUNCATED: int(truncated.sum())}
     facts |= {} if list(widths) == [source.kind] else {"blocks": widths}
-    facts |= {} if known is None else {"settings": known.key}
+    facts |= {} if (cached := source.cache_settings()) is None else {"settings": settings_key(cached)}
     facts |= {CONTENT: settings[CONTENT]} if CONTENT in settings else {}
     write_json(folder.facts(name), facts | {"width": sum(widths.values()), "rows": len(samples)})
     drop_shards(folder, name)

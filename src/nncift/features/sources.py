@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,7 @@ from nncift.features.base import FeatureSource, drop_shards, read_source
 from nncift.features.cache import FeatureCache
 from nncift.features.custom import OwnFeatures
 from nncift.features.features import Features, stored_features
+from nncift.features.growing import FirstFeatures, drop_new, extend_source
 from nncift.models.locate import PRETRAINED
 from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
 from nncift.run.folder import FeatureFolder
@@ -153,6 +154,7 @@ class FeatureReader:
     target_features: str | None = None  # the user's own features of the targets; those of `sources` unless given
     cache: FeatureCache | None = None  # of what earlier runs computed
     take: Callable[[str, str, FeatureSource], bool] | None = None  # puts an earlier run's into the folder, if it can
+    first: Callable[[str, str, FeatureSource], FirstFeatures | None] | None = None  # an earlier run's of first samples
 
     def read(
         self,
@@ -181,13 +183,15 @@ class FeatureReader:
             source = self._own(samples, side, source_rows) if kind == "own" else None
             if folder.is_finished(name):
                 drop_shards(folder, name)  # of a run that was killed right then
+                drop_new(folder, name)
                 if isinstance(source, OwnFeatures):
                     source.check_same(folder, name)
             else:
                 source = source or self.models[kind]
                 if self.take is not None and self.take(side, name, source):
                     continue
-                read_source(
+                first = None if self.first is None else self.first(side, name, source)
+                (read_source if first is None else partial(extend_source, first=first))(
                     samples,
                     source,
                     folder=folder,

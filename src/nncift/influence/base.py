@@ -174,6 +174,18 @@ class InfluenceFunction:
             RunError: what the folder caches is damaged, or belongs to other samples or settings.
         """
 
+    def statistics(self) -> Mapping[str, np.ndarray]:
+        """What values depend on beside the two samples, after `prepare`, where the function is `relative`.
+
+        A run keeps these arrays beside the vectors, so that samples that are added later get vectors on the same scale
+        (`restore`). Without any, the default, added samples have the vectors of all samples computed again.
+        """
+        return {}
+
+    def restore(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Take what `statistics` gave for earlier samples, for the next `prepare`, which then computes none."""
+        raise NotImplementedError
+
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int | None:
         """Tokens of all forward passes that labelling these rows takes; None if unknown.
 

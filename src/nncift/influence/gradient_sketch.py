@@ -17,7 +17,7 @@ the pool, in a fixed pseudo-random order of its samples, so values depend on the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,7 @@ class GradientSketch(LanguageModelFunction):
         if not dimension:  # exact cosines are no inner products of vectors
             self.traits = replace(self.traits, factored=False)
         self._matrices: np.ndarray | None = None  # of the whitening
+        self._restored: np.ndarray | None = None  # those of earlier samples
         self._rows: dict[str, np.ndarray] = {}  # vectors with their norms, by `Example.key`
         self._samples: dict[str, TokenFactors] = {}  # instead of these for exact cosines
 
@@ -147,11 +148,12 @@ class GradientSketch(LanguageModelFunction):
         place = None if folder is None else folder / self.name
         if place is not None:
             self._claim(place / "samples.json", {"pool": of_pool, "target": of_target})
-        first = _first_tokens(of_pool, WHITENING_TOKENS)
+        restored, self._restored = self._restored, None
+        first = _first_tokens(of_pool, WHITENING_TOKENS) if restored is None else []
         known = {example.key for example in first}
         others = [example for example in distinct([*of_pool, *of_target]) if example.key not in known]
-        self._matrices, self._rows, self._samples = None, {}, {}
-        if not first:
+        self._matrices, self._rows, self._samples = restored, {}, {}
+        if not first and restored is None:
             return
         with tqdm(total=len(first) + len(others), desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
             if self.dimension:
@@ -163,7 +165,9 @@ class GradientSketch(LanguageModelFunction):
         """Whitening and vectors of the samples that it is computed from, in one file; then the other vectors."""
         stored = None if place is None else place / "whitening.safetensors"
         factors = Shards(len(first), SHARD, place, "tokens")
-        if stored is not None and stored.exists():
+        if self._matrices is not None:
+            found = {"matrices": self._matrices, "vectors": np.zeros(0, np.float32)}
+        elif stored is not None and stored.exists():
             bar.update(len(first))
             found = read_tensors(stored)
         else:
@@ -189,6 +193,14 @@ class GradientSketch(LanguageModelFunction):
             shards.compute(partial(self._factor_shard, examples), bar=bar)
             self._samples |= zip((example.key for example in examples), _split(shards), strict=True)
         self._matrices = whitening((self._samples[example.key] for example in first), self.damping)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The whitening, (layers, hidden, hidden); nothing where cosines are exact."""
+        return {} if self._matrices is None or not self.dimension else {"whitening": self._matrices}
+
+    def restore(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Whiten by earlier samples."""
+        self._restored = statistics["whitening"]
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each distinct sample once."""

@@ -13,6 +13,7 @@ avoids this and has a higher linear datamodeling score (docs/measurements.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class ResponseSimilarity(RepresentationSimilarity):
     traits = Traits(relative=True, factored=True, asks_language_model=True)
     _mean: np.ndarray | None = None  # (hidden,) float64
     _deviation: np.ndarray | float = 1.0  # likewise, above 0
+    _restored: bool = False  # these are those of earlier samples
 
     def __init__(
         self,
@@ -71,12 +73,21 @@ class ResponseSimilarity(RepresentationSimilarity):
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Encode each distinct sample once, and compute mean and standard deviation of each dimension over them all."""
         super().prepare(pool, target, folder)
-        if self._cache:
+        restored, self._restored = self._restored, False
+        if self._cache and not restored:
             # In the order of the keys: the numbers are the same however the samples are ordered.
             means = np.stack([self._cache[key] for key in sorted(self._cache)]).astype(np.float64)
             self._mean, deviation = means.mean(axis=0), means.std(axis=0)
             varies = deviation > 1e-6 * deviation.max(initial=0)
             self._deviation = np.where(varies, deviation, np.inf)  # constant dimensions become 0
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Mean and standard deviation of each dimension, (hidden,) float64 each."""
+        return {} if self._mean is None else {"mean": self._mean, "deviation": np.asarray(self._deviation)}
+
+    def restore(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Standardize by earlier samples."""
+        self._mean, self._deviation, self._restored = statistics["mean"], statistics["deviation"], True
 
     def vectors(self, rows: Dataset) -> np.ndarray:
         """Standardized means of length 1, (n, hidden) float32."""

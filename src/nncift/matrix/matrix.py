@@ -307,9 +307,9 @@ class FactoredMatrix(InfluenceMatrix):
         self._factors = factors
 
     def _score(self, rows: Any, columns: Any) -> np.ndarray:
-        return kernels.score(self._of_columns(columns), indices_of(rows))
+        return kernels.score(self.of_columns(columns), indices_of(rows))
 
-    def _of_columns(self, columns: Any) -> Factors:
+    def of_columns(self, columns: Any) -> Factors:
         """The factors of some columns: a view of whole blocks, else a packed copy."""
         packed, n, whole = self._factors.columns, self._factors.n_columns, LANES
         if (

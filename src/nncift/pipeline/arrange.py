@@ -19,7 +19,7 @@ from nncift.influence.options import make_function
 from nncift.labels.collect import collect
 from nncift.labels.rates import measure_rates
 from nncift.labels.work import grid_work
-from nncift.pipeline.takeover import identities
+from nncift.pipeline.model_files import identities
 from nncift.run.costs import PlannedCost
 from nncift.run.files import read_json, remove, write_json
 from nncift.run.registry import is_known, resolve, suggest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
 from nncift.pipeline.forms import check_form
+from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.label import check_labels
+from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
-from nncift.pipeline.takeover import models_of
 from nncift.selection.budget import check_shortlist
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.maximizers import check_maximizer
+from nncift.selection.objectives import COMPARES_FEATURES, GRAPH_CUT, ObjectiveOptions, make_objective
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction
@@ -56,15 +58,23 @@ def check(run: Run) -> None:
 
 
 def _check_objective(run: Run) -> None:
-    """Make the objective once, on a matrix of zeros."""
-    zeros, config = np.zeros((2, 2), np.float32), run.config
-    known = None if run.known is None else zeros[0]
-    options = ObjectiveOptions(has_target=not run.own_target, eta=config.eta, nu=config.nu, known=known)
-    make_objective(run.objective, InfluenceMatrix.from_array(zeros), options)
+    """Make the objective once, on a small matrix."""
+    ones, config = np.ones((2, 2), np.float32), run.config
+    known = None if run.known is None else ones[0]
+    weights: dict[str, Any] = {"eta": config.eta, "nu": config.nu, "redundancy": config.redundancy}
+    options = ObjectiveOptions(has_target=not run.own_target, known=known, features=ones, **weights)
+    if run.is_exact and run.function.traits.pointwise and run.objective in COMPARES_FEATURES:
+        problem = f"{run.function.name} has scores alone, and the `objective` {run.objective} compares samples"
+        raise ConfigError(problem, "give another `influence` or `objective`")
+    objective = make_objective(run.objective, InfluenceMatrix.from_array(ones), options)
+    if config.keep_selection and (config.maximizer not in (None, "lazy") or objective.name == GRAPH_CUT):
+        what = "`objective` graph-cut" if objective.name == GRAPH_CUT else f"`maximizer` {config.maximizer}"
+        raise ConfigError(f"`keep_selection` cannot be given with the {what}", "leave one of them out")
+    check_maximizer(config.maximizer, objective, limited=bool(config.quota or config.cap))
 
 
 def _check_budget(run: Run) -> None:
-    number = run.size("pool")
+    number = samples_budgeted(run)
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
     if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
         check_shortlist(run.budget.count(number, run.config.verify), number)

@@ -28,6 +28,8 @@ from nncift.run.registry import resolve
 
 IN_MEMORY = "dataset "  # begins the name of a source that is no file
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints")  # never inherited
+_GROWING = ("append", "keep_selection")  # nor these, which name the folder
+_READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
 _REPLACES = {  # option to those of the earlier run that it takes the place of
     "influence": ("influence_options", "labels_from"),
     "labels": ("labels_from", "fidelity"),
@@ -35,15 +37,17 @@ _REPLACES = {  # option to those of the earlier run that it takes the place of
     "network": ("labels", "labels_from", "fidelity", "influence", "influence_options"),
     "features": ("target_features",),
     "target": ("target_split", "target_features"),
+    "append": ("split",),
     "known": ("known_split",),
 }
 
 
 def make_config(
-    pool: SourceLike,
+    pool: SourceLike | None = None,
     *,
     target: SourceLike | None = None,
     known: SourceLike | None = None,
+    append: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
     **options: Any,
 ) -> Config:
@@ -70,11 +74,15 @@ def make_config(
         name: None if source is None else _source_name(name, source)
         for name, source in (("target", target), ("known", known))
     }
+    if append is not None and not (isinstance(append, tuple) and not append):
+        sides["append"] = _several(_source_name("append", append))
     named = {name: value for name, value in {"influence": given, **sides}.items() if value is not None} | options
+    pool_name = None if pool is None and options.get("from_run") is not None else _source_name("pool", pool)
     if options.get("from_run") is not None:
-        named = inherited(str(options["from_run"]), named, influence)
+        pool_name, named = inherited(str(options["from_run"]), named, influence, pool=pool_name)
     named["exclude"] = _joined(named.get("exclude", ()), excluded_by(named.get("network")))
-    config = Config(_source_name("pool", pool), **named)
+    assert pool_name is not None
+    config = Config(pool_name, **named)
     return dataclasses.replace(config, influence_options=_plain_options(config))
 
 
@@ -87,7 +95,7 @@ def _plain_options(config: Config) -> dict[str, Any] | None:
     return dict(json.loads(json.dumps(nested(values), default=str)))
 
 
-def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
+def _source_name(side: str, source: Any) -> str | tuple[str, ...]:
     if isinstance(source, (str, Path)):
         return str(source)
     if is_several(source):
@@ -99,25 +107,32 @@ def _source_name(side: str, source: SourceLike) -> str | tuple[str, ...]:
     return f"{IN_MEMORY}{getattr(source, '_fingerprint', None) or fingerprint(list(source))}"
 
 
-def inherited(run: str, given: Mapping[str, Any], influence: str | InfluenceFunction | None = None) -> dict[str, Any]:
-    """The options of an earlier run with those that are given in their place.
+def inherited(
+    run: str,
+    given: Mapping[str, Any],
+    influence: str | InfluenceFunction | None = None,
+    *,
+    pool: str | tuple[str, ...] | None = None,
+) -> tuple[str | tuple[str, ...], dict[str, Any]]:
+    """The pool and the options of an earlier run with those that are given in their place.
 
     Args:
         run: the folder of the earlier run.
         given: the options that are given, of which `exclude` is added to the earlier run's.
         influence: the influence function where it is given as an object, which `given` has the description of.
+        pool: that is given; the earlier run's, with what was appended to it, unless it is.
 
     Raises:
-        ConfigError: an option of the earlier run cannot be used again.
+        ConfigError: an option of the earlier run cannot be used again, or would change samples that are kept.
         RunError: the folder is not a run's.
     """
     names = {field.name for field in dataclasses.fields(Config)}
-    stored = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in read_json(RunFolder(run).config).items()
-        if name in names and name not in _OWN
-    }
+    earlier = earlier_options(run)
+    stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING)}
     replaced = {other for name in given for other in _REPLACES.get(name, ())}
+    pools = (*_several(earlier["pool"]), *earlier.get("append", ()))
+    if pool is not None and "append" in given and _several(pool) != pools:
+        raise ConfigError(f"`append` adds to the pool of {run}, and `pool` is another", "leave `pool` out")
     if str(given.get("labels")).strip() == "0":
         replaced |= {"influence", "influence_options"}
     elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
@@ -126,13 +141,41 @@ def inherited(run: str, given: Mapping[str, Any], influence: str | InfluenceFunc
     if _is_factored(options, influence):  # an earlier run may have estimated
         options = {name: value for name, value in options.items() if name in given or name not in ESTIMATION}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
+    if "append" in given or (pool is None and earlier.get("append")):
+        _refuse_changed(run, stored, options)
     options.setdefault("output", _folder_name(run, given))
     if Path(str(options["output"])).resolve() == Path(run).resolve():
         raise ConfigError(f"`output` {options['output']} is the run that `from_run` names", "choose another `output`")
     if "influence" not in given and str(options.get("influence") or "").startswith("{"):
         raise ConfigError(f"the influence function of {run} was an object", "give it again: `influence`")
     _refuse_missing(run, stored.get("exclude") or (), "its subset")
-    return options
+    return (pools[0] if len(pools) == 1 else pools) if pool is None else pool, options
+
+
+def earlier_options(run: str) -> dict[str, Any]:
+    """The options in the config of a run.
+
+    Raises:
+        RunError: the folder is not a run's.
+    """
+    stored = read_json(RunFolder(run).config).items()
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored}
+
+
+def _refuse_changed(run: str, stored: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse options by which samples were read that are kept as they are."""
+    defaults = {"influence": DEFAULT_INFLUENCE}
+    for name in _READ_BY:
+        before, now = (some.get(name) or defaults.get(name) for some in (stored, options))
+        if (before or None) != (now or None):
+            raise ConfigError(
+                f"the samples of {run} are kept as they were read there, so `{name}` cannot be changed now",
+                "leave it out, or choose again from all data: name them as `pool`, without `append`",
+            )
+
+
+def _several(name: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else name
 
 
 def _is_factored(options: Mapping[str, Any], influence: str | InfluenceFunction | None) -> bool:
@@ -165,12 +208,21 @@ def excluded_by(network: str | None) -> tuple[str, ...]:
 
 
 def sources_of(config: Config, given: Mapping[str, SourceLike | None]) -> dict[str, SourceLike | None]:
-    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory."""
+    """Where the samples of each side come from: as given, else as the config names it; None for what was in memory.
+
+    Of a pool that data are appended to, these alone. None also for one that data were appended to in the earlier run.
+    """
     sources: dict[str, SourceLike | None] = {}
     for side in ("pool", "target", "known"):
-        name: str | tuple[str, ...] | None = getattr(config, side)
+        option = "append" if side == "pool" and config.append else side
+        name: str | tuple[str, ...] | None = getattr(config, option)
+        if isinstance(name, tuple) and len(name) == 1:
+            name = name[0]
         in_memory = isinstance(name, str) and name.startswith(IN_MEMORY) and not Path(name).exists()
-        sources[side] = given[side] if given.get(side) is not None else None if in_memory else name
+        sources[side] = given[option] if given.get(option) is not None else None if in_memory else name
+    omitted = config.from_run is not None and given.get("pool") is None and not config.append
+    if omitted and earlier_options(str(config.from_run)).get("append"):  # no source gives this pool
+        sources["pool"] = None
     return sources
 
 

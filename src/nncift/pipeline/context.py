@@ -63,6 +63,7 @@ class Run:
         measuring: this process has begun to measure.
         sizes: estimated number of samples of a side of which a dry run reads a part.
         groups: values of the pool's columns with quotas or caps, once they are read.
+        kept: pool rows that are no near-duplicates, int64, once these are found; None where all may be chosen.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class Run:
     measuring: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
     groups: dict[str, Groups] = field(default_factory=dict)
+    kept: np.ndarray | None = None
 
     @classmethod
     @contextlib.contextmanager

@@ -20,10 +20,11 @@ from nncift.labels.rates import abridged
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.chats import chunks
+from nncift.pipeline.growing import first_vectors, joined_blocks, share_computed
 from nncift.pipeline.measure import describe_once, keep_description, note_cut
 from nncift.pipeline.options import ESTIMATION
 from nncift.run.costs import PlannedCost, seconds_of
-from nncift.run.files import remove, write_array
+from nncift.run.files import remove, write_array, write_tensors
 from nncift.run.progress import drawn, moving
 from nncift.run.vectors import read_vectors, write_vectors
 
@@ -118,22 +119,28 @@ def _compute_vectors(run: Run) -> None:
         function.progress = run.progress
         function.on_cut = functools.partial(note_cut, run, folder.notes)
         note_cut(run, folder.notes)
-        asked = sides if function.traits.relative else missing
-        rows = _joined([_rows(run, side) for side in asked if side != "target"] or [run.target.rows])
-        targets = run.target.rows if function.traits.relative or "target" in missing else rows
+        first = first_vectors(run.earlier, missing)
+        together = function.traits.relative and not first
+        new = {side: _rows(run, side, after=first.get(side)) for side in (sides if together else missing)}
+        rows = _joined([each for side, each in new.items() if side != "target"] or [new["target"]])
+        targets = run.target.rows if together else new.get("target", rows)
         function.prepare(rows, targets, folder.prepared)
         count()
+        if (statistics := function.statistics()) and not folder.statistics.exists():
+            write_tensors(folder.statistics, statistics)
         for side in missing:
-            rows = _rows(run, side)
-            with tqdm(total=len(rows), desc=f"vectors {side}", unit=" samples", **drawn(run.progress)) as bar:
-                write_vectors(folder, side, len(rows), _blocks(function, rows, side, bar))
+            with tqdm(total=len(new[side]), desc=f"vectors {side}", unit=" samples", **drawn(run.progress)) as bar:
+                blocks = joined_blocks(first.get(side), _blocks(function, new[side], side, bar))
+                write_vectors(folder, side, len(_rows(run, side)), blocks)
             count()
         function.on_cut = None
     remove(folder.prepared)
 
 
-def _rows(run: Run, side: str) -> Dataset:
-    return run.target.rows if side == "target" else run.samples[side].rows
+def _rows(run: Run, side: str, *, after: Any | None = None) -> Dataset:
+    """The samples of a side, or those after the ones that have these vectors."""
+    rows = run.target.rows if side == "target" else run.samples[side].rows
+    return rows if after is None else rows.select(range(after.shape[0], len(rows)))
 
 
 def _joined(parts: Sequence[Dataset]) -> Dataset:
@@ -172,12 +179,12 @@ def cost(run: Run) -> PlannedCost:
     more = run.size("known") / samples
     some, targets = (rows.select(range(min(_MEASURED, len(rows)))) for rows in (pool, target))
     vectors, once = _bytes_of(run.trial_vectors[0]) / _TRIAL, selection_cost(run)
-    taken = function.footprint(some, targets, samples + run.size("known"))
+    taken, share = function.footprint(some, targets, samples + run.size("known")), share_computed(run)
     return PlannedCost(
         "influence",
-        run.rates.warm_up + run.rates.unit * work.units * (1 + more) + once.seconds,
+        run.rates.warm_up + share * run.rates.unit * work.units * (1 + more) + once.seconds,
         work.pairs,
-        work.all_tokens,
+        None if work.all_tokens is None else round(share * work.all_tokens),
         memory=taken.memory + once.memory + round(2 * vectors * samples),  # also as `prepare` holds them
         disk=taken.disk + round(vectors * samples * (1 + more)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import numpy as np
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.labels.rates import abridged
+from nncift.pipeline.growing import features_held, first_features
 from nncift.run.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ def featurize(run: Run) -> None:
 def _reader(run: Run) -> FeatureReader:
     cache = None if run.config.no_cache else FeatureCache.default()
     take = None if run.earlier is None else run.earlier.take_features
-    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take)
+    first = None if run.earlier is None else functools.partial(first_features, run.earlier)
+    return FeatureReader(run.features, run.encoder, run.model, run.config.target_features, cache, take, first)
 
 
 def _some(rows: Dataset) -> Dataset:
@@ -58,11 +62,17 @@ def _characters(rows: Dataset) -> list[int]:
 
 def cost(run: Run) -> PlannedCost:
     """Planned cost of the features, from a rate measured on a few samples; nothing for the user's own."""
+    return cost_of_features(run, _reader(run), tuple(run.samples))
+
+
+def cost_of_features(run: Run, reader: FeatureReader, sides: Sequence[str]) -> PlannedCost:
+    """Planned cost of what a reader computes for some sides of a run: of "pool", "target" and "known"."""
     rows, seconds, width, memory = run.pool.rows, 0.0, 0, 0
     some = _some(rows)
     lengths = np.array(_characters(some))
-    samples = sum(run.size(side) for side in run.samples)
-    for kind, source in _reader(run).models.items():
+    samples = sum(run.size(side) for side in sides)
+    for kind, source in reader.models.items():
+        computed = samples - sum(features_held(run, side, source) for side in sides)
         order = np.argsort(lengths, kind="stable")[: max(len(lengths) // 2, 1)][::-1]
         trial = some.select(order[: _TRIALS[kind]])  # of the shorter half the longest
         trial = abridged(trial) if kind == "lm" else trial  # an encoder truncates texts itself
@@ -71,6 +81,6 @@ def cost(run: Run) -> PlannedCost:
         taken = seconds_of(lambda: blocks.update(source(trial)))  # noqa: B023
         width += sum(block.shape[1] for block in blocks.values() if block.ndim == 2)
         characters = sum(_characters(trial))
-        seconds += taken / characters * lengths.mean() * samples
-        memory = max(memory, *(source.memory(_some(one.rows)) for one in run.samples.values()))
+        seconds += taken / characters * lengths.mean() * computed
+        memory = max(memory, *(source.memory(_some(run.samples[side].rows)) for side in sides))
     return PlannedCost("features", seconds=float(seconds), disk=4 * width * samples, memory=memory)

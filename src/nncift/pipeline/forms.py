@@ -14,7 +14,9 @@ from nncift.matrix.sparse import SparseMatrix, sparsified, visits_of
 from nncift.matrix.stored import in_memory
 from nncift.run.amounts import size_text
 from nncift.run.costs import seconds_of
-from nncift.selection.objectives import COVERAGE, FacilityLocation, Objective, find_objective
+from nncift.selection.maximizers import Make
+from nncift.selection.objectives import COMPARES_FEATURES, COVERAGE, FacilityLocation, find_objective
+from nncift.selection.selection import Selection
 from nncift.selection.sparseness import ENOUGH, Sparseness
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ def described(run: Run) -> str:
     return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {ENOUGH:.0%}"
 
 
-def planned(run: Run, trial: InfluenceMatrix, certified: float) -> tuple[float, int]:
+def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -> tuple[float, int]:
     """Expected seconds and bytes of the choice, at rates measured on a small matrix of the run's kind.
 
     Args:
         run: the run.
         trial: computed on access.
+        passes: over all pairs, that the choice takes where they are streamed.
         certified: passes over all pairs that a certificate may take.
     """
     form, pool, targets = _planned_form(run), run.size("pool"), run.size("target")
@@ -51,11 +54,11 @@ def planned(run: Run, trial: InfluenceMatrix, certified: float) -> tuple[float, 
     trial.coverage_gains(everyone, covered)  # compiles
     once = (pool + run.size("known")) * targets / size * seconds_of(lambda: trial.coverage_gains(everyone, covered))
     if form == "streamed":
-        return (1 + certified) * once, memory
+        return (passes + certified) * once, memory
     if form == "stored":
         stored = in_memory(trial)
         again = pool * targets / size * seconds_of(lambda: stored.coverage_gains(everyone, covered))
-        return once + (_GREEDY_PASSES + certified) * again, memory
+        return once + (_GREEDY_PASSES * passes + certified) * again, memory
     helpers = first_helpers(pool, targets, expected)
     visited = visits_of(pool, helpers) or pool
     sparsified(trial, min(helpers, _TRIAL_HELPERS))  # compiles
@@ -77,6 +80,8 @@ def form_of(run: Run) -> Form:
     """The form for the choice from the whole pool."""
     if run.config.matrix != "auto":
         return run.config.matrix
+    if run.objective in COMPARES_FEATURES:
+        return "streamed"  # they read each sample's mean influence, once
     may_be_sparse = not _without_sparse_form(run)
     return choose_form(run.size("pool"), run.size("target"), _expected(run), may_be_sparse=may_be_sparse)
 
@@ -106,12 +111,20 @@ def held(run: Run, matrix: InfluenceMatrix, *, whole: bool) -> Iterator[Influenc
         helpers = min(2 * helpers, most)
 
 
-def sparseness_of(objective: Objective) -> Sparseness | None:
-    """What the subset in an objective of a sparse matrix may be understated by; None of one of all entries."""
-    matrix = getattr(objective, "matrix", None)
+def sparseness_of(make: Make, matrix: InfluenceMatrix, selection: Selection) -> Sparseness | None:
+    """What a subset chosen from a sparse matrix may be understated by; None of one of all entries.
+
+    Args:
+        make: makes the objective that the subset was chosen by.
+        matrix: what it was chosen from.
+        selection: the subset.
+    """
     if not isinstance(matrix, SparseMatrix):
         return None
+    objective = make()
     assert isinstance(objective, FacilityLocation)
+    for i in selection.indices.tolist():
+        objective.add(i)
     more = matrix.left_out(objective.covered)
     understated = more / (float(objective.value) + more) if more > 0 else 0.0
     return Sparseness(matrix.helpers, understated, matrix.confidence)
@@ -126,9 +139,18 @@ def _without_sparse_form(run: Run) -> str:
     """What the run lacks for a sparse form, after "needs"; "" where it lacks nothing."""
     config = run.config
     known = run.known is not None or config.known is not None
-    kind = find_objective(run.objective, target=not run.own_target, known=known, eta=config.eta, nu=config.nu)
+    kind = find_objective(
+        run.objective,
+        target=not run.own_target,
+        known=known,
+        eta=config.eta,
+        nu=config.nu,
+        redundancy=config.redundancy,
+    )
     if kind not in COVERAGE:
         return "a form of facility location as `objective`"
+    if config.maximizer == "partitioned":
+        return "a `maximizer` that reads all targets, and partitioned reads those of a part"
     if not run.is_exact and run.recipe == "paper":
         return 'the `recipe` "process"'
     return ""

@@ -16,6 +16,7 @@ from nncift.labels.design import HeldOut, PairPlan, check_pool_size, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
+from nncift.pipeline.growing import labels_held
 from nncift.pipeline.measure import measure
 from nncift.run.amounts import Amount, parse_labels
 from nncift.run.checksums import checksums_of
@@ -117,7 +118,7 @@ def cost(run: Run) -> PlannedCost:
     """Planned cost of the labels; of active learning, the first round and the held-out rows."""
     if run.config.labels_from is not None:
         return PlannedCost("labels", pairs=len(LabelledPairs.load(run.folder.labels.labels)))
-    if run.is_exact or not run.config.learns:
+    if run.is_exact or not run.config.learns or labels_held(run):
         return PlannedCost("labels")
     amount = parse_labels(run.config.labels or DEFAULT_LABELS) if not run.config.in_rounds else _first_round(run)
     plan, pool, target = _planned(run, amount), run.pool.rows, run.target.rows
@@ -164,7 +165,8 @@ def probe_cost(run: Run) -> PlannedCost:
     if run.config.probes is None:
         return PlannedCost("probes")
     columns = min(run.config.probes, run.size("target"))
-    return later_cost(run, "probes", run.size("pool"), columns)
+    kept = run.earlier.kept if run.earlier is not None and labels_held(run) else 0
+    return later_cost(run, "probes", run.size("pool") - kept, columns)
 
 
 def later_cost(run: Run, stage: str, rows: int, columns: int) -> PlannedCost:

@@ -17,7 +17,7 @@ from nncift.errors import ConfigError
 from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs, Probes
-from nncift.pipeline.takeover import identities
+from nncift.pipeline.model_files import identities
 from nncift.run.checksums import checksums_of, text_hash
 from nncift.run.files import json_text, read_json, remove, write_json
 from nncift.run.folder import LabelFolder

@@ -28,12 +28,13 @@ GROUPS = {
         "exclude_fields",
         "skip_bad_rows",
         "keep_duplicates",
+        "near_duplicates",
         "max_row_bytes",
     ),
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
     "Choice": (
-        *("budget", "quota", "cap", "objective", "eta", "nu", "verify", "matrix"),
+        *("budget", "quota", "cap", "objective", "eta", "nu", "redundancy", "maximizer", "verify", "matrix"),
         *("weights", "difficulty", "phases", "order", "seed"),
     ),
     "Models and features": (
@@ -48,7 +49,7 @@ GROUPS = {
         "wording",
         "trust_remote_code",
     ),
-    "Output": ("output", "from_run", "no_cache", "keep_checkpoints"),
+    "Output": ("output", "from_run", "append", "keep_selection", "no_cache", "keep_checkpoints"),
 }
 """Heading to the fields of `Config` under it, both in the order of the help page."""
 
@@ -71,6 +72,7 @@ class SelectOptions(TypedDict, total=False):
     exclude_fields: str | Sequence[str]
     skip_bad_rows: bool
     keep_duplicates: bool
+    near_duplicates: float | None
     max_row_bytes: int | str | None
     influence_options: Mapping[str, Any] | Sequence[str] | None
     labels: str | float | None
@@ -87,6 +89,8 @@ class SelectOptions(TypedDict, total=False):
     objective: str | None
     eta: float | None
     nu: float | None
+    redundancy: float | None
+    maximizer: Literal["lazy", "stochastic", "threshold", "partitioned"] | None
     verify: float | None
     matrix: Literal["auto", "stored", "streamed", "sparse"]
     weights: bool
@@ -104,6 +108,7 @@ class SelectOptions(TypedDict, total=False):
     trust_remote_code: bool
     output: PathLike | None
     from_run: PathLike | None
+    keep_selection: bool
     no_cache: bool
     keep_checkpoints: bool
 

@@ -19,7 +19,8 @@ def check_paths(config: Config) -> None:
         ConfigError: there is no such file.
         DataError: a source is neither a file or folder nor a possible hub id.
     """
-    for source in (*config.pools, config.target, config.known, *config.exclude):
+    pools = config.pools if config.pool else ()  # that of the earlier run
+    for source in (*pools, config.target, config.known, *config.append, *config.exclude):
         if source is not None:
             path = Path(source).expanduser()
             if not (is_possible(path) and path.exists()):

@@ -21,10 +21,11 @@ from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import arrange, choose, exact, featurize, forms, label, verify
+from nncift.pipeline import arrange, choose, exact, featurize, forms, label, near_duplicates, verify
 from nncift.pipeline.check import check
 from nncift.pipeline.configure import sources_of
 from nncift.pipeline.context import Run
+from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.read import read, side_splits
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
@@ -40,6 +41,7 @@ _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
     "influence": exact.cost,
     "labels": label.cost,
     "probes": label.probe_cost,
+    "near-duplicates": near_duplicates.cost,
     "shortlist": verify.cost,
     "selection": choose.cost,
     "difficulty": arrange.cost,
@@ -138,7 +140,8 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         read(run)
         for side, rows in first.items():
             if not rows.ended:
-                run.sizes[side] = round(len(run.samples[side]) * rows.rows / max(rows.read, 1))
+                kept = run.earlier.kept if side == "pool" and run.earlier is not None else 0
+                run.sizes[side] = kept + round((len(run.samples[side]) - kept) * rows.rows / max(rows.read, 1))
         _step(bar, "checking")
         check(run)
         costs = {}
@@ -167,7 +170,7 @@ def _step(bar: tqdm, name: str) -> None:
 
 def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
     sizes = {side: run.size(side) for side in ("pool", "target", "known")}
-    selected = None if run.budget.max_tokens is not None else run.budget.count(sizes["pool"])
+    selected = None if run.budget.max_tokens is not None else run.budget.count(samples_budgeted(run))
     checkpoints = sum(cost.checkpoints for cost in costs)
     kept = 0 if run.config.keep_checkpoints else checkpoints
     return RunPlan(

@@ -54,14 +54,17 @@ def limits_of(run: Run, *, rows: np.ndarray | None = None, times: float = 1.0) -
         return []
     tokens = run.tokens
     total = budget.count(run.size("pool")) if budget.max_tokens is None else int(budget.max_tokens)
+    groups = {column: _groups(run, column, complete) for column in columns}
+    kept = slice(None) if run.kept is None else run.kept  # near-duplicates fill no quota
     limits = group_limits(
         rules(config.quota),
         rules(config.cap),
-        {column: _groups(run, column, complete) for column in columns},
+        {column: dataclasses.replace(each, codes=each.codes[kept]) for column, each in groups.items()},
         total,
-        tokens,
+        None if tokens is None else tokens[kept],
         complete=complete,
     )
+    limits = [dataclasses.replace(each, groups=groups[each.groups.column]) for each in limits]
     limits = limits if rows is None else [each.take(rows) for each in limits]
     return limits if times == 1 else [each.loosened(times) for each in limits]
 

@@ -41,7 +41,10 @@ def _compare(run: Run, earlier: EarlierRun) -> None:
             earlier.copy_samples(side)
             run.samples[side] = SampleSet(*open_pool(run.folder.samples(side).path))
     for side, same in earlier.same_samples.items():
-        if side in run.samples:
+        if side == "pool" and earlier.kept:
+            new = len(run.pool) - earlier.kept
+            earlier.note(side, f"pool: {earlier.kept:,} samples taken, {new:,} appended")
+        elif side in run.samples:
             earlier.note(side, f"{side}: the same samples" if same else f"{side}: other samples")
 
 
@@ -62,16 +65,18 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     )
     folder = run.folder.samples(side)
     before = checksums_of(folder.samples)
+    grows = side == "pool" and bool(config.append)
     try:
-        others = sum(source is not None for source in run.sources.values()) > 1
+        others = grows or sum(source is not None for source in run.sources.values()) > 1
         read = SampleSet(
             *read_pool(
                 source,
                 options,
                 screen=_screen(run, side),
                 named_elsewhere=others,
+                after=RunFolder(str(config.from_run)).samples("pool").path if grows else None,
                 folder=folder.path,
-                name=side,
+                name="appended data" if grows else side,
                 progress=run.progress,
             )
         )

@@ -20,6 +20,7 @@ from nncift.pipeline.featurize import featurize
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.measure import drop_checkpoints
+from nncift.pipeline.near_duplicates import leave_out_near_duplicates
 from nncift.pipeline.options import SelectOptions
 from nncift.pipeline.read import read
 from nncift.pipeline.verify import Evidence, verify
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 
 
 def select(
-    pool: SourceLike,
+    pool: SourceLike | None = None,
     *,
     target: SourceLike | None = None,
     known: SourceLike | None = None,
+    append: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
     progress: bool | None = None,
     **options: Unpack[SelectOptions],
@@ -47,9 +49,10 @@ def select(
 
     Args:
         pool: the data to choose from: a file, folder or hub id, a list of these, a mixture (a YAML file), a
-            `datasets.Dataset`, a DataFrame, or dicts.
+            `datasets.Dataset`, a DataFrame, or dicts; that of `from_run` unless given.
         target: samples of the task to get better at; the pool itself unless given.
         known: samples that the model was trained on before: only what the subset adds to them counts.
+        append: new data for the pool of `from_run`: these alone are read and get features or vectors.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
         progress: show progress bars; in a terminal unless given.
         **options: the other options of a run, as `nncift select --help` describes them at length.
@@ -66,6 +69,8 @@ def select(
             exclude_fields: the columns of the test sets' questions, when they are not recognised.
             skip_bad_rows: leave out rows that cannot be used, instead of raising.
             keep_duplicates: keep exact duplicates.
+            near_duplicates: leave samples out of the choice whose sentence embedding has this cosine with an earlier
+                one's, such as 0.95.
             max_row_bytes: the longest row; "64MiB" unless given.
 
             Influence, labels and network
@@ -86,6 +91,8 @@ def select(
             objective: the objective to maximise, by name or as "module:Class".
             eta: mutual information: weight of each sample's own relevance.
             nu: conditional gain: how much the known samples count; 1 unless given.
+            redundancy: graph cut: weight of the redundancy of the chosen samples; 1 unless given.
+            maximizer: "lazy", the default, "stochastic", "threshold" or "partitioned".
             verify: size of the shortlist to measure exactly, as a multiple of the budget.
             matrix: how the influence of all pairs is held: "auto", the default, "stored", "streamed" or "sparse".
             weights: weight the selected samples by their marginal gains.
@@ -109,6 +116,7 @@ def select(
             Output
             output: the run folder; runs/NAME-OF-THE-POOL unless given.
             from_run: an earlier run: its options hold unless others are given, and what it computed is reused.
+            keep_selection: keep what `from_run` selected; the budget is of samples selected beside it.
             no_cache: neither use nor keep features in the cache for other runs.
             keep_checkpoints: keep the checkpoints of warm-up training.
 
@@ -119,12 +127,13 @@ def select(
     Raises:
         NNCIFTError: what went wrong; nothing half-written is left behind.
     """
-    pool, target, known = (repeatable(source) for source in (pool, target, known))
-    config = make_config(pool, target=target, known=known, influence=influence, **options)
-    sources = sources_of(config, {"pool": pool, "target": target, "known": known})
+    pool, target, known, append = (repeatable(source) for source in (pool, target, known, append))
+    config = make_config(pool, target=target, known=known, append=append, influence=influence, **options)
+    sources = sources_of(config, {"pool": pool, "target": target, "known": known, "append": append})
     shown = in_terminal() if progress is None else progress
     with Run.open(config, sources, influence, progress=shown) as run:
         matrix, evidence = influence_of_all(run)
+        leave_out_near_duplicates(run)
         selection = choose(run, matrix)
         selection = verify(run, matrix, selection, evidence)
         selection = arrange(run, selection)

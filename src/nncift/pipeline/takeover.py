@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_LABELS
-from nncift.data.facts import open_pool
+from nncift.data.facts import open_pool, same_content
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
 from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
-from nncift.models.locate import model_identity
+from nncift.pipeline.growing import begins_with, samples_kept
+from nncift.pipeline.model_files import identities
 from nncift.run.checksums import verify
 from nncift.run.files import atomic_write, read_json, take_file, write_json
 from nncift.run.folder import LabelFolder, RunFolder
 
 if TYPE_CHECKING:
-    from nncift.influence.base import InfluenceFunction
     from nncift.pipeline.context import Run
 
-_CONTENT = ("id", "prompt", "response", "messages", "tools", "turns", "original")  # older runs have some of them
 _log = logging.getLogger("nncift")
 
 
@@ -57,43 +56,51 @@ class EarlierRun:
     @cached_property
     def same_samples(self) -> dict[str, bool]:
         """Whether pool and targets are the same samples in the same order; a pool that is its own target is both."""
-        return {side: self._same(side) for side in ("pool", "target")}
+        return {side: self.is_same(side) for side in ("pool", "target")}
+
+    @cached_property
+    def kept(self) -> int:
+        """How many samples the pool begins with that are this run's, where data were appended to it; else 0."""
+        return samples_kept(self)
 
     def copy_samples(self, side: str) -> None:
-        """Take the samples of a side that came from memory, and so cannot be read again."""
+        """Take the samples of a side that cannot be read again: from memory, or of a pool that has grown."""
         there, here = self.folder.samples(side), self.run.folder.samples(side)
         for source, copy in ((there.samples, here.samples), (there.facts, here.facts)):
             take_file(source, copy)
-        self.note(side, f"{side}: taken, as it was in memory")
+        self.note(side, f"{side}: taken as it was read there")
 
     def take_features(self, side: str, name: str, source: FeatureSource) -> bool:
         """Take the features of a side from a source; whether it was possible."""
-        settings, files = source.cache_settings(), self.folder.features
-        if settings is None:
+        files, other = self.folder.features, self.alike_features(side, source)
+        if source.cache_settings() is None or (other is not None and side == "pool" and self.kept):
             return False
-        reason = "" if self._same(side) else f"other {side} samples"
-        names = files.names(side) if not reason else []
-        alike = [other for other in names if feature_facts(files, other).get("settings") == settings_key(settings)]
-        if not alike:
-            reason = reason or "it has none of this model and these settings"
+        if other is None:
+            same = self.is_same(side)
+            reason = "it has none of this model and these settings" if same else f"other {side} samples"
             self.note(f"features {name}", f"features {name}: from the cache or computed anew ({reason})")
             return False
         self.note(f"features {name}", f"features {name}: taken")
-        take_file(files.array(alike[0]), self.run.folder.features.array(name), link=True)
-        take_file(files.facts(alike[0]), self.run.folder.features.facts(name))
+        take_file(files.array(other), self.run.folder.features.array(name), link=True)
+        take_file(files.facts(other), self.run.folder.features.facts(name))
         return True
+
+    def alike_features(self, side: str, source: FeatureSource) -> str | None:
+        """The earlier run's features of a side from the same source, by name, if the samples are the same."""
+        settings, files = source.cache_settings(), self.folder.features
+        if settings is None or not self.is_same(side):
+            return None
+        key = settings_key(settings)
+        return next((name for name in files.names(side) if feature_facts(files, name).get("settings") == key), None)
 
     def take_vectors(self, sides: Sequence[str]) -> None:
         """Take the vectors of these sides, where influence is exact for every pair, as far as they hold."""
-        there, here, relative = self.folder.vectors, self.run.folder.vectors, self.run.function.traits.relative
+        there, here = self.folder.vectors, self.run.folder.vectors
         for side in sides:
             where = "pool" if side == "target" and self.run.own_target else side
-            others = [
-                one for one in (("pool", "target", "known") if relative else (side, where)) if not self._same(one)
-            ]
-            reason = self._other_function() or (f"other {others[0]} samples" if others else "")
-            if not reason and not there.is_finished(side):
-                reason = "it has none"
+            if where == "pool" and self.kept:
+                continue  # see `first_vectors`
+            reason = self.why_other_vectors(side)
             self.note(f"vectors {side}", f"vectors of the {side}: {f'computed anew ({reason})' if reason else 'taken'}")
             if reason:
                 continue
@@ -103,11 +110,25 @@ class EarlierRun:
                 write_json(here.notes, {"cut": sorted(cut)})
             for file in ("array", "sparse"):
                 take_file(getattr(there, file)(side), getattr(here, file)(side), link=True)
+            take_file(there.statistics, here.statistics, link=True)
+
+    def why_other_vectors(self, side: str) -> str:
+        """Why the vectors of a side do not hold; empty where they do."""
+        where = "pool" if side == "target" and self.run.own_target else side
+        sides = ("pool", "target", "known") if self.run.function.traits.relative else (side, where)
+        others = [one for one in sides if not self.is_same(one)]
+        if reason := self._other_function() or (f"other {others[0]} samples" if others else ""):
+            return reason
+        there, relative = self.folder.vectors, self.run.function.traits.relative
+        if self.kept and relative and not there.statistics.exists():
+            return f"the values of {self.run.function.name} depend on all samples"
+        needed = {side, *self.run.samples} if self.kept and relative else {side}
+        return "" if all(map(there.is_finished, needed)) else "it has none"
 
     def take_labels(self) -> bool:
         """Take finished labels that were planned and measured alike; whether it was possible."""
         there, here = self.folder.labels, self.run.folder.labels
-        if reason := self._other_labels():
+        if reason := self.other_labels():
             self.note("labels", f"labels: computed anew ({reason})")
             return False
         self.note("labels", f"labels: {len(LabelledPairs.load(there.labels)):,} pairs taken")
@@ -148,9 +169,10 @@ class EarlierRun:
         if reason:
             self.note("probes", f"probes: chosen anew ({reason})")
             return
-        self.note("probes", "probes: taken")
-        take_file(there.notes, here.notes)
-        take_file(there.labels, here.labels)
+        self.note("probes", "probes: its targets taken" if self.kept else "probes: taken")
+        if not self.kept:  # new samples are measured on the same targets
+            take_file(there.notes, here.notes)
+            take_file(there.labels, here.labels)
         take_file(there.plan, here.plan)
 
     def measured(self) -> LabelledPairs | None:
@@ -179,7 +201,7 @@ class EarlierRun:
         """
         there, here = self.folder.difficulty, self.run.folder.difficulty
         if not here.source.exists():
-            taken = there.labels.exists() and self._same("pool")
+            taken = there.labels.exists() and self.is_same("pool")
             taken = taken and {**read_json(there.plan), "rows": plan["rows"]} == plan
             if taken:
                 take_file(there.labels, here.known)
@@ -198,22 +220,15 @@ class EarlierRun:
             stored["notes"][what] = line
             write_json(path, stored)
 
-    def _same(self, side: str) -> bool:
+    def is_same(self, side: str) -> bool:
+        """Whether the samples of a side are the same, or begin with this run's where data were appended."""
+        if side == "pool" and self.kept:
+            return True
         there, rows = self.folder.samples(side), self.run.samples.get(side)
         if rows is None or not there.facts.exists():
             return rows is None and not there.facts.exists()
         other = open_pool(there.path)[0]  # a damaged one is named: it would cost the labels
-        if len(other) != len(rows):
-            return False
-        here = rows.rows
-        for column in _CONTENT:
-            ours, theirs = (some.column_names.count(column) and some.data.column(column) for some in (here, other))
-            if ours and theirs:
-                if not ours.equals(theirs):
-                    return False
-            elif (ours or theirs) and (ours or theirs).null_count < len(here):
-                return False
-        return True
+        return same_content(rows.rows, other)
 
     def _other_samples(self) -> str:
         return next((f"other {side} samples" for side, same in self.same_samples.items() if not same), "")
@@ -234,7 +249,8 @@ class EarlierRun:
             return "the files of its model have changed"
         return ""
 
-    def _other_labels(self) -> str:
+    def other_labels(self) -> str:
+        """Why the labels do not hold; empty where they do."""
         config, rounds = self.run.config, self.run.config.in_rounds
         if self.config.get("labels_from") is not None or not self.folder.labels.labels.exists():
             return "it has none"
@@ -265,23 +281,10 @@ class EarlierRun:
         here, there = self.run.folder.features, self.folder.features
         for side in ("pool", "target"):
             names = sorted({*here.names(side), *there.names(side)})
-            if not all(_equal(there.array(name), here.array(name)) for name in names):
+            begins = side == "pool" and self.kept > 0
+            if not all((begins_with if begins else _equal)(there.array(name), here.array(name)) for name in names):
                 return "the features differ"
         return self._other_samples()
-
-
-def models_of(function: InfluenceFunction) -> list[tuple[str, str]]:
-    """The models that a function runs, those given by name, and what each is."""
-    names: list[tuple[str, str]] = [
-        (spec.model, "language model") for spec in function.models if isinstance(spec.model, str)
-    ]
-    encoder = function.describe().get("encoder")
-    return names + ([(encoder, "encoder")] if isinstance(encoder, str) else [])
-
-
-def identities(function: InfluenceFunction) -> dict[str, str | None]:
-    """What the files of the models are that a function runs, by name."""
-    return {name: model_identity(name, kind) for name, kind in models_of(function)}
 
 
 def _parts(folder: LabelFolder) -> Sequence[LabelFolder]:

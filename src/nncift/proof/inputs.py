@@ -43,7 +43,10 @@ _UNLEARNED: dict[str, Any] = {
 """Options of a run that learns nothing."""
 _UNARRANGED: dict[str, Any] = {"verify": None, "phases": None, "difficulty": None}
 """Options that concern some of the choices alone, so that the runs of a folder do not depend on them."""
-_ONE_RUN = ("output", "from_run", "network", "labels_from", "quota", "cap")
+_ONE_RUN = (
+    *("output", "from_run", "append", "keep_selection", "network", "labels_from", "quota", "cap"),
+    *("near_duplicates", "maximizer"),
+)
 """Options of `select` that a comparison does not take."""
 _PHASES = 3
 
@@ -216,9 +219,8 @@ def prepare(
     whole = make_config(data["pool"], target=data["target"], known=data["known"], **others)
     base = replace(whole, **_UNARRANGED)
     for objective in proof.objectives:
-        find_objective(
-            objective, target=data["target"] is not None, known=data["known"] is not None, eta=base.eta, nu=base.nu
-        )
+        weights = {"eta": base.eta, "nu": base.nu, "redundancy": base.redundancy}
+        find_objective(objective, target=data["target"] is not None, known=data["known"] is not None, **weights)
     folder = ProofFolder(output or Path("runs") / f"compare-{base.folder.name}")
     shown = in_terminal() if progress is None else progress
     shared = {name: value for name, value in base.identity().items() if name != "influence"}

@@ -154,7 +154,8 @@ def verified_rankings(
         with own.costs.stage("verify"):
             measured, updated = measure_shortlist(own, matrix, pick(own, matrix), evidence)
             most = min(_LONGER * budget, len(measured.rows))
-            chosen = lazy_greedy(objective_of(own, updated, float(budget)), most, progress=run.progress)
+            chosen_from = objective_of(own, updated, float(budget), rows=measured.rows)
+            chosen = lazy_greedy(chosen_from, most, progress=run.progress)
             first = Ranking(measured.rows[chosen.indices], chosen.gains)
             found.append(_followed(first, rankings(own, matrix, [budget], None)[0]))
     return found

@@ -68,6 +68,7 @@ def write_summary(
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
         served=served,
         groups=None if selection.groups is None else [asdict(each) for each in selection.groups],
+        near_duplicates=_near_duplicates(folder, config),
         certificate=_certificate(selection.certificate),
         sparseness=None if (found := selection.sparseness) is None else asdict(found) | {"text": str(found)},
     )
@@ -117,6 +118,15 @@ def _served(folder: RunFolder, selection: Selection) -> dict[str, Any] | None:
     samples = next(path for side in ("target", "pool") if (path := folder.samples(side).samples).exists())
     facts = {"id": open_samples(samples)[found.target]["id"], "largest_share": found.largest_share}
     return asdict(found) | facts | {"is_dominated": found.is_dominated}
+
+
+def _near_duplicates(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How many samples could not be chosen as near-duplicates; None where none were looked for."""
+    path = folder.samples("pool").near_duplicates
+    if config.get("near_duplicates") is None or not path.exists():
+        return None
+    with open(path, "rb") as file:
+        return {"threshold": config["near_duplicates"], "rows": sum(1 for _ in file)}
 
 
 def _certificate(found: Certificate | None) -> dict[str, Any] | None:

@@ -57,6 +57,9 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         if (facts := getattr(summary, side)) is not None:
             lines += _data_lines(side, facts)
     rows = summary.pool["rows"]
+    if (near := summary.near_duplicates) is not None:
+        where = f"; listed in {run.samples('pool').near_duplicates}" if near["rows"] else ""
+        lines.append(f"{near_duplicates_text(near)}{where}.")
     lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
     for name, (chosen, there) in (summary.sources or {}).items():
         lines.append(f"  {chosen:,} of {there:,} from {name}")
@@ -142,6 +145,14 @@ def certificate_text(summary: Summary) -> str | None:
         f"{sure}the objective's value is at least {found['percent']} of the best possible for {values}"
         f" ({found['value']:.4g}; no subset within the budget has more than {found['bound']:.4g})."
         f" {other} is another question"
+    )
+
+
+def near_duplicates_text(found: Mapping[str, Any]) -> str:
+    """How many samples were left out of the choice as near-duplicates."""
+    rows = counted(found["rows"], "near-duplicate")
+    return (
+        f"{rows} of a kept sample not to be chosen (cosine of the sentence embeddings at least {found['threshold']:g})"
     )
 
 

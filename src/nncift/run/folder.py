@@ -41,6 +41,7 @@ class SampleFolder:
         self.rejected = path / "rejected.jsonl"  # rows that cannot be used
         self.excluded = path / "excluded.jsonl"  # rows that also stand in a test set
         self.duplicates = path / "duplicates.jsonl"  # exact duplicates of earlier rows
+        self.near_duplicates = path / "near_duplicates.jsonl"  # samples that are not chosen, each with its twin
 
     @property
     def is_finished(self) -> bool:
@@ -127,6 +128,7 @@ class RunFolder:
         self.function = self.path / "function.json"  # what all exact influence of the run was measured with
         self.models = self.path / "models.json"  # fingerprints of the models it was measured with
         self.taken = self.path / "taken.json"  # what was taken from an earlier run, line by line
+        self.prefix = self.path / "prefix.npy"  # samples that an earlier run selected, which come first
         self.measured = self.path / "measured.parquet"  # exact values of an earlier run that hold
         self.costs = self.path / "costs.json"
         self.log = self.path / "run.log"
@@ -141,6 +143,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.features = FeatureFolder(self.path / "features")
+        self.embeddings = FeatureFolder(self.path / "embeddings")  # for near-duplicates alone
         self.vectors = VectorFolder(self.path / "vectors")
         self.labels = LabelFolder(self.path / "labels")
         self.probes = LabelFolder(self.path / "probes")

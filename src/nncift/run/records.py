@@ -186,5 +186,8 @@ class Summary(Record):
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
     served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target
     groups: list[dict[str, Any]] | None = None  # `GroupCount` of each value of the columns with quotas or caps
+    near_duplicates: dict[str, Any] | None = (
+        None  # "threshold", and "rows", the samples that could not be chosen for it
+    )
     certificate: dict[str, Any] | None = None  # `Certificate`, and its "share" and "percent"
     sparseness: dict[str, Any] | None = None  # `Sparseness` and its "text"; None of a choice from all pairs

@@ -28,6 +28,11 @@ class VectorFolder:
         """Which samples were cut."""
         return self.path / "notes.json"
 
+    @property
+    def statistics(self) -> Path:
+        """What the vectors depend on beside the samples, of a relative influence function that gives it."""
+        return self.path / "statistics.safetensors"
+
     def array(self, side: str) -> Path:
         """Dense vectors of "pool", "target" or "known", (n, d)."""
         return self.path / f"{side}.npy"

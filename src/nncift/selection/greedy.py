@@ -47,6 +47,7 @@ def lazy_greedy(
     tie_break: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
     limits: Sequence[GroupLimits] = (),
+    prefix: Sequence[int] | np.ndarray = (),
     certify: bool = False,
     progress: bool = False,
 ) -> Selection:
@@ -64,6 +65,9 @@ def lazy_greedy(
         candidates: samples that may be selected, int64 without repetition; default all.
         limits: on how much of each value of a column is selected, on one or two columns. Where they leave no candidate
             that can join, fewer samples are selected.
+        prefix: samples that come first whatever their gains, in this order, and count in the budget; without `limits`.
+            Where they are greedy's own for a smaller budget, the result is that without them, for two passes over the
+            matrix instead of all steps up to there.
         certify: also bound the best possible value, at about the same cost again (see `selection.certificate`).
         progress: show a bar.
 
@@ -71,32 +75,33 @@ def lazy_greedy(
         ConfigError: the budget is not between 1 and the number of candidates, no sample fits, or options do not go
             together.
     """
-    n = objective.n
-    everyone = np.arange(n) if candidates is None else np.sort(candidates)
+    n, first = objective.n, np.asarray(prefix, dtype=np.int64)
+    everyone = np.arange(n) if candidates is None else np.union1d(candidates, first)
     _check_budget(everyone, n, budget, costs, max_cost)
+    _check_prefix(first, n, budget, limits)
     limit = len(everyone) if budget is None else budget
     each = np.ones(n) if costs is None else np.asarray(costs, dtype=np.float64)
     room = float("inf") if max_cost is None else float(max_cost)
-    first_gains = np.zeros(n)
-    with tqdm(total=len(everyone), desc="first gains", unit=" samples", leave=False, **drawn(progress)) as bar:
-        for first in range(0, len(everyone), _FIRST_PASS):
-            part = everyone[first : first + _FIRST_PASS]
-            first_gains[part] = objective.gains(part)
-            bar.update(len(part))
+    first_gains = _gains_of_all(objective, everyone, progress)
     first_by = first_gains if tie_break is None else _per_sample("tie_break", tie_break, n)
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
     total = limit if max_cost is None else room
     admission = Admission(limits, everyone, each, total) if limits else None
     bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
     complete = not is_sparse(objective)  # so that gains bound the best value
-    latest = first_gains.copy()
-    checks = admission, bound if complete else None
-    indices, gains = _choose(objective, latest, order, each, (limit, room), checks, progress)
+    latest, begun, checks = first_gains.copy(), list[float](), (admission, bound if complete else None)
+    if len(first):
+        begun, latest = _begin(objective, first, first_gains, everyone, checks[1], progress)
+        order = order[~np.isin(order, first)]
+    left = limit - len(first), room - float(each[first].sum())
+    added, gains = _choose(objective, latest, order, each, left, checks, progress)
+    indices, gains = [*first.tolist(), *added], [*begun, *gains]
     chosen = np.array(indices, np.int64)
     affordable = everyone[each[everyone] <= room]
     best = affordable[np.argmax(first_gains[affordable])]
     value = float(objective.value)
-    if costs is not None and not limits and first_gains[best] > value:  # one long sample beats the whole subset
+    free = costs is not None and not limits and not len(first)
+    if free and first_gains[best] > value:  # one long sample beats the whole subset
         indices, gains, value = [int(best)], [float(first_gains[best])], float(first_gains[best])
     certificate = None
     if certify:
@@ -113,6 +118,36 @@ def lazy_greedy(
         objective.options,
         certificate=certificate,
     )
+
+
+def _gains_of_all(objective: Objective, everyone: np.ndarray, progress: bool) -> np.ndarray:
+    """The present gain of every candidate, float64 (n,); 0 of the others."""
+    gains = np.zeros(objective.n)
+    with tqdm(total=len(everyone), desc="first gains", unit=" samples", leave=False, **drawn(progress)) as bar:
+        for start in range(0, len(everyone), _FIRST_PASS):
+            part = everyone[start : start + _FIRST_PASS]
+            gains[part] = objective.gains(part)
+            bar.update(len(part))
+    return gains
+
+
+def _begin(
+    objective: Objective,
+    prefix: np.ndarray,
+    first_gains: np.ndarray,
+    everyone: np.ndarray,
+    bound: BoundOnBest | None,
+    progress: bool,
+) -> tuple[list[float], np.ndarray]:
+    """Add the first samples: their marginal gains, and the gains of all candidates over them."""
+    if bound is not None:
+        bound.lower(float(objective.value), first_gains)
+        bound.work += len(everyone) + len(prefix)
+    begun = []
+    for i in prefix.tolist():
+        begun.append(float(objective.gains(np.array([i]))[0]))
+        objective.add(i)
+    return begun, _gains_of_all(objective, everyone, progress)
 
 
 def _choose(
@@ -236,6 +271,17 @@ def _check_budget(
     if not costs.min() <= max_cost < float("inf"):
         have = f"the shortest sample has {costs.min():g}, all together {costs.sum():g}"
         raise ConfigError(f"`budget` is {max_cost} tokens", have)
+
+
+def _check_prefix(prefix: np.ndarray, n: int, budget: int | None, limits: Sequence[GroupLimits]) -> None:
+    if not len(prefix):
+        return
+    if limits:
+        raise ConfigError("`prefix` and `limits` do not go together", "leave one of them out")
+    if len(np.unique(prefix)) < len(prefix) or prefix.min() < 0 or prefix.max() >= n:
+        raise ConfigError("`prefix` names a sample twice, or none of them", f"give indices from 0 to {n - 1}")
+    if budget is not None and budget < len(prefix):
+        raise ConfigError(f"`budget` is {budget} samples, and `prefix` has {len(prefix)}", "give a larger one")
 
 
 def _per_sample(name: str, values: np.ndarray, n: int) -> np.ndarray:

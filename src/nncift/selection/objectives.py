@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,9 +38,16 @@ OBJECTIVES = {
     "facility-location-conditional-gain": "nncift.selection.objectives:FacilityLocationConditionalGain",
     "concave-cover": "nncift.selection.objectives:ConcaveCover",
     "mean-influence": "nncift.selection.modular:MeanInfluence",
+    "graph-cut": "nncift.selection.graph_cut:GraphCut",
+    "log-determinant": "nncift.selection.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
-_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _ = OBJECTIVES
+_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
+
+COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
+"""Objectives that are made with `ObjectiveOptions.features`."""
+SUMS_OVER_TARGETS = frozenset({_PLAIN, _CONDITIONAL, _CONCAVE})
+"""Objectives whose value on some of the targets estimates that on all: a sum of a term for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +61,8 @@ class ObjectiveOptions:
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
     expected: float = 1.0  # about how many samples will be selected
     costs: np.ndarray | None = None  # of each sample, (n,), where the budget is not in samples
+    features: Any = None  # vectors by which samples are compared, (n, d), see `FeatureKernel`
+    redundancy: float | None = None  # weight of redundancy in the graph cut; default 1
 
 
 @runtime_checkable
@@ -151,7 +160,9 @@ class FacilityLocationMutualInformation(FacilityLocation):
     def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
         super().__init__(matrix, options)
         options = options or ObjectiveOptions()
-        eta = matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else _weight("eta", options.eta)
+        eta = (
+            matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else checked_weight("eta", options.eta)
+        )
         self.options = {"eta": eta}
         self._relevance = self.relevance()
         self._relevance_chosen = 0.0
@@ -193,7 +204,7 @@ class FacilityLocationConditionalGain(FacilityLocation):
     def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
         super().__init__(matrix, options)
         options = options or ObjectiveOptions()
-        nu = 1.0 if options.nu is None else _weight("nu", options.nu)
+        nu = 1.0 if options.nu is None else checked_weight("nu", options.nu)
         self.options = {"nu": nu}
         if options.known is not None:
             np.maximum(self._covered, np.float32(nu) * _on_targets(options.known, matrix), out=self._covered)
@@ -259,7 +270,8 @@ COVERAGE = (FacilityLocation, FacilityLocationMutualInformation, FacilityLocatio
 def make_objective(name: str | None, matrix: InfluenceMatrix, options: ObjectiveOptions) -> Objective:
     """The objective of that name for a matrix; without a name, the one that the data ask for (`find_objective`)."""
     known = options.known is not None
-    kind = find_objective(name, target=options.has_target, known=known, eta=options.eta, nu=options.nu)
+    weights = {"eta": options.eta, "nu": options.nu, "redundancy": options.redundancy}
+    kind = find_objective(name, target=options.has_target, known=known, **weights)
     try:
         objective = kind(matrix, options)
     except TypeError as error:
@@ -272,7 +284,13 @@ def make_objective(name: str | None, matrix: InfluenceMatrix, options: Objective
 
 
 def find_objective(
-    name: str | None, *, target: bool, known: bool, eta: float | None = None, nu: float | None = None
+    name: str | None,
+    *,
+    target: bool,
+    known: bool,
+    eta: float | None = None,
+    nu: float | None = None,
+    redundancy: float | None = None,
 ) -> Callable[[InfluenceMatrix, ObjectiveOptions], Objective]:
     """The class of an objective, checked against the other options as the user gave them before anything costly.
 
@@ -290,11 +308,12 @@ def find_objective(
     if (name, known) == (_CONDITIONAL, False):
         raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
     needed = {"known": (1 if known else None, _CONDITIONAL), "eta": (eta, _MUTUAL), "nu": (nu, _CONDITIONAL)}
+    needed |= {"redundancy": (redundancy, GRAPH_CUT)}
     for option, (value, objective) in needed.items():
         if value is not None and name != objective:
             raise ConfigError(f"`{option}` needs the `objective` {objective}, not {name}", "leave it out")
         if value is not None:
-            _weight(option, value)
+            checked_weight(option, value)
     return kind
 
 
@@ -318,7 +337,12 @@ def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:
     return vector
 
 
-def _weight(name: str, weight: float) -> float:
+def checked_weight(name: str, weight: float) -> float:
+    """The weight of a term.
+
+    Raises:
+        ConfigError: it is negative or not finite.
+    """
     if not 0 <= weight < float("inf"):
         raise ConfigError(f"`{name}` is {weight}", "give a number of at least 0")
     return float(weight)

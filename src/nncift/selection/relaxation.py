@@ -29,6 +29,8 @@ import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
+from nncift.selection.graph_cut import GraphCut, GraphCutRelaxation
+from nncift.selection.log_determinant import LogDeterminant, LogDeterminantRelaxation
 from nncift.selection.objectives import (
     ConcaveCover,
     FacilityLocation,
@@ -164,6 +166,10 @@ def relaxation_of(objective: Objective, chosen: np.ndarray) -> Relaxation | None
         return ConcaveCoverRelaxation(objective.matrix, objective.start, chosen)
     if type(objective) is FacilityLocationMutualInformation:
         return FacilityLocationRelaxation(objective.matrix, objective.start, objective.relevance(), chosen)
+    if type(objective) is GraphCut:
+        return GraphCutRelaxation(objective, chosen)
+    if type(objective) is LogDeterminant:
+        return LogDeterminantRelaxation(objective, chosen)
     if type(objective) in (FacilityLocation, FacilityLocationConditionalGain):
         assert isinstance(objective, FacilityLocation)
         return FacilityLocationRelaxation(objective.matrix, objective.start, np.zeros(objective.n), chosen)
