@@ -129,9 +129,8 @@ def _compute_vectors(run: Run) -> None:
         if (statistics := function.statistics()) and not folder.statistics.exists():
             write_tensors(folder.statistics, statistics)
         for side in missing:
-            rows = new[side]
-            with tqdm(total=len(rows), desc=f"vectors {side}", unit=" samples", **drawn(run.progress)) as bar:
-                blocks = joined_blocks(first.get(side), _blocks(function, rows, side, bar))
+            with tqdm(total=len(new[side]), desc=f"vectors {side}", unit=" samples", **drawn(run.progress)) as bar:
+                blocks = joined_blocks(first.get(side), _blocks(function, new[side], side, bar))
                 write_vectors(folder, side, len(_rows(run, side)), blocks)
             count()
         function.on_cut = None

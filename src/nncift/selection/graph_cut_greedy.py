@@ -34,7 +34,7 @@ def graph_cut_greedy(objective: GraphCut, task: Task, *, progress: bool = False)
     size = max(_LEAST, _NUMBERS // objective.kernel.width)
     indices: list[int] = []
     gains: list[float] = []
-    with tqdm(total=min(task.limit, len(left)), desc="select", **drawn(progress)) as bar:
+    with tqdm(total=min(task.limit, len(left)), desc="select", unit=" samples", **drawn(progress)) as bar:
         while room.left:
             left = left[room.fits(left) & ~objective.chosen[left]]
             if not len(left):

@@ -62,14 +62,14 @@ def partitioned_greedy(
     parts = [np.sort(part) for part in np.array_split(rng.permutation(among), count)]
     share = min(_SPARE / count, 1.0)
     found: list[int] = []
-    for part in tqdm(parts, desc="parts", **drawn(progress)):
+    for part in tqdm(parts, desc="parts", unit=" parts", **drawn(progress)):
         here = make(None if n_target is None else part)
         found += greedy(here, task.among(part, share))[0]
     sample = None if n_target is None else np.sort(rng.choice(n_target, min(size, n_target), replace=False))
     union = replace(task, candidates=np.sort(np.array(found, np.int64)))
     indices = greedy(make(sample), union)[0]
     gains = []
-    for i in tqdm(indices, desc="gains", **drawn(progress)):
+    for i in tqdm(indices, desc="gains", unit=" samples", **drawn(progress)):
         gains.append(float(objective.gains(np.array([i]))[0]))
         objective.add(i)
     return indices, gains

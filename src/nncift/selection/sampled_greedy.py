@@ -43,7 +43,7 @@ def stochastic_greedy(
     size = max(math.ceil(m / task.expected * math.log(1 / epsilon)), 1)
     indices: list[int] = []
     gains: list[float] = []
-    with tqdm(total=min(task.limit, m), desc="select", **drawn(progress)) as bar:
+    with tqdm(total=min(task.limit, m), desc="select", unit=" samples", **drawn(progress)) as bar:
         while m and room.left:
             places = rng.choice(m, min(size, m), replace=False, shuffle=False)
             fits = room.fits(left[places])
@@ -99,7 +99,7 @@ class _Threshold:
     def __init__(self, objective: Objective, task: Task, progress: bool) -> None:
         self.indices: list[int] = []
         self.chosen: list[float] = []
-        self.bar = tqdm(total=min(task.limit, len(task.candidates)), desc="select", **drawn(progress))
+        self.bar = tqdm(total=min(task.limit, len(task.candidates)), desc="select", unit=" samples", **drawn(progress))
         self._objective, self._room, self._left = objective, Room(task), task.candidates
         self._per, self._gains = task.per, np.zeros(objective.n)  # upper bounds of the gains
         for first in range(0, len(self._left), _FIRST_PASS):
