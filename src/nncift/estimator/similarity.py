@@ -132,7 +132,7 @@ def block_similarities(pool: Features, target: Features) -> dict[str, BlockSimil
     """The similarity of each block of the pool that has one and that the targets have too."""
     found, first = {}, 0
     for name, width in pool.widths.items():
-        if name in _STANDARDIZED and name in target.widths:
+        if name in _STANDARDIZED and target.widths.get(name) == width:
             found[name] = BlockSimilarity.of(pool, target, name, slice(first, first + width))
         first += width
     return found
