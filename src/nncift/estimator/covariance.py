@@ -83,9 +83,7 @@ class Side:
         self, rows: Any, work: Callable[[Tensor], tuple[np.ndarray, ...]], size: int = CHUNK
     ) -> tuple[np.ndarray, ...]:
         """The arrays that `work` computes from the coordinates of `size` samples at a time, concatenated."""
-        starts = range(0, max(len(rows), 1), size)
-        parts = [work(self.coordinates(rows[start : start + size])) for start in starts]
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        return in_chunks(rows, lambda part: work(self.coordinates(part)), size)
 
     def smooth(self, x: Tensor) -> list[Tensor]:
         """Each kernel between samples, given their coordinates, and the training inputs, without the nugget: (n, m)."""
@@ -106,6 +104,14 @@ class Side:
     def from_state(cls, arrays: Mapping[str, np.ndarray], prefix: str, projection: Projection) -> Side:
         """The inverse of `state`."""
         return cls(projection, *(torch.from_numpy(np.float64(arrays[f"{prefix}.{name}"])) for name in _STORED))
+
+
+def in_chunks(
+    rows: Any, work: Callable[[np.ndarray], tuple[np.ndarray, ...]], size: int = CHUNK
+) -> tuple[np.ndarray, ...]:
+    """The arrays that `work` computes from the features of `size` samples at a time, concatenated."""
+    parts = [work(rows[start : start + size]) for start in range(0, max(len(rows), 1), size)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def rounded(value: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from nncift.estimator.acquisition import Posterior
 from nncift.estimator.covariance import CHUNK, SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
 from nncift.estimator.likelihood import Theta, maximize_likelihood, solve
 from nncift.estimator.pca import Projection
+from nncift.estimator.similarity import LabelFreeSimilarity
 from nncift.estimator.towers import PosteriorMean
 from nncift.estimator.training_data import LabelledGrid, capped, shared_terms, smooth_scales
 from nncift.features.features import Features
@@ -30,7 +31,7 @@ _ARRAYS = ("profile", "bias", "scale", "terms")
 
 
 class GaussianProcess(PosteriorMean):
-    """Fits labelled pairs in any pattern; with a prior, the prior's residuals.
+    """Fits labelled pairs in any pattern: the residuals of the label-free similarity, and of a prior if there is one.
 
     Args:
         pointwise: the influence is one score for each pool sample, whatever the target.
@@ -50,6 +51,9 @@ class GaussianProcess(PosteriorMean):
         labels, slope = capped(labels, self.seed), 0.0
         if prior is not None:
             labels, slope = _residuals(labels, pool, target, prior)
+        self.similarity, alike = None if self.pointwise else LabelFreeSimilarity.of(pool, target), 0.0
+        if self.similarity is not None:
+            labels, alike = self.similarity.residuals(pool, target, labels)
         grid = LabelledGrid.of(pool, target, labels, pointwise=self.pointwise)
         theta = maximize_likelihood(grid, seed=self.seed)
         solved = solve(theta, grid)
@@ -66,7 +70,7 @@ class GaussianProcess(PosteriorMean):
         self.arrays = {name: rounded(array) for name, array in arrays.items()}
         self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(theta, grid)}
         self.numbers["constant"] = -float((terms * grid.term_mean).sum())
-        self.numbers["prior"] = slope
+        self.numbers |= {"prior": slope, "similarity": alike}
         self.prior, self.sharpness = prior, SHARPNESS
         self.__dict__.pop("posterior", None)  # of an earlier fit
 
@@ -84,6 +88,9 @@ class GaussianProcess(PosteriorMean):
                 inner += self.arrays["terms"] @ torch.cat([cosines, *similarities(cosines, self.sharpness)])
             scale, bias = self.target_effects(y)
             out[part] = inner.numpy() * scale + bias
+            if self.similarity is not None:
+                units = (self.similarity.units(side[part]) for side in (pool, target))
+                out[part] += self.numbers["similarity"] * self.similarity.pairs(*units).numpy()
             if self.prior is not None:
                 out[part] += self.numbers["prior"] * self.prior.predict(pool[part], target[part])
         return out
@@ -98,6 +105,9 @@ class GaussianProcess(PosteriorMean):
             inner += torch.einsum("t,tij->ij", self.arrays["terms"], terms)
         scale, bias = self.target_effects(y)
         own = np.asarray(inner.numpy() * scale + bias)
+        if self.similarity is not None:
+            units = (self.similarity.units(side) for side in (pool, target))
+            own += self.numbers["similarity"] * self.similarity.grid(*units).numpy()
         return own if self.prior is None else own + self.numbers["prior"] * self.prior.predict_grid(pool, target)
 
     def estimate(
@@ -155,6 +165,9 @@ class GaussianProcess(PosteriorMean):
         columns = [[[part.start, part.stop] for part, _ in p.weight] for p in projections]
         facts: dict[str, Any] = {"numbers": self.numbers, "columns": columns, "shared": shared}
         facts["sharpness"] = list(self.sharpness)
+        if self.similarity is not None:
+            own, facts["similarity"] = self.similarity.state()
+            arrays |= own
         if self.prior is not None:
             before, facts["prior"] = self.prior.state()
             arrays |= {f"prior.{name}": array for name, array in before.items()}
@@ -173,7 +186,9 @@ class GaussianProcess(PosteriorMean):
         self.arrays = {name: torch.from_numpy(np.float64(arrays[name])) for name in _ARRAYS}
         self.numbers = dict(facts["numbers"])
         self.sharpness = tuple(facts.get("sharpness", (5.0,)))
-        self.prior = None
+        self.prior = self.similarity = None  # networks of earlier versions have no similarity
+        if "similarity" in facts:
+            self.similarity = LabelFreeSimilarity.from_state(arrays, facts["similarity"])
         if "prior" in facts:
             if "prior" not in self.numbers:
                 raise ValueError("it weights its prior network in another way")

@@ -2,10 +2,11 @@
 
 The influence of pool sample x on target y is modeled as
 
-    s(y) [ a(x) + g(x, y) + sum_t beta_t term_t(x, y) ] + c(y) + noise
+    k h(x, y) + s(y) [ a(x) + g(x, y) + sum_t beta_t term_t(x, y) ] + c(y) + noise
 
 | symbol   | name                   | covariance                                                      |
 |----------|------------------------|-----------------------------------------------------------------|
+| k h(x,y) | prior mean             | none: label-free similarity, scaled by least squares beforehand |
 | a(x)     | main effect (pool)     | kernel over pool samples                                        |
 | g(x, y)  | interaction            | kernel over pool samples x kernel over targets                  |
 | beta_t   | similarity coefficient | independent; the terms are cosines and their exponentials       |

@@ -169,11 +169,26 @@ def _check_process(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], w
         _check_shape(arrays, name, *shape)
     if len(arrays["terms"]):
         _check_shape(arrays, "terms", wide * (1 + len(sharpness)) if shared else 0)
+    for number, bounds in enumerate(_blocks(facts.get("similarity", []), widths[0], shared=shared)):
+        if not _is_number(numbers["similarity"]) or numbers["similarity"] < 0:
+            raise ValueError(f"similarity is {numbers['similarity']!r}")
+        for name in ("mean", "scale"):
+            _check_shape(arrays, f"similarity.{number}.{name}", bounds[1] - bounds[0])
     if "prior" in facts:
         if "prior" not in numbers:
             raise ValueError("it weights its prior network in another way")
         own = {name.removeprefix("prior."): array for name, array in arrays.items() if name.startswith("prior.")}
         _check_process(own, _mapping(facts["prior"], "prior"), widths)
+
+
+def _blocks(value: Any, width: int, *, shared: bool) -> list[list[int]]:
+    """First column and the one past the last of each block that has a similarity."""
+    blocks = value if isinstance(value, list) and (shared or not value) else [None]
+    for bounds in blocks:
+        is_pair = isinstance(bounds, list) and len(bounds) == 2 and _is_count(bounds[0], 0)
+        if not is_pair or not _is_count(bounds[1], bounds[0] + 1) or bounds[1] > width:
+            raise ValueError("similarity is not blocks of columns")
+    return blocks
 
 
 def _check_projection(arrays: Mapping[str, np.ndarray], prefix: str, blocks: Any, width: int) -> list[int]:

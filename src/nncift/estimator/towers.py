@@ -1,19 +1,21 @@
 """The posterior mean of all pairs as a product of two towers, of the rank that pool and targets need.
 
-Interaction, main effect and cosines are products already. The exponential similarities become one by the Nyström
-approximation with at most 512 targets as inducing points; with no more targets than that it is exact up to jitter. The
-product is then truncated by a singular value decomposition on a subset of both sides.
+Interaction, main effect and cosines are products already. The exponential similarities, and the label-free similarity
+that is the prior mean, become one by the Nyström approximation with at most 512 targets as inducing points; with no
+more targets than that it is exact up to jitter. The product is then truncated by a singular value decomposition on a
+subset of both sides.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nncift.estimator.covariance import SHARPNESS, Side, same_samples, similarities, unit_blocks
+from nncift.estimator.covariance import SHARPNESS, Side, in_chunks, same_samples, similarities, unit_blocks
+from nncift.estimator.similarity import LabelFreeSimilarity
 
 RANK = 128  # of the estimate, at most
 _INDUCING = 512  # targets, at most
@@ -22,7 +24,9 @@ _TOLERANCE = 1e-7  # share of the squared Frobenius norm that the truncation may
 
 
 class PosteriorMean:
-    """The posterior mean unit (inner(x, y) s(y) + c(y)) + mean, plus `numbers["prior"]` times that of a prior.
+    """The posterior mean unit (inner(x, y) s(y) + c(y)) + mean, plus the scaled prior means.
+
+    These are `numbers["similarity"]` times the label-free similarity and `numbers["prior"]` times a prior's.
 
     Attributes:
         pool: labelled pool samples; kernels of the interaction and of the main effect.
@@ -30,6 +34,7 @@ class PosteriorMean:
         arrays: `profile` (n, m), dual coefficients of the interaction; `bias` (m,) of c; `scale` (2, m) of log s,
             smooth and nugget; `terms` (terms,) coefficients of the similarities.
         numbers: mean and unit of the influence, and the other scalars.
+        similarity: the prior mean, before it is scaled; None where the features have none.
         prior: a network fitted earlier, to other data or another influence.
         sharpness: of the similarities, see `covariance.similarities`.
     """
@@ -37,6 +42,7 @@ class PosteriorMean:
     pool: Side
     target: Side
     prior: PosteriorMean | None = None
+    similarity: LabelFreeSimilarity | None = None
 
     def __init__(self) -> None:
         self.arrays: dict[str, Tensor] = {}
@@ -59,54 +65,86 @@ class PosteriorMean:
 
     def towers(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Both towers and c(y), with the prior's alongside: (n, rank), (m, rank), (m,)."""
-        left, right = self._truncated(pool, target)
-        scale, bias = self.target.in_chunks(target, self.target_effects)
-        right = right * scale[:, None]
+        left, right, bias = self._truncated(pool, target)
         if self.prior is None:
             return left, right, bias
         before, weight = self.prior.towers(pool, target), self.numbers["prior"]
         left, right = np.concatenate([left, weight * before[0]], axis=1), np.concatenate([right, before[1]], axis=1)
         return left, right, bias + weight * before[2]
 
-    def _truncated(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        """inner(x, y) as a product of truncated rank: (n, rank), (m, rank) float32."""
-        inducing = self.target.coordinates(target[_subset(len(target), _INDUCING)])
-        left = self._pool_tower(self.pool.coordinates(pool[_subset(len(pool), _REFERENCE)]), inducing)
-        right = self._target_tower(self.target.coordinates(target[_subset(len(target), _REFERENCE)]), inducing)
+    def _truncated(self, pool: Any, target: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All but the prior as a product of truncated rank, and c(y): (n, rank), (m, rank) float32, (m,)."""
+        inducing = self._inducing(target[_subset(len(target), _INDUCING)])
+        left = self._pool_tower(pool[_subset(len(pool), _REFERENCE)], inducing)
+        right, _ = self._target_tower(target[_subset(len(target), _REFERENCE)], inducing)
         u, size, v = torch.linalg.svd(left @ right.T, full_matrices=False)
         lost = 1 - size.square().cumsum(0) / size.square().sum().clamp(min=1e-300)
         rank = min(int((lost > _TOLERANCE).sum()) + 1, RANK, len(size))
         root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
         basis, target_basis = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
-        (left_all,) = self.pool.in_chunks(pool, lambda x: ((self._pool_tower(x, inducing) @ basis).float().numpy(),))
-        (right_all,) = self.target.in_chunks(
-            target, lambda y: ((self._target_tower(y, inducing) @ target_basis).float().numpy(),)
-        )
-        return left_all, right_all
+        (left_all,) = in_chunks(pool, lambda x: ((self._pool_tower(x, inducing) @ basis).float().numpy(),))
 
-    def _pool_tower(self, x: Tensor, inducing: Tensor) -> Tensor:
+        def projected(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            tower, bias = self._target_tower(rows, inducing)
+            return (tower @ target_basis).float().numpy(), bias
+
+        return left_all, *in_chunks(target, projected)
+
+    def _inducing(self, rows: np.ndarray) -> _Inducing:
+        """Of some targets' features."""
+        units = [] if self.similarity is None else self.similarity.units(rows)
+        return _Inducing(self.target.coordinates(rows), units)
+
+    def _pool_tower(self, rows: np.ndarray, inducing: _Inducing) -> Tensor:
         """Interaction, main effect, the cosines' half, and weighted similarities to the inducing points, (n, width)."""
+        x = self.pool.coordinates(rows)
         interaction, main = self.pool_effects(x)
         columns = [interaction, main[:, None]]
         if len(self.arrays["terms"]):
             projection, weights = self.pool.projection, self.arrays["terms"].reshape(1 + len(self.sharpness), -1)
             units = unit_blocks(x, projection)
             columns += [b * u for b, u in zip(weights[0], units, strict=True)]
-            for u, v, weight in zip(units, unit_blocks(inducing, projection), weights[1:].T, strict=True):
+            for u, v, weight in zip(units, unit_blocks(inducing.coordinates, projection), weights[1:].T, strict=True):
                 columns.append(torch.einsum("k,kij->ij", weight, torch.stack(similarities(u @ v.T, self.sharpness))))
+        if self.similarity is not None:
+            alike = self.similarity.grid(self.similarity.units(rows), inducing.units)
+            columns.append(self.numbers["similarity"] * alike)
         return torch.cat(columns, dim=1)
 
-    def _target_tower(self, y: Tensor, inducing: Tensor) -> Tensor:
-        """The target's half of each column of `_pool_tower`, (m, width)."""
+    def _target_tower(self, rows: np.ndarray, inducing: _Inducing) -> tuple[Tensor, np.ndarray]:
+        """The target's half of each column of `_pool_tower`, and c(y): (m, width), (m,)."""
+        y = self.target.coordinates(rows)
+        scale, bias = self.target_effects(y)
         columns = [self.target.kernels(y)[0], torch.ones((len(y), 1), dtype=torch.float64)]
         if len(self.arrays["terms"]):
-            projection, jitter = self.pool.projection, 1e-6 * torch.eye(len(inducing), dtype=torch.float64)
+            projection = self.pool.projection
             units = unit_blocks(y, projection)
             columns += units
-            for u, v in zip(units, unit_blocks(inducing, projection), strict=True):
-                cross, kernel = (similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))
-                columns.append(torch.linalg.solve(kernel + jitter, cross.T).T)
-        return torch.cat(columns, dim=1)
+            for u, v in zip(units, unit_blocks(inducing.coordinates, projection), strict=True):
+                columns.append(_nystrom(*(similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))))
+        columns = [column * torch.from_numpy(scale)[:, None] for column in columns]
+        if self.similarity is not None:
+            sides = self.similarity.units(rows), inducing.units
+            columns.append(_nystrom(*(self.similarity.grid(side, inducing.units) for side in sides)))
+        return torch.cat(columns, dim=1), bias
+
+
+class _Inducing(NamedTuple):
+    """Targets that stand for all in the Nyström approximation.
+
+    Attributes:
+        coordinates: (m, width).
+        units: of the label-free similarity, each (m, width of a block).
+    """
+
+    coordinates: Tensor
+    units: list[Tensor]
+
+
+def _nystrom(cross: Tensor, kernel: Tensor) -> Tensor:
+    """The half of the Nyström approximation that meets similarities to the inducing points, (n, m), given theirs."""
+    jitter = 1e-6 * torch.eye(len(kernel), dtype=torch.float64)
+    return torch.linalg.solve(kernel + jitter, cross.T).T
 
 
 def _subset(n: int, size: int) -> np.ndarray:

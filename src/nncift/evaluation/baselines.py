@@ -10,11 +10,13 @@ whitened over the pool. Others, which take a pass of their own, are given by the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from nncift.estimator.network import FeatureArray
+from nncift.estimator.similarity import STATES, BlockSimilarity, block_similarities
 from nncift.features.features import Features
 from nncift.features.language_model import LANGUAGE_BLOCKS
 from nncift.features.sources import SKETCH
@@ -29,54 +31,48 @@ LABEL_FREE = {
     "gradient sketch": "gradient-sketch",
 }
 """Name of a baseline to the influence function that computes it exactly for every pair without labels."""
-_SHARPNESS = 5.0  # that of response-similarity and gradient-sketch
+_NAMES = {STATES: "response similarity", SKETCH: "gradient sketch"}  # of a block's similarity
 _CHUNK = 1 << 23  # numbers of either side at a time
-_SAMPLES = 4096  # of either side, for mean and deviation of a language model's states
 
 
 def feature_similarities(pool: FeatureArray, target: FeatureArray) -> dict[str, Similarity]:
     """The label-free similarities that features give, those of `LABEL_FREE` that there are."""
-    pool_blocks, target_blocks = Features.of(pool).blocks, Features.of(target).blocks
-    first, states = next(iter(pool_blocks)), "response states"
+    sides = Features.of(pool), Features.of(target)
+    first = next(iter(sides[0].blocks))
     found: dict[str, Similarity] = {}
-    if first not in LANGUAGE_BLOCKS and pool_blocks[first].shape[1] == target_blocks[first].shape[1]:
-        found["cosine"] = _similarity(pool_blocks[first], target_blocks[first])
-    if states in pool_blocks and states in target_blocks:
-        sides = pool_blocks[states], target_blocks[states]
-        some = _some(*sides)
-        deviation = some.std(axis=0)
-        varies = deviation > 1e-6 * deviation.max(initial=0)  # constant dimensions become 0
-        scale = np.where(varies, deviation, np.inf)
-        found["response similarity"] = _similarity(*sides, some.mean(axis=0), scale, sharpness=_SHARPNESS)
-    if SKETCH in pool_blocks and SKETCH in target_blocks:
-        sides = pool_blocks[SKETCH], target_blocks[SKETCH]
-        found[SKETCH] = _similarity(*sides, _some(*sides).mean(axis=0), sharpness=_SHARPNESS)
+    if first not in LANGUAGE_BLOCKS and sides[0].widths[first] == sides[1].widths.get(first):
+        found["cosine"] = _by_chunks(_cosines, *(side.blocks[first] for side in sides))
+    for name, block in block_similarities(*sides).items():
+        found[_NAMES[name]] = _by_chunks(
+            functools.partial(_similarities, block), *(side.blocks[name] for side in sides)
+        )
     return found
 
 
-def _some(*sides: np.ndarray) -> np.ndarray:
-    return np.concatenate([side[:_SAMPLES] for side in sides]).astype(np.float64)
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of n pairs of rows, (n,)."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12)
+    return cosines
 
 
-def _similarity(
-    pool: np.ndarray,
-    target: np.ndarray,
-    mean: np.ndarray | float = 0.0,
-    scale: np.ndarray | float = 1.0,
-    *,
-    sharpness: float = 0.0,
+def _similarities(block: BlockSimilarity, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of n pairs of rows, (n,)."""
+    return np.asarray(block.pairs(block.units(a), block.units(b)))
+
+
+def _by_chunks(
+    pairs: Callable[[np.ndarray, np.ndarray], np.ndarray], pool: np.ndarray, target: np.ndarray
 ) -> Similarity:
-    """Cosines of standardized features, or exp(sharpness (cosine - 1))."""
+    """`pairs` of the rows of pool and target, a few at a time."""
 
     def similarity(pool_index: np.ndarray, target_index: np.ndarray) -> np.ndarray:
-        cosines = np.empty(len(pool_index), dtype=np.float64)
+        found = np.empty(len(pool_index), dtype=np.float64)
         size = max(_CHUNK // pool.shape[1], 1)
         for start in range(0, len(pool_index), size):
             part = slice(start, start + size)
-            a, b = (pool[pool_index[part]] - mean) / scale, (target[target_index[part]] - mean) / scale
-            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            cosines[part] = np.einsum("nd,nd->n", a, b) / np.maximum(norms, 1e-12)
-        return np.exp(sharpness * (cosines - 1)) if sharpness else cosines
+            found[part] = pairs(pool[pool_index[part]], target[target_index[part]])
+        return found
 
     return similarity
 
