@@ -8,6 +8,7 @@ has two towers (`towers`), no learning rate and no epochs; regularization follow
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from nncift.estimator.acquisition import Posterior
 from nncift.estimator.covariance import CHUNK, SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
-from nncift.estimator.likelihood import Theta, maximize_likelihood, solve
+from nncift.estimator.likelihood import LIKELIHOOD_PAIRS, Theta, log_likelihood, maximize_likelihood, solve
 from nncift.estimator.pca import Projection
 from nncift.estimator.similarity import LabelFreeSimilarity
 from nncift.estimator.towers import PosteriorMean
@@ -51,11 +52,7 @@ class GaussianProcess(PosteriorMean):
         labels, slope = capped(labels, self.seed), 0.0
         if prior is not None:
             labels, slope = _residuals(labels, pool, target, prior)
-        self.similarity, alike = None if self.pointwise else LabelFreeSimilarity.of(pool, target), 0.0
-        if self.similarity is not None:
-            labels, alike = self.similarity.residuals(pool, target, labels)
-        grid = LabelledGrid.of(pool, target, labels, pointwise=self.pointwise)
-        theta = maximize_likelihood(grid, seed=self.seed)
+        grid, theta, alike = self._with_prior_mean(pool, target, labels)
         solved = solve(theta, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * theta["terms"]).exp() / grid.term_std
@@ -74,6 +71,31 @@ class GaussianProcess(PosteriorMean):
         self.prior, self.sharpness = prior, SHARPNESS
         self.__dict__.pop("posterior", None)  # of an earlier fit
 
+    def _with_prior_mean(
+        self, pool: Features, target: Features, labels: LabelledPairs
+    ) -> tuple[LabelledGrid, Theta, float]:
+        """The labels minus the prior mean, their hyperparameters, and the scale of the label-free similarity.
+
+        The labels are fitted with and without the similarity, and what they are likelier under is taken: the scale
+        counts as one free parameter, half the logarithm of the number of labels (Schwarz 1978).
+        """
+        grid = LabelledGrid.of(pool, target, labels, pointwise=self.pointwise)
+        theta = maximize_likelihood(grid, seed=self.seed)
+        self.similarity = None
+        similarity = None if self.pointwise else LabelFreeSimilarity.of(pool, target)
+        if similarity is None:
+            return grid, theta, 0.0
+        residuals, alike = similarity.residuals(pool, target, labels)
+        if alike == 0:
+            return grid, theta, 0.0
+        left = grid.with_influence(residuals.influence)
+        learned = maximize_likelihood(left, seed=self.seed)
+        gained = log_likelihood(learned, left, seed=self.seed) - log_likelihood(theta, grid, seed=self.seed)
+        if gained <= math.log(min(len(grid.value), LIKELIHOOD_PAIRS)) / 2:
+            return grid, theta, 0.0
+        self.similarity = similarity
+        return left, learned, alike
+
     def predict(self, pool: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Posterior mean of n pairs: (n, width), (n, width) -> (n,) float32."""
         out = np.empty(len(pool), dtype=np.float32)
@@ -83,8 +105,8 @@ class GaussianProcess(PosteriorMean):
             interaction, main = self.pool_effects(x)
             inner = (interaction * self.target.kernels(y)[0]).sum(1) + main
             if len(self.arrays["terms"]):
-                units = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
-                cosines = torch.stack([(u * v).sum(1) for u, v in units])
+                sides = zip(unit_blocks(x, self.pool.projection), unit_blocks(y, self.pool.projection), strict=True)
+                cosines = torch.stack([(u * v).sum(1) for u, v in sides])
                 inner += self.arrays["terms"] @ torch.cat([cosines, *similarities(cosines, self.sharpness)])
             scale, bias = self.target_effects(y)
             out[part] = inner.numpy() * scale + bias

@@ -6,7 +6,8 @@ The influence of pool sample x on target y is modeled as
 
 | symbol   | name                   | covariance                                                      |
 |----------|------------------------|-----------------------------------------------------------------|
-| k h(x,y) | prior mean             | none: label-free similarity, scaled by least squares beforehand |
+| k h(x,y) | prior mean             | none: label-free similarity, scaled by least squares beforehand,|
+|          |                        | or 0 where the labels are likelier without it                   |
 | a(x)     | main effect (pool)     | kernel over pool samples                                        |
 | g(x, y)  | interaction            | kernel over pool samples x kernel over targets                  |
 | beta_t   | similarity coefficient | independent; the terms are cosines and their exponentials       |
@@ -57,7 +58,7 @@ def maximize_likelihood(grid: LabelledGrid, *, seed: int) -> Theta:
         kept = {"pool_main", "pool_main_nugget", "noise", "terms"}
         start |= {name: start[name] - math.inf for name in set(_INITIAL) - kept}
     free = {name: value.clone().requires_grad_() for name, value in start.items() if torch.isfinite(value).all()}
-    subset = grid.subset(np.random.default_rng(seed).permutation(len(grid.value))[:LIKELIHOOD_PAIRS])
+    subset = _drawn(grid, seed)
     optimizer = torch.optim.Adam(free.values(), lr=_LEARNING_RATE)
     for _ in range(_STEPS):
         optimizer.zero_grad()
@@ -67,6 +68,20 @@ def maximize_likelihood(grid: LabelledGrid, *, seed: int) -> Theta:
         torch.autograd.backward([covariance, penalty], [gradient, torch.ones_like(penalty)])
         optimizer.step()
     return start | {name: rounded(value.detach()) for name, value in free.items()}
+
+
+@torch.no_grad()
+def log_likelihood(theta: Theta, grid: LabelledGrid, *, seed: int) -> float:
+    """Log marginal likelihood, on the labels' own scale, of those that `maximize_likelihood` draws by `seed`."""
+    subset = _drawn(grid, seed)
+    factor = torch.linalg.cholesky(_covariance(theta, subset))
+    fit = subset.value @ torch.cholesky_solve(subset.value[:, None], factor)[:, 0]
+    n = len(subset.value)
+    return float(-fit / 2 - factor.diagonal().log().sum() - n * math.log(grid.unit * math.sqrt(2 * math.pi)))
+
+
+def _drawn(grid: LabelledGrid, seed: int) -> LabelledGrid:
+    return grid.subset(np.random.default_rng(seed).permutation(len(grid.value))[:LIKELIHOOD_PAIRS])
 
 
 def _likelihood_gradient(covariance: Tensor, value: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ class LabelFreeSimilarity:
         return cls(
             [
                 BlockSimilarity(
-                    slice(first, past), *(np.float64(arrays[f"similarity.{number}.{name}"]) for name in _STORED)
+                    slice(first, past),
+                    *(arrays[f"similarity.{number}.{name}"].astype(np.float64) for name in _STORED),
                 )
                 for number, (first, past) in enumerate(columns)
             ]

@@ -183,7 +183,7 @@ def _check_process(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], w
 
 def _blocks(value: Any, width: int, *, shared: bool) -> list[list[int]]:
     """First column and the one past the last of each block that has a similarity."""
-    blocks = value if isinstance(value, list) and (shared or not value) else [None]
+    blocks: list[Any] = value if isinstance(value, list) and (shared or not value) else [None]
     for bounds in blocks:
         is_pair = isinstance(bounds, list) and len(bounds) == 2 and _is_count(bounds[0], 0)
         if not is_pair or not _is_count(bounds[1], bounds[0] + 1) or bounds[1] > width:

@@ -88,7 +88,8 @@ class PosteriorMean:
             tower, bias = self._target_tower(rows, inducing)
             return (tower @ target_basis).float().numpy(), bias
 
-        return left_all, *in_chunks(target, projected)
+        right_all, bias = in_chunks(target, projected)
+        return left_all, right_all, bias
 
     def _inducing(self, rows: np.ndarray) -> _Inducing:
         """Of some targets' features."""
@@ -144,7 +145,8 @@ class _Inducing(NamedTuple):
 def _nystrom(cross: Tensor, kernel: Tensor) -> Tensor:
     """The half of the Nyström approximation that meets similarities to the inducing points, (n, m), given theirs."""
     jitter = 1e-6 * torch.eye(len(kernel), dtype=torch.float64)
-    return torch.linalg.solve(kernel + jitter, cross.T).T
+    solved: Tensor = torch.linalg.solve(kernel + jitter, cross.T)
+    return solved.T
 
 
 def _subset(n: int, size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,6 @@ class LabelledGrid:
             rounded(torch.from_numpy(projection(side[some])))
             for projection, side, some in zip(projections, (pool, target), (rows, columns), strict=True)
         )
-        value = labels.influence.astype(np.float64)
-        scale, unit = _target_scales(column, value, len(columns))
-        mean = float(value.mean())
         shared = projections[0] is projections[1] and not pointwise
         parts = shared_terms(x, y, projections[0]) if shared else []
         terms = torch.stack(parts) if parts else torch.zeros((0, len(x), len(y)), dtype=torch.float64)
@@ -68,16 +66,20 @@ class LabelledGrid:
             target=y,
             row=torch.from_numpy(row),
             column=torch.from_numpy(column),
-            value=torch.from_numpy((value - mean) / unit),
-            scale=torch.from_numpy(np.ones_like(scale) if pointwise else scale),
-            mean=mean,
-            unit=unit,
+            **_standardized(labels.influence, column, len(columns), pointwise=pointwise),
             pool_kernels=block_kernels(x, x, projections[0].slices),
             target_kernels=block_kernels(y, y, projections[1].slices),
             terms=(terms - center[:, None, None]) / std[:, None, None],
             term_mean=center,
             term_std=std,
             pointwise=pointwise,
+        )
+
+    def with_influence(self, influence: np.ndarray) -> LabelledGrid:
+        """The same pairs with other values, (labels,) on their own scale."""
+        return replace(
+            self,
+            **_standardized(influence, self.column.numpy(), self.scale.shape[0], pointwise=self.pointwise),
         )
 
     def subset(self, chosen: np.ndarray) -> LabelledGrid:
@@ -96,6 +98,19 @@ class LabelledGrid:
             target_kernels=self.target_kernels[:, columns][:, :, columns],
             terms=self.terms[:, rows][:, :, columns],
         )
+
+
+def _standardized(influence: np.ndarray, column: np.ndarray, columns: int, *, pointwise: bool) -> dict[str, Any]:
+    """The fields of a grid that depend on the values."""
+    value = influence.astype(np.float64)
+    scale, unit = _target_scales(column, value, columns)
+    mean = float(value.mean())
+    return {
+        "value": torch.from_numpy((value - mean) / unit),
+        "scale": torch.from_numpy(np.ones_like(scale) if pointwise else scale),
+        "mean": mean,
+        "unit": unit,
+    }
 
 
 def shared_terms(x: Tensor, y: Tensor, projection: Projection, sharpness: Sequence[float] = SHARPNESS) -> list[Tensor]:
