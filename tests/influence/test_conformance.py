@@ -138,7 +138,7 @@ def test_prepare_does_not_change_values(make, pool, target, tmp_path):
 
 @pytest.mark.parametrize("make", [*CACHE, *FORMS], indirect=True)
 def test_prepare_resumes_with_the_same_bytes(make, pool, target, tmp_path, monkeypatch):
-    for module in ("run.shards", "influence.gradient_similarity", "influence.gradient_sketch"):
+    for module in ("run.shards", "influence.gradients.gradient_similarity", "influence.gradient_sketch"):
         monkeypatch.setattr(f"nncift.{module}.SHARD", 2)
     first = prepared(make(ready=False), pool, target, tmp_path)
     influence, kept = first(pool, target), content(tmp_path)

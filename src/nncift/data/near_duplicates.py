@@ -106,7 +106,7 @@ class _Kept:
         self, block: np.ndarray, groups: np.ndarray, start: int, twins: np.ndarray, cosines: np.ndarray
     ) -> None:
         """Keep those of a block without a twin, but for near-duplicates of earlier ones in the block itself."""
-        free = np.flatnonzero(twins < 0)
+        free, others = np.flatnonzero(twins < 0), np.flatnonzero(twins >= 0)
         cosine = np.zeros((len(free), len(free)), np.float32)
         for group, some in _by_group(groups[free]):
             at = some[groups[free[some], 0] == group]  # members; the others of `some` come near the group
@@ -119,7 +119,13 @@ class _Kept:
             if found[best] >= self.threshold:
                 is_kept[k] = False
                 twins[free[k]], cosines[free[k]] = start + free[best], found[best]
-        for k in free[is_kept].tolist():
+        kept = free[is_kept]
+        for k in others.tolist():  # whose most similar kept sample may be one of these
+            near = kept[(kept < k) & np.isin(groups[kept, 0], groups[k])]
+            found = block[near] @ block[k]
+            if len(near) and found.max() > cosines[k]:
+                twins[k], cosines[k] = start + near[found.argmax()], found.max()
+        for k in kept.tolist():
             self._rows[int(groups[k, 0])].append(start + k)
 
 
