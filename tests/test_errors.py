@@ -25,3 +25,4 @@ def test_messages_hold_no_control_characters():
     error = DataError("odd \x1b[31m text\nnext", file="evil\x07.jsonl")
     assert all(c.isprintable() for c in str(error))
     assert printable("a\u202eb") == "a\\u202eb"
+    assert printable("5.0\u00a0% of\u2003it\u2028") == "5.0 % of it\\u2028"  # spaces, and a line separator

@@ -13,12 +13,21 @@ Anything else that escapes is a bug of ours and keeps its traceback. Every field
 
 from __future__ import annotations
 
+from unicodedata import category
+
 _LONGEST = 200  # characters of a message of a library
 
 
 def printable(text: object) -> str:
-    """`text` on one line with control characters escaped, safe for a terminal whatever the data holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    """`text` on one line with control characters escaped, safe for a terminal whatever the data holds.
+
+    Spaces of any kind are plain ones.
+    """
+    return "".join(c if c.isprintable() else " " if category(c) == "Zs" else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def first_line(error: BaseException) -> str:
