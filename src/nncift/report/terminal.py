@@ -137,7 +137,8 @@ def optimality(summary: Summary) -> str | None:
     if found["bound"] is None:
         return f"unknown: {found['reason']}"
     given = "" if summary.exact else " for these estimates"
-    if found["among"] < summary.pool["rows"]:
+    near_duplicates = (summary.near_duplicates or {}).get("rows", 0)
+    if found["among"] < summary.pool["rows"] - near_duplicates:
         given = f" among subsets of the {counted(found['among'], 'shortlisted sample')}"
     sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {found['confidence']:.1%}"
     return f"at least {found['percent']} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
