@@ -3,8 +3,8 @@
     python examples/continual.py
     python examples/continual.py --pool january.jsonl --later february.jsonl --budget 0.1 --model org/model
 
-The first run chooses from the pool. The second chooses from the later data with the first subset as `known`: the gain of
-a row is what it adds to the coverage of that subset (the conditional gain of facility location).
+The first run chooses from the pool. The second chooses from the later data with the first subset as `known`: the gain
+of a row is what it adds to the coverage of that subset (the conditional gain of facility location).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A hook of mkdocs: formulas in TeX, `$...$` and `$$...$$`, become SVG when the site is built.
 
-So a reader needs neither MathJax nor a network. The same source is typeset by GitHub. What can be written is matplotlib's
-mathtext: https://matplotlib.org/stable/users/explain/text/mathtext.html.
+So a reader needs neither MathJax nor a network. The same source is typeset by GitHub. What can be written is
+matplotlib's mathtext: https://matplotlib.org/stable/users/explain/text/mathtext.html.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
 
 def _typeset(tag: str, marked: str, page: str) -> str:
-    """SVG of a formula between \\( and \\), or \\[ and \\], in the colour of the text around it."""
+    """SVG of a formula, which stands in the marks of MathJax, in the colour of the text around it."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser
     from matplotlib.textpath import TextPath

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: pages of the navigation that are not written yet are left out; a link of the CLI's page is mended."""
+"""A hook of mkdocs: leaves pages out of the navigation that are not written yet, and mends a link of the CLI's page."""
 
 from __future__ import annotations
 

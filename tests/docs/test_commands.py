@@ -1,4 +1,4 @@
-"""Every `nncift ...` command in the documentation is parsed by the real command line: it exists, and so do its options."""
+"""Every `nncift ...` command in the documentation is parsed by the real command line: it and its options exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def words(command: str) -> list[str]:
 
 
 def parse(arguments: list[str]) -> None:
-    """As `nncift` does it, without running anything; the file of `--config` need not be there, and may name the pool."""
+    """As `nncift` does it, without running anything; a file of `--config` need not be there, and may name the pool."""
     if "--config" in arguments:
         place = arguments.index("--config")
         arguments = [*arguments[:place], *arguments[place + 2 :], "--pool", "pool.jsonl"]
@@ -64,7 +64,9 @@ def test_the_commands_of_a_page_exist(path):
 
 
 def test_the_examples_of_the_help_and_of_the_scripts_exist():
-    found = [line for command in app if app[command].help_epilogue for line in re.findall(r"`(nncift .*)`", app[command].help_epilogue)]
+    found = []
+    for command in app:
+        found += re.findall(r"`(nncift .*)`", app[command].help_epilogue or "")
     for script in SCRIPTS:
         found += commands(script.read_text(encoding="utf-8"))
     assert len(found) > 20
@@ -77,8 +79,8 @@ def test_wrong_commands_would_be_noticed():
         "nncift select a.jsonl  --budget 3"
     ]
     assert list(commands("Text\n\n    nncift diff a b   # compare\n")) == ["nncift diff a b   # compare"]
-    for wrong in ("nncift select a.jsonl --buget 3", "nncift selekt a.jsonl", "nncift diff a", "nncift select a --seed x"):
+    for wrong in ("select a.jsonl --buget 3", "selekt a.jsonl", "diff a", "select a --seed x"):
         with pytest.raises(cyclopts.CycloptsError):
-            parse(words(wrong))
+            parse(wrong.split())
     with pytest.raises(NNCIFTError):
         parse(words("nncift select a.jsonl --budget 0"))
