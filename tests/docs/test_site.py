@@ -77,8 +77,8 @@ def test_the_page_of_the_command_line_has_every_command_and_option(site):
         if command in ("--help", "-h", "--version", "env"):  # of all; another name of doctor
             continue
         assert f"nncift {command}" in text
-        shown = [option.name for option in app[command].assemble_argument_collection(parse_docstring=False) if option.show]
-        assert [name for name in shown if name not in text] == []
+        options = app[command].assemble_argument_collection(parse_docstring=False)
+        assert [option.name for option in options if option.show and option.name not in text] == []
 
 
 def test_formulas_are_drawn_and_named(site):
