@@ -1,13 +1,16 @@
-"""A hook of mkdocs: leaves pages out of the navigation that are not written yet, and mends a link of the CLI's page."""
+"""A hook of mkdocs: pages that are not written yet, public names that no page has, and a link of the CLI's page."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.plugins import get_plugin_logger
 
 PLANNED = ("clusters.md", "explore.md", "handover.md", "report.md")
+"""Pages of the navigation that may be missing."""
+_ROOT = Path(__file__).parents[2]
 
 
 def on_config(config: Any) -> Any:
@@ -22,19 +25,30 @@ def on_config(config: Any) -> Any:
 def _without(entries: list[Any], pages: list[str]) -> list[Any]:
     kept = []
     for entry in entries:
-        if isinstance(entry, dict):
-            (title, part), *_ = entry.items()
-            if isinstance(part, list):
-                kept.append({title: _without(part, pages)})
-            elif part not in pages:
-                kept.append(entry)
-        elif entry not in pages:
+        part = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(part, list):
+            kept.append({next(iter(entry)): _without(part, pages)})
+        elif part not in pages:
             kept.append(entry)
     return kept
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Cyclopts joins the dashes of an anchor, where ours are those of GitHub."""
-    if page.file.src_uri != "cli.md":
-        return markdown
-    return markdown.replace("(#nncift-install-completion)", "(#nncift---install-completion)")
+    """Complete the reference, and mend an anchor."""
+    if page.file.src_uri == "reference/index.md":
+        return markdown + "".join(f"\n\n::: nncift.{name}" for name in _unwritten())
+    if page.file.src_uri == "cli.md":  # cyclopts joins the dashes of an anchor, where ours are those of GitHub
+        return markdown.replace("(#nncift-install-completion)", "(#nncift---install-completion)")
+    return markdown
+
+
+def _unwritten() -> list[str]:
+    """Public names that no page of the reference has."""
+    public = re.findall(r"^from .* import \w+ as (\w+)$", _text(_ROOT / "src/nncift/__init__.pyi"), re.MULTILINE)
+    pages = "\n".join(map(_text, (_ROOT / "docs/reference").glob("*.md")))
+    written = re.findall(r"^::: nncift\.(\w+)$", pages, re.MULTILINE)
+    return [name for name in public if name not in written]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

@@ -64,11 +64,13 @@ def test_no_page_loads_anything_from_outside(site):
 
 
 def test_the_reference_has_every_public_name_once(site):
-    pages = "\n".join(map(Path.read_text, (DOCS / "reference").glob("*.md")))
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
     written = re.findall(r"^::: nncift\.(\w+)$", pages, re.MULTILINE)
-    assert sorted(written) == sorted(name for name in nncift.__all__ if name != "__version__")
+    public = {name for name in nncift.__all__ if name != "__version__"}
+    assert set(written) <= public
+    assert len(set(written)) == len(written)
     anchors = set().union(*(read(page).ids for page in (site / "reference").glob("*.html")))
-    assert {f"nncift.{name}" for name in written} <= anchors
+    assert {f"nncift.{name}" for name in public} <= anchors  # those that no page has are at the end of the first
 
 
 def test_the_page_of_the_command_line_has_every_command_and_option(site):
