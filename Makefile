@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LONGEST := tests/test_reliability.py tests/test_demo.py tests/influence/test_delift.py tests/pipeline tests/proof
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench bench-fidelity bench-peers clean
+.PHONY: demo test lint format docs notebooks bench bench-fidelity bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nncift demo
@@ -24,6 +24,14 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site, in build/site; a warning is an error. `make test` builds it too.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Run the notebooks and store their outputs: after a change to one of them, or to what they print.
+notebooks: $(VENV)/.test
+	NNCIFT_CACHE_SIZE=0 $(BIN)/python docs/_site/execute.py docs/notebooks/*.ipynb
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/selection.py

@@ -41,10 +41,10 @@ class Delift(PromptedFunction):
 
     Args:
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`; loaded on first use.
-        wording: "plain", or a `PromptTemplate` of your own; "chat", the model's chat template with the example as an
-            earlier exchange; "auto", chat when any sample comes from a chat and the model has a template, else plain.
         exponential: give exp(influence), DELIFT's variant.
-        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`; and `wording`: "plain", or a
+            `PromptTemplate` of your own; "chat", the model's chat template with the example as an earlier exchange;
+            "auto", chat when any sample comes from a chat and the model has a template, else plain.
 
     Source: DELIFT (arXiv:2411.04425), equations 1 and 2.
     """

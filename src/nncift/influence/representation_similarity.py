@@ -34,9 +34,9 @@ class RepresentationSimilarity(PromptedFunction):
 
     Args:
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`.
-        wording: "plain" or a `PromptTemplate`, of which `without_example` and `query` are used; "chat", the model's
-            chat template; "auto", chat when any sample comes from a chat and the model has a template, else plain.
-        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`; and `wording`: "plain" or a
+            `PromptTemplate`, of which `without_example` and `query` are used; "chat", the model's chat template;
+            "auto", chat when any sample comes from a chat and the model has a template, else plain.
 
     Source: RDS+ (Ivison et al. 2025, arXiv:2503.01807); the weights are those of SGPT (arXiv:2202.08904).
     """

@@ -1,0 +1,72 @@
+"""The scripts of examples/: each runs on its own data, with a tiny model, and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import nncift
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.filterwarnings("default")  # a user's script does not turn warnings into errors
+
+
+def run(name: str, *arguments: object) -> dict:
+    """Run a script as `python examples/NAME` does, but in this process; what it defines."""
+    scope = runpy.run_path(str(EXAMPLES / name))
+    scope["main"]([str(argument) for argument in arguments])
+    return scope
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_choice_for_a_task(tmp_path, tiny_model, capsys):
+    run("task_target.py", "--model", tiny_model, "--output", tmp_path / "run")
+    excluded = {row["prompt"] for row in rows(EXAMPLES / "data" / "test.jsonl")}
+    chosen = rows(tmp_path / "run" / "subset.jsonl")
+    assert len(chosen) == 12
+    assert excluded.isdisjoint(row["prompt"] for row in chosen)
+    out = capsys.readouterr().out
+    assert "12 rows" in out
+    assert "of the best possible value" in out
+
+
+def test_a_choice_beside_what_was_chosen_before(tmp_path, tiny_model, capsys):
+    run("continual.py", "--model", tiny_model, "--output", tmp_path)
+    assert len(rows(tmp_path / "further" / "subset.jsonl")) == 8
+    assert nncift.Selection.load(tmp_path / "further").objective == "facility-location-conditional-gain"
+    assert "of them would be chosen without --known" in capsys.readouterr().out
+
+
+def test_an_influence_function_of_ones_own(tmp_path, monkeypatch, capsys):
+    scope = run("own_influence.py", "--output", tmp_path / "run")
+    assert len(capsys.readouterr().out.splitlines()) == len(rows(tmp_path / "run" / "subset.jsonl")) == 6
+    function = scope["CharacterNgrams"](n=2, sharpness=0.0)
+    data = nncift.load_pool(str(EXAMPLES / "data" / "target.jsonl"))
+    assert (function(data, data) == 1).all()
+    exact = scope["CharacterNgrams"](n=3)(data, data)
+    assert exact.diagonal() == pytest.approx(1, abs=1e-5)
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    named = nncift.select(
+        str(EXAMPLES / "data" / "pool.jsonl"),
+        target=str(EXAMPLES / "data" / "target.jsonl"),
+        influence="own_influence:CharacterNgrams",
+        influence_options=["n=4"],
+        budget=6,
+        output=str(tmp_path / "named"),
+    )
+    sys.modules.pop("own_influence")
+    assert [row["id"] for row in rows(tmp_path / "run" / "subset.jsonl")] == named.dataset["id"][:]
+
+
+def test_training_on_a_choice_with_trl(tmp_path, tiny_model, capsys):
+    run("train_with_trl.py", "--model", tiny_model, "--output", tmp_path, "--budget", 4)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert "over 4 rows" in capsys.readouterr().out
