@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from nncift.run.executors import LocalExecutor
+from nncift.run.executors.base import LocalExecutor
 from nncift.run.shards import Shards, once_per_sample
 
 
@@ -23,6 +23,8 @@ def lengths(samples: list[int]) -> np.ndarray:
 
 class Elsewhere:
     """Pickles the job and each shard, and finishes the last shard first."""
+
+    elsewhere = True
 
     def map(self, job, shards):
         for shard in reversed(list(shards)):

@@ -91,6 +91,10 @@ class InfluenceFunction:
     _settings: tuple[str, ...] = ()
     """Attributes that `describe` gives, ready for JSON."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker, without what belongs to the caller."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("on_cut", "progress")}
+
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Influence of each pool sample on each target.
 

@@ -131,7 +131,7 @@ class LanguageModelFunction(InfluenceFunction):
         """The samples as training examples."""
         from nncift.models.examples import encode_examples
 
-        examples = encode_examples(self.language_model, rows, wording=self.spec.wording)
+        examples = encode_examples(self.spec.tokenization, rows, wording=self.spec.wording)
         self._note_cut(example.id for example in examples if example.cut)
         return examples
 

@@ -133,7 +133,7 @@ class SelectIT(LanguageModelFunction):
         return cls(setup.models, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
+        return super().__getstate__() | {"_loaded": None}
 
     @property
     def forward_tokens(self) -> int:  # type: ignore[override]

@@ -1,0 +1,86 @@
+"""Runs that compute elsewhere: the same bytes as in this process, whatever becomes of the workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import nncift
+import worker_jobs
+from builders import word_rows, write_rows
+from nncift.errors import ConfigError, RunError
+from nncift.pipeline.configure import make_config
+from nncift.pipeline.workers import described, executor_of
+from nncift.run.executors.ray_cluster import RayExecutor
+
+EXEMPT = {"run.log", "costs.json", "checksums.jsonl", "report.html", ".lock"}
+
+
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory) -> Path:
+    """A file here kills a worker, or a machine of the cluster."""
+    folder = tmp_path_factory.mktemp("deaths")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(worker_jobs.DEATHS, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(deaths: Path):
+    """Two machines of one CPU each, and a third without any, from which runs start."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(worker_jobs.__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        shared = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **shared})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def options(tiny_model, minilm, tmp_path_factory) -> dict:
+    pool = write_rows(tmp_path_factory.mktemp("files") / "pool.jsonl", word_rows(60))
+    return {"pool": pool, "model": tiny_model, "encoder": minilm, "device": "cpu", "dtype": "float32", "budget": 5}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("nncift.influence.gradient_sketch.SHARD", 8)
+    monkeypatch.setattr("nncift.influence.gradient_sketch.WHITENING_TOKENS", 60)
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if path.name not in EXEMPT}
+
+
+@pytest.fixture(scope="module")
+def local(options, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("local") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nncift.influence.gradient_sketch.SHARD", 8)
+        patch.setattr("nncift.influence.gradient_sketch.WHITENING_TOKENS", 60)
+        nncift.select(**options, influence="worker_influence:DeadlySketch", output=folder)
+    return state(folder)
+
+
+def test_processes_give_the_same_bytes_though_one_is_killed(options, local, deaths, tmp_path: Path):
+    (deaths / "worker").touch()
+    nncift.select(**options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", workers=2)
+    assert not [*deaths.iterdir()]
+    assert state(tmp_path / "run") == local
+
+
+def test_ray_gives_the_same_bytes_though_a_worker_and_a_machine_die(options, local, cluster, deaths, tmp_path: Path):
+    (deaths / "worker").touch()
+    (deaths / cluster.worker_nodes.copy().pop().node_id).touch()
+    nncift.select(
+        **options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", ray_address=cluster.address
+    )
+    assert not [*deaths.iterdir()]
+    assert state(tmp_path / "run") == local
