@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,9 @@ import pytest
 import nncift
 import worker_jobs
 from builders import word_rows, write_rows
-from nncift.errors import ConfigError, RunError
+from nncift.errors import DependencyError, NNCIFTError
 from nncift.pipeline.configure import make_config
-from nncift.pipeline.workers import described, executor_of
-from nncift.run.executors.ray_cluster import RayExecutor
+from nncift.pipeline.workers import described
 
 EXEMPT = {"run.log", "costs.json", "checksums.jsonl", "report.html", ".lock"}
 
@@ -32,14 +32,16 @@ def cluster(deaths: Path):
     """Two machines of one CPU each, and a third without any, from which runs start."""
     from ray.cluster_utils import Cluster
 
+    tests, store = str(Path(worker_jobs.__file__).parent), {"object_store_memory": 80 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(worker_jobs.__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        shared = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **shared})
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        yield cluster
-        cluster.shutdown()
+        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+        try:
+            for _ in range(2):
+                made.add_node(num_cpus=1, **store)
+            yield made
+        finally:
+            made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,26 @@ def test_ray_gives_the_same_bytes_though_a_worker_and_a_machine_die(options, loc
     )
     assert not [*deaths.iterdir()]
     assert state(tmp_path / "run") == local
+
+
+def test_refusals(options, monkeypatch, tmp_path: Path):
+    for given, message in (
+        ({"ray_address": "localhost:1"}, r"no Ray cluster answers at localhost:1 \(.*\): check that address"),
+        ({"ray_address": "nowhere"}, "`ray_address` 'nowhere' is not an address"),
+        ({"workers": 2, "executor": "local"}, "`workers` is for other processes, and `executor` is local"),
+        ({"gpus_per_worker": 1, "executor": "processes"}, "`gpus_per_worker` is for `executor` ray, not processes"),
+        ({"executor": "processes"}, "starts one per GPU, and there is none here"),
+        ({"workers": 0}, "`workers` is 0: give a number of at least 1"),
+    ):
+        with pytest.raises(NNCIFTError, match=message):
+            nncift.select(**options, output=tmp_path / "run", **given)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DependencyError, match=r"`executor` ray needs Ray: pip install 'nncift\[ray\]'"):
+        nncift.select(**options, output=tmp_path / "run", executor="ray")
+
+
+def test_where_a_run_computes_is_not_part_of_it(options):
+    config = make_config(**options, ray_address="head:6379", workers=4)
+    assert config.identity() == make_config(**options).identity()
+    assert described(config) == "4 workers on the Ray cluster head:6379"
+    assert described(make_config(**options, workers=3)) == "3 processes on this machine"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from tqdm import tqdm
 
+from nncift.data.memory import detached
 from nncift.errors import ConfigError, DataError
 from nncift.features.assembly import Kept, drop_found, keep_found, write_features
 from nncift.features.cache import FeatureCache, Found, content_keys, settings_key
@@ -229,7 +230,7 @@ def read_source(
 
         def send(rows: range) -> tuple[int, Dataset]:
             part = samples.select(kept.missing[rows.start : rows.stop])
-            return rows.start, part if executor is LOCAL else in_memory(part)
+            return rows.start, detached(part) if executor.elsewhere else part
 
         with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", **drawn(progress)) as bar:
             already(bar, len(samples) - len(kept.missing))
@@ -281,13 +282,6 @@ def _look_up(folder: FeatureFolder, name: str, known: _Known | None, n: int) -> 
     kept = keep_found(folder, name, known.find())
     _log.info("features %s: %d of %d samples from the cache", name, n - len(kept.missing), n)
     return kept
-
-
-def in_memory(samples: Dataset) -> Dataset:
-    """These samples alone, no longer mapped from a file, as they travel to another process."""
-    from datasets import Dataset
-
-    return Dataset(samples.with_format("arrow")[:], info=samples.info)
 
 
 def _reading(source: FeatureSource, folder: FeatureFolder | None, name: str) -> _Reading:

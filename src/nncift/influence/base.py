@@ -72,6 +72,9 @@ class InfluenceFunction:
 
     name: str = ""
     traits: Traits = Traits()
+    travels: bool = False
+    """Whether blocks of pairs may be computed in other processes: the object is pickled after `prepare`, which has
+    counted all truncated samples (`cut_ids`)."""
     progress: bool = False
     """Set by the caller: show progress bars in `prepare`."""
     models: Sequence[ModelSpec] = ()

@@ -258,7 +258,9 @@ class GradientSketch(LanguageModelFunction):
             states=self.states,
             states_layer=self._states_layer,
             seed=self.seed,
-            device=self.language_model.device if self.spec.is_loaded else torch.device(self.spec.device or best_device()),
+            device=self.language_model.device
+            if self.spec.is_loaded
+            else torch.device(self.spec.device or best_device()),
         )
 
     @property

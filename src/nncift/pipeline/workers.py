@@ -34,9 +34,7 @@ def executor_of(config: Config) -> Executor:
     from nncift.run.executors.processes import ProcessExecutor
 
     gpus = _gpus() if config.device in (None, "cuda") else []
-    return ProcessExecutor(
-        _processes(config, gpus), gpus=gpus if len(gpus) > 1 else (), threads=config.cpus_per_worker
-    )
+    return ProcessExecutor(_processes(config, gpus), gpus=gpus if len(gpus) > 1 else (), threads=config.cpus_per_worker)
 
 
 def described(config: Config) -> str:

@@ -207,47 +207,54 @@ class Shards:
 class _Keyed:
     """Values (m, d) float32 of some samples, stored with their keys."""
 
-    compute: Callable[[list[int]], np.ndarray]
-    keys: list[str]
-    samples: list[int]
+    compute: Callable[[list[Any]], np.ndarray]
 
-    def __call__(self, rows: range) -> Arrays:
-        part = slice(rows.start, rows.stop)
-        values = np.ascontiguousarray(self.compute(self.samples[part]), dtype=np.float32)
-        return {"keys": self.stored_keys(rows), "values": values}
-
-    def accept(self, rows: range, arrays: Arrays) -> bool:
-        """Whether a shard holds the values of these samples."""
-        return np.array_equal(arrays.get("keys", ()), self.stored_keys(rows))
-
-    def stored_keys(self, rows: range) -> np.ndarray:
-        """The keys, all of one length, as safetensors can hold them: (m, length) uint8."""
-        text = "".join(self.keys[rows.start : rows.stop])
-        return np.frombuffer(text.encode(), np.uint8).reshape(len(rows), -1)
+    def __call__(self, given: tuple[np.ndarray, list[Any]]) -> Arrays:
+        keys, items = given
+        return {"keys": keys, "values": np.ascontiguousarray(self.compute(items), dtype=np.float32)}
 
 
 def once_per_sample(
     keys: Sequence[str],
-    compute: Callable[[list[int]], np.ndarray],
+    items: Sequence[Any],
+    compute: Callable[[list[Any]], np.ndarray],
     *,
     name: str,
     folder: Path | None = None,
     progress: bool = False,
+    executor: Executor = LOCAL,
+    counter: TokenCounts | None = None,
 ) -> dict[str, np.ndarray]:
     """The values of n samples, each distinct one computed once: key to value, (d,) float32.
 
     Args:
-        keys: n fingerprints, equal for samples that have the same value.
-        compute: gives the values (m, d) float32 of m sample numbers; picklable, like `Work`.
+        keys: n fingerprints of one length, equal for samples that have the same value.
+        items: n samples, as `compute` takes them.
+        compute: gives the values (m, d) float32 of m samples; picklable, like `Work`.
         name: shards are `<name>-*.safetensors`.
         folder: keep the shards here; those that are stored already are not computed again.
         progress: show a progress bar.
+        executor: where to compute.
+        counter: as of `Shards.compute`.
     """
     first: dict[str, int] = {}
     for number, key in enumerate(keys):
         first.setdefault(key, number)
-    work = _Keyed(compute, list(first), list(first.values()))
+    distinct, numbers = list(first), list(first.values())
     shards = Shards(len(first), SHARD, folder, name)
+
+    def stored_keys(rows: range) -> np.ndarray:
+        """As safetensors can hold them: (m, length) uint8."""
+        text = "".join(distinct[rows.start : rows.stop])
+        return np.frombuffer(text.encode(), np.uint8).reshape(len(rows), -1)
+
     with tqdm(total=len(first), desc=name, unit=" samples", **drawn(progress)) as bar:
-        shards.compute(work, accept=work.accept, bar=bar)
+        shards.compute(
+            _Keyed(compute),
+            accept=lambda rows, arrays: np.array_equal(arrays.get("keys", ()), stored_keys(rows)),
+            bar=bar,
+            executor=executor,
+            send=lambda rows: (stored_keys(rows), [items[number] for number in numbers[rows.start : rows.stop]]),
+            counter=counter,
+        )
     return dict(zip(first, (value for shard in shards for value in shard["values"]), strict=True))

@@ -34,7 +34,7 @@ class Worker(Protocol):
         """The answer of `Answering.answer`, after those asked for before."""
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process, if there is one; the next `start` makes another."""
 
 
 @dataclass
@@ -44,6 +44,15 @@ class _Part:
     name: str
     data: bytes
     deaths: int = 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a future is the answer to."""
+
+    worker: Worker
+    life: int  # number of the worker's process
+    part: _Part | None = None  # None: it starts
 
 
 class Dispatch:
@@ -60,11 +69,12 @@ class Dispatch:
         self, workers: Sequence[Worker], job: Any, died: type[Exception], reason: Callable[[Exception], str]
     ) -> None:
         self._workers, self._job, self._died, self._reason = workers, job, died, reason
-        self._busy: dict[Future[bytes], tuple[Worker, _Part | None]] = {}  # None: it starts
+        self._busy: dict[Future[bytes], _Asked] = {}
         self._ready: list[Worker] = []  # that have the job
         self._unsent: Iterator[_Part] = iter(())
         self._waiting: deque[_Part] = deque()  # the next part, and those of workers that died
-        self._starts: Counter[int] = Counter()  # of a worker that failed in a row
+        self._starts: Counter[Worker] = Counter()  # that failed in a row
+        self._lives: Counter[Worker] = Counter()
 
     def results(self, parts: Iterable[Any]) -> Iterator[Any]:
         """The result of each part, in any order.
@@ -77,25 +87,29 @@ class Dispatch:
         for worker in self._workers[: len(self._waiting)]:
             self._start(worker)
         try:
-            while self._waiting or any(part for _, part in self._busy.values()):
+            while self._waiting or self._is_computing:
                 for future in self._finished():
-                    worker, part = self._busy.pop(future)
+                    asked = self._busy.pop(future)
                     try:
                         result = opened(future.result())
                     except self._died as error:
-                        self._bury(worker, part, self._reason(error))
+                        self._bury(asked, self._reason(error))
                         continue
-                    if part is not None:
+                    if asked.part is not None:
                         yield result
                     else:
                         _check_versions(*result)
-                        self._starts[id(worker)] = 0
-                        self._ready.append(worker)
+                        self._starts[asked.worker] = 0
+                        self._ready.append(asked.worker)
                 self._feed()
         finally:
-            for future, (worker, _) in self._busy.items():
+            for future, asked in self._busy.items():
                 future.cancel()
-                worker.stop()
+                asked.worker.stop()
+
+    @property
+    def _is_computing(self) -> bool:
+        return any(asked.part is not None for asked in self._busy.values())
 
     def _finished(self) -> set[Future[bytes]]:
         """The futures that are done, at least one."""
@@ -103,14 +117,15 @@ class Dispatch:
             done, _ = wait(self._busy, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             if done:
                 return done
-            if not any(part for _, part in self._busy.values()):
+            if not self._is_computing:
                 _log.warning("no worker is there yet, after waiting for %d s; still waiting", _PATIENCE)
 
     def _held(self, worker: Worker) -> int:
-        return sum(other is worker for other, _ in self._busy.values())
+        return sum(asked.worker is worker for asked in self._busy.values())
 
     def _start(self, worker: Worker) -> None:
-        self._busy[worker.start(self._job)] = (worker, None)
+        self._lives[worker] += 1
+        self._busy[worker.start(self._job)] = _Asked(worker, self._lives[worker])
 
     def _feed(self) -> None:
         """Give the workers that are there what they can take, the next part to all before a second one to any."""
@@ -118,11 +133,17 @@ class Dispatch:
             for worker in self._ready:
                 if self._waiting and self._held(worker) <= held:
                     part = self._waiting.popleft()
-                    self._busy[worker.compute(part.data)] = (worker, part)
+                    self._busy[worker.compute(part.data)] = _Asked(worker, self._lives[worker], part)
                     if not self._waiting:
                         self._waiting.extend(itertools.islice(self._unsent, 1))
 
-    def _bury(self, worker: Worker, part: _Part | None, reason: str) -> None:
+    def _bury(self, asked: _Asked, reason: str) -> None:
+        """Have the part of a worker that died computed again, and the worker replaced.
+
+        Raises:
+            RunError: it has died too often.
+        """
+        worker, part = asked.worker, asked.part
         if part is not None:
             part.deaths += 1
             _log.warning("a worker died on %s (%s); it is computed again", part.name, reason)
@@ -133,11 +154,12 @@ class Dispatch:
                 )
             self._waiting.appendleft(part)
         else:
-            self._starts[id(worker)] += 1
-            if self._starts[id(worker)] >= _DEATHS:
+            self._starts[worker] += 1
+            if self._starts[worker] >= _DEATHS:
                 raise RunError(f"a worker does not start ({reason})", "see its messages above, or leave `workers` out")
-        self._ready = [other for other in self._ready if other is not worker]
-        if not any(other is worker and starting is None for other, starting in self._busy.values()):
+        if asked.life == self._lives[worker]:  # else it is replaced already
+            self._ready = [other for other in self._ready if other is not worker]
+            worker.stop()
             self._start(worker)
 
 

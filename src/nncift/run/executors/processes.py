@@ -91,7 +91,9 @@ class _Process:
 
     def _ask(self, kind: bytes, data: bytes) -> bytes:
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             write_message(process.stdin, kind, data)
             answer = read_message(process.stdout)

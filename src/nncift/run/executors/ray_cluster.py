@@ -8,7 +8,6 @@ parts of one that died to others at once. Ray Data is not used: it has its own r
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -114,12 +113,7 @@ class _Actor:
 
     def _future(self, method: str, argument: Any) -> Future[bytes]:
         future: Future[bytes] = getattr(self._actor, method).remote(argument).future()
-        future.add_done_callback(functools.partial(self._forget_dead, self._actor))
-        return future
-
-    def _forget_dead(self, actor: Any, future: Future[bytes]) -> None:
-        if not future.cancelled() and future.exception() is not None and self._actor is actor:
-            self.stop()
+        return future  # without callbacks: they run in Ray's own thread, which nothing may call Ray from
 
     def stop(self) -> None:
         if self._actor is not None:
