@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +10,11 @@ from tqdm import tqdm
 
 from nncift.run.executors.base import LocalExecutor
 from nncift.run.shards import Shards, once_per_sample
-
-
-def squares(rows: range) -> dict[str, np.ndarray]:
-    return {"values": np.square(np.arange(rows.start, rows.stop, dtype=np.float32))}
+from worker_jobs import Elsewhere, squares
 
 
 def lengths(samples: list[int]) -> np.ndarray:
     return np.array(samples, np.float64)[:, None] * [1, 0.5]
-
-
-class Elsewhere:
-    """Pickles the job and each shard, and finishes the last shard first."""
-
-    elsewhere = True
-
-    def map(self, job, shards):
-        for shard in reversed(list(shards)):
-            yield pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(shard)))
 
 
 @pytest.mark.parametrize(("n", "lost"), [(10, ()), (10, (1,)), (8, (0, 1)), (3, (0,))])

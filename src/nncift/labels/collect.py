@@ -91,12 +91,7 @@ def collect(
         def send(part: range) -> _Block:
             place = slice(part.start, part.stop)
             own = columns if columns.ndim == 1 else columns[place]
-            block = _Block(
-                rows[place],
-                own,
-                *(some.select(np.unique(which)) for some, which in ((pool, rows[place]), (target, own))),
-                values,
-            )
+            block = _Block.of(pool, target, rows[place], own, values)
             return block.alone() if executor.elsewhere else block
 
         each = width if function.traits.pointwise else 1
@@ -181,6 +176,11 @@ class _Block:
     pool: Dataset
     target: Dataset
     known: _Known
+
+    @classmethod
+    def of(cls, pool: Dataset, target: Dataset, rows: np.ndarray, columns: np.ndarray, known: _Known) -> Self:
+        """Of all pool samples and targets."""
+        return cls(rows, columns, pool.select(np.unique(rows)), target.select(np.unique(columns)), known)
 
     def alone(self) -> Self:
         """As it travels to another process."""

@@ -40,8 +40,8 @@ def executor_of(config: Config) -> Executor:
 def described(config: Config) -> str:
     """The workers in words, for a dry run; empty where this process computes."""
     if config.executor == "ray":
-        count = "all that there is room for" if config.workers is None else counted(config.workers, "worker")
-        return f"{count} on the Ray cluster {config.ray_address or 'of this machine'}"
+        some = "all that there is room for" if config.workers is None else counted(config.workers, "worker")
+        return f"{some} on the Ray cluster {config.ray_address or 'of this machine'}"
     if config.executor != "processes":
         return ""
     gpus = _gpus() if config.device in (None, "cuda") else []

@@ -37,7 +37,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Computes one part after another in this process."""
 
-    elsewhere = False
+    elsewhere: ClassVar[bool] = False
 
     def map(self, job: Callable[[S], R], parts: Iterable[S]) -> Iterator[R]:
         """The result of each part, in order."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TypeVar
+from typing import IO, ClassVar, TypeVar
 
 from nncift.run.executors.answers import packed
 from nncift.run.executors.dispatch import Dispatch
@@ -36,7 +36,7 @@ class ProcessExecutor:
         threads: of each process; unless given, its share of the CPUs.
     """
 
-    elsewhere = True
+    elsewhere: ClassVar[bool] = True
 
     def __init__(self, count: int, *, gpus: Sequence[str] = (), threads: int | None = None) -> None:
         threads = threads or max((os.cpu_count() or 1) // count, 1)

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from nncift.errors import ConfigError, DependencyError, RunError, first_line
 from nncift.run.executors.answers import Answering, packed
@@ -37,7 +37,7 @@ class RayExecutor:
         cpus: of each worker.
     """
 
-    elsewhere = True
+    elsewhere: ClassVar[bool] = True
 
     def __init__(
         self, address: str = AUTO, *, count: int | None = None, gpus: float | None = None, cpus: float = 1
