@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,8 +31,7 @@ def deaths(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(deaths: Path):
     """Two machines of one CPU each, and a third without any, from which runs start."""
-    from ray.cluster_utils import Cluster
-
+    Cluster = pytest.importorskip("ray.cluster_utils").Cluster
     tests, store = str(Path(worker_jobs.__file__).parent), {"object_store_memory": 80 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
@@ -58,7 +58,11 @@ def small_shards(monkeypatch):
 
 def state(folder: Path) -> dict[str, bytes]:
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if path.name not in EXEMPT}
+    stages = json.loads((folder / "costs.json").read_text())["stages"]
+    tokens = {name: cost["forward_tokens"] for name, cost in stages.items()}
+    assert tokens["influence"]
+    files = {name: path.read_bytes() for name, path in found.items() if path.name not in EXEMPT}
+    return files | {"tokens": json.dumps(tokens).encode()}
 
 
 @pytest.fixture(scope="module")

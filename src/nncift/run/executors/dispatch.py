@@ -19,6 +19,7 @@ from nncift.run.executors.answers import opened, packed, versions
 
 _AHEAD = 2  # parts at a worker: the one that it computes and the next
 _DEATHS = 3  # of workers on one part, or at the start, that end the run
+_NOT_THERE = "check that nncift is installed where it runs, or leave `workers` and `executor` out"
 _PATIENCE = 60.0  # seconds without any worker, after which the log says so
 
 _log = logging.getLogger("nncift")
@@ -156,7 +157,7 @@ class Dispatch:
         else:
             self._starts[worker] += 1
             if self._starts[worker] >= _DEATHS:
-                raise RunError(f"a worker does not start ({reason})", "see its messages above, or leave `workers` out")
+                raise RunError(f"a worker does not start ({reason})", _NOT_THERE)
         if asked.life == self._lives[worker]:  # else it is replaced already
             self._ready = [other for other in self._ready if other is not worker]
             worker.stop()

@@ -39,7 +39,7 @@ class ProcessExecutor:
     elsewhere: ClassVar[bool] = True
 
     def __init__(self, count: int, *, gpus: Sequence[str] = (), threads: int | None = None) -> None:
-        threads = threads or max((os.cpu_count() or 1) // count, 1)
+        threads = threads or max(_cpus() // count, 1)
         shared = {name: str(threads) for name in _THREADS} | {"PYTHONPATH": os.pathsep.join(sys.path)}
         seen = [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {} for number in range(count)]
         self._workers = [_Process(shared | own) for own in seen]
@@ -52,6 +52,11 @@ class ProcessExecutor:
         """End the processes."""
         for worker in self._workers:
             worker.stop()
+
+
+def _cpus() -> int:
+    """CPUs that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerDied(Exception):
