@@ -22,7 +22,9 @@ BUILT_IN_FEATURES = ("sentence", "lm", "gradient-sketch")
 DEFAULT_LABELS = "2000"
 DEFAULT_LABELLED_SAMPLES = "200samples"  # where the cost is per sample: 100 rows and 100 targets
 DEFAULT_DIFFICULTY = "ifd"
-_NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache")  # fields that do not determine what a run computes
+EXECUTION = ("executor", "workers", "ray_address", "gpus_per_worker", "cpus_per_worker")
+"""Fields of where a run computes: it may go on elsewhere, with the same result."""
+_NOT_IDENTITY = ("output", "keep_checkpoints", "no_cache", *EXECUTION)  # that do not determine what a run computes
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,19 @@ class Config:
     complete."""
     no_cache: bool = False
     """Neither use nor keep features in the cache for other runs ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE, 10GB)."""
+    executor: Literal["local", "processes", "ray"] | None = None
+    """Where samples are read by the models: local, in this process (the default); processes, several on this machine,
+    one per GPU; ray, on a Ray cluster. The result is the same, so an interrupted run may go on elsewhere."""
+    workers: int | None = None
+    """Number of worker processes, each with models of its own; alone it means --executor processes. By default one per
+    GPU; on Ray as many as the cluster has room for."""
+    ray_address: str | None = None
+    """The Ray cluster: HOST:PORT of its head node, or auto, the default: the one of this machine or $RAY_ADDRESS. Alone
+    it means --executor ray."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker on Ray, such as 0.5; by default 1 where the cluster has any."""
+    cpus_per_worker: int | None = None
+    """CPUs of each worker, which are its threads. By default 1 on Ray, on this machine its share of the CPUs."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -226,12 +241,28 @@ class Config:
                 raise ConfigError(
                     f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
                 )
+        self._check_execution()
         self._check_growing()
         self._check_features()
         schemas_for(self.prompt_field, self.response_field, self.messages_field)
         if self.exclude_fields and not self.exclude:
             raise ConfigError("`exclude_fields` names columns of test sets, and there is none", "give `exclude` too")
         self._check_numbers()
+
+    def _check_execution(self) -> None:
+        on_ray = [name for name in ("ray_address", "gpus_per_worker") if getattr(self, name) is not None]
+        if self.executor is None:
+            implied = "ray" if on_ray else "processes" if self.workers is not None else None
+            object.__setattr__(self, "executor", implied)
+        if on_ray and self.executor != "ray":
+            raise ConfigError(
+                f"`{on_ray[0]}` is for `executor` ray, not {self.executor}", "give one of them, or leave both out"
+            )
+        several = [name for name in ("workers", "cpus_per_worker") if getattr(self, name) is not None]
+        if several and self.executor in (None, "local"):
+            raise ConfigError(
+                f"`{several[0]}` is for other processes, and `executor` is local", "give `workers` or an `executor`"
+            )
 
     def _check_growing(self) -> None:
         if self.append and self.from_run is None:
@@ -255,7 +286,7 @@ class Config:
 
     def _check_numbers(self) -> None:
         least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
-        least |= {"redundancy": 0}
+        least |= {"redundancy": 0, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:

@@ -20,8 +20,10 @@ from nncift.features.language_model import LanguageModelFeatures
 from nncift.features.sentence import SentenceFeatures
 from nncift.features.sources import FeatureReader, FeatureSources, SketchSettings
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.run.executors.base import computing_with
 from nncift.run.files import write_tensors
 from nncift.run.folder import FeatureFolder
+from worker_jobs import Elsewhere
 
 N = 7
 SOURCES = ("sentence", "lm", "sketch", "file", "column", "class")
@@ -95,7 +97,8 @@ def test_killed_and_resumed_elsewhere_with_the_same_bytes(pool, sources, kind, t
             patch.setattr(type(source), "settings", lambda self: {"dtype": "other"})
             with pytest.raises(ConfigError, match=r"begun with .* now it is \{'dtype': 'other'\}"):
                 read_source(pool, resumed, folder=part)
-    read_source(pool, pickle.loads(pickle.dumps(source)), folder=part, after_shard=after_shard)
+    with computing_with(Elsewhere()):
+        read_source(pool, pickle.loads(pickle.dumps(source)), folder=part, after_shard=after_shard)
     assert len(computed) == 4  # of four shards, two were stored
     assert files(part) == files(whole)
     assert set(files(part)) == {"pool.npy", "pool.json"}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from builders import named
+from builders import chat, named, samples
 from nncift.errors import DataError, ModelError
 from nncift.influence.base import InfluenceFunction, Traits
-from nncift.labels.collect import _Known, _Labelling, collect
+from nncift.influence.delift import Delift
+from nncift.influence.ifd import IFD
+from nncift.labels.collect import collect
 from nncift.labels.pairs import LabelledPairs
+from nncift.models.spec import ModelSpec
+from nncift.run.executors.base import computing_with
+from worker_jobs import Elsewhere
 
 
 @pytest.fixture
@@ -127,11 +131,25 @@ def test_killed_and_resumed_with_the_same_bytes(pool, function, columns, tmp_pat
     collect(function, pool, pool, rows, columns, folder=part, after_block=lambda: pytest.fail("computed again"))
 
 
+CHATS = [chat("a", "Say one", "One"), chat("b", "Say two", "Two"), {"id": "c", "prompt": "Three", "response": "3"}] * 7
+
+
 @pytest.mark.parametrize("columns", [np.arange(4), np.resize(np.arange(5), (9, 2))])
-def test_a_block_is_the_same_after_pickling(pool, columns):
-    work = _Labelling(Pointwise(), pool, pool, np.arange(9), columns, _Known.of(None, pointwise=True))
-    here, elsewhere = work(range(3, 7)), pickle.loads(pickle.dumps(work))(range(3, 7))
-    assert {name: array.tobytes() for name, array in here.items()} == {k: a.tobytes() for k, a in elsewhere.items()}
+@pytest.mark.parametrize("kind", [Delift, IFD])
+def test_blocks_are_the_same_in_other_processes(kind, columns, tiny_model, monkeypatch):
+    monkeypatch.setattr("nncift.labels.collect.BLOCK_PAIRS", 8)
+    rows = samples(CHATS)
+    here, there = (kind(ModelSpec(tiny_model, device="cpu")) for _ in range(2))
+    known = collect(here, rows, rows, np.arange(3), np.arange(5))
+    expected = collect(here, rows, rows, np.arange(2, 11), columns, known=known)
+    collect(there, rows, rows, np.arange(3), np.arange(5))
+    with computing_with(Elsewhere()):
+        found = collect(there, rows, rows, np.arange(2, 11), columns, known=known)
+    order = np.argsort(found.pool_index, kind="stable")  # in which blocks were computed
+    for name in ("pool_index", "target_index", "influence"):
+        np.testing.assert_array_equal(getattr(found, name)[order], getattr(expected, name))
+    assert there.forward_tokens == here.forward_tokens
+    assert there.cut_ids == here.cut_ids
 
 
 class OneScore(Pointwise):

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tqdm import tqdm
 
-from nncift.run.executors import LocalExecutor
+from nncift.run.executors.base import LocalExecutor
 from nncift.run.shards import Shards, once_per_sample
-
-
-def squares(rows: range) -> dict[str, np.ndarray]:
-    return {"values": np.square(np.arange(rows.start, rows.stop, dtype=np.float32))}
+from worker_jobs import Elsewhere, squares
 
 
 def lengths(samples: list[int]) -> np.ndarray:
     return np.array(samples, np.float64)[:, None] * [1, 0.5]
-
-
-class Elsewhere:
-    """Pickles the job and each shard, and finishes the last shard first."""
-
-    def map(self, job, shards):
-        for shard in reversed(list(shards)):
-            yield pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(shard)))
 
 
 @pytest.mark.parametrize(("n", "lost"), [(10, ()), (10, (1,)), (8, (0, 1)), (3, (0,))])
@@ -68,11 +56,11 @@ def test_values_are_computed_once_per_distinct_sample(tmp_path: Path, monkeypatc
         asked.append(samples)
         return lengths(samples)
 
-    found = once_per_sample(keys, compute, name="f", folder=tmp_path)
+    found = once_per_sample(keys, [0, 1, 2, 3], compute, name="f", folder=tmp_path)
     assert {key: value.tolist() for key, value in found.items()} == {"aa": [0, 0], "bb": [1, 0.5], "cc": [3, 1.5]}
     assert asked == [[0, 1], [3]]
-    once_per_sample([*keys, "dd"], compute, name="f", folder=tmp_path)  # the second shard has another sample
+    once_per_sample([*keys, "dd"], range(5), compute, name="f", folder=tmp_path)  # the second shard has another sample
     assert asked == [[0, 1], [3], [3, 4]]
     (tmp_path / "f-000000.safetensors").write_bytes(b"broken")
-    once_per_sample(keys, compute, name="f", folder=tmp_path)  # a damaged shard is computed again, as others are
+    once_per_sample(keys, range(4), compute, name="f", folder=tmp_path)  # a damaged shard is computed again
     assert asked[3:] == [[0, 1], [3]]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift.data.files.streams import ROW_BYTES
 from nncift.data.rows import BATCH, Row, arrow_rows, mapping_rows
 from nncift.errors import DataError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def is_table(source: object) -> bool:
     """Whether this is a dataset, or a table of pandas, polars or Arrow."""
     return any(hasattr(source, name) for name in ("with_format", "to_arrow", "__arrow_c_stream__", "itertuples"))
+
+
+def detached(samples: Dataset) -> Dataset:
+    """These samples alone, no longer mapped from a file, as they travel to another process."""
+    from datasets import Dataset
+
+    return Dataset(samples.with_format("arrow")[:], info=samples.info)
 
 
 def repeatable(source: Any) -> Any:

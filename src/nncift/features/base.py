@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from tqdm import tqdm
 
+from nncift.data.memory import detached
 from nncift.errors import ConfigError, DataError
 from nncift.features.assembly import Kept, drop_found, keep_found, write_features
 from nncift.features.cache import FeatureCache, Found, content_keys, settings_key
@@ -24,10 +25,11 @@ from nncift.features.features import Features, split, stored_features
 from nncift.models.chats import chunks
 from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.run.executors.base import LOCAL, workers
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import FeatureFolder
 from nncift.run.progress import already, drawn
-from nncift.run.shards import Arrays, Shards
+from nncift.run.shards import Arrays, Shards, TokenCounts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +51,10 @@ class FeatureSource:
     """Part of its file names in the run folder: "sentence", "lm" or "own"."""
     name: str = ""
     """The model, file or column, recorded with the features."""
+    counter: TokenCounts | None = None
+    """What counts the tokens of its language model, if it runs one."""
+    is_local: ClassVar[bool] = False
+    """Whether it reads what other processes may not have, or is too cheap to be computed elsewhere."""
 
     @classmethod
     def build(cls, encoder: EncoderSpec, model: ModelSpec) -> Self:
@@ -96,17 +102,14 @@ class _Reading:
     """Features of a range of samples: the work of one shard."""
 
     source: FeatureSource
-    samples: Dataset
-    missing: np.ndarray
-    """The samples to compute, (m,)."""
     size: int
     """Samples in a shard."""
     settings: dict[str, Any]
     begun: dict[str, Any]
     """The settings of shards without facts, of earlier versions."""
 
-    def __call__(self, rows: range) -> Arrays:
-        part = self.samples.select(self.missing[rows.start : rows.stop])
+    def __call__(self, given: tuple[int, Dataset]) -> Arrays:
+        first, part = given
         blocks = {name: np.asarray(block) for name, block in self.source(part).items()}
         truncated = blocks.pop(TRUNCATED, np.zeros(len(part), bool))
         if not blocks or any(block.ndim != 2 or len(block) != len(part) for block in blocks.values()):
@@ -123,7 +126,7 @@ class _Reading:
                 "check this sample; with `dtype` float16, use bfloat16 or float32",
             )
         widths = {name: block.shape[1] for name, block in blocks.items()}
-        facts = {"blocks": widths, "settings": self.settings, "first": rows.start}
+        facts = {"blocks": widths, "settings": self.settings, "first": first}
         stored = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         return {"features": features, TRUNCATED: truncated, "facts": stored}
 
@@ -141,10 +144,10 @@ class _Reading:
         first = facts.get("first", rows.start // self.size * SHARD)  # shards of earlier versions had this size
         return bool(first == rows.start and len(arrays["features"]) == len(rows))
 
-    def widths(self, shards: Shards) -> dict[str, int]:
-        """Widths of the blocks, as the first shard has them; where none has facts, as the first sample has them."""
+    def widths(self, shards: Shards, sample: Dataset) -> dict[str, int]:
+        """Widths of the blocks, as the first shard has them; where none has facts, as a sample has them."""
         first = next((arrays for arrays in shards if "facts" in arrays), None)
-        return dict(_facts(self(range(1)) if first is None else first)["blocks"])
+        return dict(_facts(self((0, sample)) if first is None else first)["blocks"])
 
     def checked(self, shards: Shards, widths: dict[str, int]) -> Iterator[Arrays]:
         """The arrays of each shard, which all have to have these blocks."""
@@ -220,13 +223,29 @@ def read_source(
     known = None if folder is None or cache is None else _Known.of(cache, source, samples)
     kept = Kept.nothing(len(samples)) if folder is None else _look_up(folder, name, known, len(samples))
     shards = Shards(len(kept.missing), source.shard_size(), None if folder is None else folder.path, name)
+    executor = LOCAL if source.is_local else workers()
     widths, computed, settings = kept.widths, iter(list[Arrays]()), dict[str, Any]()
     if len(kept.missing):
-        work = _reading(source, samples, kept.missing, folder, name)
+        work = _reading(source, folder, name)
+
+        def send(rows: range) -> tuple[int, Dataset]:
+            part = samples.select(kept.missing[rows.start : rows.stop])
+            return rows.start, detached(part) if executor.elsewhere else part
+
         with tqdm(total=len(samples), desc=f"features {name}", unit=" samples", **drawn(progress)) as bar:
             already(bar, len(samples) - len(kept.missing))
-            shards.compute(work, accept=work.accept, bar=bar, after_shard=after_shard, count=count)
-        widths, settings = kept.widths or work.widths(shards), work.settings
+            shards.compute(
+                work,
+                accept=work.accept,
+                bar=bar,
+                after_shard=after_shard,
+                count=count,
+                executor=executor,
+                send=send,
+                counter=source.counter,
+            )
+        widths = kept.widths or work.widths(shards, samples.select(kept.missing[:1]))
+        settings = work.settings
         computed = work.checked(shards, widths)
     if folder is None:
         return Features(split(np.concatenate([arrays["features"] for arrays in computed]), widths))
@@ -265,12 +284,10 @@ def _look_up(folder: FeatureFolder, name: str, known: _Known | None, n: int) -> 
     return kept
 
 
-def _reading(
-    source: FeatureSource, samples: Dataset, missing: np.ndarray, folder: FeatureFolder | None, name: str
-) -> _Reading:
+def _reading(source: FeatureSource, folder: FeatureFolder | None, name: str) -> _Reading:
     settings = source.settings()
     begun = folder is not None and folder.begun(name).exists() and read_json(folder.begun(name))
-    return _Reading(source, samples, missing, source.shard_size(), settings, begun or settings)
+    return _Reading(source, source.shard_size(), settings, begun or settings)
 
 
 def _facts(arrays: Arrays) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class OwnFeatures(FeatureSource):
 
     name: str
     source_rows: int | None = None
+    is_local = True
 
     def check(self, samples: Dataset) -> None:
         """Refuse a file that is missing, no array of numbers, or of another shape."""

@@ -61,6 +61,7 @@ class LanguageModelFeatures(FeatureSource):
 
     def __init__(self, model: ModelSpec) -> None:
         self.model, self.name = model, model.name
+        self.counter = model
 
     @classmethod
     def build(cls, encoder: EncoderSpec, model: ModelSpec) -> Self:
@@ -68,9 +69,12 @@ class LanguageModelFeatures(FeatureSource):
         return cls(model)
 
     def settings(self) -> dict[str, Any]:
-        """Precision and context length of the model; loads it."""
-        wording = {} if self.model.wording in (None, "auto") else {"wording": self.model.wording}
-        return {"dtype": self.model.loaded.precision, "max_length": self.model.loaded.context_length} | wording
+        """Precision and context length of the model, whose weights may be loaded by other processes alone."""
+        model = self.model
+        wording = {} if model.wording in (None, "auto") else {"wording": model.wording}
+        named = isinstance(model.model, str) and model.dtype != "auto"
+        precision = model.precision if named else model.loaded.precision
+        return {"dtype": precision, "max_length": model.tokenization.context_length} | wording
 
     def memory(self, samples: Dataset) -> int:
         """Those of the largest batch."""

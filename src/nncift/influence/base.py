@@ -72,6 +72,9 @@ class InfluenceFunction:
 
     name: str = ""
     traits: Traits = Traits()
+    travels: bool = False
+    """Whether blocks of pairs may be computed in other processes: the object is pickled after `prepare`, which has
+    counted all truncated samples (`cut_ids`)."""
     progress: bool = False
     """Set by the caller: show progress bars in `prepare`."""
     models: Sequence[ModelSpec] = ()
@@ -90,6 +93,10 @@ class InfluenceFunction:
     """Set by the caller: called when `cut_ids` has grown, before a value of those samples is stored."""
     _settings: tuple[str, ...] = ()
     """Attributes that `describe` gives, ready for JSON."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker, without what belongs to the caller."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("on_cut", "progress")}
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Influence of each pool sample on each target.

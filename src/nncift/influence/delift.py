@@ -51,6 +51,7 @@ class Delift(PromptedFunction):
 
     name = "delift"
     traits = Traits(per_pair=True, asks_language_model=True)
+    travels = True
     single = False
     _settings = ("exponential",)
 

@@ -17,6 +17,7 @@ import numpy as np
 from nncift.influence.base import InfluenceFunction, Setup, Traits, look_up
 from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts, truncated_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
+from nncift.run.executors.base import workers
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
 
@@ -60,7 +61,13 @@ class EmbeddingSimilarity(InfluenceFunction):
         texts = [*chain(*sample_texts(pool), *sample_texts(target))]
         keys = [self._key(text) for text in texts]
         self._cache = once_per_sample(
-            keys, partial(self._embed, texts), name=self.name, folder=folder, progress=self.progress
+            keys,
+            texts,
+            partial(embed_texts, encoder=self.encoder_spec),
+            name=self.name,
+            folder=folder,
+            progress=self.progress,
+            executor=workers(),
         )
 
     def vectors(self, rows: Dataset) -> np.ndarray:
@@ -68,7 +75,11 @@ class EmbeddingSimilarity(InfluenceFunction):
         turns = sample_texts(rows)
         texts = [*chain(*turns)]
         self._note_cut(rows, turns, texts)
-        embeddings = look_up(self._cache, [self._key(text) for text in texts], partial(self._embed, texts))
+        embeddings = look_up(
+            self._cache,
+            [self._key(text) for text in texts],
+            lambda which: embed_texts([texts[k] for k in which], self.encoder_spec),
+        )
         return mean_embeddings(turns, embeddings)
 
     def from_products(self, products: np.ndarray) -> np.ndarray:
@@ -83,9 +94,6 @@ class EmbeddingSimilarity(InfluenceFunction):
     def _key(self, text: str) -> str:
         """Identifies an embedding: the encoder and the text."""
         return fingerprint(self.encoder_spec.name, text)
-
-    def _embed(self, texts: Sequence[str], which: list[int]) -> np.ndarray:
-        return embed_texts([texts[k] for k in which], self.encoder_spec)
 
     def _note_cut(self, rows: Dataset, turns: Sequence[Sequence[str]], texts: Sequence[str]) -> None:
         """Count the samples of which the encoder truncates a text."""

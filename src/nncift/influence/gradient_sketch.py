@@ -17,9 +17,9 @@ the pool, in a fixed pseudo-random order of its samples, so values depend on the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits, look_up
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
 from nncift.models.examples import Example, distinct, in_example_batches
-from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
+from nncift.models.loading import best_device
 from nncift.models.spec import ModelSpec
 from nncift.models.token_gradients import TokenFactors, join_factors, split_factors, token_factors
+from nncift.run.executors.base import workers
 from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
@@ -171,7 +172,7 @@ class GradientSketch(LanguageModelFunction):
             bar.update(len(first))
             found = read_tensors(stored)
         else:
-            factors.compute(partial(self._factor_shard, first), bar=bar)
+            self._compute(factors, _Factors(self), first, bar)
             matrices = whitening(_split(factors), self.damping)
             sketch = self._sketch(matrices)
             rows = np.stack([sketch.vector(one).cpu().numpy() for one in _split(factors)])
@@ -181,16 +182,28 @@ class GradientSketch(LanguageModelFunction):
         factors.drop()
         self._matrices = found["matrices"]
         vectors = Shards(len(others), SHARD, place, "vectors", ".npy")
-        vectors.compute(partial(self._vector_shard, others, self._sketch(self._matrices)), bar=bar)
+        self._compute(vectors, _Vectors(self), others, bar)
         rest = (row for shard in vectors for row in shard["values"])
         keys = [example.key for example in (*first, *others)]
         self._rows = dict(zip(keys, [*found["vectors"], *rest], strict=True))
+
+    def _compute(
+        self, shards: Shards, work: Callable[[list[Example]], Arrays], examples: list[Example], bar: tqdm
+    ) -> None:
+        """Compute the shards of the examples, by the run's workers."""
+        shards.compute(
+            work,
+            bar=bar,
+            executor=workers(),
+            send=lambda rows: examples[rows.start : rows.stop],
+            counter=self.spec,
+        )
 
     def _prepare_factors(self, first: list[Example], others: list[Example], place: Path | None, bar: tqdm) -> None:
         """The token factors of all samples."""
         for name, examples in (("whitening", first), ("tokens", others)):
             shards = Shards(len(examples), SHARD, place, name)
-            shards.compute(partial(self._factor_shard, examples), bar=bar)
+            self._compute(shards, _Factors(self), examples, bar)
             self._samples |= zip((example.key for example in examples), _split(shards), strict=True)
         self._matrices = whitening((self._samples[example.key] for example in first), self.damping)
 
@@ -209,7 +222,7 @@ class GradientSketch(LanguageModelFunction):
 
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
         """A batch's forward pass, whitening and signs of the layers; vectors, or token factors, of all samples."""
-        hidden = int(self.language_model.model.config.get_text_config().hidden_size)
+        hidden = int(self._config.hidden_size)
         layers, examples = len(self._layers()), [*self._examples(pool_rows), *self._examples(target_rows)]
         scored = sum(example.scored for example in examples) / max(len(examples), 1) * samples
         token, square = 4 * ((layers + 1) * hidden + 1), 4 * layers * hidden**2
@@ -225,12 +238,12 @@ class GradientSketch(LanguageModelFunction):
         return super().describe() | {"layers": "sixths" if self.layers is None else list(self.layers)}
 
     def _layers(self) -> tuple[int, ...]:
-        count = layer_count(self.language_model)
+        count = int(self._config.num_hidden_layers)
         if self.layers is None:
             return layers_at_sixths(count)
         if not 0 <= self.layers[0] <= self.layers[-1] <= count:
             wrong = next(layer for layer in self.layers if not 0 <= layer <= count)
-            raise ConfigError(f"`layers` {wrong} does not exist in {self.language_model.name!r}", f"give 0 to {count}")
+            raise ConfigError(f"`layers` {wrong} does not exist in {self.spec.name!r}", f"give 0 to {count}")
         return self.layers
 
     @property
@@ -238,16 +251,22 @@ class GradientSketch(LanguageModelFunction):
         return states_layer(self._layers())
 
     def _sketch(self, matrices: np.ndarray) -> Sketch:
-        model = self.language_model
         return Sketch(
             matrices,
-            int(model.model.config.get_text_config().hidden_size),
+            int(self._config.hidden_size),
             dimension=self.dimension,
             states=self.states,
             states_layer=self._states_layer,
             seed=self.seed,
-            device=model.device,
+            device=self.language_model.device
+            if self.spec.is_loaded
+            else torch.device(self.spec.device or best_device()),
         )
+
+    @property
+    def _config(self) -> Any:
+        """The language model's, for which no weights are loaded: these may be in workers alone."""
+        return self.spec.tokenization.config.get_text_config()
 
     def _vectors_and_norms(self, rows: Dataset) -> np.ndarray:
         """Vectors and, in the last column, gradient norms, (n, d + 1) float32."""
@@ -301,11 +320,36 @@ class GradientSketch(LanguageModelFunction):
                 )
         return found
 
-    def _factor_shard(self, examples: Sequence[Example], rows: range) -> Arrays:
-        return join_factors(self._factors(examples[rows.start : rows.stop]))
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the samples' vectors: a worker needs the settings and the whitening alone."""
+        return super().__getstate__() | {"_rows": {}, "_samples": {}, "_restored": None}
 
-    def _vector_shard(self, examples: Sequence[Example], sketch: Sketch, rows: range) -> Arrays:
-        return {"values": self._vectors(examples[rows.start : rows.stop], sketch)}
+
+@dataclass(frozen=True)
+class _Factors:
+    """Token factors of some samples: the work of one shard."""
+
+    function: GradientSketch
+
+    def __call__(self, examples: list[Example]) -> Arrays:
+        return join_factors(self.function._factors(examples))
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Vectors of some samples with their norms: the work of one shard."""
+
+    function: GradientSketch
+
+    def __call__(self, examples: list[Example]) -> Arrays:
+        return {"values": self.function._vectors(examples, self._sketch)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function}
+
+    @cached_property
+    def _sketch(self) -> Sketch:
+        return self.function._sketch(self.function._prepared())
 
 
 def _split(shards: Shards) -> Iterator[TokenFactors]:

@@ -41,7 +41,12 @@ class Perplexity(PromptedFunction):
 
     name = "perplexity"
     traits = Traits(pointwise=True, asks_language_model=True)
+    travels = True
     _prefix: Prefix | None = None  # precedes every prompt, encoded once for all blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the prefix, which is as large as the model's states."""
+        return super().__getstate__() | {"_prefix": None}
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
         """Choose the prompts for all pool samples, and check that each fits; nothing is kept in `folder`."""

@@ -146,6 +146,7 @@ class LossVal(InfluenceFunction):
         all_of_them = fingerprint(self.describe(), samples, helped)
         scores = once_per_sample(
             [fingerprint(all_of_them, key) for key in samples],
+            range(len(samples)),
             lambda which: learn()[which][:, None],
             name=f"{self.name}-weights",
             folder=folder,
@@ -183,15 +184,15 @@ class LossVal(InfluenceFunction):
         texts = {self._key([turn]): turn for turn in turns}
         keys = sorted(texts)
 
-        def compute(which: list[int]) -> np.ndarray:
-            pairs = [texts[keys[number]] for number in which]
+        def compute(pairs: list[tuple[str, str]]) -> np.ndarray:
             points = np.hstack([embed_texts(side, self.encoder_spec) for side in zip(*pairs, strict=True)])
             bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
             if len(bad):
                 raise DataError(f"the embedding of {pairs[bad[0]][0][:80]!r} is not finite", "take another encoder")
             return points
 
-        return once_per_sample(keys, compute, name=self.name, folder=folder, progress=self.progress)
+        items = [texts[key] for key in keys]
+        return once_per_sample(keys, items, compute, name=self.name, folder=folder, progress=self.progress)
 
     def _learn(self, pool: Sequence[Sequence[np.ndarray]], target: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """The weights after training, (n,) float32, from the embeddings (2 d,) of each sample's and target's turns."""

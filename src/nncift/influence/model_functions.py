@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nncift.errors import ConfigError, RunError
 from nncift.influence.base import Footprint, InfluenceFunction, Setup, Side, Traits
-from nncift.models.chat_prompts import check_wording, choose_prompts
+from nncift.models.chat_prompts import ChatPrompts, check_wording, choose_prompts
 from nncift.models.chats import Style, any_chat
 from nncift.models.prompts import Prompts, PromptTemplate
 from nncift.models.screening import ExampleScreen, PromptScreen, Screen
@@ -131,7 +131,7 @@ class LanguageModelFunction(InfluenceFunction):
         """The samples as training examples."""
         from nncift.models.examples import encode_examples
 
-        examples = encode_examples(self.language_model, rows, wording=self.spec.wording)
+        examples = encode_examples(self.spec.tokenization, rows, wording=self.spec.wording)
         self._note_cut(example.id for example in examples if example.cut)
         return examples
 
@@ -176,6 +176,11 @@ class PromptedFunction(LanguageModelFunction):
         if not isinstance(self.wording, PromptTemplate):
             check_wording(self.wording)
         self._prompts: Prompts | None = None  # chosen by `prepare` for all samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the choice of prompts, which is made again from it, in place of the prompts, which hold the model."""
+        chosen = {} if self._prompts is None else {"_chats": isinstance(self._prompts, ChatPrompts)}
+        return super().__getstate__() | {"_prompts": None} | chosen
 
     def describe(self) -> dict[str, Any]:
         """With the wording and the texts of the plain one."""

@@ -9,7 +9,6 @@ conversation up to each of them is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from nncift.models.hidden_states import mean_states
 from nncift.models.language_model import LanguageModel
 from nncift.models.prompts import PromptedSample, Prompts
 from nncift.models.spec import ModelSpec
+from nncift.run.executors.base import workers
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
 
@@ -53,8 +53,17 @@ class RepresentationSimilarity(PromptedFunction):
         prompts = self._choose(pool, target)
         both = [*self._render(prompts, pool), *self._render(prompts, target)]
         samples = self._sequences(prompts, both)
-        keys, work = self._keys(samples), partial(self._means, samples)
-        self._cache = once_per_sample(keys, work, name=self.name, folder=folder, progress=self.progress)
+        self._cache = {}
+        self._cache = once_per_sample(
+            self._keys(samples),
+            samples,
+            self._means,
+            name=self.name,
+            folder=folder,
+            progress=self.progress,
+            executor=workers(),
+            counter=self.spec,
+        )
         self._prompts = prompts
 
     def vectors(self, rows: Dataset) -> np.ndarray:
@@ -62,7 +71,7 @@ class RepresentationSimilarity(PromptedFunction):
         prompts = self._prompts_for(rows)
         rendered = self._render(prompts, rows)
         samples = self._sequences(prompts, rendered)
-        means = look_up(self._cache, self._keys(samples), partial(self._means, samples))
+        means = look_up(self._cache, self._keys(samples), lambda which: self._means([samples[k] for k in which]))
         turns = [sample.queries for sample in rendered]
         vectors = self._standardized(mean_over_turns(turns, means.astype(np.float64)))
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
@@ -84,10 +93,10 @@ class RepresentationSimilarity(PromptedFunction):
         contexts = [(prompts.no_example + query.alone, query.response) for query in queries]
         return [(context + response, len(context)) for context, response in contexts]
 
-    def _means(self, samples: list[tuple[list[int], int]], which: list[int]) -> np.ndarray:
+    def _means(self, samples: list[tuple[list[int], int]]) -> np.ndarray:
         """Weighted means of hidden states of some samples, (n, hidden) float32."""
-        sequences = [samples[number][0] for number in which]
-        weights = [self._weights(samples[number][1], len(samples[number][0])) for number in which]
+        sequences = [ids for ids, _ in samples]
+        weights = [self._weights(context, len(ids)) for ids, context in samples]
         return mean_states(self.language_model, sequences, weights, layer=self._layer(), batch_size=self.batch_size)
 
     def _layer(self) -> int | None:

@@ -133,7 +133,7 @@ class SelectIT(LanguageModelFunction):
         return cls(setup.models, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
+        return super().__getstate__() | {"_loaded": None}
 
     @property
     def forward_tokens(self) -> int:  # type: ignore[override]
@@ -154,9 +154,9 @@ class SelectIT(LanguageModelFunction):
         """Rate every pool sample, model by model; `folder` caches the ratings in `selectit-<model>-*.safetensors`."""
         known, turns = dict[str, np.ndarray](), [*chain(*_turns(pool))]
         for number in range(len(self.models)):
-            keys, compute = self._keys(number, turns), partial(self._rate, number, turns)
-            name = f"{self.name}-{number}"
-            known |= once_per_sample(keys, compute, name=name, folder=folder, progress=self.progress)
+            keys, name = self._keys(number, turns), f"{self.name}-{number}"
+            rate = partial(self._rate, number)
+            known |= once_per_sample(keys, turns, rate, name=name, folder=folder, progress=self.progress)
         self._cache = known
 
     def __call__(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
@@ -167,7 +167,7 @@ class SelectIT(LanguageModelFunction):
         values, turns = [], [*chain(*samples)]  # of each model, (turns, 2)
         for number in range(len(self.models)):
             keys = self._keys(number, turns)
-            values.append(look_up(self._cache, keys, partial(self._rate, number, turns)))
+            values.append(look_up(self._cache, keys, partial(self._rate_of, number, turns)))
             self._cache.update(zip(keys, values[-1], strict=True))
         scores, sizes = np.stack(values).astype(np.float64).transpose(2, 0, 1)  # each (models, turns)
         means = (scores * sizes).sum(axis=0) / sizes.sum(axis=0)
@@ -189,12 +189,14 @@ class SelectIT(LanguageModelFunction):
         setting = fingerprint(self.describe() | {"models": self.models[number].describe()})
         return [fingerprint(setting, turn.prompt, turn.response) for turn in turns]
 
-    def _rate(self, number: int, turns: Sequence[_Turn], which: Sequence[int]) -> np.ndarray:
+    def _rate_of(self, number: int, turns: Sequence[_Turn], which: Sequence[int]) -> np.ndarray:
+        return self._rate(number, [turns[k] for k in which])
+
+    def _rate(self, number: int, turns: Sequence[_Turn]) -> np.ndarray:
         """Sentence-level scores by one model, with its number of parameters, (n, 2) float32."""
         model = self._model(number)
-        some = [turns[k] for k in which]
         tokens, splits = model.forward_tokens, len(model.oom_splits)
-        ratings = [self._ratings(model, prompt, some) for prompt in self.rating_prompts.prompts]
+        ratings = [self._ratings(model, prompt, turns) for prompt in self.rating_prompts.prompts]
         self._tokens += model.forward_tokens - tokens
         self._splits += model.oom_splits[splits:]
         size = sum(weights.numel() for weights in model.model.parameters())

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from tqdm import tqdm
 
+from nncift.data.memory import detached
 from nncift.errors import DataError, ModelError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.batching import LESS_MEMORY, in_memory
+from nncift.run.executors.base import LOCAL, workers
 from nncift.run.folder import LabelFolder
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
@@ -84,11 +86,27 @@ def collect(
         if len(new_rows):
             function.prepare(pool.select(new_rows), target.select(new_columns), folder)
         after_prepare()
-        work = _Labelling(function, pool, target, rows, columns, values)
+        executor = workers() if function.travels else LOCAL
+
+        def send(part: range) -> _Block:
+            place = slice(part.start, part.stop)
+            own = columns if columns.ndim == 1 else columns[place]
+            block = _Block.of(pool, target, rows[place], own, values)
+            return block.alone() if executor.elsewhere else block
+
         each = width if function.traits.pointwise else 1
         unit = " samples" if width == 1 else " pairs"
         with tqdm(total=len(rows) * width, desc=title, unit=unit, **drawn(progress)) as bar:
-            blocks.compute(work, bar=bar, after_shard=after_block, steps=width, steps_per_row=each)
+            blocks.compute(
+                _Labelling(function),
+                bar=bar,
+                after_shard=after_block,
+                steps=width,
+                steps_per_row=each,
+                executor=executor,
+                send=send,
+                counter=function.models[0] if len(function.models) == 1 else None,
+            )
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:
             return pairs
@@ -127,6 +145,11 @@ class _Known:
         place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
         return np.where(self.codes[place] == codes, self.influence[place], np.float32(np.nan))
 
+    def of_rows(self, rows: np.ndarray) -> Self:
+        """Those of some rows."""
+        there = np.isin(self.codes if self.pointwise else self.codes >> 32, rows)
+        return replace(self, codes=self.codes[there], influence=self.influence[there])
+
     def missing(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows and the targets of planned pairs that are not known, the targets ascending."""
         new = np.isnan(self.values(rows[:, None], columns))
@@ -138,50 +161,77 @@ def _codes(rows: np.ndarray, columns: np.ndarray, pointwise: bool) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class _Labelling:
-    """Exact influence of a range of the rows on their targets: the work of one block."""
+class _Block:
+    """Some rows with their targets.
 
-    function: InfluenceFunction
-    pool: Dataset
-    target: Dataset
+    Attributes:
+        rows: (r,) indices of pool samples.
+        columns: indices of targets, (c,) for all rows or (r, k), each row's own.
+        pool, target: these samples, each once, in the order of their indices.
+        known: exact values of some of the pairs.
+    """
+
     rows: np.ndarray
     columns: np.ndarray
+    pool: Dataset
+    target: Dataset
     known: _Known
 
-    def __call__(self, part: range) -> Arrays:
-        rows, shared = self.rows[part.start : part.stop], self.columns.ndim == 1
-        columns = self.columns if shared else self.columns[part.start : part.stop]
+    @classmethod
+    def of(cls, pool: Dataset, target: Dataset, rows: np.ndarray, columns: np.ndarray, known: _Known) -> Self:
+        """Of all pool samples and targets."""
+        return cls(rows, columns, pool.select(np.unique(rows)), target.select(np.unique(columns)), known)
+
+    def alone(self) -> Self:
+        """As it travels to another process."""
+        known = self.known.of_rows(self.rows)
+        return replace(self, pool=detached(self.pool), target=detached(self.target), known=known)
+
+    def samples(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Dataset, Dataset]:
+        """Pool samples and targets of some indices."""
+        places = (np.searchsorted(np.unique(of), which) for of, which in ((self.rows, rows), (self.columns, columns)))
+        return self.pool.select(next(places)), self.target.select(next(places))
+
+
+@dataclass(frozen=True)
+class _Labelling:
+    """Exact influence of rows on their targets: the work of one block."""
+
+    function: InfluenceFunction
+
+    def __call__(self, block: _Block) -> Arrays:
+        rows, columns, shared = block.rows, block.columns, block.columns.ndim == 1
         if shared:
-            values = self._grid(rows, columns)
+            values = self._grid(block, rows, columns)
         elif self.function.traits.pointwise:
             distinct, place = np.unique(columns, return_inverse=True)
-            values = np.take_along_axis(self._grid(rows, distinct), place.reshape(columns.shape), axis=1)
+            values = np.take_along_axis(self._grid(block, rows, distinct), place.reshape(columns.shape), axis=1)
         else:  # each row with its own targets
-            values = np.concatenate([self._grid(rows[[i]], own) for i, own in enumerate(columns)])
+            values = np.concatenate([self._grid(block, rows[[i]], own) for i, own in enumerate(columns)])
         return {
             "pool_index": np.repeat(rows, values.shape[1]).astype(np.int32),
             "target_index": np.broadcast_to(columns, values.shape).ravel().astype(np.int32),
             "influence": values.ravel(),
         }
 
-    def _grid(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _grid(self, block: _Block, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Influence of rows x columns, (r, c) float32: known, or computed in the smallest grid that has the others."""
-        values = self.known.values(rows[:, None], columns[None])
+        values = block.known.values(rows[:, None], columns[None])
         new = np.isnan(values)
         some_rows, some_columns = new.any(axis=1), new.any(axis=0)
         if some_rows.any():
             place = np.ix_(some_rows, some_columns)
-            values[place] = np.where(new[place], self._computed(rows[some_rows], columns[some_columns]), values[place])
+            computed = self._computed(*block.samples(rows[some_rows], columns[some_columns]))
+            values[place] = np.where(new[place], computed, values[place])
         return values
 
-    def _computed(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Influence of rows x columns, (r, c) float32, computed and checked."""
-        pool_rows, target_rows = self.pool.select(rows), self.target.select(columns)
+    def _computed(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+        """Influence of some samples on others, (r, c) float32, computed and checked."""
         values = _influence(self.function, pool_rows, target_rows)
-        if values.shape != (len(rows), len(columns)):
+        if values.shape != (len(pool_rows), len(target_rows)):
             raise DataError(
-                f"the influence function {self.function.name!r} gave shape {values.shape} for {len(rows)} pool samples"
-                f" and {len(columns)} targets",
+                f"the influence function {self.function.name!r} gave shape {values.shape} for {len(pool_rows)} pool"
+                f" samples and {len(target_rows)} targets",
                 "it must give one row per pool sample and one column per target",
             )
         if not np.isfinite(values).all():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from nncift.errors import ConfigError
@@ -20,7 +20,10 @@ DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 @dataclass(frozen=True)
 class _Spec:
-    """Base of both: a model is loaded once for everyone who holds the spec, and dropped by pickle."""
+    """Base of both: a model is loaded once for everyone who holds the spec, and dropped by pickle.
+
+    Equal specs that a worker process unpickles are one object, so that it loads a model once and not for every job.
+    """
 
     def __post_init__(self) -> None:
         size: int | None = getattr(self, "batch_size", None)
@@ -28,7 +31,13 @@ class _Spec:
             raise ConfigError(f"`batch_size` {size} is too small", "give at least 1")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("loaded", "tokenization")}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        fields = tuple(self.__getstate__().items())
+        if not isinstance(fields[0][1], str):  # of a model that is given as an object
+            return super().__reduce_ex__(protocol)
+        return _shared, (type(self), fields)
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Self:
@@ -111,12 +120,22 @@ class ModelSpec(_Spec):
     @property
     def forward_tokens(self) -> int:
         """Tokens that went through the model so far, padding not counted; loads nothing."""
-        return self.loaded.forward_tokens if self.is_loaded else 0
+        return self._elsewhere[0] + (self.loaded.forward_tokens if self.is_loaded else 0)
 
     @property
     def backward_tokens(self) -> int:
         """Tokens whose gradients went back through it, padding not counted."""
-        return self.loaded.backward_tokens if self.is_loaded else 0
+        return self._elsewhere[1] + (self.loaded.backward_tokens if self.is_loaded else 0)
+
+    def count_elsewhere(self, forward_tokens: int, backward_tokens: int) -> None:
+        """Add the tokens that went through this model in another process."""
+        self._elsewhere[0] += forward_tokens
+        self._elsewhere[1] += backward_tokens
+
+    @cached_property
+    def _elsewhere(self) -> list[int]:
+        """Tokens forward and backward in other processes."""
+        return [0, 0]
 
     @property
     def training_seconds(self) -> float:
@@ -174,3 +193,9 @@ class EncoderSpec(_Spec):
         if not isinstance(self.encoder, str):
             return self.encoder
         return load_encoder(self.encoder, device=self.device, trust_remote_code=self.trust_remote_code)
+
+
+@lru_cache(maxsize=4)
+def _shared(kind: type[_Spec], fields: tuple[tuple[str, Any], ...]) -> _Spec:
+    """The spec with these fields that is shared by all that were unpickled in this process."""
+    return kind(**dict(fields))

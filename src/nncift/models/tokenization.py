@@ -26,7 +26,7 @@ class Tokenization:
         max_length: longest sequence, in tokens; the model's own limit unless given.
 
     Attributes:
-        tokenizer, name: as given.
+        tokenizer, config, name: as given.
         context_length: longest sequence in tokens, the smaller of the model's limit and `max_length`.
         leading_ids: the tokenizer's special tokens before a text: mostly none, or the beginning-of-text token.
         end_ids: the end-of-text token; empty for a tokenizer without one.
@@ -34,7 +34,7 @@ class Tokenization:
 
     def __init__(self, tokenizer: Any, config: Any, *, name: str, max_length: int | None = None) -> None:
         self.name = name
-        self.tokenizer = tokenizer
+        self.tokenizer, self.config = tokenizer, config
         limit = _context_limit(config, tokenizer)
         self.context_length = min(limit or max(max_length or 0, _DEFAULT_CONTEXT), max_length or 10**18)
         self._limit = limit

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nncift.config import DEFAULT_INFLUENCE, Config
+from nncift.config import DEFAULT_INFLUENCE, EXECUTION, Config
 from nncift.data.memory import is_table
 from nncift.data.sources import SourceLike, is_several, open_source
 from nncift.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from nncift.run.naming import folder_beside
 from nncift.run.registry import resolve
 
 IN_MEMORY = "dataset "  # begins the name of a source that is no file
-_OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints")  # never inherited
+_OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
 _REPLACES = {  # option to those of the earlier run that it takes the place of

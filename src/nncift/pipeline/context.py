@@ -31,8 +31,10 @@ from nncift.pipeline.exact import refuse_estimation, trial_vectors
 from nncift.pipeline.precision import settled
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
+from nncift.pipeline.workers import executor_of
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs, Rates
+from nncift.run.executors.base import computing_with
 from nncift.run.files import read_array, write_array
 from nncift.run.folder import RunFolder
 from nncift.run.registry import resolve
@@ -107,7 +109,8 @@ class Run:
         """
         folder = RunFolder(config.folder)
         settled_config, identity = settled(config, config.identity(), folder)
-        with folder.open(identity, default_fields()):
+        executor = executor_of(config)
+        with folder.open(identity, default_fields()), computing_with(executor):
             yield cls.resolve(settled_config, folder, sources, influence, progress=progress)
 
     @classmethod

@@ -49,6 +49,7 @@ GROUPS = {
         "wording",
         "trust_remote_code",
     ),
+    "Workers": ("executor", "workers", "ray_address", "gpus_per_worker", "cpus_per_worker"),
     "Output": ("output", "from_run", "append", "keep_selection", "no_cache", "keep_checkpoints"),
 }
 """Heading to the fields of `Config` under it, both in the order of the help page."""
@@ -106,6 +107,11 @@ class SelectOptions(TypedDict, total=False):
     max_length: int | None
     wording: Literal["auto", "chat", "plain"] | None
     trust_remote_code: bool
+    executor: Literal["local", "processes", "ray"] | None
+    workers: int | None
+    ray_address: str | None
+    gpus_per_worker: float | None
+    cpus_per_worker: int | None
     output: PathLike | None
     from_run: PathLike | None
     keep_selection: bool

@@ -38,6 +38,7 @@ from nncift.pipeline.context import Run
 from nncift.pipeline.growing import samples_budgeted
 from nncift.pipeline.precision import settled
 from nncift.pipeline.read import read, side_splits
+from nncift.pipeline.workers import described
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder
@@ -83,6 +84,7 @@ class RunPlan:
             and of a shortlist under a budget in tokens.
         form: how all pairs are held for the choice, in words.
         labels: the labelled samples in words; empty without any.
+        workers: the processes that compute elsewhere in words; empty without any.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -103,6 +105,7 @@ class RunPlan:
     at_least: str = ""
     form: str = ""
     labels: str = ""
+    workers: str = ""
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -120,6 +123,8 @@ class RunPlan:
         ]
         if self.labels:
             lines.insert(2, f"Labels: {self.labels}")
+        if self.workers:
+            lines.append(f"Workers: {self.workers}; the time above is that of this process alone")
         if self.form:
             lines.append(f"For the choice, all pairs are {self.form}")
         if self.exact_seconds is not None:
@@ -211,6 +216,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         form=forms.described(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         labels=label.describe_labels(run),
+        workers=described(run.config),
         estimated=frozenset(run.sizes),
     )
 

@@ -113,6 +113,13 @@ def select(
             wording: how the model reads samples: "auto", the default, "chat" or "plain".
             trust_remote_code: run code that comes with a model.
 
+            Workers
+            executor: where models read samples: "local", this process; "processes", on this machine; "ray".
+            workers: number of worker processes; one per GPU unless given, on Ray as many as there is room for.
+            ray_address: the Ray cluster: "HOST:PORT" of its head node, or "auto".
+            gpus_per_worker: GPUs of each worker on Ray.
+            cpus_per_worker: CPUs of each worker, which are its threads.
+
             Output
             output: the run folder; runs/NAME-OF-THE-POOL unless given.
             from_run: an earlier run: its options hold unless others are given, and what it computed is reused.
