@@ -7,7 +7,8 @@ With L(y | c) the mean negative log-likelihood of the response's tokens, end-of-
 
 Larger is harder. Cherry LLM selects hard samples and drops those above 1, where the prompt does not help
 (`zero_above_one`). Where several turns of a chat are trained on, a sample's score is the mean of the turns'. IFD costs
-two passes per sample, one without the prompt; perplexity costs one.
+two passes per sample, one without the prompt; perplexity costs one. The features of a network that would estimate them
+cost a pass too, so a run computes them for every sample.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Perplexity(PromptedFunction):
     """
 
     name = "perplexity"
-    traits = Traits(pointwise=True, asks_language_model=True)
+    traits = Traits(pointwise=True, factored=True, asks_language_model=True)
     _prefix: Prefix | None = None  # precedes every prompt, encoded once for all blocks
 
     def prepare(self, pool: Dataset, target: Dataset, folder: Path | None = None) -> None:
@@ -53,10 +54,18 @@ class Perplexity(PromptedFunction):
         """The score of each pool sample, equal for all targets; larger is harder."""
         if not len(pool_rows) or not len(target_rows):
             return np.zeros((len(pool_rows), len(target_rows)), np.float32)
-        prompts = self._prompts_for(pool_rows)
-        samples = self._render(prompts, pool_rows)
+        return broadcast(self.vectors(pool_rows)[:, 0], len(target_rows))
+
+    def vectors(self, rows: Dataset) -> np.ndarray:
+        """The scores, (n, 1) float32."""
+        prompts = self._prompts_for(rows)
+        samples = self._render(prompts, rows)
         scores = self._scores(prompts, [query for sample in samples for query in sample.queries])
-        return broadcast(mean_over_turns([sample.queries for sample in samples], scores), len(target_rows))
+        return np.asarray(mean_over_turns([sample.queries for sample in samples], scores), np.float32)[:, None]
+
+    def target_vectors(self, rows: Dataset) -> np.ndarray:
+        """Ones, (n, 1) float32: the score counts for every target."""
+        return np.ones((len(rows), 1), np.float32)
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Each pool sample once, with its prompt."""
