@@ -15,7 +15,7 @@ from nncift.labels.design import ROWS_PER_TARGET, deal, plan_pairs
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocation
+from nncift.selection.objectives import FacilityLocation, ObjectiveOptions
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
 ROWS = (48, 100)  # pool samples, labelled on every target
@@ -247,7 +247,8 @@ def facility_location(influence: np.ndarray, size: int, measured: np.ndarray = N
     matrix = InfluenceMatrix.from_array(np.ascontiguousarray(influence, dtype=np.float32))
     covered = np.maximum(influence[measured].max(axis=0, initial=0), 0).astype(np.float32)
     others = np.setdiff1d(np.arange(len(influence)), measured)
-    return np.asarray(lazy_greedy(FacilityLocation(matrix, covered), min(size, len(others)), candidates=others).indices)
+    objective = FacilityLocation(matrix, ObjectiveOptions(covered=covered))
+    return np.asarray(lazy_greedy(objective, min(size, len(others)), candidates=others).indices)
 
 
 def covered(influence: np.ndarray, chosen: np.ndarray) -> float:

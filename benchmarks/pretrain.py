@@ -35,8 +35,8 @@ library_name: nncift
 tags: [data-selection, influence]
 license: apache-2.0
 ---
-The bundled InfluenceNetwork: `nncift select pool.jsonl --labels 0` ranks unlabelled data with it, from one forward pass
-of SmolLM2-135M-Instruct and one of MiniLM for each sample.
+The bundled InfluenceNetwork: `nncift select pool.jsonl --network pretrained` ranks unlabelled data with it, from one
+forward pass of SmolLM2-135M-Instruct and one of MiniLM for each sample.
 
 - Fitted to: exact influence of {rows} x {columns} samples of P3 ({families} families), reasoning-gym,
   chatterbot-corpus and GSM8K, by LESS with both sides preconditioned, along three epochs on that pool.

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.influence.bm25 import BM25
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
+from nncift.influence.ifd import IFD
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.loading import quiet
 from nncift.run.files import package_folder
@@ -73,6 +74,13 @@ class EstimatedCosine(EmbeddingSimilarity):
 
     name = "estimated-cosine"
     traits = Traits()
+
+
+class EstimatedIFD(IFD):
+    """One score for all targets by a language model, for runs that estimate."""
+
+    name = "estimated-ifd"
+    traits = Traits(pointwise=True, asks_language_model=True)
 
 
 def prepared(function: InfluenceFunction, pool: Dataset, target: Dataset, folder: Path | None = None):

@@ -350,10 +350,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pool, minilm, t
 
 
 def test_options_reach_the_run_as_they_are_typed(capsys, pool, tmp_path):
-    # `Config` rewrites labels 0; on its way it must not become "not given", which measures 2,000 pairs.
+    # `Config` keeps labels 0; on its way it must not become "not given", which measures 2,000 pairs.
     np.save(tmp_path / "x.npy", np.eye(40, dtype=np.float32))
     own = ("--features", tmp_path / "x.npy", "--output", tmp_path / "run", "--quiet")
     code, _, err = run(capsys, "select", pool, "--labels", "0", *own)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "gradient-sketch is computed exactly for every pair, so --features" in err
+    code, _, err = run(capsys, "select", pool, "--labels", "0", "--network", "pretrained", *own)
     assert (code, err.count("\n")) == (2, 1)
     assert "pretrained" in err
 

@@ -40,7 +40,7 @@ from nncift.errors import ConfigError
         ({"probes": 0}, "`probes` is 0"),
         ({"probes": 2, "recipe": "paper"}, "no posterior variance, so `probes`"),
         ({"labels_from": "labels.csv", "verify": 2}, "`labels_from` provides the exact values, so `verify`"),
-        ({"labels": "0", "influence": "bm25"}, "`labels` 0 computes no influence, so `influence`"),
+        ({"labels": "0", "network": "runs/a", "influence": "bm25"}, "`network` computes no influence, so `influence`"),
         ({"batch_size": 0}, "batch.size"),
     ],
 )

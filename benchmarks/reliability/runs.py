@@ -43,8 +43,6 @@ def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
     functions: dict[str, dict[str, Any]] = {
         "delift": _NOTHING,
         "selectit": _NOTHING,
-        "ifd": _NOTHING,
-        "perplexity": _NOTHING,
         "less": _SMALL_TRAINING,
         "gradient-similarity": _NOTHING,
         "in-run": {"training.epochs": 1},
@@ -52,7 +50,10 @@ def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
     runs = {
         **{name: language_model | {"influence": name} | _own(options) for name, options in functions.items()},
         "lossval": similarity | {"influence": "lossval", "labels": 40} | _own({"epochs": 1}),
-        **{name: {"influence": name, "model": data["model"]} for name in ("response-similarity", "bm25")},
+        **{
+            name: {"influence": name, "model": data["model"]}
+            for name in ("response-similarity", "bm25", "ifd", "perplexity")
+        },
         "gradient-sketch": {"influence": "gradient-sketch", "model": data["model"]},
         "gradient-sketch for a target": {"model": data["model"], "target": data["target"], "known": data["target"]},
         "gradient sketches among the features": language_model

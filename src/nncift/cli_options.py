@@ -36,7 +36,7 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
 class _Given:
     """Keeps the options as they are given, since those of an earlier run (`from_run`) stand in for the others alone.
 
-    `Config` itself rewrites some: `labels` 0 becomes None with the pretrained `network`.
+    `Config` itself rewrites some: `labels` 0 becomes None beside a `network`.
     """
 
     given: dict[str, Any]

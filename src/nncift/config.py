@@ -56,8 +56,8 @@ class Config:
     """Samples that the model was trained on before (continual tuning): only what the subset adds to them counts."""
     influence: str | None = None
     """The influence function: a name that `nncift influences` lists, or your own "module:Class". By default
-    gradient-sketch. It, similarities and bm25 are computed exactly for every pair, without labels and network; the
-    others for --labels."""
+    gradient-sketch. It, similarities, bm25, ifd and perplexity are computed exactly for every pair, without labels and
+    network; the others for --labels."""
     influence_options: Mapping[str, Any] | Sequence[str] | None = None
     """An option of the influence function itself, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
@@ -65,8 +65,9 @@ class Config:
     """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01), a time
     budget (90s, 15m), or all pairs of so many pool samples and targets (200samples), for functions whose cost is per
     sample and not per pair, such as less. auto adds pairs by active learning until --fidelity is reached; 0 computes
-    none and uses the bundled pretrained network. For pointwise functions it counts samples. By default 200samples where
-    the cost is per sample, else 2000. Not for functions that are exact for every pair."""
+    none: gradient-sketch, exact for every pair, is the estimate of --influence, or with --network the network. For
+    pointwise functions it counts samples. By default 200samples where the cost is per sample, else 2000. Functions that
+    are exact for every pair need none."""
     fidelity: float | None = None
     """With --labels auto: the target fidelity, the subset-sum correlation within a target on held-out samples at which
     labelling stops: the Pearson correlation of estimates and exact values, which is that of their sums over random
@@ -215,13 +216,13 @@ class Config:
         parse_budget(self.budget)
         for name, rules in parse_all_rules(self.quota, self.cap).items():
             object.__setattr__(self, name, rules)
-        unlabelled = str(self.labels).strip() == "0"
-        if unlabelled:  # short for `network` "pretrained", or for `network` alone
-            object.__setattr__(self, "labels", None)
-            object.__setattr__(self, "network", self.network or "pretrained")
+        if str(self.labels).strip() == "0":
+            completed = self.probes is not None or self.verify is not None  # which is a network's estimate
+            network = self.network or ("pretrained" if completed else None)
+            object.__setattr__(self, "labels", None if network else "0")
+            object.__setattr__(self, "network", network)
         if self.network is not None and not self.measures:
-            reason = f"{'`labels` 0' if unlabelled else '`network`'} computes no influence"
-            self._refuse(reason, "influence", "influence_options")
+            self._refuse("`network` computes no influence", "influence", "influence_options")
         if self.labels_from is not None:
             reason = "`labels_from` provides the exact values"
             self._refuse(reason, "network", "influence", "influence_options", "labels", "probes", "verify")
@@ -232,7 +233,7 @@ class Config:
             object.__setattr__(self, "difficulty", DEFAULT_DIFFICULTY)
         if self.recipe == "paper":
             self._refuse('the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
-        if self.labels is not None and not self.in_rounds:
+        if self.labels is not None and not (self.in_rounds or self.unlabelled):
             parse_labels(self.labels)
         if self.fidelity is not None and not (self.in_rounds and 0 < self.fidelity <= 1):
             raise ConfigError(f"`fidelity` {self.fidelity} needs `labels` auto and a number above 0 and at most 1")
@@ -340,6 +341,11 @@ class Config:
     def in_rounds(self) -> bool:
         """Whether labels are computed in rounds."""
         return str(self.labels).strip() == "auto"
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether nothing is labelled and no network given: what would be estimated is gradient-sketch instead."""
+        return self.labels == "0"
 
     @property
     def learns(self) -> bool:

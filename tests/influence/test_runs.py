@@ -16,7 +16,7 @@ from nncift.errors import ConfigError, DataError
 from nncift.influence.bm25 import BM25
 from nncift.influence.gradients.less import Less
 from nncift.pipeline.configure import make_config
-from nncift.pipeline.context import make_influence
+from nncift.pipeline.influences import make_influence
 from nncift.pipeline.plan import plan
 
 ROWS = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]

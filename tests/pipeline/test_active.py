@@ -178,7 +178,7 @@ def test_acquisition_prefers_samples_far_from_labelled_ones():
     assert (chosen >= 40).mean() > 0.6
 
 
-@pytest.mark.parametrize("influence", ["builders:EstimatedCosine", "ifd"])
+@pytest.mark.parametrize("influence", ["builders:EstimatedCosine", "builders:EstimatedIFD"])
 def test_a_run_reports_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(130))
     common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 8, "influence": influence}

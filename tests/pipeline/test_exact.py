@@ -30,7 +30,9 @@ from nncift.run.registry import resolve
 from nncift.run.repair import repair
 
 FACTORED = [name for name in BUILT_IN if is_factored(name)]
-DRAWN = ["random", "stratified-random"]  # by an objective of their own
+DRAWN = ["random", "stratified-random"]
+SCORES = ["ifd", "perplexity"]
+PAIRWISE = [name for name in FACTORED if name not in (*DRAWN, *SCORES)]  # scores have an objective of their own
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
 
 
@@ -57,7 +59,7 @@ def state(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", [name for name in FACTORED if name not in DRAWN])
+@pytest.mark.parametrize("name", PAIRWISE)
 def test_the_choice_is_that_by_the_functions_own_values(files, common, tmp_path: Path, name):
     run = tmp_path / "run"
     selection = nncift.select(files["pool"], target=files["target"], influence=name, output=run, **common)
@@ -74,6 +76,7 @@ def test_the_choice_is_that_by_the_functions_own_values(files, common, tmp_path:
         assert gains[row] == pytest.approx(gains.max(), rel=1e-4)
         assert gain == pytest.approx(gains[row], rel=1e-4)
         covered = np.maximum(covered, positive[row])
+    assert f"Influence: {name}, exact for every pair (240)" in summary_text(run)
     rows = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
     measured = [row["nncift_influence"] for row in rows]
     np.testing.assert_allclose(measured, exact[selection.indices].mean(axis=1), rtol=1e-4, atol=1e-6)
@@ -89,7 +92,7 @@ def test_the_choice_is_that_by_the_functions_own_values(files, common, tmp_path:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in FACTORED if name not in DRAWN])
+@pytest.mark.parametrize("name", PAIRWISE)
 def test_streamed_is_held(files, common, tmp_path: Path, monkeypatch, name):
     """Without a target, over known samples and turns of chats."""
     given = {**common, "influence": name, "known": files["known"], "turns": "all"}
@@ -107,6 +110,29 @@ def test_streamed_is_held(files, common, tmp_path: Path, monkeypatch, name):
     covered = function(known, pool).max(axis=0)
     np.testing.assert_allclose(np.load(tmp_path / "held/known.npy"), covered, rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "held/summary.json").read_text())["known"]["rows"] == 9
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_of_every_sample_are_computed(files, common, tmp_path: Path, name):
+    run = tmp_path / "run"
+    given = {**common, "influence": name, "turns": "all", "output": run}
+    selection = nncift.select(files["chats"], **given)
+    pool, function = load_pool(files["chats"], turns="all"), function_of(name, common)
+    function.check(pool, pool)
+    function.prepare(pool, pool)
+    exact = function(pool, pool.select([0]))[:, 0]
+    np.testing.assert_allclose(np.load(run / "influence.npy"), exact, rtol=1e-4)
+    assert sorted(selection.indices) == sorted(np.argsort(-exact)[:5])
+    assert selection.objective == "mean-influence"
+    assert not any((run / part).exists() for part in ("labels", "network", "features", "fidelity.json"))
+    assert f"Influence: {name}, exact for every pair (441)" in summary_text(run)
+    costs = json.loads((run / "costs.json").read_text())["stages"]
+    assert costs["influence"]["forward_tokens"] == function.tokens(pool, pool)
+    assert list(nncift.select(files["chats"], **given).indices) == list(selection.indices)
+    grown = nncift.select(from_run=run, append=files["known"], output=tmp_path / "grown", budget=5, device="cpu")
+    more = json.loads((tmp_path / "grown/costs.json").read_text())["stages"]
+    assert 0 < more["influence"]["forward_tokens"] < costs["influence"]["forward_tokens"]
+    assert len(grown) == 5
 
 
 @dataclasses.dataclass
@@ -259,8 +285,6 @@ def test_a_network_beside_an_exact_function(files, common, tmp_path: Path):
     nncift.select(files["pool"], output=tmp_path / "fitted", **options)
     with pytest.raises(ConfigError, match="bm25 is computed exactly for every pair, so `labels` 60 has no use"):
         nncift.select(files["pool"], influence="bm25", network=tmp_path / "fitted", labels=60, **common)
-    with pytest.raises(ConfigError, match="`labels` 0 computes no influence, so `influence` cannot"):
-        nncift.select(files["pool"], influence="bm25", labels=0, output=tmp_path / "run", **common)
 
 
 def test_the_folder_of_a_run_that_estimated_is_refused(files, common, tmp_path: Path):
@@ -298,6 +322,7 @@ def test_report_terminal_and_plan_say_that_it_is_exact(files, common, tmp_path: 
         *(1600, 1600, None),
         {"influence", "select"},
     )
+    assert "Labels: none; embedding-similarity is exact for every pair\n" in str(plan)
     assert "Measure exactly: 1,600 of 1,600 pairs (100.00%)" in str(plan)
     whole = planning.plan(
         make_config(files["pool"], known=files["known"], **common | {"budget": "5", "influence": "bm25"})

@@ -122,7 +122,7 @@ def test_the_plan_names_the_labelled_samples(tmp_path: Path, influence, labels, 
 
 @pytest.mark.parametrize(
     ("changes", "sketched"),
-    [({}, True), ({"features": "sentence,lm,gradient-sketch"}, False), ({"influence": "perplexity"}, False)],
+    [({}, True), ({"features": "sentence,lm,gradient-sketch"}, False), ({"influence": "builders:EstimatedIFD"}, False)],
 )
 def test_the_sketch_of_the_labelled_samples_is_planned(tmp_path: Path, tiny_model, minilm, changes, sketched):
     """The forward passes that the labels are compared with, those of the run; none where the features give it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,14 @@ def test_it_ranks_a_pool_without_labels(tmp_path: Path):
     )
     run = tmp_path / "run"
     selection = nncift.select(
-        pool, target=target, labels=0, budget=6, output=run, model="embedded", encoder="embedded", device="cpu"
+        pool,
+        target=target,
+        network="pretrained",
+        budget=6,
+        output=run,
+        model="embedded",
+        encoder="embedded",
+        device="cpu",
     )
     assert (selection.indices >= 12).mean() > 0.8
     assert not (run / "labels").exists()
@@ -60,13 +68,32 @@ def test_it_ranks_a_pool_without_labels(tmp_path: Path):
 
 def test_it_is_for_one_language_model(tmp_path: Path):
     def language_model(**options):
-        return Run.resolve(Config("pool.jsonl", labels="0", **options), RunFolder(tmp_path), {}).features.language_model
+        return Run.resolve(
+            Config("pool.jsonl", network="pretrained", **options), RunFolder(tmp_path), {}
+        ).features.language_model
 
     assert language_model() == DEFAULT_MODEL
     assert language_model(model="embedded") == "embedded"
     with pytest.raises(ModelError, match=r"fitted to HuggingFaceTB.*not org/other: make one: nncift pretrain --model"):
         language_model(model="org/other")
-    assert Config("pool.jsonl", labels="0", network="runs/mine").network == "runs/mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "network"),
+    [
+        ({}, "0", None),  # gradient-sketch
+        ({"influence": "less"}, "0", None),
+        ({"network": "pretrained"}, None, "pretrained"),
+        ({"network": "runs/mine"}, None, "runs/mine"),
+        ({"influence": "less", "verify": 2}, None, "pretrained"),  # which completes a network's estimate
+        ({"influence": "less", "probes": 2}, None, "pretrained"),
+    ],
+)
+def test_it_is_taken_without_labels_only_where_it_is_named_or_completed(options, labels, network):
+    made = Config("pool.jsonl", labels="0", **options)
+    assert (made.labels, made.network) == (labels, network)
+    assert made.unlabelled == (network is None)
+    assert replace(made, seed=1) == Config("pool.jsonl", labels=" 0 ", seed=1, **options)
 
 
 def test_pretrain_makes_one_for_another_language_model(tmp_path: Path, minilm, tiny_model, capsys):

@@ -25,11 +25,12 @@ def test_relative_influence_is_measured_once(influence, name, more, pool, target
 
 
 def test_probes_of_a_pointwise_function_are_refused(pool, target, options, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"ifd gives a sample one score for all targets.*`labels` 100%"):
-        nncift.select(pool, target=target, output=tmp_path / "run", influence="ifd", probes=4, **options)
+    options = {**options, "influence": "builders:EstimatedIFD", "probes": 4}
+    with pytest.raises(ConfigError, match=r"estimated-ifd gives a sample one score for all targets.*`labels` 100%"):
+        nncift.select(pool, target=target, output=tmp_path / "run", **options)
 
 
-@pytest.mark.parametrize("influence", ["delift", "gradient-similarity", "ifd"])
+@pytest.mark.parametrize("influence", ["delift", "gradient-similarity", "builders:EstimatedIFD"])
 def test_an_overlong_response_is_refused_before_any_work(influence, pool, target, options, tmp_path: Path):
     rows = [*arithmetic(59), {"id": "endless", "question": "Count", "answer": "one two three " * 400}]
     data = write_rows(tmp_path / "long.jsonl", rows)

@@ -102,7 +102,7 @@ def test_another_config_or_a_changed_pool_in_the_same_folder_is_refused(pool, ta
 
 def test_labels_begun_in_another_precision_are_not_resumed(pool, target, options, tmp_path: Path):
     run = tmp_path / "run"
-    options = {**options, "target": target, "labels": 60, "influence": "ifd"}
+    options = {**options, "target": target, "labels": 60, "influence": "builders:EstimatedIFD"}
     nncift.select(pool, output=run, **options)
     function = json.loads((run / "function.json").read_text())
     write_json(run / "function.json", function | {"dtype": "bfloat16"})

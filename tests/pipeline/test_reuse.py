@@ -231,7 +231,8 @@ def test_exclusions_of_the_earlier_run_apply(files, tmp_path: Path):
 def test_options_that_do_not_go_together_are_replaced(files, earlier, tmp_path: Path):
     made = make_config(files["pool"], from_run=earlier, labels="auto", fidelity=0.4)
     assert (made.labels, made.fidelity, made.seed, made.influence) == ("auto", 0.4, 3, "builders:EstimatedBM25")
-    assert make_config(files["pool"], from_run=earlier, labels=0).network == "pretrained"
+    free = make_config(files["pool"], from_run=earlier, labels=0)  # what stands in reads no features
+    assert (free.labels, free.network, free.influence, free.features) == ("0", None, "builders:EstimatedBM25", None)
     again = make_config(files["pool"], from_run=earlier, network=earlier)
     assert (again.labels, again.influence) == (None, None)
     with pytest.raises(RunError, match=r"config\.json does not exist"):

@@ -136,12 +136,12 @@ def inherited(
     pools = (*_several(earlier["pool"]), *earlier.get("append", ()))
     if pool is not None and "append" in given and _several(pool) != pools:
         raise ConfigError(f"`append` adds to the pool of {run}, and `pool` is another", "leave `pool` out")
-    if str(given.get("labels")).strip() == "0":
-        replaced |= {"influence", "influence_options"}
-    elif "labels" in given and stored.get("network") == PRETRAINED:  # from labels 0
+    if "labels" in given and stored.get("network") == PRETRAINED:  # which `labels` 0 meant in earlier versions
         replaced.add("network")
+    if _is_zero(given.get("labels")) and not _is_factored(stored, None):  # gradient-sketch stands in for that
+        replaced |= {"influence_options", *(["influence"] if _is_object(stored.get("influence")) else [])}
     options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
-    if _is_factored(options, influence):  # an earlier run may have estimated
+    if _is_unlabelled(options) or _is_factored(options, influence):  # an earlier run may have estimated
         options = {name: value for name, value in options.items() if name in given or name not in ESTIMATION}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     if "append" in given or (pool is None and earlier.get("append")):
@@ -149,7 +149,7 @@ def inherited(
     options.setdefault("output", _folder_name(run, given))
     if Path(str(options["output"])).resolve() == Path(run).resolve():
         raise ConfigError(f"`output` {options['output']} is the run that `from_run` names", "choose another `output`")
-    if "influence" not in given and str(options.get("influence") or "").startswith("{"):
+    if "influence" not in given and _is_object(options.get("influence")):
         raise ConfigError(f"the influence function of {run} was an object", "give it again: `influence`")
     _refuse_missing(run, stored.get("exclude") or (), "its subset")
     return (pools[0] if len(pools) == 1 else pools) if pool is None else pool, options
@@ -187,8 +187,22 @@ def _is_factored(options: Mapping[str, Any], influence: str | InfluenceFunction 
         return as_function(influence).traits.factored
     if options.get("influence") is None and any(options.get(name) for name in ("network", "labels_from")):
         return False
-    name = str(options.get("influence") or DEFAULT_INFLUENCE)
-    return not name.startswith("{") and is_factored(name)
+    name = options.get("influence") or DEFAULT_INFLUENCE
+    return not _is_object(name) and is_factored(str(name))
+
+
+def _is_unlabelled(options: Mapping[str, Any]) -> bool:
+    """Whether these options are without labels and network, see `Config.unlabelled`."""
+    return _is_zero(options.get("labels")) and not any(options.get(name) for name in ("network", "probes", "verify"))
+
+
+def _is_zero(labels: Any) -> bool:
+    return str(labels).strip() == "0"
+
+
+def _is_object(influence: Any) -> bool:
+    """Whether the influence function was given as an object, which a config describes."""
+    return str(influence).startswith("{")
 
 
 def excluded_by(network: str | None) -> tuple[str, ...]:

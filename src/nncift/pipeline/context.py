@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nncift.config import DEFAULT_INFLUENCE, DEFAULT_LABELLED_SAMPLES, DEFAULT_LABELS, Config, default_fields
+from nncift.config import DEFAULT_LABELLED_SAMPLES, DEFAULT_LABELS, Config, default_fields
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
-from nncift.influence.base import InfluenceFunction, Setup, as_function
-from nncift.influence.catalogue import BUILT_IN
-from nncift.influence.options import make_function
+from nncift.influence.base import InfluenceFunction, Setup
 from nncift.labels.design import costs_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
@@ -28,6 +26,7 @@ from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.arrange import make_difficulty
 from nncift.pipeline.exact import refuse_estimation, trial_vectors
+from nncift.pipeline.influences import default_features, feature_model, make_influence
 from nncift.pipeline.precision import settled
 from nncift.pipeline.prior import check_same_influence, load_prior
 from nncift.pipeline.takeover import EarlierRun
@@ -37,7 +36,6 @@ from nncift.run.costs import Costs, Rates
 from nncift.run.executors.base import computing_with
 from nncift.run.files import read_array, write_array
 from nncift.run.folder import RunFolder
-from nncift.run.registry import resolve
 from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.modular import MeanInfluence
 
@@ -164,7 +162,7 @@ class Run:
             features=features,
             influence=function,
             difficulty=make_difficulty(config, setup),
-            model=_feature_model(models[0], features, function),
+            model=feature_model(models[0], features, function),
             encoder=encoder,
             progress=progress,
         )
@@ -300,42 +298,3 @@ class Run:
                 count_tokens(self.pool.rows, dataclasses.replace(self.model, model=self.config.models[0])),
             )
         return np.asarray(read_array(self.folder.tokens))
-
-
-def make_influence(
-    config: Config, influence: str | InfluenceFunction | None = None, setup: Setup | None = None
-) -> InfluenceFunction:
-    """The influence function that the config names, with the options that it gives, or the object itself.
-
-    Raises:
-        ConfigError: there is no such function, or an option of its own cannot be used.
-    """
-    if not isinstance(influence, str | None):
-        return as_function(influence)
-    name = config.influence or DEFAULT_INFLUENCE
-    kind = resolve(name, BUILT_IN, "nncift.influence")
-    return make_function(kind, setup or Setup(), config.influence_options or (), name=name)
-
-
-def default_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
-    """The features of a run that names none; nothing reads features where influence is exact for every pair."""
-    if function is not None and function.traits.factored:
-        return ()
-    return learned_features(config, function)
-
-
-def learned_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
-    """The features that a network of a function learns from where none are named.
-
-    The language model's own view of a sample counts too where the influence function runs a language model anyway
-    (that costs one forward pass per sample), and for a recipe that can use it.
-    """
-    asks = function is not None and function.traits.asks_language_model and config.recipe != "paper"
-    return ("sentence", "lm") if asks else ("sentence",)
-
-
-def _feature_model(model: ModelSpec, features: FeatureSources, function: InfluenceFunction | None) -> ModelSpec:
-    """The language model of the features: the influence function's where that is the same, so it is loaded once."""
-    name = features.language_model or model.model
-    asked = function.models if function is not None else ()
-    return next((spec for spec in asked if spec.model == name), dataclasses.replace(model, model=name))

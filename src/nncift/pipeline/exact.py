@@ -60,8 +60,10 @@ def refuse_estimation(config: Config, name: str, fitted: str | None = None) -> N
 def estimation_of(config: Config) -> str | None:
     """The first option given that only an estimate has a use for, as a message names it; None without any."""
     defaults = default_fields()
-    given = ((option, getattr(config, option)) for option in ESTIMATION)
-    return next((f"`{option}` {value}" for option, value in given if value != defaults[option]), None)
+    given = {option: getattr(config, option) for option in ESTIMATION}
+    if config.unlabelled:  # which an exact function is anyway
+        del given["labels"]
+    return next((f"`{option}` {value}" for option, value in given.items() if value != defaults[option]), None)
 
 
 def check_not_estimated(run: Run) -> None:

@@ -27,7 +27,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
 from nncift.models.locate import network_folder
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
-from nncift.pipeline.context import make_influence
+from nncift.pipeline.influences import make_influence
 from nncift.run.files import read_array, read_json, refuse_damaged
 from nncift.run.folder import RunFolder
 from nncift.run.vectors import read_vectors
@@ -143,7 +143,7 @@ class FinishedRun:
         name = str(options["influence"] or read_json(self.folder.function)["name"])
         if name.startswith("{"):
             raise RunError("its influence function was given as an object", "give it by name")
-        own = {"influence_options": options["influence_options"], "model": options["model"]}
+        own = {option: options[option] for option in ("influence_options", "model", "labels")}
         config = Config("pool", influence=name, **own)
         models = tuple(map(ModelSpec, config.models))
         setup = Setup(models, EncoderSpec(options["encoder"] or DEFAULT_ENCODER), options["seed"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.config import DEFAULT_INFLUENCE
 from nncift.errors import DataError, RunError
 from nncift.labels.design import HeldOut, PairPlan, check_pool_size, costs_samples, plan_labels
 from nncift.labels.pairs import LabelledPairs, Probes
@@ -142,8 +143,12 @@ def planned_pairs(run: Run) -> PairPlan:
 
 
 def describe_labels(run: Run) -> str:
-    """The pairs that a run will label in words; empty where it labels none."""
-    if run.config.labels_from is not None or run.is_exact or not run.config.learns:
+    """The pairs that a run will label in words, or why it needs none; empty where others give the values."""
+    if run.is_exact:
+        asked, name = run.config.influence, run.function.name
+        stands_in = run.config.unlabelled and name == DEFAULT_INFLUENCE and asked not in (None, name)
+        return f"none; {name} is exact for every pair" + (f" and takes the place of {asked}" if stands_in else "")
+    if run.config.labels_from is not None or not run.config.learns:
         return ""
     plan = planned_pairs(run)
     rows = ("at least " if run.config.in_rounds else "") + counted(len(plan.rows), "pool sample")

@@ -75,8 +75,9 @@ def select(
 
             Influence, labels and network
             influence_options: options of the influence function itself: a mapping, or NAME=VALUE texts.
-            labels: pairs to compute exactly: 2000, 0.01, "15m", "200samples", "auto"; 0 uses the bundled network.
-                "gradient-sketch", the similarities and "bm25" take none: they are exact for every pair.
+            labels: pairs to compute exactly: 2000, 0.01, "15m", "200samples", "auto"; 0 takes "gradient-sketch"
+                in place of `influence`. "gradient-sketch", the similarities, "bm25", "ifd" and "perplexity" take none:
+                they are exact for every pair.
             fidelity: with `labels` "auto", the subset-sum correlation at which labelling stops; 0.6 unless given.
             labels_from: a file of exact values computed by another tool.
             probes: targets on which every pool sample is measured exactly.

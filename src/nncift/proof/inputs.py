@@ -270,6 +270,9 @@ def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[Compa
         raise ConfigError("random rows are in every comparison", "leave `influence` random out")
     if proof.studies and STRATIFIED.influence in proof.influences:
         raise ConfigError(f"{STRATIFIED.influence} has no influence to study", "leave it out of `influence`")
+    if str(others.get("labels")).strip() == "0":
+        problem = "`labels` 0 estimates nothing, and gradient-sketch, which a run takes then, is compared as it is"
+        raise ConfigError(problem, "leave it out, and name gradient-sketch in `influence`")
     for name in _ONE_RUN:
         if others.get(name) is not None:
             raise ConfigError(f"`{name}` is for one run", _INSTEAD.get(name, "leave it out"))

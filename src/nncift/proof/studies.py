@@ -12,8 +12,9 @@ from nncift.evaluation.studies import Exact, Point, measure, points, summarise
 from nncift.features.sources import FeatureSources
 from nncift.pipeline.choose import objective_of
 from nncift.pipeline.configure import sources_of
-from nncift.pipeline.context import Run, learned_features
+from nncift.pipeline.context import Run
 from nncift.pipeline.featurize import featurize
+from nncift.pipeline.influences import learned_features
 from nncift.pipeline.read import read
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs

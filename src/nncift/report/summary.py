@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,8 @@ from nncift.run.records import Fidelity, Summary, counted
 from nncift.run.vectors import read_vectors
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
+
+_STAND_IN = "gradient-sketch"  # with `labels` 0
 
 
 def write_summary(
@@ -63,6 +66,7 @@ def write_summary(
             objective=selection.objective,
         ),
         exact=exact,
+        in_place_of=_in_place_of(config, exact),
         network=given,
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
@@ -79,6 +83,13 @@ def write_summary(
 def _exact_function(folder: RunFolder) -> str:
     """The influence function of a run that computed it exactly for every pair; "" of another run."""
     return str(read_json(folder.function)["name"]) if folder.vectors.is_finished("pool") else ""
+
+
+def _in_place_of(config: Mapping[str, Any], exact: str) -> str:
+    """The influence function that was asked for, where `labels` 0 has gradient-sketch computed instead; else ""."""
+    asked = str(config.get("influence") or "")
+    name = str(json.loads(asked)["name"]) if asked.startswith("{") else asked
+    return name if config.get("labels") == "0" and exact == _STAND_IN and name != exact else ""
 
 
 def _encoder(features: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -153,7 +153,12 @@ def near_duplicates_text(found: Mapping[str, Any]) -> str:
 
 
 def exactness(summary: Summary) -> str:
-    """That the influence of a run is not estimated."""
+    """That the influence of a run is not estimated, or by which function's exact values without labels."""
+    if summary.in_place_of:
+        return (
+            f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}), in place of"
+            f" {summary.in_place_of}, which labels 0 does not compute: how well it predicts that was not measured."
+        )
     return (
         f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}): nothing was estimated, so there is"
         " no fidelity to measure."

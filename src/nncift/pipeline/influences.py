@@ -1,0 +1,87 @@
+"""The influence function that a config names, what stands in for it without labels, and what a network of it reads.
+
+`labels` 0 computes no exact influence of a function that would be estimated. Its estimate is then gradient-sketch,
+which needs no label and no fit and predicts training better than the bundled network does on task families that
+neither saw (linear datamodeling score 0.44 and 0.40, `docs/measurements.md`). The network is for those who name it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nncift.config import DEFAULT_INFLUENCE, Config
+from nncift.errors import ConfigError
+from nncift.features.sources import FeatureSources
+from nncift.influence.base import InfluenceFunction, Setup, as_function
+from nncift.influence.catalogue import BUILT_IN
+from nncift.influence.gradient_sketch import GradientSketch
+from nncift.influence.options import make_function
+from nncift.models.spec import ModelSpec
+from nncift.run.registry import resolve
+
+
+def make_influence(
+    config: Config, influence: str | InfluenceFunction | None = None, setup: Setup | None = None
+) -> InfluenceFunction:
+    """The influence function that the config names, with the options that it gives, or the object itself.
+
+    With `labels` 0, gradient-sketch in place of one that would be estimated.
+
+    Raises:
+        ConfigError: there is no such function, an option of its own cannot be used, or nothing stands in for it.
+    """
+    made = setup or Setup()
+    if isinstance(influence, str | None):
+        name = config.influence or DEFAULT_INFLUENCE
+        kind = resolve(name, BUILT_IN, "nncift.influence")
+        function = make_function(kind, made, config.influence_options or (), name=name)
+    else:
+        function = as_function(influence)
+    return _without_labels(config, function, made) if config.unlabelled else function
+
+
+def _without_labels(config: Config, function: InfluenceFunction, setup: Setup) -> InfluenceFunction:
+    """The function where it is exact for every pair, else gradient-sketch.
+
+    Raises:
+        ConfigError: the function is pointwise, or has options, which would change nothing.
+    """
+    if function.traits.factored:
+        return function
+    if function.traits.pointwise:
+        raise ConfigError(
+            f"{function.name} is one score of a sample for all targets, which no similarity estimates, so `labels` 0"
+            " leaves it without an estimate",
+            "give `labels` a number, or another `influence`",
+        )
+    if config.influence_options:
+        raise ConfigError(
+            f"`labels` 0 computes {GradientSketch.name} in place of {function.name}, so `influence_options` of the"
+            " latter have no use",
+            "leave them out, or give `labels` a number",
+        )
+    return GradientSketch.build(setup)
+
+
+def default_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
+    """The features of a run that names none; nothing reads features where influence is exact for every pair."""
+    if function is not None and function.traits.factored:
+        return ()
+    return learned_features(config, function)
+
+
+def learned_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
+    """The features that a network of a function learns from where none are named.
+
+    The language model's own view of a sample counts too where the influence function runs a language model anyway
+    (that costs one forward pass per sample), and for a recipe that can use it.
+    """
+    asks = function is not None and function.traits.asks_language_model and config.recipe != "paper"
+    return ("sentence", "lm") if asks else ("sentence",)
+
+
+def feature_model(model: ModelSpec, features: FeatureSources, function: InfluenceFunction | None) -> ModelSpec:
+    """The language model of the features: the influence function's where that is the same, so it is loaded once."""
+    name = features.language_model or model.model
+    asked = function.models if function is not None else ()
+    return next((spec for spec in asked if spec.model == name), dataclasses.replace(model, model=name))
