@@ -53,24 +53,23 @@ def _first_components(space: np.ndarray) -> np.ndarray:
 
 def _umap(space: np.ndarray, seed: int, progress: bool) -> np.ndarray:
     """UMAP with the nearest neighbours given: exact, and without pynndescent's own compiled search."""
-    import umap
-
     own = np.arange(len(space))
     rows, cosines = nearest(space, own, _NEIGHBOURS - 1)
     indices = np.concatenate([own[:, None], rows], axis=1)  # a sample is its own nearest
     distances = np.concatenate([np.zeros((len(space), 1), np.float32), np.maximum(1 - cosines, 0)], axis=1)
     bar = {"disable": not progress, "desc": "map", "unit": " epochs"}
-    mapper = umap.UMAP(
-        n_neighbors=_NEIGHBOURS,
-        metric="cosine",
-        random_state=seed,
-        n_jobs=1,
-        precomputed_knn=(indices, distances),
-        tqdm_kwds=bar,
-        verbose=progress,
-        init="pca",
-    )
-    with warnings.catch_warnings():  # that it cannot place new samples, and of the seed
+    with warnings.catch_warnings():  # of packages that it can do without, and that it cannot place new samples
         warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        mapper = UMAP(
+            n_neighbors=_NEIGHBOURS,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(indices, distances),
+            tqdm_kwds=bar,
+            init="pca",
+        )
         found: np.ndarray = mapper.fit_transform(space)
     return found.astype(np.float32)
