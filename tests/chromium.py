@@ -79,9 +79,10 @@ class Browser:
         self._process.wait()
 
     def open(self, url: str) -> None:
-        """Go to a page."""
+        """Go to a page, until it and its scripts are loaded."""
         self.console, self.requests, self.dialogs = [], [], []
         self._call("Page.navigate", url=url)
+        self.wait("document.readyState == 'complete'")
 
     def evaluate(self, expression: str):
         """The value of an expression in JavaScript, or of its promise."""
@@ -102,6 +103,14 @@ class Browser:
         """Click on the element whose own text this is."""
         place = self.wait(f"({_PLACE})({json.dumps(text)}, {number})")
         self.click_at(*place)
+
+    def press(self, label: str) -> None:
+        """Click on the button with this text, which may be shown by its tooltip alone."""
+        button = (
+            f"[...document.querySelectorAll('button')].find(some => some.textContent.trim() == {json.dumps(label)})"
+        )
+        box = f"{button}?.getBoundingClientRect()"
+        self.click_at(*self.wait(f"(box => box && [box.x + box.width / 2, box.y + box.height / 2])({box})"))
 
     def click_at(self, x: float, y: float) -> None:
         """Click on a place of the window."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from nncift.errors import RunError, printable
 
+NAMES = {name: f"--{name}" for name in ("export", "host", "port")}
+"""Options as messages name them to how they are typed."""
+
 
 def explore(
     run: str,

@@ -15,6 +15,7 @@ import json
 import shutil
 import socket
 import tempfile
+import zipfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _listening(host: str, port: int) -> socket.socket:
 def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
         return ConfigError(f"port {port} is in use", "give another `port`")
-    if error.errno == errno.EACCES:
+    if error.errno in (errno.EACCES, errno.EPERM):
         return ConfigError(f"port {port} is not allowed", "give a `port` above 1023")
     return ConfigError(f"`host` {host!r} is no address of this machine", "give 127.0.0.1, or 0.0.0.0 for all")
 
@@ -169,9 +170,12 @@ def make_app(table: Path, props: Mapping[str, Any], *, host: str) -> Any:
 
         def make_archive(self, static_path: str, metadata_overrides: dict[str, Any] | None = None) -> bytes:
             with tempfile.TemporaryDirectory() as place:
-                site = Path(place, "explorer")
+                site, archive = Path(place, "explorer"), Path(place, "explorer.zip")
                 export_site(table, props, site)
-                return Path(shutil.make_archive(str(site), "zip", site)).read_bytes()
+                with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+                    for file in sorted(filter(Path.is_file, site.rglob("*"))):
+                        packed.write(file, file.relative_to(site))
+                return archive.read_bytes()
 
     source = Source(content_hash(table), rows, {"props": dict(props)})
     app = make_server(source, static_path=str(_front_end()), duckdb_uri="server")
