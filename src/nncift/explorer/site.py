@@ -100,6 +100,8 @@ def bind(host: str, port: int | None) -> socket.socket:
     Raises:
         ConfigError: the port is taken or not allowed, or the host is not one of this machine.
     """
+    if port is not None and not 0 <= port < 1 << 16:  # or the system takes its last 16 bits
+        raise ConfigError(f"`port` is {port}", "give one from 0 to 65535")
     for number in range(PORT, PORT + _PORTS) if port is None else (port,):
         try:
             return _listening(host, number)
@@ -107,8 +109,6 @@ def bind(host: str, port: int | None) -> socket.socket:
             if error.errno == errno.EADDRINUSE and port is None:
                 continue
             raise _cannot_bind(host, number, error) from error
-        except OverflowError as error:
-            raise ConfigError(f"`port` is {number}", "give one from 0 to 65535") from error
     raise ConfigError(f"the ports {PORT} to {PORT + _PORTS - 1} are all in use", "give another `port`")
 
 
