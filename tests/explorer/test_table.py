@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,8 @@ from nncift.matrix.products import product_matrix
 from nncift.pipeline.finished import FinishedRun
 
 ROWS, TARGETS = 50, 6
+INSTALLED = all(importlib.util.find_spec(name) for name in ("umap", "embedding_atlas"))
+needs_packages = pytest.mark.skipif(not INSTALLED, reason="the packages of the extra `explore` are not installed")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -130,6 +133,7 @@ def test_scores_for_all_targets_alike_give_no_reasons():
     assert find_reasons(matrix, np.array([4]), space, np.zeros((5, 1), int), own_target=False) is None
 
 
+@needs_packages
 def test_map_is_seeded_and_keeps_groups_together():
     centres = 5 * np.eye(4, 8)
     rng = np.random.default_rng(0)
@@ -244,6 +248,8 @@ def test_table_is_written_once_and_again_after_a_kill_with_the_same_bytes(runs):
     assert write_table(run).stat().st_mtime_ns == stamp
     files.table.unlink()  # as if killed after the map
     assert write_table(run).read_bytes() == whole
+    files.table.write_bytes(whole[:100] + b"x" + whole[101:])  # damaged
+    assert write_table(run).read_bytes() == whole
     files.map.unlink()
     files.table.unlink()
     assert write_table(run).read_bytes() == whole
@@ -284,6 +290,7 @@ def test_source_columns_of_any_rows_have_names_that_differ(rows):
     assert not any(name.startswith("_") or '"' in name for name in found)
 
 
+@needs_packages
 def test_charts_are_of_few_values_and_of_numbers():
     columns = {"task": ["a", "b"] * 20, "id": [f"x{i}" for i in range(40)], "level": [*range(40)], "same": [1] * 40}
     charts = chart_columns({name: np.array(values) for name, values in columns.items()})

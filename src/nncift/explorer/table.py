@@ -24,7 +24,7 @@ from nncift.explorer.page import NEIGHBOURS, ROW, X, Y, chart_columns
 from nncift.explorer.reasons import HELPED, Reasons, find_reasons
 from nncift.explorer.space import nearest, sample_space
 from nncift.pipeline.finished import FinishedRun
-from nncift.run.checksums import content_hash
+from nncift.run.checksums import content_hash, verify
 from nncift.run.files import atomic_write, fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving
 
@@ -57,7 +57,7 @@ def write_table(run: FinishedRun, *, progress: bool = False) -> Path:
     if not len(run.pool):
         raise RunError(f"{run.folder.path} has no samples")
     files, expected = run.folder.explorer, _fingerprint(run)
-    if files.table.is_file() and read_facts(files.table).get("fingerprint") == expected:
+    if files.table.is_file() and _is_whole(files.table) and read_facts(files.table).get("fingerprint") == expected:
         return files.table
     with run.folder.locked():
         n = len(run.pool)
@@ -85,6 +85,14 @@ def read_facts(path: Path) -> dict[str, Any]:
         return dict(json.loads((pq.read_schema(path).metadata or {})[FACTS.encode()]))
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return {}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except RunError:
+        return False
+    return True
 
 
 def _fingerprint(run: FinishedRun) -> str:
