@@ -80,6 +80,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Go to a page, until it and its scripts are loaded."""
+        self._call("Page.navigate", url="about:blank")  # or the page before is still heard
         self.console, self.requests, self.dialogs = [], [], []
         self._call("Page.navigate", url=url)
         self.wait("document.readyState == 'complete'")

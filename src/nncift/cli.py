@@ -274,7 +274,8 @@ def _sub_command(arguments: list[str]) -> str:
 
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    return re.sub(r"`(\w+)`", lambda match: (NAMES | cli_proof.NAMES | cli_explore.NAMES).get(match[1], match[0]), str(text))
+    names = NAMES | cli_proof.NAMES | cli_explore.NAMES
+    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), str(text))
 
 
 def _fail(message: str) -> None:

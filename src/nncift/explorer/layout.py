@@ -1,6 +1,6 @@
 """A map of the pool: two coordinates of each sample, by UMAP (McInnes, Healy and Melville 2018, arXiv:1802.03426).
 
-UMAP takes a second of CPU for each 500 samples or so, so of a pool above `MAPPED` samples it places that many random
+UMAP takes some ten seconds of CPU for 10,000 samples, so of a pool above `MAPPED` samples it places that many random
 ones, and each other sample at the mean of its nearest placed ones, weighted by cosine. Pools of a few samples get their
 first two principal components.
 """
@@ -16,6 +16,7 @@ from nncift.explorer.space import nearest
 MAPPED = 10_000
 _NEIGHBOURS = 15
 _FEW = 4 * _NEIGHBOURS  # samples that need no UMAP
+_EPOCHS = 200  # UMAP's own number for more than 10,000 samples
 _NEAREST = 3  # placed samples whose mean places another
 
 
@@ -66,6 +67,7 @@ def _umap(space: np.ndarray, seed: int, progress: bool) -> np.ndarray:
             n_neighbors=_NEIGHBOURS,
             metric="cosine",
             random_state=seed,
+            n_epochs=_EPOCHS,
             n_jobs=1,
             precomputed_knn=(indices, distances),
             tqdm_kwds=bar,

@@ -21,10 +21,11 @@ from nncift.run.progress import advance
 from nncift.run.vectors import read_vectors
 
 WIDTH = 64
-EXACT = 1 << 15  # samples up to which all are compared
-VISITS = 2048  # samples that each is compared with in larger pools
+EXACT = 1 << 30  # pairs of samples up to which all are compared: 32,768 with each other
+VISITS = 2048  # samples that each is compared with where there are more
 _SAMPLE = 8192  # rows that the components are of
 _BLOCK = 4096
+_SORTED = 1 << 16  # samples whose neighbours are sorted together
 
 
 def sample_space(run: FinishedRun) -> np.ndarray:
@@ -93,7 +94,7 @@ def _projected(rows: Any, components: np.ndarray, prepared: Callable[[Any], Any]
 def nearest(
     space: np.ndarray, queries: np.ndarray, k: int, *, among: np.ndarray | None = None, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest samples by cosine, exactly in pools of up to `EXACT` samples.
+    """The nearest samples by cosine, exactly for up to `EXACT` pairs.
 
     Args:
         space: unit vectors, float32 (n, d).
@@ -106,20 +107,21 @@ def nearest(
         Samples, int64 (q, k), nearest first, -1 where there are fewer; and cosines, float32 (q, k), there nan.
     """
     among = np.arange(len(space)) if among is None else among
-    rows = np.full((len(queries), k), -1), np.full((len(queries), k), np.nan, np.float32)
+    rows, nearness = np.full((len(queries), k), -1), np.full((len(queries), k), np.nan, np.float32)
     if not len(among) or not len(queries):
-        return rows
+        return rows, nearness
     held = space if len(among) == len(space) else space[among]
     columns = space if len(queries) == len(space) else space[queries]
     products = Products(held, np.zeros(len(held), np.float32), columns)
-    visits = None if len(among) <= EXACT else VISITS
+    visits = None if len(among) * len(queries) <= EXACT else VISITS
     cosines, found = strongest(products, min(k + 1, len(among)), visits, progress=progress)
-    there = found != NO_HELPER
-    samples = np.where(there, among[np.where(there, found, 0)], -1)
-    there &= samples != queries[:, None]
-    order = np.lexsort((samples, np.where(there, -cosines, np.inf)), axis=1)[:, :k]
-    there = np.take_along_axis(there, order, axis=1)
-    width = order.shape[1]
-    rows[0][:, :width] = np.where(there, np.take_along_axis(samples, order, axis=1), -1)
-    rows[1][:, :width] = np.where(there, np.take_along_axis(cosines, order, axis=1), np.nan)
-    return rows
+    for start in range(0, len(queries), _SORTED):
+        part = slice(start, start + _SORTED)
+        there = found[part] != NO_HELPER
+        samples = np.where(there, among[np.where(there, found[part], 0)], -1)
+        there &= samples != queries[part, None]
+        order = np.lexsort((samples, np.where(there, -cosines[part], np.inf)), axis=1)[:, :k]
+        there, samples, values = (np.take_along_axis(each, order, axis=1) for each in (there, samples, cosines[part]))
+        rows[part, : order.shape[1]] = np.where(there, samples, -1)
+        nearness[part, : order.shape[1]] = np.where(there, values, np.nan)
+    return rows, nearness
