@@ -36,9 +36,10 @@ FACTS = "nncift"  # key of the Parquet file's metadata
 _FORMAT = 1
 _NEIGHBOURS = 10
 _ROWS = 1 << 15  # of the pool that are written together
-_TEXTS = 1 << 30  # characters of all prompts and responses
+_TEXTS = 1 << 29  # characters of all prompts and responses, which the server holds in memory
 _LONGEST, _SHORTEST = 4000, 250  # characters of a prompt or response, in small pools and at least
-_TARGET = 120  # characters of a target's or another sample's prompt and of its response
+_LINE, _SHORT_LINE = 120, 40  # characters of another sample's prompt and of its response, in small and in large pools
+_LARGE = 1 << 18  # samples
 
 
 def write_table(run: FinishedRun, *, progress: bool = False) -> Path:
@@ -267,9 +268,10 @@ class _Texts:
     def __init__(self, run: FinishedRun) -> None:
         self._pool = run.pool
         self._longest = int(np.clip(_TEXTS // (2 * max(len(run.pool), 1)), _SHORTEST, _LONGEST))
-        self._of_pool = _one_line(run.pool)
-        own = run.own_target
-        self._of_targets = self._of_pool if own else _one_line(open_pool(run.folder.samples("target").path)[0])
+        line = _LINE if len(run.pool) <= _LARGE else _SHORT_LINE
+        self._of_pool = self._of_targets = _one_line(run.pool, line)
+        if not run.own_target:
+            self._of_targets = _one_line(open_pool(run.folder.samples("target").path)[0], line)
 
     def cut(self, name: str, part: slice) -> pa.Array:
         """The prompts or responses of some rows."""
@@ -288,13 +290,13 @@ class _Texts:
         return _taken(self._of_targets, rows)
 
 
-def _one_line(samples: Dataset) -> pa.Array:
+def _one_line(samples: Dataset, longest: int) -> pa.Array:
     """The beginnings of prompt and response of each sample."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     parts = [
-        pc.replace_substring_regex(pc.utf8_slice_codeunits(samples.data.column(name), 0, _TARGET), r"\s+", " ")
+        pc.replace_substring_regex(pc.utf8_slice_codeunits(samples.data.column(name), 0, longest), r"\s+", " ")
         for name in ("prompt", "response")
     ]
     return pc.binary_join_element_wise(*parts, " → ").cast(pa.large_string()).combine_chunks()
