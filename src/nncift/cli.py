@@ -15,7 +15,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_diff, cli_machine, cli_proof
+from nncift import cli_diff, cli_explore, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import ConfigError, NNCIFTError, RunError, printable
@@ -210,6 +210,7 @@ def report(run: str) -> None:
 
 
 _command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
+_command("nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(cli_explore.explore)
 
 
 @_command("nncift repair runs/alpaca")
@@ -273,7 +274,8 @@ def _sub_command(arguments: list[str]) -> str:
 
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    return re.sub(r"`(\w+)`", lambda match: (NAMES | cli_proof.NAMES).get(match[1], match[0]), str(text))
+    names = NAMES | cli_proof.NAMES | cli_explore.NAMES
+    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), str(text))
 
 
 def _fail(message: str) -> None:

@@ -115,6 +115,15 @@ class LabelFolder:
         return LabelFolder(self.path / name)
 
 
+class ExplorerFolder:
+    """What the explorer has made of a finished run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.map = path / "map.npy"  # two coordinates of each pool sample
+        self.table = path / "samples.parquet"  # a row for each of them
+
+
 class RunFolder:
     """The folder of a run; a path wherever one is taken.
 
@@ -150,6 +159,7 @@ class RunFolder:
         self.shortlist = LabelFolder(self.path / "verify")
         self.difficulty = LabelFolder(self.path / "difficulty")  # of the selected samples
         self.verification = self.path / "verify" / "verify.json"
+        self.explorer = ExplorerFolder(self.path / "explorer")
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -1,0 +1,174 @@
+"""Headless Chromium that tests drive by the DevTools protocol."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+_SECONDS = 120  # until a page has what is waited for
+_OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", "--window-size=1600,1200"),
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"),
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"),
+    *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
+)
+
+_READ = """function read(node) {
+    if (node.nodeType == 3) return node.data
+    if (node.matches && node.matches("style, script")) return ""
+    return [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].map(read).join("\\n")
+}"""
+_PLACE = """function (text, number) {
+    const found = []
+    const isText = child => child.nodeType == 3 && child.data.trim() == text
+    const walk = node => {
+        if (node.nodeType == 1 && [...node.childNodes].some(isText)) found.push(node)
+        const inside = [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes]
+        inside.forEach(walk)
+    }
+    walk(document.body)
+    if (!found[number]) return null
+    found[number].scrollIntoView({block: "center"})
+    const box = found[number].getBoundingClientRect()
+    return [box.x + box.width / 2, box.y + box.height / 2]
+}"""
+
+
+def chromium() -> str | None:
+    """The program, if there is one."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Browser:
+    """A page of a browser of its own, with what its console said and the addresses that it asked for.
+
+    Args:
+        program: of Chromium.
+        profile: an empty folder.
+    """
+
+    def __init__(self, program: str, profile: Path) -> None:
+        from websockets.sync.client import connect
+
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        self.dialogs: list[str] = []
+        self._numbers = itertools.count(1)
+        self._process = subprocess.Popen(
+            [program, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        port = _waited_for(lambda: _first_line(profile / "DevToolsActivePort"))
+        page = _waited_for(lambda: _first_page(port))
+        self._socket = connect(page, max_size=None, open_timeout=_SECONDS, proxy=None)
+        for name in ("Runtime", "Log", "Network", "Page"):
+            self._call(f"{name}.enable")
+
+    def close(self) -> None:
+        """End the browser."""
+        self._socket.close()
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def open(self, url: str) -> None:
+        """Go to a page, until it and its scripts are loaded."""
+        self._call("Page.navigate", url="about:blank")  # or the page before is still heard
+        self.console, self.requests, self.dialogs = [], [], []
+        self._call("Page.navigate", url=url)
+        self.wait("document.readyState == 'complete'")
+
+    def evaluate(self, expression: str):
+        """The value of an expression in JavaScript, or of its promise."""
+        found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise AssertionError(found["exceptionDetails"])
+        return found["result"].get("value")
+
+    def wait(self, expression: str):
+        """The expression's first value that is true."""
+        return _waited_for(lambda: self.evaluate(expression))
+
+    def text(self) -> str:
+        """The page's text, inside shadow roots too."""
+        return self.evaluate(f"({_READ})(document.body)")
+
+    def click(self, text: str, *, number: int = 0) -> None:
+        """Click on the element whose own text this is."""
+        place = self.wait(f"({_PLACE})({json.dumps(text)}, {number})")
+        self.click_at(*place)
+
+    def press(self, label: str) -> None:
+        """Click on the button with this text, which may be shown by its tooltip alone."""
+        button = (
+            f"[...document.querySelectorAll('button')].find(some => some.textContent.trim() == {json.dumps(label)})"
+        )
+        box = f"{button}?.getBoundingClientRect()"
+        self.click_at(*self.wait(f"(box => box && [box.x + box.width / 2, box.y + box.height / 2])({box})"))
+
+    def click_at(self, x: float, y: float) -> None:
+        """Click on a place of the window."""
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def screenshot(self, path: Path) -> None:
+        """Write a picture of the window."""
+        import base64
+
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+
+    def _call(self, method: str, **arguments):
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": arguments}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=_SECONDS))
+            if message.get("id") == number:
+                if "error" in message:
+                    raise AssertionError(message["error"])
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict) -> None:
+        method, facts = message.get("method"), message.get("params", {})
+        if method == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
+            self.console.append(f"{facts['type']}: {[a.get('value', a.get('description')) for a in facts['args']]}")
+        elif method == "Runtime.exceptionThrown":
+            self.console.append(str(facts["exceptionDetails"]))
+        elif method == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):
+            self.console.append(f"{facts['entry']['text']} {facts['entry'].get('url', '')}")
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(facts["request"]["url"])
+        elif method == "Page.javascriptDialogOpening":
+            self.dialogs.append(facts["message"])
+
+
+def _waited_for(found):
+    end = time.monotonic() + _SECONDS
+    while not (value := found()):
+        if time.monotonic() > end:
+            raise AssertionError("waited in vain")
+        time.sleep(0.1)
+    return value
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text().partition("\n")[0] if path.is_file() else ""
+
+
+def _first_page(port: str) -> str:
+    from urllib.request import ProxyHandler, build_opener
+
+    with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/json/list") as answer:
+        pages = [page for page in json.load(answer) if page["type"] == "page"]
+    return pages[0]["webSocketDebuggerUrl"] if pages else ""

@@ -1,0 +1,299 @@
+"""The explorer's table: neighbours, reasons and columns against slow references, on real runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nncift
+from builders import EstimatedCosine, json_objects, word_rows, write_rows
+from nncift.errors import RunError
+from nncift.explorer.layout import positions
+from nncift.explorer.origin import source_columns
+from nncift.explorer.page import chart_columns, page_props
+from nncift.explorer.reasons import find_reasons
+from nncift.explorer.space import nearest, sample_space
+from nncift.explorer.table import read_facts, write_table
+from nncift.matrix.matrix import InfluenceMatrix
+from nncift.matrix.products import product_matrix
+from nncift.pipeline.finished import FinishedRun
+
+ROWS, TARGETS = 50, 6
+INSTALLED = all(importlib.util.find_spec(name) for name in ("umap", "embedding_atlas"))
+needs_packages = pytest.mark.skipif(not INSTALLED, reason="the packages of the extra `explore` are not installed")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random_space(n: int, width: int = 8, seed: int = 0) -> np.ndarray:
+    return unit(np.random.default_rng(seed).standard_normal((n, width)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [
+        {**row, "task": ("sums", "words")[i % 2], "level": i % 7, "Rank": i} for i, row in enumerate(word_rows(ROWS))
+    ]
+    rows[7] |= {"prompt": rows[3]["prompt"], "response": rows[3]["response"] + "."}  # almost the same
+    sides = {"pool": rows, "target": word_rows(TARGETS, 100)}
+    return {name: write_rows(folder / f"{name}.jsonl", some) for name, some in sides.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = {name: folder / name for name in ("exact", "own", "estimated", "pointwise")}
+    nncift.select(data["pool"], target=data["target"], influence="bm25", budget=9, output=made["exact"])
+    nncift.select(data["pool"], influence="bm25", budget=9, output=made["own"])
+    own = {"labels": 80, "probes": 2, "encoder": "embedded", "features": "sentence", "near_duplicates": 0.95}
+    cosine = EstimatedCosine("embedded")
+    nncift.select(data["pool"], target=data["target"], influence=cosine, budget=9, output=made["estimated"], **own)
+    nncift.select(data["pool"], target=data["target"], influence="random", budget=9, output=made["pointwise"])
+    return made
+
+
+def table_of(run: Path) -> tuple[FinishedRun, list[dict]]:
+    opened = FinishedRun.open(run)
+    return opened, pq.read_table(write_table(opened)).to_pylist()
+
+
+@pytest.mark.parametrize("among", [None, [1, 4, 5, 9, 30], []])
+def test_nearest_are_those_with_the_largest_cosines(among):
+    space = random_space(40)
+    queries, some = np.array([0, 4, 5, 17]), None if among is None else np.array(among, np.int64)
+    rows, cosines = nearest(space, queries, 6, among=some)
+    for query, found, values in zip(queries, rows, cosines, strict=True):
+        others = [row for row in (range(40) if among is None else among) if row != query]
+        expected = sorted(others, key=lambda row: -float(space[query] @ space[row]))[:6]
+        assert found.tolist() == expected + [-1] * (6 - len(expected))
+        np.testing.assert_allclose(values[: len(expected)], space[expected] @ space[query], atol=1e-6)
+        assert np.isnan(values[len(expected) :]).all()
+
+
+def test_equal_samples_are_their_own_neighbours_never():
+    rows, _ = nearest(np.ones((5, 1), np.float32), np.arange(5), 3)
+    assert [row.tolist() for row in rows] == [[k for k in range(5) if k != i][:3] for i in range(5)]
+
+
+@pytest.mark.parametrize("own_target", [False, True])
+def test_reasons_are_those_of_the_whole_matrix(own_target):
+    values = np.random.default_rng(2).standard_normal((30, 30 if own_target else 7)).astype(np.float32)
+    chosen, space = np.array([21, 3, 8]), random_space(30)
+    neighbours = nearest(space, np.arange(30), 4)[0]
+    found = find_reasons(InfluenceMatrix.from_array(values), chosen, space, neighbours, own_target=own_target)
+    for i in range(30):
+        targets = [j for j in range(values.shape[1]) if values[i, j] > 0 and not (own_target and i == j)]
+        best = sorted(targets, key=lambda j: -values[i, j])[:3]
+        assert found.helps[i].tolist() == best + [-1] * (3 - len(best))
+        np.testing.assert_array_equal(found.helped[i, : len(best)], values[i, best])
+        if i in chosen or not (own_target or best):
+            assert found.covered_by[i] == -1
+        else:
+            on = i if own_target else best[0]
+            assert found.covered_by[i] == max(chosen, key=lambda c: values[c, on])
+            assert found.coverage[i] == values[chosen, on].max()
+
+
+def test_reasons_of_too_many_pairs_are_of_neighbours_or_of_a_sample():
+    space, chosen = random_space(60), np.arange(0, 60, 5)
+    neighbours = nearest(space, np.arange(60), 8)[0]
+    matrix = product_matrix(space, space, np.exp, held=0)
+    found = find_reasons(matrix, chosen, space, neighbours, own_target=True, work=1)
+    whole = np.exp(space @ space.T)
+    for i in range(60):
+        assert found.helps[i].tolist() == neighbours[i, :3].tolist()  # influence grows with the cosine
+        np.testing.assert_allclose(found.helped[i], whole[i, found.helps[i]], rtol=1e-5)
+        if i not in chosen:
+            assert found.covered_by[i] == max(chosen, key=lambda c: whole[c, i])
+    values = np.random.default_rng(0).random((60, 40)).astype(np.float32)
+    drawn = find_reasons(
+        InfluenceMatrix.from_array(values), chosen, space, neighbours, own_target=False, work=60 * 128 * 5
+    )
+    assert drawn.sampled == 5 == len(np.unique(drawn.helps))
+    np.testing.assert_array_equal(drawn.helped[:, 0], values[np.arange(60), drawn.helps[:, 0]])
+    left_out = np.setdiff1d(np.arange(60), chosen)
+    assert (drawn.coverage[left_out] == values[chosen].max(axis=0)[drawn.helps[left_out, 0]]).all()
+
+
+def test_scores_for_all_targets_alike_give_no_reasons():
+    matrix = InfluenceMatrix.from_array(np.repeat(np.arange(5, dtype=np.float32)[:, None], 3, axis=1))
+    space = random_space(5)
+    assert find_reasons(matrix, np.array([4]), space, np.zeros((5, 1), int), own_target=False) is None
+
+
+@needs_packages
+def test_map_is_seeded_and_keeps_groups_together():
+    centres = 5 * np.eye(4, 8)
+    rng = np.random.default_rng(0)
+    group = np.arange(240) % 4
+    space = unit(centres[group] + rng.standard_normal((240, 8)))
+    found = positions(space, seed=3)
+    assert found.shape == (240, 2)
+    assert found.dtype == np.float32
+    middle = np.stack([found[group == k].mean(axis=0) for k in range(4)])
+    assert (np.square(found[:, None] - middle).sum(axis=2).argmin(axis=1) == group).mean() > 0.95
+    np.testing.assert_array_equal(positions(space, seed=3), found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_map_of_a_few_samples(n):
+    assert np.isfinite(positions(random_space(n))).all()
+
+
+@pytest.mark.parametrize("name", ["exact", "own", "estimated", "pointwise"])
+def test_table_has_each_row_with_its_choice(data, runs, name):
+    run, rows = table_of(runs[name])
+    source = [json.loads(line) for line in Path(data["pool"]).read_text(encoding="utf-8").splitlines()]
+    assert [row["row"] for row in rows] == list(range(ROWS))
+    assert [(row["prompt"], row["response"]) for row in rows] == [(row["prompt"], row["response"]) for row in source]
+    assert [(row["task"], row["level"]) for row in rows] == [(row["task"], row["level"]) for row in source]
+    assert [row["source Rank"] for row in rows] == [row["Rank"] for row in source]
+    assert [row["prompt_characters"] for row in rows] == [len(row["prompt"]) for row in source]
+    ranks = dict(zip(run.selection.indices.tolist(), run.selection.ranks.tolist(), strict=True))
+    gains = dict(zip(run.selection.indices.tolist(), run.selection.gains.tolist(), strict=True))
+    for i, row in enumerate(rows):
+        assert row["chosen"] == ("chosen" if i in ranks else "left out")
+        assert (row["rank"], row["gain"]) == (ranks.get(i), gains.get(i))
+        neighbours = row["__neighbours"]
+        assert len(neighbours["ids"]) == len(neighbours["distances"]) == 10
+        assert neighbours["distances"] == sorted(neighbours["distances"])
+        assert i not in neighbours["ids"]
+
+
+@pytest.mark.parametrize("name", ["exact", "own"])
+def test_table_says_why(runs, name):
+    run, rows = table_of(runs[name])
+    matrix, space = run.matrix().rows(slice(None)).copy(), sample_space(run)
+    chosen = run.selection.indices.tolist()
+    texts = [f"{p} → {r}" for p, r in zip(*(run.pool[c] for c in ("prompt", "response")), strict=True)]
+    for i, row in enumerate(rows):
+        assert row["influence_measured"] == pytest.approx(matrix[i].mean(), rel=1e-5)
+        own = matrix[i].copy()
+        if name == "own":
+            own[i] = 0
+        best = np.sort(own)[::-1][:3]
+        shown = [row[f"helps_{k}_influence"] or 0 for k in (1, 2, 3)]
+        np.testing.assert_allclose(shown, best, rtol=1e-5)
+        if i in chosen:
+            assert row["covered_by"] is None
+            left_out = [k for k in range(ROWS) if k not in chosen]
+            assert row["left_out_twin_cosine"] == pytest.approx((space[left_out] @ space[i]).max(), abs=1e-6)
+            assert row["left_out_twin"] == texts[row["left_out_twin_row"]]
+            assert row["left_out_twin_row"] in left_out
+        else:
+            assert row["left_out_twin"] is None
+            assert row["covered_by_row"] in chosen
+            assert row["covered_by"] == texts[row["covered_by_row"]]
+            if name == "own":
+                assert row["covered_by_influence"] == pytest.approx(matrix[chosen, i].max(), rel=1e-5)
+
+
+def test_estimated_and_measured_influence_stand_side_by_side(runs):
+    run, rows = table_of(runs["estimated"])
+    measured: dict[int, dict[int, float]] = {}
+    for file in sorted(runs["estimated"].rglob("labels.parquet")):
+        for pair in pq.read_table(file).to_pylist():
+            measured.setdefault(pair["pool_index"], {})[pair["target_index"]] = pair["influence"]
+    for i, row in enumerate(rows):
+        values = [*measured[i].values()]
+        assert row["influence_estimated"] == pytest.approx(float(run.influence[i]))
+        assert row["influence_measured"] == pytest.approx(np.mean(values), abs=1e-6)
+        assert row["measured_targets"] == len(values)
+
+
+def test_near_duplicates_have_a_group(runs):
+    lines = (runs["estimated"] / "pool" / "near_duplicates.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    _, rows = table_of(runs["estimated"])
+    assert found
+    groups = {entry["pool_row"]: entry["same_as"] for entry in found}
+    for i, row in enumerate(rows):
+        kept = row["id"] if row["id"] in groups.values() else None
+        assert row["near_duplicate_group"] == groups.get(i, kept)
+
+
+def test_pointwise_influence_is_explained_as_such(runs):
+    run, rows = table_of(runs["pointwise"])
+    assert "helps_1" not in rows[0]
+    assert "alike" in read_facts(run.folder.explorer.table)["notes"][0]
+
+
+def test_influence_that_cannot_be_computed_again_is_noted(runs, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(runs["exact"], copy)
+    shutil.rmtree(copy / "explorer", ignore_errors=True)
+    shutil.rmtree(copy / "vectors")
+    run, rows = table_of(copy)
+    assert "helps_1" not in rows[0]
+    assert "cannot be computed again" in read_facts(run.folder.explorer.table)["notes"][0]
+
+
+def test_table_is_written_once_and_again_after_a_kill_with_the_same_bytes(runs):
+    run = FinishedRun.open(runs["own"])
+    files = run.folder.explorer
+    whole = write_table(run).read_bytes()
+    stamp = files.table.stat().st_mtime_ns
+    assert write_table(run).stat().st_mtime_ns == stamp
+    files.table.unlink()  # as if killed after the map
+    assert write_table(run).read_bytes() == whole
+    files.table.write_bytes(whole[:100] + b"x" + whole[101:])  # damaged
+    assert write_table(run).read_bytes() == whole
+    files.map.unlink()
+    files.table.unlink()
+    assert write_table(run).read_bytes() == whole
+
+
+def test_folder_in_use_is_left_alone(runs):
+    run = FinishedRun.open(runs["exact"])
+    write_table(run).unlink()
+    with run.folder.locked(), pytest.raises(RunError, match="another process"):
+        write_table(run)
+
+
+def originals(rows: list) -> Dataset:
+    return Dataset.from_dict({"original": [json.dumps(row) for row in rows]})
+
+
+def test_source_columns_are_short_values_under_free_names():
+    rows = [
+        {"id": 1, "Chosen": i, "text": "x", "long": "y" * 100, "list": [], '"; drop': "a", "mixed": i} for i in range(3)
+    ]
+    rows[2] |= {"mixed": "two", "late": True}
+    found = source_columns(originals(rows), ["chosen"], ["text"])
+    assert {name: column.to_pylist() for name, column in found.items()} == {
+        "source Chosen": [0, 1, 2],
+        "drop": ["a", "a", "a"],
+        "mixed": ["0", "1", "two"],
+        "late": [None, None, "true"],
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(json_objects, max_size=5))
+def test_source_columns_of_any_rows_have_names_that_differ(rows):
+    found = source_columns(originals(rows), ["row", "__map_x"])
+    names = ["row", "__map_x", *found]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert all(len(column) == len(rows) for column in found.values())
+    assert not any(name.startswith("_") or '"' in name for name in found)
+
+
+@needs_packages
+def test_charts_are_of_few_values_and_of_numbers():
+    columns = {"task": ["a", "b"] * 20, "id": [f"x{i}" for i in range(40)], "level": [*range(40)], "same": [1] * 40}
+    charts = chart_columns({name: np.array(values) for name, values in columns.items()})
+    assert charts == {"counted": ["task"], "binned": ["level"]}
+    state = page_props(charts)["initialState"]["charts"]
+    assert [chart.get("type") for chart in state.values()][:4] == ["embedding", "predicates", "instances", "count-plot"]
