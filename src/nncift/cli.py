@@ -15,7 +15,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_diff, cli_machine, cli_proof
+from nncift import cli_diff, cli_handover, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import ConfigError, NNCIFTError, RunError, printable
@@ -211,6 +211,16 @@ def report(run: str) -> None:
 
 _command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
 
+_command(
+    "nncift export runs/math --format trl --output train",
+    "nncift export runs/math --format llama-factory --output LLaMA-Factory/data/math",
+)(cli_handover.export)
+_command(
+    "nncift push runs/math org/math-subset --private --license cc-by-4.0",
+    "nncift push runs/less org/less-network --only network",
+    "nncift push runs/math org/math-subset --to-folder upload",
+)(cli_handover.push)
+
 
 @_command("nncift repair runs/alpaca")
 def repair(run: str) -> None:
@@ -273,7 +283,9 @@ def _sub_command(arguments: list[str]) -> str:
 
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    return re.sub(r"`(\w+)`", lambda match: (NAMES | cli_proof.NAMES).get(match[1], match[0]), str(text))
+    return re.sub(
+        r"`(\w+)`", lambda match: (NAMES | cli_proof.NAMES | cli_handover.NAMES).get(match[1], match[0]), str(text)
+    )
 
 
 def _fail(message: str) -> None:
