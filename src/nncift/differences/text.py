@@ -39,8 +39,8 @@ def terminal_text(found: RunDiff) -> str:
         lines += ["", section.title] if lines else [section.title]
         lines += [f"  {sentence}" for sentence in section.sentences]
         lines += [f"    {item}" for item in section.items]
-        for table in section.tables:
-            lines += [f"  {line}" for line in _aligned(table)]
+        for shown in section.tables:
+            lines += [f"  {line}" for line in _aligned(shown)]
     return "\n".join(printable(line).rstrip() for line in lines)
 
 
@@ -62,8 +62,8 @@ def _title(found: RunDiff) -> str:
     return escaped(f"{found.runs[0].folder} and {found.runs[1].folder}")
 
 
-def _aligned(table: Table) -> list[str]:
-    header, rows = table
+def _aligned(shown: Table) -> list[str]:
+    header, rows = shown
     cells = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(header))]
     return [
