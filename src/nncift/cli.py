@@ -152,7 +152,7 @@ def pretrain(
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
         influence: The exact influence to learn: by default LESS gradients, which have the highest LDS.
         labels: Pairs to compute exactly: a count, a fraction, a time budget or auto.
-        output: The run folder; its folder `network` can be shared on the hub.
+        output: The run folder; nncift push shares its network on the hub.
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
     """
@@ -179,7 +179,7 @@ def pretrain(
     )
     print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
-    print(printable(f"Share it: hf upload YOUR/NAME {Path(output) / 'network'}"))
+    print(printable(f"Share it: nncift push {output} YOUR/NAME --only network"))
 
 
 _command(

@@ -136,6 +136,24 @@ def test_a_network_estimates_again_from_the_features_of_the_model(network_run, t
     assert not np.allclose(reselection.choose(model, tokenizer)[1], before, rtol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("influence", "sides"), [("representation-similarity", {}), ("response-similarity", {"known": 4, "target": 6})]
+)
+def test_the_same_model_makes_the_same_choice(influence, sides, sketch_options, tiny_model, tmp_path):
+    options = {**sketch_options, "influence": influence, "influence_options": None, "near_duplicates": 0.99}
+    options |= {side: word_rows(size, offset=300) for side, size in sides.items()}
+    if sides:
+        options.pop("near_duplicates")
+    else:
+        options["encoder"] = "embedded"
+    selection = nncift.select(word_rows(30), output=str(tmp_path / "run"), **options)
+    reselection = Reselection.of(FinishedRun.open(tmp_path / "run"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    rows, influence_now = reselection.choose(model, tokenizer)
+    assert rows.tolist() == selection.indices.tolist()
+    assert np.allclose(influence_now, reselection.finished.influence, atol=1e-5)
+
+
 def test_sft_trainer_with_an_adapter_and_nothing_is_left_behind_in_the_run(sketch_run, tiny_model, tmp_path):
     import peft
     import trl
