@@ -30,19 +30,19 @@ def public_name(name: str) -> str:
 
 
 def without_paths(value: Any) -> Any:
-    """JSON values with every path in place of its last part; a relative one where there is such a file or folder."""
+    """JSON values with every path in place of its last part; a relative one of data, or where there is such a file."""
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {without_paths(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
-    is_path = _PATH.fullmatch(value) or (re.search(r"[/\\]", value) and _exists(value))
+    is_path = _PATH.fullmatch(value) or (re.search(r"[/\\]", value) and _is_file(value))
     return public_name(value) if is_path else value
 
 
-def _exists(name: str) -> bool:
+def _is_file(name: str) -> bool:
     try:
-        return Path(name).exists()
+        return is_known(Path(name)) or Path(name).exists()
     except (OSError, ValueError):  # too long for a name, or with a null character
         return False

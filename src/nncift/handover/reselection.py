@@ -37,6 +37,7 @@ from nncift.pipeline.choose import pick
 from nncift.pipeline.context import Run, make_influence
 from nncift.pipeline.finished import FinishedRun
 from nncift.pipeline.near_duplicates import listed_rows
+from nncift.run.progress import in_terminal
 from nncift.run.vectors import VectorFolder, read_vectors, write_vectors
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Reselection:
         run, rows, vectors = self.run, self._rows(), VectorFolder(folder)
         function = make_influence(run.config, setup=Setup((spec,), run.encoder, run.config.seed))
         targets = rows.get("target", rows["pool"])
+        function.progress = in_terminal()
         function.prepare(_joined([rows[side] for side in ("pool", "known") if side in rows]), targets)
         two_forms = type(function).target_vectors is not InfluenceFunction.target_vectors
         if two_forms:
@@ -155,7 +157,9 @@ class Reselection:
         features = {}
         for side, rows in self._rows().items():
             stored = stored_features(folder, self._sources.names(side))
-            features[side] = Features(stored.blocks | read_source(rows, source).blocks)
+            features[side] = Features(
+                stored.blocks | read_source(rows, source, name=side, progress=in_terminal()).blocks
+            )
         targets = features.get("target", features["pool"])
         return {side: self.network.estimate(features[side], targets) for side in ("pool", "known") if side in features}
 
