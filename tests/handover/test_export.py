@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nncift
@@ -119,6 +119,7 @@ def chats(draw) -> TrainingChat:
     return TrainingChat("a", messages, trained, draw(st.none() | st.just([{"type": "function"}])))
 
 
+@settings(max_examples=40)
 @given(chats())
 def test_any_chat_survives_every_format(chat):
     expected = of_messages(chat.messages, chat.trained, chat.tools)

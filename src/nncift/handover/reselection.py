@@ -75,6 +75,8 @@ class Reselection:
         for side in ("pool", "target", "known"):
             if folder.samples(side).is_finished:
                 run.samples[side] = SampleSet(*open_pool(folder.samples(side).path))
+        if run.influence is not None:
+            run.influence.check(run.pool.rows, run.target.rows)  # settles its traits
         if options["near_duplicates"] is not None:
             listed = listed_rows(folder.samples("pool").near_duplicates)
             run.kept = np.setdiff1d(np.arange(len(finished.pool)), listed)
@@ -135,6 +137,7 @@ class Reselection:
         function = make_influence(run.config, setup=Setup((spec,), run.encoder, run.config.seed))
         targets = rows.get("target", rows["pool"])
         function.progress = in_terminal()
+        function.check(rows["pool"], targets)
         function.prepare(_joined([rows[side] for side in ("pool", "known") if side in rows]), targets)
         two_forms = type(function).target_vectors is not InfluenceFunction.target_vectors
         if two_forms:
