@@ -14,6 +14,9 @@ from .features.base import FeatureSource as FeatureSource
 from .features.features import Features as Features
 from .features.language_model import language_features as language_features
 from .features.sentence import embed as embed
+from .handover.callback import SelectionCallback as SelectionCallback
+from .handover.export import export as export
+from .handover.push import push as push
 from .influence.base import InfluenceFunction as InfluenceFunction
 from .influence.base import Traits as Traits
 from .influence.bm25 import BM25 as BM25

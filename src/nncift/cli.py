@@ -15,7 +15,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_diff, cli_explore, cli_machine, cli_proof
+from nncift import cli_diff, cli_explore, cli_handover, cli_machine, cli_proof
 from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
 from nncift.config import Config
 from nncift.errors import ConfigError, NNCIFTError, RunError, printable
@@ -152,7 +152,7 @@ def pretrain(
         encoder: The sentence encoder: a hub id, a folder, or "embedded".
         influence: The exact influence to learn: by default LESS gradients, which have the highest LDS.
         labels: Pairs to compute exactly: a count, a fraction, a time budget or auto.
-        output: The run folder; its folder `network` can be shared on the hub.
+        output: The run folder; nncift push shares its network on the hub.
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
     """
@@ -179,7 +179,7 @@ def pretrain(
     )
     print(_as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
-    print(printable(f"Share it: hf upload YOUR/NAME {Path(output) / 'network'}"))
+    print(printable(f"Share it: nncift push {output} YOUR/NAME --only network"))
 
 
 _command(
@@ -211,6 +211,16 @@ def report(run: str) -> None:
 
 _command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
 _command("nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(cli_explore.explore)
+
+_command(
+    "nncift export runs/math --format trl --output train",
+    "nncift export runs/math --format llama-factory --output LLaMA-Factory/data/math",
+)(cli_handover.export)
+_command(
+    "nncift push runs/math org/math-subset --private --license cc-by-4.0",
+    "nncift push runs/less org/less-network --only network",
+    "nncift push runs/math org/math-subset --to-folder upload",
+)(cli_handover.push)
 
 
 @_command("nncift repair runs/alpaca")
@@ -274,7 +284,7 @@ def _sub_command(arguments: list[str]) -> str:
 
 def _as_typed(text: object) -> str:
     """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    names = NAMES | cli_proof.NAMES | cli_explore.NAMES
+    names = NAMES | cli_proof.NAMES | cli_explore.NAMES | cli_handover.NAMES
     return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), str(text))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nncift.differences.composition import ColumnCounts, ValueCount
 from nncift.errors import printable
+from nncift.run.markdown import escaped, table
 from nncift.run.records import counted
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def terminal_text(found: RunDiff) -> str:
         lines += ["", section.title] if lines else [section.title]
         lines += [f"  {sentence}" for sentence in section.sentences]
         lines += [f"    {item}" for item in section.items]
-        for table in section.tables:
-            lines += [f"  {line}" for line in _aligned(table)]
+        for shown in section.tables:
+            lines += [f"  {line}" for line in _aligned(shown)]
     return "\n".join(printable(line).rstrip() for line in lines)
 
 
@@ -48,30 +48,22 @@ def markdown_text(found: RunDiff) -> str:
     """The same as Markdown, with HTML and table marks of the data escaped."""
     parts = [f"# {_title(found)}"]
     for section in _sections(found):
-        parts.append(f"## {_marked(section.title)}")
+        parts.append(f"## {escaped(section.title)}")
         if section.sentences:
-            parts.append("\n".join(_marked(sentence) for sentence in section.sentences))
+            parts.append("\n".join(escaped(sentence) for sentence in section.sentences))
         if section.items:
-            parts.append("\n".join(f"- {_marked(item)}" for item in section.items))
+            parts.append("\n".join(f"- {escaped(item)}" for item in section.items))
         for header, rows in section.tables:
-            lines = [header, tuple("---" for _ in header), *rows]
-            parts.append("\n".join(f"| {' | '.join(map(_marked, line))} |" for line in lines))
+            parts.append(table(header, rows))
     return "\n\n".join(parts) + "\n"
 
 
 def _title(found: RunDiff) -> str:
-    return _marked(f"{found.runs[0].folder} and {found.runs[1].folder}")
+    return escaped(f"{found.runs[0].folder} and {found.runs[1].folder}")
 
 
-def _marked(text: str) -> str:
-    escaped = html.escape(printable(text), quote=False)
-    for mark in "\\`*_[]|#":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped
-
-
-def _aligned(table: Table) -> list[str]:
-    header, rows = table
+def _aligned(shown: Table) -> list[str]:
+    header, rows = shown
     cells = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(header))]
     return [

@@ -117,7 +117,7 @@ class FeatureSources:
             raise ModelError(
                 f"the network in {network} was fitted to features of your own", "give those of the new data: `features`"
             )
-        here, there = ((one._kinds(), one.gradient_sketch is None) for one in (self, needed))
+        here, there = ((one.kinds, one.gradient_sketch is None) for one in (self, needed))
         if explicit and here != there:
             raise ModelError(f"the network in {network} needs the features {needed}", "leave `features` out")
         language_model = needed.language_model
@@ -133,14 +133,16 @@ class FeatureSources:
 
     def names(self, side: str) -> dict[str, str]:
         """Kind ("sentence", "own", "lm") to file name for a side, "pool" or "target"; the first has its alone."""
-        kinds = [*self._kinds()]
+        kinds = [*self.kinds]
         return {kind: side if kind == kinds[0] else f"{side}.{kind}" for kind in kinds}
 
     def __str__(self) -> str:
-        shown = [f"{kind} ({source})" for kind, source in self._kinds().items()]
+        shown = [f"{kind} ({source})" for kind, source in self.kinds.items()]
         return ", ".join([*shown, *(["gradient-sketch"] if self.gradient_sketch else [])])
 
-    def _kinds(self) -> dict[str, str]:
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind ("sentence", "own", "lm") to the model, file or column that it is read with."""
         return {kind: source for field, kind in _KINDS.items() if (source := getattr(self, field)) is not None}
 
 

@@ -81,6 +81,7 @@ def pick(
     rows: np.ndarray | None = None,
     times: float = 1.0,
     covered: np.ndarray | None = None,
+    known: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
     prefix: np.ndarray = _NONE,
     certify: bool = False,
@@ -93,6 +94,8 @@ def pick(
         rows: pool rows that the matrix has, (k,) int64; all unless given.
         times: a multiple of the budget, rounded up to whole samples.
         covered: how well each target is covered by others, (n_target,) float32.
+        known: largest influence of the known samples on each target, (n_target,) float32; as the run has it unless
+            given.
         candidates: rows of the matrix that may be chosen; all unless given.
         prefix: rows that come first; with `keep_selection` beside the budget.
         certify: with a certificate.
@@ -113,7 +116,8 @@ def pick(
     for held in forms.held(run, matrix, whole=rows is None):
 
         def make(targets: np.ndarray | None = None, held: InfluenceMatrix = held) -> Objective:
-            return objective_of(run, held, expected, covered=covered, costs=costs, rows=rows, targets=targets)
+            given = {"covered": covered, "known": known, "costs": costs}
+            return objective_of(run, held, expected, rows=rows, targets=targets, **given)
 
         selection = maximize(
             make,

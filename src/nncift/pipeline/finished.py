@@ -154,13 +154,14 @@ class FinishedRun:
         )
 
     def _estimated_matrix(self) -> InfluenceMatrix:
-        network = self._network()
+        network = self.network()
         sources = FeatureSources.described(network.description_)
         pool = stored_features(self.folder.features, sources.names("pool"))
         target = pool if self.own_target else stored_features(self.folder.features, sources.names("target"))
         return network.estimate(pool, target, probes=self._probes())
 
-    def _network(self) -> InfluenceNetwork:
+    def network(self) -> InfluenceNetwork:
+        """That it estimated with: its own, or the one that it was given."""
         if self.folder.is_fitted:
             return InfluenceNetwork.from_pretrained(self.folder.network)
         if self.options["network"] is None:

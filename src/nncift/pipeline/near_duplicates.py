@@ -53,7 +53,7 @@ def leave_out_near_duplicates(run: Run) -> None:
             found = find_near_duplicates(embeddings, threshold, seed=run.config.seed, progress=run.progress)
             _write(path, run, found)
             remove(run.folder.embeddings.path)
-        run.kept = np.setdiff1d(np.arange(len(run.pool)), _read(path))
+        run.kept = np.setdiff1d(np.arange(len(run.pool)), listed_rows(path))
         _check_budget(run)
 
 
@@ -93,8 +93,8 @@ def _write(path: Path, run: Run, found: NearDuplicates) -> None:
                 file.write(json_text(entry) + "\n")
 
 
-def _read(path: Path) -> np.ndarray:
-    """The rows that are listed, int64."""
+def listed_rows(path: Path) -> np.ndarray:
+    """The pool rows that a run's list has, int64."""
     verify(path)
     with refuse_damaged(path, "is damaged", KeyError, ValueError), open(path, encoding="utf-8") as file:
         return np.array([json.loads(line)["pool_row"] for line in file], np.int64)
