@@ -27,20 +27,20 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.matrix import kernels
 from nncift.matrix.cells import NO_HELPER, Products, strongest
-from nncift.matrix.factored import Factors, compiled, pack
+from nncift.matrix.factored import compiled
 from nncift.matrix.lazy import Entries, entries_gains
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
 
 EXACT_BELOW = 1 << 16
 """Pool samples up to which every pair is computed to find the strongest."""
-VISITS = 1 << 13
+VISITS = 1 << 12
 """Pool samples that a target visits in a larger pool; more where many helpers are kept."""
 CONFIDENCE = 0.999
-_VISITS_PER_HELPER = 32
+_VISITS_PER_HELPER = 12
 _AUDITED = 4096  # targets, drawn with replacement
 _QUESTIONS = 64  # levels that one run may ask about
-_ROWS = 1 << 14  # of the pool, scored together for the audited targets
+_ROWS = 1 << 14  # read together
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,8 @@ class Audit:
 
     Attributes:
         targets: int64 (m,).
-        largest: of the entries of each that are left out, float32 (m,).
+        largest: of the entries of each that are left out, float32 (m,); 0 where none is among its strongest helpers,
+            so none is larger than the least one kept.
         most: what no entry of each target exceeds, float32 (n_target,).
     """
 
@@ -61,13 +62,25 @@ class Audit:
         """Upper bound of the sum over all targets of max(0, largest entry left out - level).
 
         Args:
-            levels: float32 (n_target,), chosen without a look at this audit.
+            levels: float32 (n_target,), not below the floor, chosen without a look at this audit.
         """
         excess = np.maximum(self.largest - levels[self.targets], 0).astype(np.float64)
-        m, spread = len(excess), max(float((self.most - levels).max()), 0.0)
-        log = math.log(2 * _QUESTIONS / (1 - CONFIDENCE))
-        mean = excess.mean() + math.sqrt(2 * excess.var(ddof=1) * log / m) + 7 * spread * log / (3 * (m - 1))
-        return float(len(levels) * min(mean, spread))
+        spread = max(float((self.most - levels).max()), float(excess.max()))
+        return len(levels) * spread * _largest_mean(excess / spread, (1 - CONFIDENCE) / _QUESTIONS) if spread else 0.0
+
+
+def _largest_mean(values: np.ndarray, doubt: float) -> float:
+    """Upper bound of the mean of a distribution on 0 to 1 by independent draws, true with probability 1 - doubt."""
+    m, mean, log = len(values), float(values.mean()), math.log(2 / doubt)  # half of the doubt for each bound
+    bernstein = mean + math.sqrt(2 * values.var(ddof=1) * (log + math.log(2)) / m)
+    bernstein += 7 * (log + math.log(2)) / (3 * (m - 1))
+    low, high = mean, 1.0  # the largest p with a Kullback-Leibler divergence of (mean, p) of at most log / m
+    for _ in range(50):
+        p = (low + high) / 2
+        least = mean * math.log(mean / p) if mean > 0 else 0.0
+        divergence = least + ((1 - mean) * math.log((1 - mean) / (1 - p)) if mean < 1 else 0.0)
+        low, high = (p, high) if divergence <= log / m else (low, p)
+    return min(bernstein, high)
 
 
 class SparseMatrix(InfluenceMatrix):
@@ -165,7 +178,7 @@ def sparsified(
     visits = visits_of(n, helpers) if visits is None else visits
     visits = None if visits is None or visits >= n else visits
     values, which = strongest(products, helpers, visits, seed=seed, progress=progress)
-    audit = None if visits is None else _audited(products, transform, which, seed)
+    audit = None if visits is None else _audited(products, transform, which, seed, progress)
     _transform(values, transform)
     complete = (which[:, 0] == NO_HELPER) | (helpers == n)  # nothing is left out
     floor = np.where(complete, np.float32(0), np.maximum(values[:, 0], 0))
@@ -186,26 +199,23 @@ def _transform(values: np.ndarray, transform: Callable[[np.ndarray], np.ndarray]
 
 
 def _audited(
-    products: Products, transform: Callable[[np.ndarray], np.ndarray] | None, which: np.ndarray, seed: int
+    products: Products,
+    transform: Callable[[np.ndarray], np.ndarray] | None,
+    which: np.ndarray,
+    seed: int,
+    progress: bool,
 ) -> Audit:
-    """Compute every entry of some targets, and find the largest one left out of each."""
+    """Find the strongest helpers of some targets among all samples, and the largest of these that is left out."""
     targets = np.random.default_rng(seed).integers(0, len(which), _AUDITED)
-    factors = Factors(
-        products.rows, products.constants, pack(np.asarray(products.columns[targets])), len(targets), 0, 0
-    )
-    largest = np.full(len(targets), -np.inf, dtype=np.float32)
-    kept = np.sort(which[targets], axis=1)
-    for first in range(0, len(products.rows), _ROWS):
-        rows = np.arange(first, min(first + _ROWS, len(products.rows)))
-        block = kernels.score(factors, rows)
-        ends = [np.searchsorted(kept[place], (first, rows[-1] + 1)) for place in range(len(targets))]
-        for place, (start, stop) in enumerate(ends):
-            block[kept[place, start:stop] - first, place] = -np.inf
-        np.maximum(largest, block.max(axis=0), out=largest)
-    largest, most = np.where(np.isfinite(largest), largest, 0)[None], _largest_possible(products)[None]
+    some = products._replace(columns=np.asarray(products.columns[targets]))
+    values, helpers = strongest(some, which.shape[1], None, progress=progress)
+    for place, target in enumerate(targets):
+        values[place, np.isin(helpers[place], which[target])] = -np.inf
+    missed = values.max(axis=1)
+    largest, most = np.where(np.isfinite(missed), missed, 0)[None], _largest_possible(products)[None]
     if transform is not None:
         largest, most = transform(largest), transform(most)
-    return Audit(targets, np.maximum(largest[0], 0), most[0])
+    return Audit(targets, np.where(np.isfinite(missed), np.maximum(largest[0], 0), 0), most[0])
 
 
 def _largest_possible(products: Products) -> np.ndarray:
