@@ -58,6 +58,16 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
     return cells
 
 
+def pairs_to_divide(n: int) -> int:
+    """About how many pairs of a vector and a mean `divide` computes."""
+    pairs, size = 0, n
+    while size > CELL:
+        means = min(_BRANCHES, -(-2 * size // CELL))
+        pairs += n * means + (n // size) * _ROUNDS * means * min(size, _SAMPLE * means)
+        size = -(-2 * size // means) if means < _BRANCHES else -(-size // means)
+    return pairs
+
+
 def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which of `count` k-means of some rows each is nearest to, int64 (len(rows),)."""
     some = np.sort(rng.choice(rows, min(len(rows), _SAMPLE * count), replace=False))

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix import kernels
 from nncift.matrix.cells import NO_HELPER, Products, strongest
 from nncift.matrix.factored import compiled
-from nncift.matrix.lazy import Entries, entries_gains
+from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
+from nncift.matrix.stored import EntriesMatrix
 
 EXACT_BELOW = 1 << 16
 """Pool samples up to which every pair is computed to find the strongest."""
@@ -38,7 +38,8 @@ VISITS = 1 << 12
 """Pool samples that a target visits in a larger pool; more where many helpers are kept."""
 CONFIDENCE = 0.999
 _VISITS_PER_HELPER = 12
-_AUDITED = 4096  # targets, drawn with replacement
+AUDITED = 1 << 12
+"""Targets whose every entry is computed, drawn with replacement."""
 _QUESTIONS = 64  # levels that one run may ask about
 _ROWS = 1 << 14  # read together
 
@@ -83,7 +84,7 @@ def _largest_mean(values: np.ndarray, doubt: float) -> float:
     return min(bernstein, high)
 
 
-class SparseMatrix(InfluenceMatrix):
+class SparseMatrix(EntriesMatrix):
     """The kept entries of a matrix; the others read as 0. Made by `sparsified`.
 
     Args:
@@ -97,28 +98,15 @@ class SparseMatrix(InfluenceMatrix):
     def __init__(
         self, entries: Entries, floor: np.ndarray, audit: Audit | None, source: InfluenceMatrix, helpers: int
     ) -> None:
-        super().__init__(source.shape, self._read)
+        super().__init__(source.shape, self._read, entries)
         self.floor: np.ndarray = floor
         self.audit, self.source, self.helpers = audit, source, helpers
         self.confidence = 1.0 if audit is None else CONFIDENCE
-        self._entries = entries
 
     @property
     def row_width(self) -> int:
         """Entries kept, on average."""
         return -(-len(self._entries.values) // max(self.shape[0], 1))
-
-    @property
-    def stored(self) -> Entries:
-        """The entries kept."""
-        return self._entries
-
-    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """As `InfluenceMatrix.coverage_gains`."""
-        rows, covered = self._checked(rows, covered)
-        gains = np.empty(len(rows), dtype=np.float64)
-        kernels.share(lambda piece: entries_gains(self._entries, rows[piece], covered, gains[piece]), len(rows), 1024)
-        return gains
 
     def cover(self, rows: np.ndarray, covered: np.ndarray) -> None:
         """As `InfluenceMatrix.cover`, by the entries kept."""
@@ -206,7 +194,7 @@ def _audited(
     progress: bool,
 ) -> Audit:
     """Find the strongest helpers of some targets among all samples, and the largest of these that is left out."""
-    targets = np.random.default_rng(seed).integers(0, len(which), _AUDITED)
+    targets = np.random.default_rng(seed).integers(0, len(which), AUDITED)
     some = products._replace(columns=np.asarray(products.columns[targets]))
     values, helpers = strongest(some, which.shape[1], None, progress=progress)
     for place, target in enumerate(targets):
