@@ -26,7 +26,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/selection.py pairs streamed 2k 5k 20k 52k 100k
 	$(BIN)/python benchmarks/influence.py speed
 	$(BIN)/python benchmarks/in_run.py
 

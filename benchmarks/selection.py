@@ -1,13 +1,14 @@
 """What a choice costs as the pool grows, beside other libraries, with its certificate and what was planned.
 
-    python benchmarks/selection.py                  # all of it but 10M, one after the other
+    python benchmarks/selection.py                  # all of it, one after the other
     python benchmarks/selection.py pairs 5k 52k     # some of it
     OMP_NUM_THREADS=1 python benchmarks/selection.py 1M
 
 `pairs`: pairs scored per second (`pair_scoring.py`). `2k`, `5k`, `10k`: facility location of 30 % from a stored matrix
-and from two towers, beside submodlib and apricot where they are installed. `20k` to `1M`: the pool its own target,
-1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a million samples for a thousand targets, 1 %.
-`loss`: at 50,000, what the sparse form loses beside a choice that reads all pairs. `10M`: see `large_pools.py`.
+and from two towers, beside submodlib and apricot where they are installed. `streamed`: 5 % of up to 20,000, nothing
+stored. `20k` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a
+million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice that reads
+all pairs. Ten million samples: `large_pools.py`.
 
 Each is a process of its own, so that the peak memory is its own: the samples' vectors (0.5 GiB a million on a side)
 count. CPU seconds are of all threads. "planned" is what `nncift select --dry-run` reckons, from rates measured on 2,048
@@ -76,7 +77,7 @@ def beside_peers(n: int) -> None:
     for held in (in_memory(estimated(500)), estimated(500)):
         lazy_greedy(FacilityLocation(held), 5)  # compiles
     show(f"{n:,} x {n:,}, 30 %", "value", "s", "CPU s", "of ours, stored")
-    show(*"-----")
+    show(*["---"] * 5)
     ours, wall, cpu = timed(lambda: lazy_greedy(FacilityLocation(stored), budget))
     show("nncift, stored matrix", f"{ours.value:.2f}", f"{wall:.2f}", f"{cpu:.2f}", "1")
     found, seconds, spent = timed(lambda: lazy_greedy(FacilityLocation(matrix), budget))
@@ -147,11 +148,25 @@ def large(name: str) -> None:
     print(json.dumps({"n": n, "share": share, "form": form, "cpu": cpu, "own": not targets}), file=sys.stderr)
 
 
+def streamed() -> None:
+    """Facility location of 5 % from towers, nothing stored."""
+    lazy_greedy(FacilityLocation(estimated(500)), 5, certify=True)  # compiles
+    show("streamed, 5 %", "s", "CPU s", "with the certificate", "at least, of the best")
+    show(*["---"] * 5)
+    for n in (5_000, 10_000, 14_000, 20_000):
+        matrix, budget = estimated(n), n // 20
+        _, wall, cpu = timed(lambda matrix=matrix, budget=budget: lazy_greedy(FacilityLocation(matrix), budget))
+        found, _, spent = timed(
+            lambda matrix=matrix, budget=budget: lazy_greedy(FacilityLocation(matrix), budget, certify=True)
+        )
+        show(f"{n:,} x {n:,}", f"{wall:.1f}", f"{cpu:.1f}", f"{spent / cpu:.1f} x", found.certificate.percent)
+
+
 def loss(n: int = 50_000) -> None:
     """What the sparse form loses of the objective's value, beside a choice that reads all pairs."""
     matrix, everyone = estimated(n), np.arange(n)
     show(f"{n:,} x {n:,}", "all pairs", "CPU s", "sparse", "CPU s", "lost")
-    show(*"------")
+    show(*["---"] * 6)
     for share in (0.01, 0.05):
         budget = round(share * n)
         exact, _, cpu = timed(lambda budget=budget: lazy_greedy(FacilityLocation(matrix), budget))
@@ -173,12 +188,13 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+PARTS = {"pairs": score_pairs, "streamed": streamed, "loss": loss}
+
+
 def one(name: str) -> None:
     """One part of it, in this process."""
-    if name == "pairs":
-        score_pairs()
-    elif name == "loss":
-        loss()
+    if name in PARTS:
+        PARTS[name]()
     elif name in PEERS:
         beside_peers(PEERS[name])
     else:
@@ -209,7 +225,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--here"]:
         one(sys.argv[2])
     else:
-        parts = ["pairs", *PEERS, "loss", *SIZES]
+        parts = [*PARTS, *PEERS, *SIZES]
         if unknown := [name for name in sys.argv[1:] if name not in parts]:
             raise SystemExit(f"there is no {unknown[0]}: choose from {', '.join(parts)}")
         main(sys.argv[1:] or parts)
