@@ -12,10 +12,10 @@ all pairs. Ten million samples: `large_pools.py`.
 
 Each is a process of its own, so that the peak memory is its own: the samples' vectors (0.5 GiB a million on a side)
 count. CPU seconds are of all threads. "planned" is what `nncift select --dry-run` reckons, from rates measured on 2,048
-samples, in CPU seconds too; its memory is that of the choice beside that of the vectors. From three sizes or more in
-the sparse form at 1 % follows the exponent of CPU seconds in samples.
+samples, in CPU seconds too; its memory is that of the choice beside that of the vectors. From 100k,
+300k and 1M follows the exponent of CPU seconds in samples.
 
-Clusters: 200 with vectors of 128 numbers, seeded.
+Clusters: 200 of like size with vectors of 128 numbers, seeded; `-uneven`: 1,000 of very different size.
 """
 
 from __future__ import annotations
@@ -51,11 +51,20 @@ SIZES = {  # name to pool, targets (0: the pool itself), share to select
     "20k": (20_000, 0, 0.01),
     "52k": (52_000, 0, 0.10),
     "100k": (100_000, 0, 0.01),
+    "100k-uneven": (100_000, 0, 0.01),
     "300k": (300_000, 0, 0.01),
     "1M": (1_000_000, 0, 0.01),
     "1M-1000": (1_000_000, 1000, 0.01),
 }
 GIB = 1 << 30
+
+
+def uneven(n: int) -> np.ndarray:
+    """Samples of length 1 in 1,000 clusters of very different size that stand out less: float32 (n, 128)."""
+    rng = np.random.default_rng(0)
+    centres, shares = rng.standard_normal((1000, 128), dtype=np.float32), rng.dirichlet(np.full(1000, 0.5))
+    x = centres[rng.choice(1000, n, p=shares)] + np.float32(0.8) * rng.standard_normal((n, 128), dtype=np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -110,7 +119,7 @@ def _apricot(s: np.ndarray, budget: int) -> list[int]:
 def large(name: str) -> None:
     """One choice with its certificate, in the form that its size asks for; the last line is a record for `main`."""
     n, targets, share = SIZES[name]
-    side, budget = towers(n + targets), round(share * n)
+    side, budget = uneven(n) if name.endswith("-uneven") else towers(n + targets), round(share * n)
     zeros = np.zeros(n, dtype=np.float32)
     others = side[n:] if targets else side
     matrix = InfluenceMatrix.from_towers(side[:n], others, pool_bias=zeros, target_bias=zeros[: targets or n])
@@ -136,7 +145,7 @@ def large(name: str) -> None:
     more = held.left_out(objective.covered) if isinstance(held, SparseMatrix) else 0.0
     memory = (before + planned.memory) / GIB
     show(
-        f"{n:,} x {targets or n:,}, {share:.0%}",
+        f"{n:,} x {targets or n:,}, {share:.0%}{', uneven' if name.endswith('-uneven') else ''}",
         f"sparse, {held.helpers} helpers" if isinstance(held, SparseMatrix) else form,
         f"{wall:.1f}",
         f"{cpu:.1f} ({searched:.1f} to find the helpers)" if form == "sparse" else f"{cpu:.1f}",
@@ -145,7 +154,7 @@ def large(name: str) -> None:
         f"{more / (selection.value + more):.2%}" if form == "sparse" else "0",
         f"{planned.seconds:.1f} s, {memory:.2f} GiB",
     )
-    print(json.dumps({"n": n, "share": share, "form": form, "cpu": cpu, "own": not targets}), file=sys.stderr)
+    print(json.dumps({"n": n, "form": form, "cpu": cpu, "fitted": name in ("100k", "300k", "1M")}), file=sys.stderr)
 
 
 def streamed() -> None:
@@ -215,7 +224,7 @@ def main(names: list[str]) -> None:
             print(process.stderr or "", file=sys.stderr)
             raise SystemExit(f"{name} failed")
         found += [json.loads(process.stderr.splitlines()[-1])] if headed else []
-    sizes = [each for each in found if each["own"] and each["form"] == "sparse" and each["share"] == 0.01]
+    sizes = [each for each in found if each["fitted"] and each["form"] == "sparse"]
     if len(sizes) > 2:
         n, cpu = (np.log([each[key] for each in sizes]) for key in ("n", "cpu"))
         print(f"\nCPU seconds grow as samples to the power of {np.polyfit(n, cpu, 1)[0]:.2f} (sparse, 1 %)")

@@ -65,9 +65,10 @@ def planned_choice(
             pairs = _FILLED * targets * visited + AUDITED * pool + pairs_to_divide(pool) + pairs_to_divide(targets)
         return Planned(each * pairs + _ENTRY_SECONDS * helpers * targets, memory)
     trial.coverage_gains(everyone, covered)  # compiles
-    once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
     if form == "streamed":
+        once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
+    once = seconds_of(lambda: in_memory(trial), clock) / size
     copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)

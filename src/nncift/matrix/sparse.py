@@ -12,7 +12,7 @@ exceeds that of the whole one, and how far it falls short is bounded:
                  "Empirical Bernstein bounds and sample-variance penalization", 2009), true for all levels asked about
                  in one run with probability 99.9 %; 0 where all were visited
 
-Memory: 8 bytes per entry kept, twice while they are sorted by pool sample.
+Memory: 8 bytes per entry kept.
 """
 
 from __future__ import annotations
@@ -220,13 +220,13 @@ def _largest_possible(products: Products) -> np.ndarray:
 
 
 def _by_row(values: np.ndarray, which: np.ndarray, n: int) -> Entries:
-    """The entries above 0 in the order of the pool's samples."""
+    """The entries above 0 in the order of the pool's samples, sorted where they lie, so that memory has them once."""
     starts = np.zeros(n + 1, dtype=np.int64)
     _count(values, which, starts)
     np.cumsum(starts, out=starts)
-    kept, columns = np.empty(starts[-1], dtype=np.float32), np.empty(starts[-1], dtype=np.int32)
-    _sort(values, which, starts[:-1].copy(), kept, columns)
-    return Entries(kept, starts, columns)
+    kept, columns = values.reshape(-1), which.reshape(-1)
+    _sort(kept, columns, values.shape[1], starts, starts[:-1].copy())
+    return Entries(kept[: starts[-1]], starts, columns[: starts[-1]])
 
 
 @compiled
@@ -238,14 +238,46 @@ def _count(values: np.ndarray, which: np.ndarray, starts: np.ndarray) -> None:
 
 
 @compiled
-def _sort(values: np.ndarray, which: np.ndarray, ends: np.ndarray, kept: np.ndarray, columns: np.ndarray) -> None:
-    for j in range(values.shape[0]):
-        for place in range(values.shape[1]):
-            if values[j, place] > 0:
-                i = which[j, place]
-                kept[ends[i]] = values[j, place]
-                columns[ends[i]] = j
-                ends[i] += 1
+def _sort(values: np.ndarray, which: np.ndarray, helpers: int, starts: np.ndarray, ends: np.ndarray) -> None:
+    """Sort by sample, in place, and replace the sample of an entry by its target (American flag sort).
+
+    An entry is put at the end of its sample's, and the one that lay there is the next. That one has not moved, so its
+    place gives its target. Entries of 0 or less are lost: first chains begin at the places that will be empty, and
+    each ends at such an entry; what is then left are cycles.
+
+    Args:
+        values: float32 (n_target * helpers,), a target after the other.
+        which: the pool sample of each, int32, afterwards the target.
+        helpers: places of a target.
+        starts: int64 (n_pool + 1,): where the entries of each sample will begin.
+        ends: int64 (n_pool,): where those of each that are sorted end; `starts` at first.
+    """
+    for place in range(starts[-1], len(values)):
+        value, i, j = values[place], which[place], place // helpers
+        while value > 0:
+            value, i, j = _put(values, which, helpers, ends, value, i, j)
+    for sample in range(len(ends)):
+        while ends[sample] < starts[sample + 1]:
+            place = ends[sample]
+            value, i, j = values[place], which[place], place // helpers
+            while i != sample:
+                value, i, j = _put(values, which, helpers, ends, value, i, j)
+            values[place] = value
+            which[place] = j
+            ends[sample] += 1
+
+
+@compiled
+def _put(
+    values: np.ndarray, which: np.ndarray, helpers: int, ends: np.ndarray, value: float, i: int, j: int
+) -> tuple[float, int, int]:
+    """Put an entry at the end of its sample's: the one that lay there, its sample and its target."""
+    place = ends[i]
+    found = values[place], which[place], place // helpers
+    values[place] = value
+    which[place] = j
+    ends[i] += 1
+    return found
 
 
 @compiled
