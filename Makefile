@@ -34,7 +34,7 @@ notebooks: $(VENV)/.test
 	NNCIFT_CACHE_SIZE=0 $(BIN)/python docs/_site/execute.py docs/notebooks/*.ipynb
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/selection.py pairs streamed 2k 5k 20k 52k 100k
 	$(BIN)/python benchmarks/influence.py speed
 	$(BIN)/python benchmarks/in_run.py
 

@@ -14,8 +14,9 @@ from scipy.cluster.vq import kmeans2
 from scipy.stats import rankdata
 
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocation, FacilityLocationMutualInformation, ObjectiveOptions
+from nncift.selection.objectives import ObjectiveOptions
 
 
 @dataclass(frozen=True)

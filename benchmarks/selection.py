@@ -1,341 +1,240 @@
-"""Scoring and selection, side by side in one run, beside what the machine allows.
+"""What a choice costs as the pool grows, beside other libraries, with its certificate and what was planned.
 
-    python benchmarks/selection.py
-    for size in 20k 52k 100k 300k 1M 1M-1000; do python benchmarks/selection.py $size; done
+    python benchmarks/selection.py                  # all of it, one after the other
+    python benchmarks/selection.py pairs 5k 52k     # some of it
+    OMP_NUM_THREADS=1 python benchmarks/selection.py 1M
 
-Prints pairs per second from two towers of rank 128 (the default network at its widest: the fused kernel beside a
-matrix product) and at 100 hidden units (the paper's network: the fused kernel, a batched network in torch, the factored
-formula in numpy), facility location on the same 5,000 x 5,000 matrix from towers (ours, submodlib, plain greedy), and
-how selection grows with the pool. The limit is a loop of the kernel's operations on values that stay
-in registers. Every number is the best of several rounds, in which the contestants take turns; ratios are
-what carries over to another machine. About two minutes on two cores. With a size, one choice of that size in the form
-that `matrix.forms` gives it, with its certificate; a process each, so that the peak memory is its own.
+`pairs`: pairs scored per second (`pair_scoring.py`). `2k`, `5k`, `10k`: facility location of 30 % from a stored matrix
+and from two towers, beside submodlib and apricot where they are installed. `streamed`: 5 % of up to 20,000, nothing
+stored. `20k` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a
+million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice that reads
+all pairs. Ten million samples: `large_pools.py`.
+
+Each is a process of its own, so that the peak memory is its own: the samples' vectors (0.5 GiB a million on a side)
+count. CPU seconds are of all threads. "planned" is what `nncift select --dry-run` reckons, from rates measured on 2,048
+samples, in CPU seconds too; its memory is that of the choice beside that of the vectors. From 100k,
+300k and 1M follows the exponent of CPU seconds in samples.
+
+Clusters: 200 of like size with vectors of 128 numbers, seeded; `-uneven`: 1,000 of very different size.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
-import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
 
-import numba
 import numpy as np
-import torch
 
-from nncift.matrix import kernels
 from nncift.matrix.forms import choose_form, first_helpers
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.matrix.planning import planned_choice
 from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
+from nncift.selection.certificate import pairs_for_bound
+from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocation, FacilityLocationMutualInformation, ObjectiveOptions
+from nncift.selection.objectives import ObjectiveOptions
+from pair_scoring import estimated, towers
+from pair_scoring import main as score_pairs
 
-WIDTH, UNITS, RANK = 384, 99, 128
-SAMPLES, SOME = 2048, 32  # on either side where pairs are scored; rows that a slow contestant scores
-STEPS = 32  # operations on a value between its load and its store
-
-
-def best(rounds: int, **contestants: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the fastest call of each, after one call to warm up; they take turns."""
-    seconds = dict.fromkeys(contestants, float("inf"))
-    for number in range(rounds + 1):
-        for name, call in contestants.items():
-            since = time.perf_counter()
-            call()
-            if number:
-                seconds[name] = min(seconds[name], time.perf_counter() - since)
-    return seconds
-
-
-@numba.njit(nogil=True, fastmath={"contract"})
-def multiply_add(values: np.ndarray, rounds: int) -> None:
-    """A chain of multiply-adds on each value."""
-    for _ in range(rounds):
-        for i in range(len(values)):
-            value = values[i]
-            for _ in range(STEPS):
-                value = value * np.float32(0.999) + np.float32(0.001)
-            values[i] = value
-
-
-@numba.njit(nogil=True)
-def largest_add(values: np.ndarray, other: np.ndarray, rounds: int) -> None:
-    """Sums of maxima; as in the kernel, a maximum does not wait for the sum."""
-    for _ in range(rounds):
-        for i in range(len(values)):
-            value, number = values[i], other[i]
-            for step in range(STEPS):
-                bar = np.float32(step)
-                value += number if number > bar else bar
-            values[i] = value
-
-
-def machine_limit() -> dict[str, float]:
-    """Operations per second on all threads: fused multiply-adds, and pairs of a maximum and an addition."""
-    threads, rounds, n = kernels.THREADS, 20_000, 512
-    with ThreadPoolExecutor(threads) as pool:
-
-        def run(function: Callable[..., None], arrays: int) -> None:
-            work = [[np.zeros(n, dtype=np.float32) for _ in range(arrays)] for _ in range(threads)]
-            list(pool.map(lambda arguments: function(*arguments, rounds), work))
-
-        seconds = best(5, fma=lambda: run(multiply_add, 1), pair=lambda: run(largest_add, 2))
-    return {name: threads * rounds * n * STEPS / spent for name, spent in seconds.items()}
-
-
-def towers(n: int) -> np.ndarray:
-    """Clustered samples of length 1: (n, RANK)."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((200, RANK))[rng.integers(0, 200, n)] + 0.6 * rng.standard_normal((n, RANK))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def estimated(n: int) -> InfluenceMatrix:
-    """Two towers that measure nearness."""
-    x, bias = towers(n), np.zeros(n, dtype=np.float32)
-    return InfluenceMatrix.from_towers(x, x, pool_bias=bias, target_bias=bias)
-
-
-def show_rates(seconds: dict[str, float], limit: float, **labels: str) -> None:
-    """Pairs per second of each, beside `limit`; those whose label ends in a star scored `SOME` rows alone."""
-    pairs = {
-        name: SAMPLES * (SOME if labels[name].endswith("*") else SAMPLES) / spent for name, spent in seconds.items()
-    }
-    for name, label in labels.items():
-        print(
-            f"  {label.rstrip(' *'):<38} {pairs[name] / 1e6:9.1f} M pairs/s   {pairs[name] / limit:6.1%} of the limit"
-            f"   {pairs['fused'] / pairs[name]:7.1f} x slower than the first"
-        )
-
-
-def compare_towers(limit: float) -> None:
-    """Pairs per second from towers, beside `limit`."""
-    x, covered, everyone = towers(SAMPLES), np.full(SAMPLES, 0.5, dtype=np.float32), np.arange(SAMPLES)
-    matrix, left, least = estimated(SAMPLES), torch.from_numpy(x), torch.from_numpy(covered)
-
-    def torch_gains() -> torch.Tensor:
-        return (left @ left.T - least).clamp_(min=0).sum(1, dtype=torch.float64)
-
-    assert np.allclose(matrix.coverage_gains(everyone, covered), torch_gains().numpy(), rtol=1e-4, atol=1e-4)
-    seconds = best(
-        5,
-        fused=lambda: matrix.coverage_gains(everyone, covered),
-        block=lambda: matrix.rows(everyone),
-        torch_gains=torch_gains,
-        torch_product=lambda: left @ left.T,
-    )
-    print(f"\nscoring, two towers of rank {RANK}")
-    show_rates(
-        seconds,
-        limit,
-        fused="nncift, gains, nothing stored",
-        torch_gains="torch, gains from the stored product",
-        block="nncift, entries stored",
-        torch_product="torch, matrix product",
-    )
-
-
-def compare_units(limit: float) -> None:
-    """Pairs per second from the paper's network, beside `limit`."""
-    rng = np.random.default_rng(0)
-    features = torch.from_numpy(rng.standard_normal((SAMPLES, WIDTH), dtype=np.float32))
-    network = torch.nn.Sequential(torch.nn.Linear(2 * WIDTH, UNITS), torch.nn.ReLU(), torch.nn.Linear(UNITS, 1))
-    first, second = network[0], network[2]
-    with torch.no_grad():
-        left = (features @ first.weight[:, :WIDTH].T + first.bias).numpy()
-        right = (features @ first.weight[:, WIDTH:].T).numpy()
-    weight = second.weight.detach().numpy()[0]
-    bias = float(second.bias.detach())
-    matrix = InfluenceMatrix.from_factors(left, right, output_weight=weight, output_bias=bias)
-    covered, everyone = np.zeros(SAMPLES, dtype=np.float32), np.arange(SAMPLES)
-
-    @torch.no_grad()
-    def torch_batches() -> torch.Tensor:
-        pairs = torch.cat([features[:SOME].repeat_interleave(SAMPLES, 0), features.repeat(SOME, 1)], dim=1)
-        return network(pairs)
-
-    def torch_factored() -> torch.Tensor:
-        return (torch.from_numpy(left)[:SOME, None] + torch.from_numpy(right)).relu_() @ torch.from_numpy(weight) + bias
-
-    def numpy_factored() -> np.ndarray:
-        return np.stack([np.maximum(left[i] + right, 0) @ weight + bias for i in range(SOME)])
-
-    assert np.allclose(matrix.rows(slice(0, SOME)).ravel(), torch_batches().numpy()[:, 0], atol=1e-5)
-    seconds = best(
-        5,
-        fused=lambda: matrix.coverage_gains(everyone, covered),
-        block=lambda: matrix.rows(everyone),
-        torch_batches=torch_batches,
-        torch_factored=torch_factored,
-        numpy_factored=numpy_factored,
-    )
-    print(f"\nscoring, {UNITS} units, features {WIDTH} wide (first layer of the factored ones not counted)")
-    show_rates(
-        seconds,
-        limit,
-        fused="nncift, gains, nothing stored",
-        block="nncift, entries stored",
-        torch_factored="torch, factored *",
-        numpy_factored="numpy, factored *",
-        torch_batches="torch, concatenated pairs in batches *",
-    )
-
-
-def compare_selection(n: int = 5_000, budget: int = 500, plain_steps: int = 10) -> None:
-    """Facility location on one matrix, computed and stored."""
-    matrix = estimated(n)
-    dense = matrix.rows(slice(None))
-    exact = InfluenceMatrix.from_array(dense)
-
-    def plain() -> None:
-        objective = FacilityLocation(exact)
-        for _ in range(plain_steps):
-            objective.add(int(np.argmax(objective.gains(np.arange(n)))))
-
-    seconds = best(
-        2,
-        estimated=lambda: lazy_greedy(FacilityLocation(matrix), budget),
-        exact=lambda: lazy_greedy(FacilityLocation(exact), budget),
-        plain=plain,
-    )
-    seconds["plain"] *= budget / plain_steps
-    labels = {
-        "estimated": "nncift, from the network",
-        "exact": "nncift, from a stored matrix",
-        "plain": f"plain greedy, our kernel ({plain_steps} steps, extrapolated)",
-    }
-    value = lazy_greedy(FacilityLocation(matrix), budget).value
-    try:
-        from submodlib.functions.facilityLocation import FacilityLocationFunction
-    except ImportError:
-        print("\nsubmodlib-py is not installed: it is left out")
-    else:
-        s = np.ascontiguousarray(np.maximum(dense, 0).T)  # its rows are the represented
-        since = time.perf_counter()
-        peer = FacilityLocationFunction(n=n, mode="dense", separate_rep=True, n_rep=n, sijs=s)
-        built = time.perf_counter()
-        chosen = peer.maximize(budget=budget, optimizer="LazyGreedy", show_progress=False)
-        seconds["submodlib"], seconds["submodlib_all"] = time.perf_counter() - built, time.perf_counter() - since
-        labels |= {"submodlib": "submodlib LazyGreedy", "submodlib_all": "submodlib LazyGreedy, reading the matrix too"}
-        print(f"\nvalue: nncift {value:.2f}, submodlib {peer.evaluate({i for i, _ in chosen}):.2f}")
-    print(f"facility location, {n:,} x {n:,}, budget {budget}")
-    for name, label in labels.items():
-        print(
-            f"  {label:<47} {seconds[name]:8.2f} s   {seconds[name] / seconds['exact']:7.1f} x the stored matrix's time"
-        )
-
-
-def scale() -> None:
-    """Selection of 5 % from growing pools."""
-    print("\nfacility location from the network; the matrix is never stored")
-    for n, budget in ((5_000, 250), (10_000, 500), (14_000, 700), (20_000, 1_000)):
-        matrix = estimated(n)
-        counting = Counting(matrix)
-        since = time.perf_counter()
-        lazy_greedy(counting, budget)
-        spent = time.perf_counter() - since
-        since = time.perf_counter()
-        certificate = lazy_greedy(FacilityLocation(matrix), budget, certify=True).certificate
-        times = (time.perf_counter() - since) / spent
-        assert certificate is not None
-        share, rate = counting.rows / (n * budget), counting.rows * n / spent / 1e6
-        print(
-            f"  {n:>6,} x {n:<6,} budget {budget:>5,} {spent:8.2f} s   {rate:7.1f} M pairs/s"
-            f"   {counting.rows:>8,} gains measured, {share:.1%} of plain greedy's"
-            f"; certificate {certificate.percent}, {times:.1f} x the time with it"
-        )
-
-
-class Counting(FacilityLocation):
-    """Facility location that counts the gains it is asked for."""
-
-    rows = 0
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """Count and pass on."""
-        self.rows += len(candidates)
-        return super().gains(candidates)
-
-
-SCALE = {  # name to pool, targets (0: the pool itself), share to select
+PEERS = {"2k": 2_000, "5k": 5_000, "10k": 10_000}  # beside other libraries, 30 %
+SIZES = {  # name to pool, targets (0: the pool itself), share to select
     "20k": (20_000, 0, 0.01),
     "52k": (52_000, 0, 0.10),
     "100k": (100_000, 0, 0.01),
+    "100k-uneven": (100_000, 0, 0.01),
     "300k": (300_000, 0, 0.01),
     "1M": (1_000_000, 0, 0.01),
     "1M-1000": (1_000_000, 1000, 0.01),
 }
+GIB = 1 << 30
+
+
+def uneven(n: int) -> np.ndarray:
+    """Samples of length 1 in 1,000 clusters of very different size that stand out less: float32 (n, 128)."""
+    rng = np.random.default_rng(0)
+    centres, shares = rng.standard_normal((1000, 128), dtype=np.float32), rng.dirichlet(np.full(1000, 0.5))
+    x = centres[rng.choice(1000, n, p=shares)] + np.float32(0.8) * rng.standard_normal((n, 128), dtype=np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Result, seconds and CPU seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def show(*cells: Any) -> None:
+    """A row of a Markdown table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def beside_peers(n: int) -> None:
+    """Facility location of 30 % on one matrix, by this library and others."""
+    budget, matrix = round(0.3 * n), estimated(n)
+    stored = in_memory(matrix)
+    for held in (in_memory(estimated(500)), estimated(500)):
+        lazy_greedy(FacilityLocation(held), 5)  # compiles
+    show(f"{n:,} x {n:,}, 30 %", "value", "s", "CPU s", "of ours, stored")
+    show(*["---"] * 5)
+    ours, wall, cpu = timed(lambda: lazy_greedy(FacilityLocation(stored), budget))
+    show("nncift, stored matrix", f"{ours.value:.2f}", f"{wall:.2f}", f"{cpu:.2f}", "1")
+    found, seconds, spent = timed(lambda: lazy_greedy(FacilityLocation(matrix), budget))
+    show("nncift, from towers", f"{found.value:.2f}", f"{seconds:.2f}", f"{spent:.2f}", f"{spent / cpu:.1f}")
+    s = np.maximum(stored.rows(slice(None)), 0)
+    for name, choose in (("submodlib", _submodlib), ("apricot", _apricot)):
+        if importlib.util.find_spec(name) is None:
+            show(name, "not installed", "", "", "")
+            continue
+        indices, seconds, spent = timed(lambda choose=choose: choose(s, budget))
+        value = np.maximum.reduce(s[indices]).sum(dtype=np.float64)
+        show(name, f"{value:.2f}", f"{seconds:.2f}", f"{spent:.2f}", f"{spent / cpu:.1f}")
+
+
+def _submodlib(s: np.ndarray, budget: int) -> list[int]:
+    from submodlib.functions.facilityLocation import FacilityLocationFunction
+
+    rows = np.ascontiguousarray(s.T)  # of the represented
+    peer = FacilityLocationFunction(n=len(s), mode="dense", separate_rep=True, n_rep=len(s), sijs=rows)
+    return [i for i, _ in peer.maximize(budget=budget, optimizer="LazyGreedy", show_progress=False)]
+
+
+def _apricot(s: np.ndarray, budget: int) -> list[int]:
+    from apricot import FacilityLocationSelection
+
+    peer = FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy")
+    return list(peer.fit(s.astype(np.float64)).ranking)
 
 
 def large(name: str) -> None:
-    """One choice with its certificate, in the form that its size asks for; seconds, CPU seconds and peak memory."""
-    n, targets, share = SCALE[name]
-    side, budget = towers(n + targets), round(share * n)
+    """One choice with its certificate, in the form that its size asks for; the last line is a record for `main`."""
+    n, targets, share = SIZES[name]
+    side, budget = uneven(n) if name.endswith("-uneven") else towers(n + targets), round(share * n)
     zeros = np.zeros(n, dtype=np.float32)
-    matrix = InfluenceMatrix.from_towers(
-        side[:n],
-        side[n:] if targets else side,
-        pool_bias=zeros,
-        target_bias=zeros[: targets or n],
-    )
-    del side
-    small = InfluenceMatrix.from_towers(
-        np.eye(40, RANK), np.eye(40, RANK), pool_bias=zeros[:40], target_bias=zeros[:40]
-    )
-    lazy_greedy(FacilityLocation(sparsified(small, 4, visits=20)), 4, certify=True)  # compiles
-    since, before = time.perf_counter(), time.process_time()
+    others = side[n:] if targets else side
+    matrix = InfluenceMatrix.from_towers(side[:n], others, pool_bias=zeros, target_bias=zeros[: targets or n])
+    del side, others
     form = choose_form(*matrix.shape, budget, may_be_sparse=True)
-    held = in_memory(matrix) if form == "stored" else matrix
-    if form == "sparse":
-        held = sparsified(matrix, first_helpers(*matrix.shape, budget))
-        form = f"sparse, {held.helpers} helpers"
-    searched = time.process_time() - before
-    kind = FacilityLocationMutualInformation if targets else FacilityLocation
-    objective = kind(held, ObjectiveOptions(has_target=bool(targets), expected=budget))
-    selection = lazy_greedy(objective, budget, certify=True)
-    seconds, spent = time.perf_counter() - since, time.process_time() - before
-    left_out = held.left_out(objective.covered) / selection.value if isinstance(held, SparseMatrix) else 0.0
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"  {name:<8} {n:>9,} x {targets or n:<9,} {share:.0%} {form:<20} {seconds:7.1f} s, {spent:7.1f} CPU s"
-        f" ({searched:.1f} to find the helpers), {memory:.2f} GiB; certificate {selection.certificate.percent},"
-        f" at most {left_out:.2%} left out",
-        flush=True,
+    lazy_greedy(FacilityLocation(sparsified(estimated(2000), 4, visits=300)), 4, certify=True)  # compiles
+    before = _peak()
+    certified = pairs_for_bound(*matrix.shape) / (n * matrix.shape[1])
+    planned = planned_choice(form, matrix.shape, budget, estimated(2048), certified=certified, clock=time.process_time)
+
+    def choose() -> tuple[Any, InfluenceMatrix, float]:
+        since = time.process_time()
+        held = in_memory(matrix) if form == "stored" else matrix
+        if form == "sparse":
+            held = sparsified(matrix, first_helpers(*matrix.shape, budget))
+        searched = time.process_time() - since
+        kind = FacilityLocationMutualInformation if targets else FacilityLocation
+        objective = kind(held, ObjectiveOptions(has_target=bool(targets), expected=budget))
+        return lazy_greedy(objective, budget, certify=True), objective, searched
+
+    (selection, objective, searched), wall, cpu = timed(choose)
+    held = objective.matrix
+    more = held.left_out(objective.covered) if isinstance(held, SparseMatrix) else 0.0
+    memory = (before + planned.memory) / GIB
+    show(
+        f"{n:,} x {targets or n:,}, {share:.0%}{', uneven' if name.endswith('-uneven') else ''}",
+        f"sparse, {held.helpers} helpers" if isinstance(held, SparseMatrix) else form,
+        f"{wall:.1f}",
+        f"{cpu:.1f} ({searched:.1f} to find the helpers)" if form == "sparse" else f"{cpu:.1f}",
+        f"{_peak() / GIB:.2f}",
+        selection.certificate.percent,
+        f"{more / (selection.value + more):.2%}" if form == "sparse" else "0",
+        f"{planned.seconds:.1f} s, {memory:.2f} GiB",
     )
+    print(json.dumps({"n": n, "form": form, "cpu": cpu, "fitted": name in ("100k", "300k", "1M")}), file=sys.stderr)
 
 
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def streamed() -> None:
+    """Facility location of 5 % from towers, nothing stored."""
+    lazy_greedy(FacilityLocation(estimated(500)), 5, certify=True)  # compiles
+    show("streamed, 5 %", "s", "CPU s", "with the certificate", "at least, of the best")
+    show(*["---"] * 5)
+    for n in (5_000, 10_000, 14_000, 20_000):
+        matrix, budget = estimated(n), n // 20
+        _, wall, cpu = timed(lambda matrix=matrix, budget=budget: lazy_greedy(FacilityLocation(matrix), budget))
+        found, _, spent = timed(
+            lambda matrix=matrix, budget=budget: lazy_greedy(FacilityLocation(matrix), budget, certify=True)
+        )
+        show(f"{n:,} x {n:,}", f"{wall:.1f}", f"{cpu:.1f}", f"{spent / cpu:.1f} x", found.certificate.percent)
 
 
-def main() -> None:
-    """Print the tables."""
-    torch.set_num_threads(kernels.THREADS)
-    limits = machine_limit()
-    most, most_towers = limits["pair"] / UNITS, limits["fma"] / (RANK + 1)
-    print(f"{processor()}, {kernels.THREADS} threads; numba {numba.__version__}, torch {torch.__version__}")
-    print(f"  fused multiply-adds      {limits['fma'] / 1e9:7.1f} G/s, so at most {most_towers / 1e6:,.0f} M pairs/s")
-    print(f"  maxima with an addition  {limits['pair'] / 1e9:7.1f} G/s, so at most {most / 1e6:,.0f} M pairs/s")
-    compare_towers(most_towers)
-    compare_units(most)
-    compare_selection()
-    scale()
+def loss(n: int = 50_000) -> None:
+    """What the sparse form loses of the objective's value, beside a choice that reads all pairs."""
+    matrix, everyone = estimated(n), np.arange(n)
+    show(f"{n:,} x {n:,}", "all pairs", "CPU s", "sparse", "CPU s", "lost")
+    show(*["---"] * 6)
+    for share in (0.01, 0.05):
+        budget = round(share * n)
+        exact, _, cpu = timed(lambda budget=budget: lazy_greedy(FacilityLocation(matrix), budget))
+        helpers = first_helpers(n, n, budget)
+        for visits in (None, 4096):  # every pair, as for a pool of this size, and as for a larger one
+            found, _, spent = timed(
+                lambda budget=budget, helpers=helpers, visits=visits: lazy_greedy(
+                    FacilityLocation(sparsified(matrix, helpers, visits=visits)), budget
+                )
+            )
+            whole = FacilityLocation(matrix)
+            matrix.cover(everyone[found.indices], whole.covered)
+            lost = 1 - whole.value / exact.value
+            label = f"{share:.0%}, {helpers} helpers, {'all' if visits is None else f'{visits:,}'} visited"
+            show(label, f"{exact.value:.1f}", f"{cpu:.1f}", f"{whole.value:.1f}", f"{spent:.1f}", f"{lost:.2%}")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+PARTS = {"pairs": score_pairs, "streamed": streamed, "loss": loss}
+
+
+def one(name: str) -> None:
+    """One part of it, in this process."""
+    if name in PARTS:
+        PARTS[name]()
+    elif name in PEERS:
+        beside_peers(PEERS[name])
+    else:
+        large(name)
+
+
+def main(names: list[str]) -> None:
+    """All parts, each in a process of its own, and the exponent of the cost."""
+    found, headed = [], False
+    for name in names:
+        if name in SIZES and not headed:
+            show("pool x targets", "form", "s", "CPU s", "peak GiB", "at least, of the best", "left out", "planned")
+            show(*["---"] * 8)
+        headed = name in SIZES
+        command = [sys.executable, __file__, "--here", name]
+        process = subprocess.run(command, stderr=subprocess.PIPE if headed else None, text=True, check=False)
+        if process.returncode:
+            print(process.stderr or "", file=sys.stderr)
+            raise SystemExit(f"{name} failed")
+        found += [json.loads(process.stderr.splitlines()[-1])] if headed else []
+    sizes = [each for each in found if each["fitted"] and each["form"] == "sparse"]
+    if len(sizes) > 2:
+        n, cpu = (np.log([each[key] for each in sizes]) for key in ("n", "cpu"))
+        print(f"\nCPU seconds grow as samples to the power of {np.polyfit(n, cpu, 1)[0]:.2f} (sparse, 1 %)")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
-    for name in sys.argv[1:]:
-        large(name)
+    if sys.argv[1:2] == ["--here"]:
+        one(sys.argv[2])
+    else:
+        parts = [*PARTS, *PEERS, *SIZES]
+        if unknown := [name for name in sys.argv[1:] if name not in parts]:
+            raise SystemExit(f"there is no {unknown[0]}: choose from {', '.join(parts)}")
+        main(sys.argv[1:] or parts)

@@ -43,10 +43,10 @@ from .pipeline.select import select as select
 from .proof.compare import compare as compare
 from .proof.evaluate import evaluate as evaluate
 from .report.html import write_report as write_report
+from .selection.coverage import FacilityLocation as FacilityLocation
+from .selection.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain
+from .selection.coverage import FacilityLocationMutualInformation as FacilityLocationMutualInformation
 from .selection.greedy import lazy_greedy as lazy_greedy
-from .selection.objectives import FacilityLocation as FacilityLocation
-from .selection.objectives import FacilityLocationConditionalGain as FacilityLocationConditionalGain
-from .selection.objectives import FacilityLocationMutualInformation as FacilityLocationMutualInformation
 from .selection.objectives import ObjectiveOptions as ObjectiveOptions
 from .selection.selection import Selection as Selection
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from nncift.errors import ConfigError, ModelError
 from nncift.matrix import kernels
+from nncift.matrix.estimated import DeviceMatrix
 from nncift.matrix.factored import factor
-from nncift.matrix.matrix import DeviceMatrix, InfluenceMatrix
+from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import TILE
 
 EVERY = slice(None)

@@ -27,8 +27,9 @@ from nncift.pipeline.context import Run
 from nncift.pipeline.verify import best_influence, first_measured, overlaid
 from nncift.report.terminal import summary_text
 from nncift.run.folder import RunFolder
+from nncift.selection.coverage import FacilityLocationMutualInformation
 from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import FacilityLocationMutualInformation, ObjectiveOptions
+from nncift.selection.objectives import ObjectiveOptions
 
 EVERY = slice(None)
 

@@ -34,8 +34,9 @@ from nncift.models.chats import chunks
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.pipeline.choose import pick
-from nncift.pipeline.context import Run, make_influence
+from nncift.pipeline.context import Run
 from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.influences import make_influence
 from nncift.pipeline.near_duplicates import listed_rows
 from nncift.run.progress import in_terminal
 from nncift.run.vectors import VectorFolder, read_vectors, write_vectors

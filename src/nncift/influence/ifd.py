@@ -119,7 +119,7 @@ class Perplexity(PromptedFunction):
 
     def _scores(self, before: list[int], queries: list[Query]) -> np.ndarray:
         """The score of each turn, (n, 1) float32, with the tokens before every prompt."""
-        return np.exp(self._losses(before, queries)).astype(np.float32)[:, None]
+        return np.asarray(np.exp(self._losses(before, queries)), np.float32)[:, None]
 
     def _losses(self, before: list[int], queries: list[Query]) -> np.ndarray:
         """Mean loss of each response after its prompt, (n,) float64."""

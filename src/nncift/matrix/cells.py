@@ -1,7 +1,7 @@
 """The strongest helpers of each target without visiting all pairs: cells of similar samples on both sides.
 
 Influence from two towers, or from the inner product of two vectors, is large where the vectors point the same way. So
-the pool is divided into cells of at most 256 samples by a tree of k-means, the targets likewise, and the targets of a
+the pool is divided into cells of at most 256 samples by k-means in levels, the targets likewise, and the targets of a
 cell visit the pool's cells in the order of the inner product of their means, until they have visited enough samples
 (the inverted file of Jegou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, with the
 queries in cells too, so that a visit is one matrix product). Within a visited cell every pair is computed, in float32
@@ -23,7 +23,8 @@ from nncift.matrix.factored import LANES, Factors, compiled, pack
 from nncift.run.progress import drawn
 
 CELL = 256  # samples of a cell, at most
-_BRANCHES = 16  # of a node of the tree
+_BRANCHES = 1024  # of a node, at most: as many as there may be clusters, else each cell has parts of many
+_SMALLEST = CELL // 16  # of a node's parts; smaller ones are divided among the others, since each is one more visit
 _SAMPLE, _ROUNDS = 48, 6  # samples for each mean of a node, and rounds of k-means
 _PIECE = 96  # rows scored together
 _TOGETHER = 64  # cells of targets whose visits are ordered together
@@ -57,6 +58,16 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
     return cells
 
 
+def pairs_to_divide(n: int) -> int:
+    """About how many pairs of a vector and a mean `divide` computes."""
+    pairs, size = 0, n
+    while size > CELL:
+        means = min(_BRANCHES, -(-2 * size // CELL))
+        pairs += n * means + (n // size) * _ROUNDS * means * min(size, _SAMPLE * means)
+        size = -(-2 * size // means) if means < _BRANCHES else -(-size // means)
+    return pairs
+
+
 def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which of `count` k-means of some rows each is nearest to, int64 (len(rows),)."""
     some = np.sort(rng.choice(rows, min(len(rows), _SAMPLE * count), replace=False))
@@ -70,18 +81,26 @@ def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.ra
         means = (sums / np.diff(first, append=len(order))[:, None]).astype(np.float32)
         if len(held) == 1:
             break
-    return _nearest(vectors, rows, means)
+    nearest = _nearest(vectors, rows, means)
+    large = np.bincount(nearest, minlength=len(means)) >= _SMALLEST
+    if large.any() and len(moved := np.flatnonzero(~large[nearest])):
+        nearest[moved] = np.flatnonzero(large)[_nearest(vectors, rows[moved], means[large])]
+    return nearest
 
 
 def _nearest(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """The nearest of some means (k, d) to each row, int64."""
-    half = np.square(means, dtype=np.float64).sum(axis=1) / 2
-    nearest = np.empty(len(rows), dtype=np.int64)
-    for first in range(0, len(rows), 1 << 16):
-        part = rows[first : first + (1 << 16)]
-        own = np.asarray(vectors[part], dtype=np.float32)
-        factors = Factors(own, np.zeros(len(own), np.float32), pack(means), len(means), 0, 0)
-        nearest[first : first + len(part)] = (kernels.score(factors, np.arange(len(own))) - half).argmax(axis=1)
+    """The nearest of some means (k, d) to each row, int64: the one with the largest x . mean - |mean|^2 / 2."""
+    constants = (-np.square(means, dtype=np.float64).sum(axis=1) / 2).astype(np.float32)
+    everyone, nearest = np.arange(len(means)), np.empty(len(rows), dtype=np.int64)
+
+    def find(piece: slice) -> None:
+        own = np.asarray(vectors[rows[piece]], dtype=np.float32)
+        values = np.full((len(own), 1), -np.inf, dtype=np.float32)
+        found = np.full((len(own), 1), NO_HELPER, dtype=np.int32)
+        _keep_strongest(Products(means, constants, own), everyone, np.arange(len(own)), values, found)
+        nearest[piece] = found[:, 0]
+
+    kernels.share(find, len(rows), CELL)
     return nearest
 
 

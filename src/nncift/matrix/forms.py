@@ -22,7 +22,7 @@ FEW_TARGETS = 20_000
 """Targets up to which streaming is fast, however large the pool."""
 LEAST_HELPERS = 16
 _TIMES = 4  # helpers of a target among as many of the pool as there are for each sample to choose, at first
-_ENTRY_BYTES = 16  # of a kept entry, twice while they are sorted
+_ENTRY_BYTES = 8  # of a kept entry
 _STORED_SHARE, _SPARSE_SHARE = 4, 5  # parts of the machine's memory
 
 

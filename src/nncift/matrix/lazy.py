@@ -20,7 +20,7 @@ class Entries(NamedTuple):
 
     values: np.ndarray  # float32 (n_pool * n_target,), or (number of entries,)
     starts: np.ndarray  # int64 (n_pool + 1,): where each row begins
-    columns: np.ndarray  # int32 (number of entries,), ascending within a row; empty if all entries are stored
+    columns: np.ndarray  # int32 (number of entries,); empty if all entries are stored
 
 
 class CoverageQueue:

@@ -24,7 +24,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix import kernels
-from nncift.matrix.factored import LANES, Factors, factor, factor_towers, pack, tower_row_means
+from nncift.matrix.factored import factor, factor_towers
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
 from nncift.run.progress import advance
 
@@ -96,7 +96,9 @@ class InfluenceMatrix:
         Raises:
             ModelError: the shapes do not match, or a value is not finite.
         """
-        return _on(device, factor(pool_side, target_side, output_weight=output_weight, output_bias=output_bias))
+        from nncift.matrix.estimated import on_device
+
+        return on_device(device, factor(pool_side, target_side, output_weight=output_weight, output_bias=output_bias))
 
     @classmethod
     def from_towers(
@@ -122,7 +124,9 @@ class InfluenceMatrix:
         Raises:
             ModelError: the shapes do not match, or a value is not finite.
         """
-        return _on(device, factor_towers(pool_side, target_side, row_bias=pool_bias, column_bias=target_bias))
+        from nncift.matrix.estimated import on_device
+
+        return on_device(device, factor_towers(pool_side, target_side, row_bias=pool_bias, column_bias=target_bias))
 
     def block(self, rows: Selector, columns: Selector) -> np.ndarray:
         """Entries at `rows` x `columns`, float32 (rows, columns), C-contiguous.
@@ -297,75 +301,3 @@ class InfluenceMatrix:
             entries = block if axis == 1 else np.ascontiguousarray(block.T)
             kernels.keep_largest(entries, along.start, values[line], indices[line])
         return values, indices
-
-
-class FactoredMatrix(InfluenceMatrix):
-    """Estimated influence by the compiled `kernels`; made by `InfluenceMatrix.from_factors`."""
-
-    def __init__(self, factors: Factors) -> None:
-        super().__init__((len(factors.rows), factors.n_columns), self._score)
-        self._factors = factors
-
-    def _score(self, rows: Any, columns: Any) -> np.ndarray:
-        return kernels.score(self.of_columns(columns), indices_of(rows))
-
-    def of_columns(self, columns: Any) -> Factors:
-        """The factors of some columns: a view of whole blocks, else a packed copy."""
-        packed, n, whole = self._factors.columns, self._factors.n_columns, LANES
-        if (
-            isinstance(columns, slice)
-            and columns.start % whole == 0
-            and (columns.stop % whole == 0 or columns.stop == n)
-        ):
-            packed = packed[columns.start // whole : -(-columns.stop // whole)]
-        else:
-            columns = indices_of(columns)
-            packed = pack(packed[columns // whole, :, columns % whole])
-        return self._factors._replace(columns=packed, n_columns=length(columns))
-
-    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """Fused: no entry is stored."""
-        return kernels.coverage_gains(self._factors, *self._checked(rows, covered))
-
-    def row_means(self) -> np.ndarray:
-        """For the two-tower form linear in the samples of either side."""
-        return super().row_means() if self._factors.n_relu else tower_row_means(self._factors)
-
-    @functools.cached_property
-    def _row_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        return kernels.row_statistics(self._factors)
-
-    @property
-    def is_inner_product(self) -> bool:
-        """Whether it is the two-tower form."""
-        return not self._factors.n_relu
-
-    def products(self) -> tuple[Products, None] | None:
-        """Those of the two-tower form; the targets' side is copied."""
-        from nncift.matrix.cells import Products
-
-        rows, constants, packed, n, _, n_relu = self._factors
-        columns = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:n]
-        return None if n_relu else (Products(rows, constants, columns), None)
-
-
-class DeviceMatrix(InfluenceMatrix):
-    """Estimated influence by torch on a device; made by `InfluenceMatrix.from_factors(..., device=...)`."""
-
-    def __init__(self, factors: Factors, device: str) -> None:
-        from nncift.matrix.device import DeviceFactors
-
-        self._factors = DeviceFactors(factors, device)
-        super().__init__(
-            (len(factors.rows), factors.n_columns), lambda *block: self._factors.score(*block).cpu().numpy()
-        )
-
-    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """Tiles stay on the device."""
-        return self._factors.coverage_gains(*self._checked(rows, covered))
-
-
-def _on(device: str | None, factors: Factors) -> InfluenceMatrix:
-    """The matrix of these factors, computed on a device."""
-    on_cpu = device is None or str(device).partition(":")[0] == "cpu"
-    return FactoredMatrix(factors) if on_cpu else DeviceMatrix(factors, str(device))

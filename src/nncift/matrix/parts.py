@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift.matrix.matrix import FactoredMatrix, InfluenceMatrix
+from nncift.matrix.estimated import FactoredMatrix
+from nncift.matrix.matrix import InfluenceMatrix
 
 
 def of_targets(matrix: InfluenceMatrix, columns: np.ndarray) -> InfluenceMatrix:

@@ -12,7 +12,7 @@ exceeds that of the whole one, and how far it falls short is bounded:
                  "Empirical Bernstein bounds and sample-variance penalization", 2009), true for all levels asked about
                  in one run with probability 99.9 %; 0 where all were visited
 
-Memory: 8 bytes per entry kept, twice while they are sorted by pool sample.
+Memory: 8 bytes per entry kept.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from typing import Any
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix import kernels
 from nncift.matrix.cells import NO_HELPER, Products, strongest
-from nncift.matrix.factored import Factors, compiled, pack
-from nncift.matrix.lazy import Entries, entries_gains
+from nncift.matrix.factored import compiled
+from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
+from nncift.matrix.stored import EntriesMatrix
 
 EXACT_BELOW = 1 << 16
 """Pool samples up to which every pair is computed to find the strongest."""
-VISITS = 1 << 13
+VISITS = 1 << 12
 """Pool samples that a target visits in a larger pool; more where many helpers are kept."""
 CONFIDENCE = 0.999
-_VISITS_PER_HELPER = 32
-_AUDITED = 4096  # targets, drawn with replacement
+_VISITS_PER_HELPER = 12
+AUDITED = 1 << 12
+"""Targets whose every entry is computed, drawn with replacement."""
 _QUESTIONS = 64  # levels that one run may ask about
-_ROWS = 1 << 14  # of the pool, scored together for the audited targets
+_ROWS = 1 << 14  # read together
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,8 @@ class Audit:
 
     Attributes:
         targets: int64 (m,).
-        largest: of the entries of each that are left out, float32 (m,).
+        largest: of the entries of each that are left out, float32 (m,); 0 where none is among its strongest helpers,
+            so none is larger than the least one kept.
         most: what no entry of each target exceeds, float32 (n_target,).
     """
 
@@ -61,16 +63,28 @@ class Audit:
         """Upper bound of the sum over all targets of max(0, largest entry left out - level).
 
         Args:
-            levels: float32 (n_target,), chosen without a look at this audit.
+            levels: float32 (n_target,), not below the floor, chosen without a look at this audit.
         """
         excess = np.maximum(self.largest - levels[self.targets], 0).astype(np.float64)
-        m, spread = len(excess), max(float((self.most - levels).max()), 0.0)
-        log = math.log(2 * _QUESTIONS / (1 - CONFIDENCE))
-        mean = excess.mean() + math.sqrt(2 * excess.var(ddof=1) * log / m) + 7 * spread * log / (3 * (m - 1))
-        return float(len(levels) * min(mean, spread))
+        spread = max(float((self.most - levels).max()), float(excess.max()))
+        return len(levels) * spread * _largest_mean(excess / spread, (1 - CONFIDENCE) / _QUESTIONS) if spread else 0.0
 
 
-class SparseMatrix(InfluenceMatrix):
+def _largest_mean(values: np.ndarray, doubt: float) -> float:
+    """Upper bound of the mean of a distribution on 0 to 1 by independent draws, true with probability 1 - doubt."""
+    m, mean, log = len(values), float(values.mean()), math.log(2 / doubt)  # half of the doubt for each bound
+    bernstein = mean + math.sqrt(2 * values.var(ddof=1) * (log + math.log(2)) / m)
+    bernstein += 7 * (log + math.log(2)) / (3 * (m - 1))
+    low, high = mean, 1.0  # the largest p with a Kullback-Leibler divergence of (mean, p) of at most log / m
+    for _ in range(50):
+        p = (low + high) / 2
+        least = mean * math.log(mean / p) if mean > 0 else 0.0
+        divergence = least + ((1 - mean) * math.log((1 - mean) / (1 - p)) if mean < 1 else 0.0)
+        low, high = (p, high) if divergence <= log / m else (low, p)
+    return min(bernstein, high)
+
+
+class SparseMatrix(EntriesMatrix):
     """The kept entries of a matrix; the others read as 0. Made by `sparsified`.
 
     Args:
@@ -84,28 +98,15 @@ class SparseMatrix(InfluenceMatrix):
     def __init__(
         self, entries: Entries, floor: np.ndarray, audit: Audit | None, source: InfluenceMatrix, helpers: int
     ) -> None:
-        super().__init__(source.shape, self._read)
+        super().__init__(source.shape, self._read, entries)
         self.floor: np.ndarray = floor
         self.audit, self.source, self.helpers = audit, source, helpers
         self.confidence = 1.0 if audit is None else CONFIDENCE
-        self._entries = entries
 
     @property
     def row_width(self) -> int:
         """Entries kept, on average."""
         return -(-len(self._entries.values) // max(self.shape[0], 1))
-
-    @property
-    def stored(self) -> Entries:
-        """The entries kept."""
-        return self._entries
-
-    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """As `InfluenceMatrix.coverage_gains`."""
-        rows, covered = self._checked(rows, covered)
-        gains = np.empty(len(rows), dtype=np.float64)
-        kernels.share(lambda piece: entries_gains(self._entries, rows[piece], covered, gains[piece]), len(rows), 1024)
-        return gains
 
     def cover(self, rows: np.ndarray, covered: np.ndarray) -> None:
         """As `InfluenceMatrix.cover`, by the entries kept."""
@@ -165,7 +166,7 @@ def sparsified(
     visits = visits_of(n, helpers) if visits is None else visits
     visits = None if visits is None or visits >= n else visits
     values, which = strongest(products, helpers, visits, seed=seed, progress=progress)
-    audit = None if visits is None else _audited(products, transform, which, seed)
+    audit = None if visits is None else _audited(products, transform, which, seed, progress)
     _transform(values, transform)
     complete = (which[:, 0] == NO_HELPER) | (helpers == n)  # nothing is left out
     floor = np.where(complete, np.float32(0), np.maximum(values[:, 0], 0))
@@ -186,26 +187,23 @@ def _transform(values: np.ndarray, transform: Callable[[np.ndarray], np.ndarray]
 
 
 def _audited(
-    products: Products, transform: Callable[[np.ndarray], np.ndarray] | None, which: np.ndarray, seed: int
+    products: Products,
+    transform: Callable[[np.ndarray], np.ndarray] | None,
+    which: np.ndarray,
+    seed: int,
+    progress: bool,
 ) -> Audit:
-    """Compute every entry of some targets, and find the largest one left out of each."""
-    targets = np.random.default_rng(seed).integers(0, len(which), _AUDITED)
-    factors = Factors(
-        products.rows, products.constants, pack(np.asarray(products.columns[targets])), len(targets), 0, 0
-    )
-    largest = np.full(len(targets), -np.inf, dtype=np.float32)
-    kept = np.sort(which[targets], axis=1)
-    for first in range(0, len(products.rows), _ROWS):
-        rows = np.arange(first, min(first + _ROWS, len(products.rows)))
-        block = kernels.score(factors, rows)
-        ends = [np.searchsorted(kept[place], (first, rows[-1] + 1)) for place in range(len(targets))]
-        for place, (start, stop) in enumerate(ends):
-            block[kept[place, start:stop] - first, place] = -np.inf
-        np.maximum(largest, block.max(axis=0), out=largest)
-    largest, most = np.where(np.isfinite(largest), largest, 0)[None], _largest_possible(products)[None]
+    """Find the strongest helpers of some targets among all samples, and the largest of these that is left out."""
+    targets = np.random.default_rng(seed).integers(0, len(which), AUDITED)
+    some = products._replace(columns=np.asarray(products.columns[targets]))
+    values, helpers = strongest(some, which.shape[1], None, progress=progress)
+    for place, target in enumerate(targets):
+        values[place, np.isin(helpers[place], which[target])] = -np.inf
+    missed = values.max(axis=1)
+    largest, most = np.where(np.isfinite(missed), missed, 0)[None], _largest_possible(products)[None]
     if transform is not None:
         largest, most = transform(largest), transform(most)
-    return Audit(targets, np.maximum(largest[0], 0), most[0])
+    return Audit(targets, np.where(np.isfinite(missed), np.maximum(largest[0], 0), 0), most[0])
 
 
 def _largest_possible(products: Products) -> np.ndarray:
@@ -222,13 +220,13 @@ def _largest_possible(products: Products) -> np.ndarray:
 
 
 def _by_row(values: np.ndarray, which: np.ndarray, n: int) -> Entries:
-    """The entries above 0 in the order of the pool's samples."""
+    """The entries above 0 in the order of the pool's samples, sorted where they lie, so that memory has them once."""
     starts = np.zeros(n + 1, dtype=np.int64)
     _count(values, which, starts)
     np.cumsum(starts, out=starts)
-    kept, columns = np.empty(starts[-1], dtype=np.float32), np.empty(starts[-1], dtype=np.int32)
-    _sort(values, which, starts[:-1].copy(), kept, columns)
-    return Entries(kept, starts, columns)
+    kept, columns = values.reshape(-1), which.reshape(-1)
+    _sort(kept, columns, values.shape[1], starts, starts[:-1].copy())
+    return Entries(kept[: starts[-1]], starts, columns[: starts[-1]])
 
 
 @compiled
@@ -240,14 +238,46 @@ def _count(values: np.ndarray, which: np.ndarray, starts: np.ndarray) -> None:
 
 
 @compiled
-def _sort(values: np.ndarray, which: np.ndarray, ends: np.ndarray, kept: np.ndarray, columns: np.ndarray) -> None:
-    for j in range(values.shape[0]):
-        for place in range(values.shape[1]):
-            if values[j, place] > 0:
-                i = which[j, place]
-                kept[ends[i]] = values[j, place]
-                columns[ends[i]] = j
-                ends[i] += 1
+def _sort(values: np.ndarray, which: np.ndarray, helpers: int, starts: np.ndarray, ends: np.ndarray) -> None:
+    """Sort by sample, in place, and replace the sample of an entry by its target (American flag sort).
+
+    An entry is put at the end of its sample's, and the one that lay there is the next. That one has not moved, so its
+    place gives its target. Entries of 0 or less are lost: first chains begin at the places that will be empty, and
+    each ends at such an entry; what is then left are cycles.
+
+    Args:
+        values: float32 (n_target * helpers,), a target after the other.
+        which: the pool sample of each, int32, afterwards the target.
+        helpers: places of a target.
+        starts: int64 (n_pool + 1,): where the entries of each sample will begin.
+        ends: int64 (n_pool,): where those of each that are sorted end; `starts` at first.
+    """
+    for place in range(starts[-1], len(values)):
+        value, i, j = values[place], which[place], place // helpers
+        while value > 0:
+            value, i, j = _put(values, which, helpers, ends, value, i, j)
+    for sample in range(len(ends)):
+        while ends[sample] < starts[sample + 1]:
+            place = ends[sample]
+            value, i, j = values[place], which[place], place // helpers
+            while i != sample:
+                value, i, j = _put(values, which, helpers, ends, value, i, j)
+            values[place] = value
+            which[place] = j
+            ends[sample] += 1
+
+
+@compiled
+def _put(
+    values: np.ndarray, which: np.ndarray, helpers: int, ends: np.ndarray, value: float, i: int, j: int
+) -> tuple[float, int, int]:
+    """Put an entry at the end of its sample's: the one that lay there, its sample and its target."""
+    place = ends[i]
+    found = values[place], which[place], place // helpers
+    values[place] = value
+    which[place] = j
+    ends[i] += 1
+    return found
 
 
 @compiled

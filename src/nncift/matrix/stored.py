@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,39 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 
 _NONE = np.zeros(0, dtype=np.int32)
+_TOGETHER = 1 << 18  # entries that a thread reads at a time
 
 
-class StoredMatrix(InfluenceMatrix):
+class EntriesMatrix(InfluenceMatrix):
+    """A matrix whose entries are stored: all of them, or those that a sparse one has.
+
+    Args:
+        shape: (n_pool, n_target).
+        function: as of `InfluenceMatrix`.
+        entries: where they lie.
+    """
+
+    def __init__(self, shape: tuple[int, int], function: Callable[[Any, Any], np.ndarray], entries: Entries) -> None:
+        super().__init__(shape, function)
+        self._entries = entries
+
+    @property
+    def stored(self) -> Entries:
+        """Where the entries lie."""
+        return self._entries
+
+    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
+        """As `InfluenceMatrix.coverage_gains`; bitwise where all entries are stored."""
+        rows, covered = self._checked(rows, covered)
+        gains = np.empty(len(rows), dtype=np.float64)
+        together = max(_TOGETHER // max(self.row_width, 1), 1)
+        kernels.share(
+            lambda piece: entries_gains(self._entries, rows[piece], covered, gains[piece]), len(rows), together
+        )
+        return gains
+
+
+class StoredMatrix(EntriesMatrix):
     """All entries in one array; made by `InfluenceMatrix.from_array`.
 
     Args:
@@ -22,26 +53,14 @@ class StoredMatrix(InfluenceMatrix):
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        super().__init__((array.shape[0], array.shape[1]), self._read)
-        self._array = array
         starts = np.arange(array.shape[0] + 1, dtype=np.int64) * array.shape[1]
-        self._entries = Entries(np.asarray(array).reshape(-1), starts, _NONE)
+        entries = Entries(np.asarray(array).reshape(-1), starts, _NONE)
+        super().__init__((array.shape[0], array.shape[1]), self._read, entries)
+        self._array = array
 
     def _read(self, rows: Any, columns: Any) -> np.ndarray:
         by_slice = isinstance(rows, slice) or isinstance(columns, slice)
         return self._array[rows, columns] if by_slice else self._array[np.ix_(rows, columns)]
-
-    @property
-    def stored(self) -> Entries:
-        """The array as it lies."""
-        return self._entries
-
-    def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """As `InfluenceMatrix.coverage_gains`, bitwise."""
-        rows, covered = self._checked(rows, covered)
-        gains = np.empty(len(rows), dtype=np.float64)
-        kernels.share(lambda piece: entries_gains(self._entries, rows[piece], covered, gains[piece]), len(rows))
-        return gains
 
 
 def in_memory(matrix: InfluenceMatrix) -> InfluenceMatrix:

@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix.forms import Form, choose_form, first_helpers, form_memory, most_helpers
+from nncift.matrix.forms import Form, choose_form, first_helpers, most_helpers
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.sparse import SparseMatrix, sparsified, visits_of
+from nncift.matrix.planning import Planned, planned_choice
+from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.run.amounts import size_text
-from nncift.run.costs import seconds_of
+from nncift.selection.coverage import COVERAGE, FacilityLocation
 from nncift.selection.maximizers import Make
-from nncift.selection.objectives import COMPARES_FEATURES, COVERAGE, FacilityLocation, find_objective
+from nncift.selection.objectives import COMPARES_FEATURES, find_objective
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import ENOUGH, Sparseness
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
-
-_GREEDY_PASSES = 4  # over stored pairs, that lazy greedy takes
-_TRIAL_HELPERS = 64
-_ENTRY_SECONDS = 6e-8  # of the choice and its certificate, for each entry kept
 
 
 def described(run: Run) -> str:
@@ -38,7 +35,7 @@ def described(run: Run) -> str:
     return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {ENOUGH:.0%}"
 
 
-def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -> tuple[float, int]:
+def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -> Planned:
     """Expected seconds and bytes of the choice, at rates measured on a small matrix of the run's kind.
 
     Args:
@@ -47,23 +44,9 @@ def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -
         passes: over all pairs, that the choice takes where they are streamed.
         certified: passes over all pairs that a certificate may take.
     """
-    form, pool, targets = _planned_form(run), run.size("pool"), run.size("target")
-    everyone, covered = np.arange(trial.shape[0]), np.zeros(trial.shape[1], np.float32)
-    size, expected = trial.shape[0] * trial.shape[1], _expected(run)
-    memory = form_memory(form, pool, targets, expected)
-    trial.coverage_gains(everyone, covered)  # compiles
-    once = (pool + run.size("known")) * targets / size * seconds_of(lambda: trial.coverage_gains(everyone, covered))
-    if form == "streamed":
-        return (passes + certified) * once, memory
-    if form == "stored":
-        stored = in_memory(trial)
-        again = pool * targets / size * seconds_of(lambda: stored.coverage_gains(everyone, covered))
-        return once + (_GREEDY_PASSES * passes + certified) * again, memory
-    helpers = first_helpers(pool, targets, expected)
-    visited = visits_of(pool, helpers) or pool
-    sparsified(trial, min(helpers, _TRIAL_HELPERS))  # compiles
-    search = targets * visited / size * seconds_of(lambda: sparsified(trial, min(helpers, _TRIAL_HELPERS)))
-    return search + _ENTRY_SECONDS * helpers * targets, memory
+    shape, known = (run.size("pool"), run.size("target")), run.size("known")
+    form, expected = _planned_form(run), _expected(run)
+    return planned_choice(form, shape, expected, trial, known=known, passes=passes, certified=certified)
 
 
 def check_form(run: Run) -> None:

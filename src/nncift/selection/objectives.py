@@ -3,11 +3,6 @@
 In their formulas s[i, j] = max(0, influence of pool sample i on target j), since negative influence is clipped at 0,
 and S is the subset.
 
-All keep one vector, the coverage of each target so far. In facility location adding a sample raises it to the sample's
-row, and the known samples of the third objective are its initial value, so that their influence is reduced to one
-vector as well; in the concave cover the row is added. A gain costs one row of the matrix, which the fused kernels of an
-estimated matrix never store for facility location.
-
 An objective of your own is anything that gives an `Objective` when called with the matrix and `ObjectiveOptions`, named
 as "module:Class" or by an entry point in the group "nncift.objectives":
 
@@ -27,26 +22,24 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.selectors import row_slices
 from nncift.run.registry import resolve
 
 OBJECTIVES = {
-    "facility-location": "nncift.selection.objectives:FacilityLocation",
-    "facility-location-mutual-information": "nncift.selection.objectives:FacilityLocationMutualInformation",
-    "facility-location-conditional-gain": "nncift.selection.objectives:FacilityLocationConditionalGain",
-    "concave-cover": "nncift.selection.objectives:ConcaveCover",
+    "facility-location": "nncift.selection.coverage:FacilityLocation",
+    "facility-location-mutual-information": "nncift.selection.coverage:FacilityLocationMutualInformation",
+    "facility-location-conditional-gain": "nncift.selection.coverage:FacilityLocationConditionalGain",
+    "concave-cover": "nncift.selection.coverage:ConcaveCover",
     "mean-influence": "nncift.selection.modular:MeanInfluence",
     "graph-cut": "nncift.selection.graph_cut:GraphCut",
     "log-determinant": "nncift.selection.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
-_PLAIN, _MUTUAL, _CONDITIONAL, _CONCAVE, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
+FACILITY_LOCATION, MUTUAL_INFORMATION, CONDITIONAL_GAIN, CONCAVE_COVER, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
 
 COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
-SUMS_OVER_TARGETS = frozenset({_PLAIN, _CONDITIONAL, _CONCAVE})
+SUMS_OVER_TARGETS = frozenset({FACILITY_LOCATION, CONDITIONAL_GAIN, CONCAVE_COVER})
 """Objectives whose value on some of the targets estimates that on all: a sum of a term for each."""
 
 
@@ -87,186 +80,6 @@ class Objective(Protocol):
         """Add sample `i` to the subset; adding it twice changes nothing."""
 
 
-class FacilityLocation:
-    """sum over targets j of max over i in S of s[i, j]: each target is served by its best sample in the subset.
-
-    With the pool as its own target, the subset represents the pool (Wei, Iyer and Bilmes, "Submodularity in data subset
-    selection and active learning", 2015).
-
-    Args:
-        matrix: influence, (n_pool, n_target).
-        options: `covered` is used.
-
-    Raises:
-        ConfigError: a vector of the options does not have the matrix's targets.
-    """
-
-    name = _PLAIN
-    monotone = True
-    submodular = True
-    normalised = True
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        self.options: dict[str, float] = {}
-        self.matrix, self.n = matrix, matrix.shape[0]
-        covered = None if options is None else options.covered
-        self.start = _on_targets(np.zeros(matrix.shape[1], np.float32) if covered is None else covered, matrix)
-        self._covered = self.start.copy()
-
-    @property
-    def value(self) -> float:
-        """Value of the subset so far."""
-        return float(np.subtract(self._covered, self.start, dtype=np.float64).sum())
-
-    @property
-    def covered(self) -> np.ndarray:
-        """Coverage of each target so far, float32 (n_target,); `add` changes it in place."""
-        return self._covered
-
-    @property
-    def modular(self) -> np.ndarray:
-        """What each sample adds besides coverage, float64 (n_pool,)."""
-        return np.zeros(self.n)
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """Marginal gain of each candidate, float64."""
-        return self.matrix.coverage_gains(candidates, self._covered)
-
-    def add(self, i: int) -> None:
-        """Add sample `i`."""
-        self.matrix.cover(np.array([i]), self._covered)
-
-
-class FacilityLocationMutualInformation(FacilityLocation):
-    """sum over targets j of max over i in S of s[i, j], plus eta * sum over i in S of max over j of s[i, j].
-
-    The first term is coverage, the second relevance, which still ranks samples once all targets are covered. It needs
-    the pool x target influence alone ("FLQMI" in Kothawade et al., "PRISM", 2022; submodlib's
-    FacilityLocationVariantMutualInformation).
-
-    Relevance grows with the subset and coverage does not: eta = (number of targets) / (samples expected) puts them on
-    one scale.
-
-    Args:
-        matrix: influence, (n_pool, n_target).
-        options: `eta`, `expected` and `covered` are used.
-
-    Raises:
-        ConfigError: eta is negative or not finite, or as for `FacilityLocation`.
-    """
-
-    name = _MUTUAL
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        super().__init__(matrix, options)
-        options = options or ObjectiveOptions()
-        eta = (
-            matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else checked_weight("eta", options.eta)
-        )
-        self.options = {"eta": eta}
-        self._relevance = self.relevance()
-        self._relevance_chosen = 0.0
-
-    @property
-    def modular(self) -> np.ndarray:
-        """What each sample adds besides coverage, float64 (n_pool,): relevance, 0 of the samples in the subset."""
-        return self._relevance
-
-    def relevance(self) -> np.ndarray:
-        """The second term of each sample alone, float64 (n_pool,)."""
-        return np.asarray(self.options["eta"] * np.maximum(self.matrix.row_max(), 0).astype(np.float64))
-
-    @property
-    def value(self) -> float:
-        """Value of the subset so far."""
-        return super().value + self._relevance_chosen
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """Marginal gain of each candidate, float64."""
-        return super().gains(candidates) + self._relevance[candidates]  # type: ignore[no-any-return]
-
-    def add(self, i: int) -> None:
-        """Add sample `i`."""
-        super().add(i)
-        self._relevance_chosen += float(self._relevance[i])
-        self._relevance[i] = 0.0
-
-
-class FacilityLocationConditionalGain(FacilityLocation):
-    """sum over targets j of max(0, max over i in S of s[i, j] - nu * max over known k of s[k, j]).
-
-    The gain of the subset over samples that the model was trained on already ("FLCG"; Kothawade et al., "PRISM", 2022).
-    Its `options` are `known`, `nu` and `covered`; the larger of the two coverages counts.
-    """
-
-    name = _CONDITIONAL
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        super().__init__(matrix, options)
-        options = options or ObjectiveOptions()
-        nu = 1.0 if options.nu is None else checked_weight("nu", options.nu)
-        self.options = {"nu": nu}
-        if options.known is not None:
-            np.maximum(self._covered, np.float32(nu) * _on_targets(options.known, matrix), out=self._covered)
-            self.start = self._covered.copy()
-
-
-class ConcaveCover:
-    """sum over targets j of the square root of the sum over i in S of s[i, j].
-
-    Facility location counts the best sample of each target alone, though training adds up; a plain sum prefers more of
-    the same. The root is in between: each further sample for a target counts, and counts less ("feature-based
-    functions": Wei, Iyer and Bilmes, "Unsupervised submodular subset selection for speech data", 2014; submodlib's
-    FeatureBased).
-
-    Args:
-        matrix: influence, (n_pool, n_target).
-        options: `covered` is used, as the least that samples selected earlier add up to.
-
-    Raises:
-        ConfigError: a vector of the options does not have the matrix's targets.
-    """
-
-    name = _CONCAVE
-    monotone = True
-    submodular = True
-    normalised = True
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        self.options: dict[str, float] = {}
-        self.matrix, self.n = matrix, matrix.shape[0]
-        covered = None if options is None else options.covered
-        self.start = np.zeros(matrix.shape[1]) if covered is None else _on_targets(covered, matrix).astype(np.float64)
-        self._covered = self.start.copy()
-        self._chosen = np.zeros(self.n, bool)
-
-    @property
-    def value(self) -> float:
-        """Value of the subset so far."""
-        return float((np.sqrt(self._covered) - np.sqrt(self.start)).sum())
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """Marginal gain of each candidate, float64."""
-        gains = np.zeros(len(candidates))
-        for part in row_slices(len(candidates), self.matrix.shape[1]):
-            added = np.maximum(self.matrix.rows(candidates[part]), 0).astype(np.float64)
-            # Of sqrt(covered + added) - sqrt(covered) the form that never rises with the coverage by rounding.
-            roots = np.sqrt(self._covered + added) + np.sqrt(self._covered)
-            gains[part] = np.divide(added, roots, out=np.zeros_like(added), where=added > 0).sum(axis=1)
-        gains[self._chosen[candidates]] = 0.0
-        return gains
-
-    def add(self, i: int) -> None:
-        """Add sample `i`."""
-        if not self._chosen[i]:
-            self._covered += np.maximum(self.matrix.rows(i)[0], 0)
-            self._chosen[i] = True
-
-
-COVERAGE = (FacilityLocation, FacilityLocationMutualInformation, FacilityLocationConditionalGain)
-"""Objectives that are coverage by the best sample of the subset, and modular terms."""
-
-
 def make_objective(name: str | None, matrix: InfluenceMatrix, options: ObjectiveOptions) -> Objective:
     """The objective of that name for a matrix; without a name, the one that the data ask for (`find_objective`)."""
     known = options.known is not None
@@ -299,42 +112,26 @@ def find_objective(
     Raises:
         ConfigError: there is no such objective, or an option does not go with a built-in one.
     """
-    name = name or (_CONDITIONAL if known else _MUTUAL if target else _PLAIN)
+    name = name or (CONDITIONAL_GAIN if known else MUTUAL_INFORMATION if target else FACILITY_LOCATION)
     kind: Callable[[InfluenceMatrix, ObjectiveOptions], Objective] = resolve(name, OBJECTIVES, "nncift.objectives")
     if name not in OBJECTIVES:
         return kind
-    if (name, target) == (_MUTUAL, False):
+    if (name, target) == (MUTUAL_INFORMATION, False):
         raise ConfigError(f"the `objective` {name} needs a `target`", "give one, or leave `objective` out")
-    if (name, known) == (_CONDITIONAL, False):
+    if (name, known) == (CONDITIONAL_GAIN, False):
         raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
-    needed = {"known": (1 if known else None, _CONDITIONAL), "eta": (eta, _MUTUAL), "nu": (nu, _CONDITIONAL)}
-    needed |= {"redundancy": (redundancy, GRAPH_CUT)}
+    needed = {
+        "known": (1 if known else None, CONDITIONAL_GAIN),
+        "eta": (eta, MUTUAL_INFORMATION),
+        "nu": (nu, CONDITIONAL_GAIN),
+    }
+    needed |= {"nu": (nu, CONDITIONAL_GAIN), "redundancy": (redundancy, GRAPH_CUT)}
     for option, (value, objective) in needed.items():
         if value is not None and name != objective:
             raise ConfigError(f"`{option}` needs the `objective` {objective}, not {name}", "leave it out")
         if value is not None:
             checked_weight(option, value)
     return kind
-
-
-def coverage_terms(objective: Objective) -> tuple[Entries, np.ndarray, np.ndarray] | None:
-    """Stored influence, coverage (n_target,) and modular terms (n,) that a gain consists of.
-
-    None of an objective other than the built-in forms of facility location, or of a matrix that is not stored. What is
-    derived from a built-in one may have gains of its own.
-    """
-    if type(objective) not in COVERAGE:
-        return None
-    assert isinstance(objective, FacilityLocation)
-    entries = objective.matrix.stored
-    return None if entries is None else (entries, objective.covered, objective.modular)
-
-
-def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:
-    if vector.shape != matrix.shape[1:]:
-        problem = f"coverage of the shape {vector.shape} does not fit {matrix.shape[1]} targets"
-        raise ConfigError(problem, "estimate the known samples' influence on the same targets as the pool's")
-    return vector
 
 
 def checked_weight(name: str, weight: float) -> float:

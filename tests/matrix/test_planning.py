@@ -1,0 +1,46 @@
+"""What a choice is planned to cost, by a clock on which every measured call lasts one second."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import pytest
+
+from nncift.matrix.cells import CELL, pairs_to_divide
+from nncift.matrix.forms import first_helpers, form_memory
+from nncift.matrix.planning import planned_choice
+from nncift.matrix.products import product_matrix
+from nncift.matrix.sparse import AUDITED, visits_of
+
+TRIAL = product_matrix(np.eye(32, dtype=np.float32), np.eye(32, dtype=np.float32), held=0)
+PAIRS = 32 * 32
+
+
+def plan(form, shape, expected, **options):
+    return planned_choice(form, shape, expected, TRIAL, clock=count().__next__, **options)
+
+
+def test_streamed_pairs_cost_their_passes():
+    found = plan("streamed", (5000, 300), 50, known=7, passes=2.0, certified=3.0)
+    assert found == (pytest.approx((5 * 5000 + 7) * 300 / PAIRS), 0)
+
+
+def test_stored_pairs_are_computed_once_and_read_from_then_on():
+    found = plan("stored", (32, 32), 4, certified=1.0)  # as small as the trial, so that it is read once
+    assert found == (pytest.approx(1 + 4 + 1), 4 * PAIRS)
+
+
+@pytest.mark.parametrize("n", [60_000, 1_000_000])
+def test_sparse_pairs_are_those_visited(n):
+    helpers = first_helpers(n, n, n // 10)
+    visited = visits_of(n, helpers)
+    pairs = n * n if visited is None else 1.3 * n * visited + AUDITED * n + 2 * pairs_to_divide(n)
+    found = plan("sparse", (n, n), n // 10)
+    assert found.seconds == pytest.approx(pairs / PAIRS + 6e-8 * helpers * n)
+    assert found.memory == form_memory("sparse", n, n, n // 10)
+
+
+def test_cells_cost_hardly_more_for_each_sample_of_a_larger_pool():
+    assert pairs_to_divide(CELL) == 0
+    assert pairs_to_divide(10_000_000) < 1.5 * 10 * pairs_to_divide(1_000_000)
