@@ -26,6 +26,7 @@ from nncift.pipeline import (
     choose,
     exact,
     featurize,
+    first_cut,
     forms,
     label,
     near_duplicates,
@@ -48,6 +49,7 @@ _COUNTED = 300  # samples of a side whose tokens give those of all pairs
 _FILES = 650_000  # bytes of the network, the report and other files of a run that hardly grow with it
 _BAR = "{desc} {n}/{total} [{elapsed}<{remaining}]: {postfix}"
 _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
+    "first cut": first_cut.cost,
     "features": featurize.cost,
     "influence": exact.cost,
     "labels": label.cost,
@@ -65,7 +67,7 @@ class RunPlan:
     """The plan of a run.
 
     Attributes:
-        samples: pool samples after duplicates, excluded and bad rows are out.
+        samples: pool samples after duplicates, excluded and bad rows are out; of a first cut, those that it keeps.
         targets: target samples; the pool's number without a target.
         known: known samples.
         selected: how many will be chosen; None for a budget in tokens.
@@ -83,6 +85,7 @@ class RunPlan:
             and of a shortlist under a budget in tokens.
         form: how all pairs are held for the choice, in words.
         labels: the labelled samples in words; empty without any.
+        uncut: pool samples before the first cut; None without one, or where it keeps all.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -103,6 +106,7 @@ class RunPlan:
     at_least: str = ""
     form: str = ""
     labels: str = ""
+    uncut: int | None = None
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -112,7 +116,7 @@ class RunPlan:
         chosen = "by tokens" if self.selected is None else f"{self._about('pool')}{self.selected:,}"
         targets = self._about("target" if "target" in self.estimated or self.targets != self.samples else "pool")
         lines = [
-            f"Pool: {self._about('pool')}{counted(self.samples, 'sample')}; targets: {targets}{self.targets:,}{known};"
+            f"Pool: {self._pool()}; targets: {targets}{self.targets:,}{known};"
             f" to choose: {chosen}, by {self.objective}",
             f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
@@ -134,6 +138,12 @@ class RunPlan:
                 f"About: the first {READ:,} rows were read, and the number of all is estimated from their size."
             )
         return "\n".join(printable(line) for line in [*lines, "Nothing was written."])
+
+    def _pool(self) -> str:
+        if self.uncut is None:
+            return f"{self._about('pool')}{counted(self.samples, 'sample')}"
+        whole = f"{self._about('uncut')}{counted(self.uncut, 'sample')}"
+        return f"{whole}, of which the first cut keeps {self._about('pool')}{self.samples:,}"
 
     def _about(self, side: str) -> str:
         return "about " if side in self.estimated else ""
@@ -162,6 +172,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
             if not rows.ended:
                 kept = run.earlier.kept if side == "pool" and run.earlier is not None else 0
                 run.sizes[side] = kept + round((len(run.samples[side]) - kept) * rows.rows / max(rows.read, 1))
+        first_cut.plan(run)
         _step(bar, "checking")
         check(run)
         costs = {}
@@ -211,6 +222,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         form=forms.described(run),
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         labels=label.describe_labels(run),
+        uncut=run.uncut,
         estimated=frozenset(run.sizes),
     )
 
@@ -219,9 +231,12 @@ def _data_on_disk(run: Run, selected: int | None) -> int:
     """Bytes of the samples, the subset and the files that hardly grow with them."""
     total = 0.0
     for side, samples in run.samples.items():
+        read, size = samples, run.size(side)
+        if side == "pool":
+            read, size = run.whole_pool, run.uncut or size
         stored = sum(path.stat().st_size for path in run.folder.samples(side).path.iterdir())
-        each = stored / max(len(samples), 1)
-        total += each * run.size(side)
+        each = stored / max(len(read), 1)
+        total += each * size
         if side == "pool":
             total += each / 2 * (run.size(side) / 10 if selected is None else selected)  # the original rows of a subset
     return round(total) + _FILES

@@ -1,0 +1,177 @@
+"""The first cut: the samples of a large pool that are worth reading with a language model, by cheap vectors alone.
+
+With targets, these take turns: each takes its most similar sample, then each its second, and so on until there are
+enough. So every target keeps as many of its nearest samples as any other, where the largest similarities alone might
+all be to one of them. With known samples, a target takes a turn as often as the conditional gain has to gain from it:
+its r-th sample comes at the time r / (largest similarity - that of the known samples), and none below the latter.
+
+Without targets the cut stands for the pool: samples are grouped around centres (k-means, about the square root of their
+number), and each group keeps its share, drawn at random. So the density of the pool stays, which an objective over the
+kept samples then sees, and no group is missed that is large enough for one. With known samples, each sample counts by
+what these leave uncovered of it.
+
+Vectors are of length 1 and read in blocks; time is linear in the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from nncift.data.near_duplicates import centres_of
+from nncift.matrix import kernels
+from nncift.run.progress import drawn
+
+MOST_TARGETS = 1 << 14
+"""Targets that take turns; of more, so many at random."""
+_BLOCK = 1 << 12  # samples compared at a time
+_ENTRIES = 1 << 24  # nearest samples of targets held at a time, at most
+
+
+class Vectors(Protocol):
+    """Vectors of n samples, of length 1: an array, or what gives rows likewise."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a first cut keeps.
+
+    Attributes:
+        rows: of the pool, int64 (k,), ascending.
+        scores: of every sample, float32 (n,): its largest similarity to a target; without targets, to a known sample
+            (0 without any).
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+def most_similar(
+    pool: Vectors,
+    targets: np.ndarray,
+    count: int,
+    *,
+    covered: np.ndarray | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Cut:
+    """Keep the samples nearest to the targets, who take turns.
+
+    Args:
+        pool: (n, d).
+        targets: (m, d) float32.
+        count: samples to keep; all of a smaller pool.
+        covered: largest similarity of a known sample to each target, (m,) float32: less similar samples are no use.
+        seed: of the targets, where there are more than `MOST_TARGETS`.
+        progress: show a bar.
+    """
+    n = len(pool)
+    count = min(count, n)
+    if len(targets) > MOST_TARGETS:
+        some = np.sort(np.random.default_rng(seed).choice(len(targets), MOST_TARGETS, replace=False))
+        targets, covered = targets[some], None if covered is None else covered[some]
+    floor = np.full(len(targets), -np.inf, np.float32) if covered is None else covered.astype(np.float32)
+    most = min(max(_ENTRIES // len(targets), 1), n)
+    depth = min(-(-2 * count // len(targets)) + 8, most)
+    while True:
+        scores, values, nearest = _nearest(pool, targets, floor, depth, progress=progress)
+        order, sure = _in_turns(values, nearest, None if covered is None else floor)
+        if sure >= count or depth == most:
+            break
+        depth = min(2 * depth, most)
+    if len(order) < count:  # few are more similar than the known samples, or targets that are alike share theirs
+        rest = np.setdiff1d(np.argsort(-scores, kind="stable"), order, assume_unique=True)
+        order = np.concatenate([order, rest])
+    return Cut(np.sort(order[:count]), scores)
+
+
+def representative(
+    pool: Vectors,
+    count: int,
+    *,
+    known: np.ndarray | None = None,
+    nu: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Cut:
+    """Keep samples that stand for the whole pool, or for what known samples leave uncovered of it.
+
+    Args:
+        pool: (n, d).
+        count: samples to keep; all of a smaller pool.
+        known: vectors of the known samples, (m, d) float32.
+        nu: how much these count.
+        seed: of the groups and the draw.
+        progress: show a bar.
+    """
+    n, rng = len(pool), np.random.default_rng(seed)
+    count = min(count, n)
+    centres = centres_of(pool, seed)
+    groups, scores = np.empty(n, np.int64), np.zeros(n, np.float32)
+    for part, block in _blocks(pool, "first cut: groups", progress):
+        groups[part] = (block @ centres.T).argmax(axis=1)
+        if known is not None:
+            scores[part] = (block @ known.T).max(axis=1)
+    weights = np.maximum(1 - nu * scores.astype(np.float64), 0)
+    order = np.lexsort((rng.random(n), groups))
+    sums = np.cumsum(weights[order])
+    places = np.searchsorted(sums, (np.arange(count) + rng.random()) * (sums[-1] / count), side="right")
+    rows = np.unique(order[np.minimum(places, n - 1)])
+    if len(rows) < count:  # a sample that counts for several was drawn as often
+        rest = np.setdiff1d(order[np.argsort(-weights[order], kind="stable")], rows, assume_unique=True)
+        rows = np.concatenate([rows, rest[: count - len(rows)]])
+    return Cut(np.sort(rows), scores)
+
+
+def _blocks(pool: Vectors, title: str, progress: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """The vectors, some at a time, each with its place."""
+    with tqdm(total=len(pool), desc=title, unit=" samples", **drawn(progress)) as bar:
+        for start in range(0, len(pool), _BLOCK):
+            part = slice(start, min(start + _BLOCK, len(pool)))
+            yield part, np.asarray(pool[part], dtype=np.float32)
+            bar.update(part.stop - part.start)
+
+
+def _nearest(
+    pool: Vectors, targets: np.ndarray, floor: np.ndarray, depth: int, *, progress: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each sample's largest similarity, (n,), and each target's nearest samples above its floor, (m, depth) twice.
+
+    Similarities descend, with -inf where there are no more; rows are int64.
+    """
+    scores = np.empty(len(pool), np.float32)
+    values = np.repeat(floor[:, None], depth, axis=1)
+    nearest = np.full((len(targets), depth), -1)
+    for part, block in _blocks(pool, "first cut: similarity", progress):
+        similarity = np.ascontiguousarray(targets @ block.T)
+        scores[part] = similarity.max(axis=0)
+        kernels.keep_largest(similarity, part.start, values, nearest)
+    values[nearest < 0] = -np.inf
+    return scores, values, nearest
+
+
+def _in_turns(values: np.ndarray, nearest: np.ndarray, covered: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Rows in the order in which targets take them, each once; at one time the most similar first.
+
+    Returns:
+        The rows, and how many of them come before any that longer lists might have.
+    """
+    depth = nearest.shape[1]
+    weights = np.ones(len(values)) if covered is None else np.maximum(values[:, 0] - covered, 1e-9).astype(np.float64)
+    times = np.arange(1, depth + 1) / weights[:, None]
+    order = np.lexsort((-values.ravel(), times.ravel()))
+    order = order[nearest.ravel()[order] >= 0]
+    _, first = np.unique(nearest.ravel()[order], return_index=True)
+    order = order[np.sort(first)]
+    return nearest.ravel()[order], int((times.ravel()[order] <= times[:, -1].min()).sum())
