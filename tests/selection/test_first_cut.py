@@ -80,24 +80,56 @@ def test_representative_samples_are_distinct_and_repeatable(n: int, seed: int, d
     assert 0 <= one.rows.min() <= one.rows.max() < n
 
 
-def test_representative_samples_keep_the_density():
+def clusters(*sizes: int) -> np.ndarray:
+    centres = np.eye(len(sizes), 6, dtype=np.float32)
+    return np.concatenate([unit(centres[k] + 0.1 * vectors(size, k)) for k, size in enumerate(sizes)])
+
+
+def test_a_small_pool_is_represented_by_facility_location():
+    pool, known = clusters(40, 30), vectors(5, 8)
+    similarity = pool @ pool.T
+    covered = {False: np.zeros(70, np.float32), True: 0.5 * np.maximum((pool @ known.T).max(axis=1), 0)}
+    for with_known in (False, True):
+        chosen: list[int] = []
+        for _ in range(9):  # plain greedy
+            level = np.maximum(covered[with_known], similarity[chosen].max(axis=0, initial=0))
+            chosen.append(int(np.maximum(similarity - level, 0).sum(axis=1).argmax()))
+        found = representative(pool, 9, known=known if with_known else None, nu=0.5)
+        assert found.rows.tolist() == sorted(chosen)
+
+
+def test_groups_of_a_large_pool_keep_their_shares(monkeypatch):
+    monkeypatch.setattr(first_cut, "_PART", 150)
+    monkeypatch.setattr(first_cut, "_GROUP", 50)
     sizes = (400, 100, 40)
-    centres = np.eye(3, 6, dtype=np.float32)
-    pool = np.concatenate([unit(centres[k] + 0.1 * vectors(size, k)) for k, size in enumerate(sizes)])
     groups = np.repeat(np.arange(3), sizes)
-    counts = np.bincount(groups[representative(pool, 54).rows])
-    assert np.abs(counts - np.array(sizes) / 10).max() <= 2
+    found = representative(clusters(*sizes), 54)
+    assert len(np.unique(found.rows)) == 54
+    assert np.abs(np.bincount(groups[found.rows]) - np.array(sizes) / 10).max() <= 2
 
 
-def test_known_samples_are_not_represented_again():
-    centres = np.eye(2, 6, dtype=np.float32)
-    pool = np.concatenate([unit(centres[k] + 0.05 * vectors(100, k)) for k in range(2)])
-    known = unit(centres[:1] + 0.05 * vectors(50, 9))
-    assert (representative(pool, 20, known=known).rows >= 100).mean() > 0.9
-    assert (representative(pool, 20, known=known, nu=0).rows >= 100).sum() == pytest.approx(10, abs=1)
-    every = representative(pool, 200, known=known)  # more than those that count
-    assert np.array_equal(every.rows, np.arange(200))
-    target = np.concatenate([centres, centres])
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 9)), min_size=1, max_size=9), st.data())
+def test_shares_are_as_many_as_asked_for(parts: list[tuple[float, int]], data):
+    weights, sizes = np.array([weight for weight, _ in parts]), [size for _, size in parts]
+    count = data.draw(st.integers(0, sum(sizes)))
+    shares = first_cut._shares(weights, sizes, count)
+    assert shares.sum() == count
+    assert (shares <= sizes).all()
+    expected = count * weights / max(weights.sum(), 1e-9)
+    if (expected + 1 <= sizes).all() and weights.sum():
+        assert (np.abs(shares - expected) < 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("part", [60, 4096])
+def test_known_samples_are_not_represented_again(part: int, monkeypatch):
+    monkeypatch.setattr(first_cut, "_PART", part)
+    monkeypatch.setattr(first_cut, "_GROUP", 40)
+    pool, known = clusters(100, 100), clusters(50, 1)[:50]
+    assert (representative(pool, 20, known=known).rows >= 100).mean() > 0.8
+    assert (representative(pool, 20, known=known, nu=0).rows >= 100).sum() == pytest.approx(10, abs=2)
+    assert np.array_equal(representative(pool, 200, known=known).rows, np.arange(200))
+    target = np.repeat(np.eye(2, 6, dtype=np.float32), 2, axis=0)
     covered = (target @ known.T).max(axis=1)
     assert (most_similar(pool, target, 20, covered=covered).rows >= 100).mean() >= 0.9
 
@@ -112,3 +144,10 @@ def test_vectors_in_float16_read_as_an_array():
         assert parts[rows].dtype == np.float32
         assert np.allclose(parts[rows], whole[rows], atol=1e-3)
     assert np.array_equal(most_similar(parts, vectors(3, 8), 9).rows, most_similar(parts[:], vectors(3, 8), 9).rows)
+
+
+def test_vectors_around_a_centre():
+    whole = vectors(23, 7)
+    parts = StaticVectors([whole[k : k + 10].astype(np.float16) for k in (0, 10, 20)], 10)
+    assert np.allclose(parts.mean, whole.mean(axis=0), atol=1e-3)
+    assert np.allclose(parts.around(parts.mean)[3:21], unit(whole - whole.mean(axis=0))[3:21], atol=5e-3)

@@ -139,12 +139,12 @@ def _by_group(groups: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(values.tolist(), np.split(order // groups.shape[1], starts[1:]), strict=True)
 
 
-def centres_of(embeddings: Any, seed: int) -> np.ndarray:
-    """Unit vectors around which samples are grouped, float32 (about sqrt(n), d), by k-means on some of their rows."""
+def centres_of(embeddings: Any, seed: int, *, most: int | None = None) -> np.ndarray:
+    """Unit vectors around which samples are grouped, float32 (about sqrt(n) or `most`, d), by k-means on some rows."""
     from sklearn.cluster import MiniBatchKMeans
 
     n = len(embeddings)
-    count = round(np.sqrt(n))
+    count = min(round(np.sqrt(n)), most or n)
     some = np.sort(np.random.default_rng(seed).choice(n, min(n, _SAMPLE * count), replace=False))
     model = MiniBatchKMeans(count, init="random", n_init=1, max_iter=5, batch_size=4096, random_state=seed)
     return unit(model.fit(unit(embeddings[some])).cluster_centers_)

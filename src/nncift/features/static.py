@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from nncift.data.near_duplicates import unit
 from nncift.models.chats import chunks
 from nncift.models.encoder import mean_embeddings, sample_texts
 from nncift.models.static_encoder import StaticEncoder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SHARD = 1 << 16  # samples
+_ROWS = 1 << 12  # read at a time
 _COLUMNS = ("id", "prompt", "response", "messages", "tools", "turns")
 
 
@@ -33,10 +35,11 @@ class StaticVectors:
     Args:
         shards: float16 (`SHARD`, d) each but the last, in memory or memory-mapped.
         size: samples of a shard.
+        centre: subtracted from each, float32 (d,), whose length is then made 1 again; as they are unless given.
     """
 
-    def __init__(self, shards: list[np.ndarray], size: int = SHARD) -> None:
-        self._shards, self._size = shards, size
+    def __init__(self, shards: list[np.ndarray], size: int = SHARD, centre: np.ndarray | None = None) -> None:
+        self._shards, self._size, self._centre = shards, size, centre
         self.shape = (sum(map(len, shards)), int(shards[0].shape[1]))
 
     def __len__(self) -> int:
@@ -50,7 +53,24 @@ class StaticVectors:
         for shard in np.unique(number):
             here = number == shard
             found[here] = self._shards[shard][place[here]]
-        return found
+        return found if self._centre is None else unit(found - self._centre)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the stored vectors, float32 (d,)."""
+        total = np.zeros(self.shape[1])
+        for shard in self._shards:
+            for start in range(0, len(shard), _ROWS):
+                total += shard[start : start + _ROWS].sum(axis=0, dtype=np.float64)
+        return np.asarray(total / len(self), dtype=np.float32)
+
+    def around(self, centre: np.ndarray) -> StaticVectors:
+        """The same less a centre, such as the pool's mean.
+
+        Means of token vectors have a large part in common, the more so the more alike the samples are worded, which
+        hides what differs (Mu and Viswanath, "All-but-the-top", 2018).
+        """
+        return StaticVectors(self._shards, self._size, centre)
 
 
 @dataclass(frozen=True)

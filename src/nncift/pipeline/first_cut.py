@@ -106,6 +106,8 @@ def _cut(run: Run, kept: int, cost: dict[str, float]) -> Cut:
         )
         for side, samples in run.samples.items()
     }
+    centre = vectors["pool"].mean
+    vectors = {side: found.around(centre) for side, found in vectors.items()}
     known = vectors["known"][:] if "known" in vectors else None
     if "target" not in vectors:
         return representative(vectors["pool"], kept, known=known, nu=nu, seed=run.config.seed, progress=progress)
