@@ -109,4 +109,4 @@ def _weights(tokens: list[str]) -> np.ndarray:
     frequencies = 1 / (1 + np.where(is_word, np.cumsum(is_word), 1))
     weights = _SMOOTHING / (_SMOOTHING + frequencies / frequencies.sum())
     weights[[len(token) > 1 and token.startswith("[") for token in tokens]] = 0
-    return weights.astype(np.float32)
+    return np.asarray(weights, dtype=np.float32)

@@ -132,8 +132,8 @@ def representative(
     shares = _shares(np.array([uncovered[part].sum() for part in parts]), [len(part) for part in parts], count)
     rows: list[np.ndarray] = []
     with tqdm(total=count, desc="first cut: choice", unit=" samples", **drawn(progress)) as bar:
-        for part, share in zip(parts, shares.tolist(), strict=True):
-            rows.append(part[_within(pool[part], share, None if known is None else scores[part], nu)])
+        for members, share in zip(parts, shares.tolist(), strict=True):
+            rows.append(members[_within(pool[members], share, None if known is None else scores[members], nu)])
             bar.update(share)
     return Cut(np.sort(np.concatenate(rows)), scores)
 
