@@ -47,7 +47,7 @@ class StaticVectors:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Vectors of some samples (a slice or int64), float32 (rows, d)."""
-        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         found = np.empty((len(rows), self.shape[1]), np.float32)
         number, place = np.divmod(rows, self._size)
         for shard in np.unique(number):

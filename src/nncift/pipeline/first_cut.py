@@ -18,7 +18,7 @@ from nncift.features.static import drop_vectors, static_vectors
 from nncift.models.static_encoder import DEFAULT_STATIC_ENCODER, StaticEncoder, check_static_encoder
 from nncift.pipeline.check import check_models
 from nncift.run.amounts import Amount
-from nncift.run.costs import PlannedCost, seconds_of
+from nncift.run.costs import PlannedCost, StageCost, seconds_of
 from nncift.run.files import atomic_write, read_array, write_array, write_table_parts
 from nncift.run.records import FirstCut
 from nncift.selection.budget import Budget, count_tokens
@@ -54,7 +54,7 @@ def first_cut(run: Run) -> None:
             kept = _kept(run, len(whole))
             if kept >= len(whole):
                 return
-            found = _cut(run, kept, cost.__dict__)
+            found = _cut(run, kept, cost)
             _write(run, found)
         for side in run.samples:
             drop_vectors(folder.path, side)
@@ -92,12 +92,12 @@ def _kept(run: Run, n: int) -> int:
     return min(round(times * run.budget.expected(n, tokens)), n)
 
 
-def _cut(run: Run, kept: int, cost: dict[str, float]) -> Cut:
+def _cut(run: Run, kept: int, cost: StageCost) -> Cut:
     """The rows that are kept."""
     encoder, progress, nu = _encoder(run), run.progress, 1.0 if run.config.nu is None else run.config.nu
 
     def count(samples: int) -> None:
-        cost["texts"] += samples
+        cost.texts += samples
         run.costs.save()
 
     vectors = {

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nncift.config import Config, default_fields
+from nncift.data.facts import open_samples
 from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
@@ -168,9 +169,10 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         limited: dict[str, Any] = {side: rows.source for side, rows in first.items()}
         run = Run.resolve(config, RunFolder(temporary), limited, progress=False)
         read(run)
+        appended_to = RunFolder(str(config.from_run)).samples("pool").samples  # which are all read
         for side, rows in first.items():
             if not rows.ended:
-                kept = run.earlier.kept if side == "pool" and run.earlier is not None else 0
+                kept = len(open_samples(appended_to)) if side == "pool" and config.append else 0
                 run.sizes[side] = kept + round((len(run.samples[side]) - kept) * rows.rows / max(rows.read, 1))
         first_cut.plan(run)
         _step(bar, "checking")
