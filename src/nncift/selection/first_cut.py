@@ -14,6 +14,7 @@ Vectors are of length 1 and read in blocks. Negative similarities count as 0, as
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ MOST_TARGETS = 1 << 14
 """Targets that take turns; of more, so many at random."""
 _BLOCK = 1 << 12  # samples compared at a time
 _PART, _GROUP = 1 << 12, 1 << 10  # samples that are chosen from together, at most, and of the mean group at least
-_ENTRIES = 1 << 24  # nearest samples of targets held at a time, at most
+_ENTRIES = 1 << 24  # nearest samples of targets, or pairs of samples in groups, held at a time
 
 
 class Vectors(Protocol):
@@ -131,10 +132,15 @@ def representative(
     uncovered = np.maximum(1 - nu * scores.astype(np.float64), 0)
     shares = _shares(np.array([uncovered[part].sum() for part in parts]), [len(part) for part in parts], count)
     rows: list[np.ndarray] = []
+    entries = 0
     with tqdm(total=count, desc="first cut: choice", unit=" samples", **drawn(progress)) as bar:
         for members, share in zip(parts, shares.tolist(), strict=True):
             rows.append(members[_within(pool[members], share, None if known is None else scores[members], nu)])
             bar.update(share)
+            entries += len(members) ** 2
+            if entries > _ENTRIES:  # a matrix and its block function refer to each other, so it is not freed by itself
+                gc.collect()
+                entries = 0
     return Cut(np.sort(np.concatenate(rows)), scores)
 
 
