@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py                       # features with the gradient sketch
     python benchmarks/precision.py --what training       # a LoRA epoch of LESS's warm-up, and of `nncift evaluate`
+    python benchmarks/precision.py --what int8           # forward passes, also with int8 products (torch.ao, dynamic)
 
 Both precisions take turns, and CPU seconds are counted, so that other work on the machine disturbs the ratio little.
 What the values are worth: `benchmarks/influence.py judge --dtype bfloat16`.
@@ -75,6 +76,48 @@ def training(specs: dict[str, ModelSpec], rows: Dataset, repeats: int) -> None:
     table("training of evaluate", evaluated, len(rows), repeats)
 
 
+def int8(specs: dict[str, ModelSpec], rows: Dataset, repeats: int) -> None:
+    """Milliseconds a token of forward passes, and the agreement of states and losses with those in float32."""
+    loaded = specs["float32"].load()
+    encoded = [loaded.encode([f"{p}\n{r}"])[0][:90] for p, r in zip(rows["prompt"], rows["response"], strict=True)]
+    length = min(map(len, encoded))
+    ids = torch.tensor([tokens[:length] for tokens in encoded])
+    models = {name: spec.load().model for name, spec in specs.items()}
+    per_channel = torch.ao.quantization.per_channel_dynamic_qconfig
+    linear = [name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    some = dict.fromkeys((name for name in linear if not name.endswith(("down_proj", "lm_head"))), per_channel)
+    quantised = {"int8": {torch.nn.Linear}, "int8 by channel": {torch.nn.Linear: per_channel}}
+    quantised |= {"int8 by channel, all but outputs of the blocks and the model": some}
+    for name, layers in quantised.items():
+        models[name] = torch.ao.quantization.quantize_dynamic(loaded.model, layers, dtype=torch.qint8)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for _ in range(repeats):
+        for name, model in models.items():
+            since = time.process_time()
+            with torch.inference_mode():
+                out = model(input_ids=ids, output_hidden_states=True, use_cache=False)
+            seconds[name].append(time.process_time() - since)
+            states = out.hidden_states[len(out.hidden_states) // 2].float().mean(dim=1)
+            logits = out.logits[:, :-1].float().transpose(1, 2)
+            losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none").mean(dim=1)
+            found[name] = (states.numpy(), losses.numpy())
+    i, j = np.triu_indices(len(ids), 1)
+
+    def cosines(states: np.ndarray) -> np.ndarray:
+        unit = states - states.mean(axis=0)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        return np.asarray((unit @ unit.T)[i, j])
+
+    exact = found["float32"]
+    print(f"{len(ids)} rows of {length} tokens, engine {torch.backends.quantized.engine}")
+    for name, (states, losses) in found.items():
+        alike = np.corrcoef(cosines(states), cosines(exact[0]))[0, 1]
+        rate, difference = 1000 * min(seconds[name]) / ids.numel(), np.abs(losses - exact[1])
+        print(f"{name}: {rate:.2f} ms a token; correlation of pairs' cosines {alike:.4f}", end="; ")
+        print(f"loss {losses.mean():.3f}, difference {difference.mean():.3f}, at most {difference.max():.3f}")
+
+
 def table(title: str, work: Callable[[str], None], samples: int, repeats: int) -> None:
     """Run the work in each precision in turn, and print the least CPU seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in DTYPES}
@@ -91,7 +134,7 @@ def table(title: str, work: Callable[[str], None], samples: int, repeats: int) -
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("features", "training"), default="features")
+    parser.add_argument("--what", choices=("features", "training", "int8"), default="features")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", default="embedded")
@@ -101,7 +144,7 @@ def main() -> None:
     order = np.random.default_rng(5).permutation(short_samples(LONGEST))
     rows = p3()[0].select(np.sort(order[: options.rows]))
     specs = {name: ModelSpec(options.model, dtype=name, device="cpu") for name in DTYPES}
-    {"features": features, "training": training}[options.what](specs, rows, options.repeats)
+    {"features": features, "training": training, "int8": int8}[options.what](specs, rows, options.repeats)
 
 
 if __name__ == "__main__":

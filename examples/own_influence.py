@@ -3,8 +3,8 @@
     python examples/own_influence.py
     PYTHONPATH=examples nncift select examples/data/pool.jsonl --influence own_influence:CharacterNgrams
 
-`vectors` with the trait `factored` declares that influence is a function of the inner product of two samples' vectors, so
-every pair is computed exactly and nothing is labelled. A function of pairs overrides `__call__` in place of it. A
+`vectors` with the trait `factored` declares that influence is a function of the inner product of two samples' vectors,
+so every pair is computed exactly and nothing is labelled. A function of pairs overrides `__call__` in place of it. A
 package registers its functions as entry points of the group `nncift.influence`; they are then named without the module.
 An option of the constructor is `--influence-option n=4`.
 """

@@ -16,8 +16,8 @@ from nncift.proof.options import CompareOptions, ProofOptions
 _TEST = Group("Test and training", sort_key=-1)
 _OWN = {"influences": "--influence", "budgets": "--budget", "studies": "--study"}  # fields typed by another name
 _NOT_COMPARED = (
-    *("influence", "budget", "quota", "cap", "near_duplicates", "maximizer", "output", "from_run", "append"),
-    *("keep_selection", "network", "labels_from", "weights", "order"),
+    *("influence", "budget", "first_cut", "first_cut_encoder", "quota", "cap", "near_duplicates", "maximizer"),
+    *("output", "from_run", "append", "keep_selection", "network", "labels_from", "weights", "order"),
 )
 
 NAMES = {

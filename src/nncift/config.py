@@ -90,6 +90,9 @@ class Config:
     separated by commas."""
     encoder: str | None = None
     """The sentence encoder: hub id, folder or "embedded". By default all-MiniLM-L6-v2, or the fitted network's own."""
+    first_cut_encoder: str | None = None
+    """The static encoder of --first-cut, a model of model2vec: hub id, folder or "embedded". By default
+    minishlab/potion-base-8M."""
     features: str | None = None
     """The network's features of each sample, separated by commas: sentence (the encoder's embedding), lm (the language
     model's hidden states and losses, one forward pass per sample), gradient-sketch (from the same pass as lm, beside
@@ -127,6 +130,10 @@ class Config:
     earlier, kept sample is at least this, such as 0.95. pool/near_duplicates.jsonl lists each with its twin."""
     max_row_bytes: int | str | None = None
     """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
+    first_cut: float | None = None
+    """For pools beyond what a language model can read: keep only so many budgets of samples, such as 10, by embeddings
+    of a static encoder (thousands of samples a second), the most similar to each target, else representative ones; all
+    else reads only these. first-cut/rows.parquet lists all. Needs nncift[first-cut]."""
     quota: Mapping[str, Any] | Sequence[str] | None = None
     """How much of each value of a column to choose: task=proportional (its share of the pool), task=equal, or amounts
     as task=gsm8k:0.5,alpaca:200 (a fraction of the budget, or a number; 0.5+ for at least so much), the rest of the
@@ -244,6 +251,7 @@ class Config:
                 )
         self._check_execution()
         self._check_growing()
+        self._check_first_cut()
         self._check_features()
         schemas_for(self.prompt_field, self.response_field, self.messages_field)
         if self.exclude_fields and not self.exclude:
@@ -276,6 +284,15 @@ class Config:
         if self.keep_selection:
             self._refuse("`keep_selection` adds to a selection", "quota", "cap", "verify")
 
+    def _check_first_cut(self) -> None:
+        if self.first_cut is None and self.first_cut_encoder is not None:
+            raise ConfigError("`first_cut_encoder` is the encoder of `first_cut`", "give both, or leave it out")
+        if self.first_cut is not None:
+            self._refuse("`first_cut` leaves most samples out", "quota", "cap", "labels_from", "keep_selection")
+            if self.verify is not None and self.verify > self.first_cut:
+                problem = f"`verify` {self.verify:g} is more than the {self.first_cut:g} budgets that `first_cut` keeps"
+                raise ConfigError(problem, "lower it, or raise `first_cut`")
+
     def _check_texts(self) -> None:
         if not self.pools or "" in self.pools:
             raise ConfigError("`pool` is empty", "give a file, a folder or a hub id")
@@ -287,7 +304,7 @@ class Config:
 
     def _check_numbers(self) -> None:
         least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
-        least |= {"redundancy": 0, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+        least |= {"redundancy": 0, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "first_cut": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -61,13 +62,13 @@ def find_near_duplicates(
     if not 0 < threshold <= 1:
         raise ConfigError(f"`near_duplicates` is {threshold}", "give a cosine above 0 and at most 1, such as 0.95")
     n = len(embeddings)
-    centres = None if n <= exact else _centres(embeddings, seed)
+    centres = None if n <= exact else centres_of(embeddings, seed)
     kept = _Kept(embeddings, 1 if centres is None else len(centres), threshold - _HARDLY)
     twins, cosines = np.full(n, -1), np.zeros(n, np.float32)
     with tqdm(total=n, desc="near-duplicates", unit=" rows", **drawn(progress)) as bar:
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
-            block = _unit(embeddings[part])
+            block = unit(embeddings[part])
             groups = np.zeros((len(block), 1), np.int64) if centres is None else _nearest(block, centres)
             twins[part], cosines[part] = kept.compare(block, groups)
             kept.add_from(block, groups, start, twins[part], cosines[part])
@@ -95,7 +96,7 @@ class _Kept:
             members = self._rows[group]
             for first in range(0, len(members), _KEPT):
                 rows = np.array(members[first : first + _KEPT])
-                found = block[some] @ _unit(self.embeddings[rows]).T
+                found = block[some] @ unit(self.embeddings[rows]).T
                 best = found.argmax(axis=1)
                 largest = found[np.arange(len(some)), best]
                 better = (largest >= self.threshold) & (largest > cosines[some])
@@ -138,15 +139,15 @@ def _by_group(groups: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(values.tolist(), np.split(order // groups.shape[1], starts[1:]), strict=True)
 
 
-def _centres(embeddings: np.ndarray, seed: int) -> np.ndarray:
-    """Unit vectors around which the samples are grouped, float32 (about sqrt(n), d)."""
+def centres_of(embeddings: Any, seed: int, *, most: int | None = None) -> np.ndarray:
+    """Unit vectors around which samples are grouped, float32 (about sqrt(n) or `most`, d), by k-means on some rows."""
     from sklearn.cluster import MiniBatchKMeans
 
     n = len(embeddings)
-    count = round(np.sqrt(n))
+    count = min(round(np.sqrt(n)), most or n)
     some = np.sort(np.random.default_rng(seed).choice(n, min(n, _SAMPLE * count), replace=False))
     model = MiniBatchKMeans(count, init="random", n_init=1, max_iter=5, batch_size=4096, random_state=seed)
-    return _unit(model.fit(_unit(embeddings[some])).cluster_centers_)
+    return unit(model.fit(unit(embeddings[some])).cluster_centers_)
 
 
 def _nearest(block: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -158,7 +159,8 @@ def _nearest(block: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return np.take_along_axis(found, order, axis=1)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, float32 (n, d); those of zeros stay."""
     vectors = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))

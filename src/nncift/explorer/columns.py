@@ -109,19 +109,16 @@ def duplicate_columns(run: FinishedRun) -> dict[str, pa.Array]:
     if not file.is_file():
         return {}
     verify(file)
-    groups: dict[int, str] = {}
-    cosines: dict[int, float] = {}
+    groups: dict[str, str] = {}
+    cosines: dict[str, float] = {}
     with refuse_damaged(file, "is damaged", KeyError, TypeError, ValueError), open(file, encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
-            groups[int(entry["pool_row"])] = str(entry["same_as"])
-            cosines[int(entry["pool_row"])] = float(entry["cosine"])
-    kept = {*groups.values()}
-    for row, identity in enumerate(run.pool.data.column("id").to_pylist()):
-        if identity in kept:
-            groups.setdefault(row, identity)
-    rows = range(len(run.pool))
+            groups[str(entry["id"])] = str(entry["same_as"])
+            cosines[str(entry["id"])] = float(entry["cosine"])
+    groups = {identity: identity for identity in groups.values()} | groups
+    ids = run.pool.data.column("id").to_pylist()
     return {
-        "near_duplicate_group": pa.array([groups.get(row) for row in rows], pa.string()),
-        "near_duplicate_cosine": pa.array([cosines.get(row) for row in rows], pa.float32()),
+        "near_duplicate_group": pa.array([groups.get(identity) for identity in ids], pa.string()),
+        "near_duplicate_cosine": pa.array([cosines.get(identity) for identity in ids], pa.float32()),
     }

@@ -180,7 +180,7 @@ def _refuse(finished: FinishedRun) -> None:
             f"{path} has a `budget` in tokens, with which epochs would differ in length",
             "take a run with one in samples",
         )
-    for option in ("keep_selection", "phases", "weights"):
+    for option in ("first_cut", "keep_selection", "phases", "weights"):
         if options.get(option):
             raise ConfigError(
                 f"{path} was chosen with `{option}`, which cannot be chosen again", "take a run without it"

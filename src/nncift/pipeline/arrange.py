@@ -50,6 +50,8 @@ def arrange(run: Run, selection: Selection) -> Selection:
             curriculum=config.order == "curriculum",
             weights=config.weights,
         )
+        if run.kept_rows is not None:
+            selection = selection.renumbered(run.kept_rows, run.whole_pool.rows)
         selection.save(run.folder.path)
     return selection
 

@@ -42,7 +42,7 @@ def check(run: Run) -> None:
         check_quotas(run)
         check_form(run)
         check_arrangement(run)
-        _check_models(run)
+        check_models(run)
         _check_wording(run)
         if run.is_exact:
             run.function.check(run.pool.rows, run.target.rows)
@@ -93,7 +93,8 @@ def _check_wording(run: Run) -> None:
         raise ConfigError(problem, "leave it out")
 
 
-def _check_models(run: Run) -> None:
+def check_models(run: Run) -> None:
+    """Refuse models that do not exist, and a device that is not there; loads none."""
     if run.config.device is not None:
         check_device(run.config.device)
     if run.features.encoder is not None:

@@ -49,7 +49,7 @@ def choose(run: Run, matrix: InfluenceMatrix) -> Selection:
     """The subset by the influence of every pair; the stored one of a run that has chosen."""
     with run.costs.stage("select"):
         if run.is_chosen:
-            return Selection.load(run.folder.path, pool=run.pool.rows)
+            return Selection.load(run.folder.path, pool=run.whole_pool.rows)
         prefix = prefix_of(run, lambda: objective_of(run, matrix, run.budget.expected(len(run.pool))))
         selection = with_groups(run, pick(run, matrix, prefix=prefix, certify=run.config.verify is None))
         selection = selection.with_pool(run.pool.rows, read_array(run.folder.influence))

@@ -67,6 +67,8 @@ class Run:
         measuring: this process has begun to measure.
         sizes: estimated number of samples of a side of which a dry run reads a part.
         groups: values of the pool's columns with quotas or caps, once they are read.
+        whole: the pool before the first cut, `kept_rows` the rows that it kept, int64, and in a dry run `uncut` the
+            number of all; None where nothing was cut.
         kept: pool rows that are no near-duplicates, int64, once these are found; None where all may be chosen.
     """
 
@@ -86,6 +88,9 @@ class Run:
     measuring: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
     groups: dict[str, Groups] = field(default_factory=dict)
+    whole: SampleSet | None = None
+    kept_rows: np.ndarray | None = None
+    uncut: int | None = None
     kept: np.ndarray | None = None
 
     @classmethod
@@ -171,6 +176,15 @@ class Run:
     def pool(self) -> SampleSet:
         """The samples to choose from."""
         return self.samples["pool"]
+
+    @property
+    def whole_pool(self) -> SampleSet:
+        """The samples that were read, of which the first cut may have kept some as `pool`."""
+        return self.pool if self.whole is None else self.whole
+
+    def pool_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows in the whole pool of samples to choose from, int64."""
+        return rows if self.kept_rows is None else self.kept_rows[rows]
 
     @property
     def target(self) -> SampleSet:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import Config, default_fields
-from nncift.data.facts import open_pool
+from nncift.data.facts import open_pool, open_samples
 from nncift.errors import RunError
 from nncift.estimator.network import InfluenceNetwork
 from nncift.features.features import stored_features
@@ -49,8 +49,8 @@ class FinishedRun:
     Attributes:
         folder: where it lies; only read.
         options: of its config, with the defaults of those that its version lacked.
-        pool: the samples that it chose from.
-        selection: what it chose.
+        pool: the samples that it chose from; after a first cut, those that this kept.
+        selection: what it chose, numbered in them.
     """
 
     folder: RunFolder
@@ -81,9 +81,11 @@ class FinishedRun:
         if not (folder.is_selected and verified and folder.samples("pool").is_finished):
             problem = f"the run in {folder.path} is not finished"
             raise RunError(problem, "run its command again, which resumes it")
-        pool = open_pool(folder.samples("pool").path)[0]
+        pool = open_samples(folder.candidates)
         with refuse_damaged(folder.selection, "is damaged", KeyError, TypeError, ValueError):
             selection = Selection.load(folder.path, pool=pool)
+            if folder.first_cut.is_finished:
+                selection = selection.among(read_array(folder.first_cut.rows), pool)
             if len(selection) and not 0 <= selection.indices.min() <= selection.indices.max() < len(pool):
                 raise ValueError("rows that the pool does not have")
         return cls(folder, options, pool, selection)

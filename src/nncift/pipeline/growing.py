@@ -46,6 +46,8 @@ def samples_kept(earlier: EarlierRun) -> int:
     there = earlier.folder.samples("pool")
     if not earlier.run.config.append or not there.facts.exists():
         return 0
+    if earlier.run.config.first_cut is not None or earlier.config.get("first_cut") is not None:
+        return 0  # a cut of the pool that has grown keeps others
     here = earlier.run.folder.samples("pool")
     if not here.facts.exists():  # a dry run
         return len(open_pool(there.path)[0])

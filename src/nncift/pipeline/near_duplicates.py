@@ -53,7 +53,8 @@ def leave_out_near_duplicates(run: Run) -> None:
             found = find_near_duplicates(embeddings, threshold, seed=run.config.seed, progress=run.progress)
             _write(path, run, found)
             remove(run.folder.embeddings.path)
-        run.kept = np.setdiff1d(np.arange(len(run.pool)), listed_rows(path))
+        numbers = run.pool_rows(np.arange(len(run.pool)))
+        run.kept = np.flatnonzero(np.isin(numbers, listed_rows(path), invert=True))
         _check_budget(run)
 
 
@@ -88,8 +89,9 @@ def _write(path: Path, run: Run, found: NearDuplicates) -> None:
             part = slice(start, start + _BATCH)
             rows, twins = found.rows[part], found.twins[part]
             own, others = pool[rows]["id"], pool[twins]["id"]
-            for row, cosine, identity, twin in zip(rows, found.cosines[part], own, others, strict=True):
-                entry = {"id": identity, "pool_row": int(row), "same_as": twin, "cosine": round(float(cosine), 4)}
+            numbers = run.pool_rows(rows).tolist()
+            for row, cosine, identity, twin in zip(numbers, found.cosines[part], own, others, strict=True):
+                entry = {"id": identity, "pool_row": row, "same_as": twin, "cosine": round(float(cosine), 4)}
                 file.write(json_text(entry) + "\n")
 
 

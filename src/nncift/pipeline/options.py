@@ -34,12 +34,13 @@ GROUPS = {
     "Influence": ("influence", "influence_options"),
     "Labels and network": ("labels", "fidelity", "labels_from", "probes", "network", "recipe"),
     "Choice": (
-        *("budget", "quota", "cap", "objective", "eta", "nu", "redundancy", "maximizer", "verify", "matrix"),
-        *("weights", "difficulty", "phases", "order", "seed"),
+        *("budget", "first_cut", "quota", "cap", "objective", "eta", "nu", "redundancy", "maximizer"),
+        *("verify", "matrix", "weights", "difficulty", "phases", "order", "seed"),
     ),
     "Models and features": (
         "model",
         "encoder",
+        "first_cut_encoder",
         "features",
         "target_features",
         "dtype",
@@ -85,6 +86,7 @@ class SelectOptions(TypedDict, total=False):
     features: PathLike | None
     target_features: PathLike | None
     budget: str | float
+    first_cut: float | None
     quota: Mapping[str, Any] | Sequence[str] | str | None
     cap: Mapping[str, Any] | Sequence[str] | str | None
     objective: str | None
@@ -101,6 +103,7 @@ class SelectOptions(TypedDict, total=False):
     seed: int
     model: str
     encoder: str | None
+    first_cut_encoder: PathLike | None
     dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None
     device: str | None
     batch_size: int | None

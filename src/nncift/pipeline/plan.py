@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nncift.config import Config, default_fields
+from nncift.data.facts import open_samples
 from nncift.data.sampling import FirstRows
 from nncift.data.sources import SourceLike, open_source
 from nncift.errors import printable
@@ -26,6 +27,7 @@ from nncift.pipeline import (
     choose,
     exact,
     featurize,
+    first_cut,
     forms,
     label,
     near_duplicates,
@@ -49,6 +51,7 @@ _COUNTED = 300  # samples of a side whose tokens give those of all pairs
 _FILES = 650_000  # bytes of the network, the report and other files of a run that hardly grow with it
 _BAR = "{desc} {n}/{total} [{elapsed}<{remaining}]: {postfix}"
 _STAGES: dict[str, Callable[[Run], PlannedCost]] = {
+    "first cut": first_cut.cost,
     "features": featurize.cost,
     "influence": exact.cost,
     "labels": label.cost,
@@ -66,7 +69,7 @@ class RunPlan:
     """The plan of a run.
 
     Attributes:
-        samples: pool samples after duplicates, excluded and bad rows are out.
+        samples: pool samples after duplicates, excluded and bad rows are out; of a first cut, those that it keeps.
         targets: target samples; the pool's number without a target.
         known: known samples.
         selected: how many will be chosen; None for a budget in tokens.
@@ -85,6 +88,7 @@ class RunPlan:
         form: how all pairs are held for the choice, in words.
         labels: the labelled samples in words; empty without any.
         workers: the processes that compute elsewhere in words; empty without any.
+        uncut: pool samples before the first cut; None without one, or where it keeps all.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
 
@@ -106,6 +110,7 @@ class RunPlan:
     form: str = ""
     labels: str = ""
     workers: str = ""
+    uncut: int | None = None
     estimated: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
@@ -115,7 +120,7 @@ class RunPlan:
         chosen = "by tokens" if self.selected is None else f"{self._about('pool')}{self.selected:,}"
         targets = self._about("target" if "target" in self.estimated or self.targets != self.samples else "pool")
         lines = [
-            f"Pool: {self._about('pool')}{counted(self.samples, 'sample')}; targets: {targets}{self.targets:,}{known};"
+            f"Pool: {self._pool()}; targets: {targets}{self.targets:,}{known};"
             f" to choose: {chosen}, by {self.objective}",
             f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
             f" ({self.pairs / self.all_pairs:.2%}){tokens}",
@@ -140,6 +145,12 @@ class RunPlan:
             )
         return "\n".join(printable(line) for line in [*lines, "Nothing was written."])
 
+    def _pool(self) -> str:
+        if self.uncut is None:
+            return f"{self._about('pool')}{counted(self.samples, 'sample')}"
+        whole = f"{self._about('uncut')}{counted(self.uncut, 'sample')}"
+        return f"{whole}, of which the first cut keeps {self._about('pool')}{self.samples:,}"
+
     def _about(self, side: str) -> str:
         return "about " if side in self.estimated else ""
 
@@ -163,10 +174,12 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
         limited: dict[str, Any] = {side: rows.source for side, rows in first.items()}
         run = Run.resolve(config, RunFolder(temporary), limited, progress=False)
         read(run)
+        appended_to = RunFolder(str(config.from_run)).samples("pool").samples  # which are all read
         for side, rows in first.items():
             if not rows.ended:
-                kept = run.earlier.kept if side == "pool" and run.earlier is not None else 0
+                kept = len(open_samples(appended_to)) if side == "pool" and config.append else 0
                 run.sizes[side] = kept + round((len(run.samples[side]) - kept) * rows.rows / max(rows.read, 1))
+        first_cut.plan(run)
         _step(bar, "checking")
         check(run)
         costs = {}
@@ -217,6 +230,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         labels=label.describe_labels(run),
         workers=described(run.config),
+        uncut=run.uncut,
         estimated=frozenset(run.sizes),
     )
 
@@ -225,9 +239,12 @@ def _data_on_disk(run: Run, selected: int | None) -> int:
     """Bytes of the samples, the subset and the files that hardly grow with them."""
     total = 0.0
     for side, samples in run.samples.items():
+        read, size = samples, run.size(side)
+        if side == "pool":
+            read, size = run.whole_pool, run.uncut or size
         stored = sum(path.stat().st_size for path in run.folder.samples(side).path.iterdir())
-        each = stored / max(len(samples), 1)
-        total += each * run.size(side)
+        each = stored / max(len(read), 1)
+        total += each * size
         if side == "pool":
             total += each / 2 * (run.size(side) / 10 if selected is None else selected)  # the original rows of a subset
     return round(total) + _FILES

@@ -31,15 +31,19 @@ def read(run: Run) -> None:
         if (fitted := _fitted_run(run)) is not None:
             run.samples["target"] = _copy_target(run, fitted)
         if run.earlier is not None:
-            _compare(run, run.earlier)
+            _copy(run, run.earlier)
 
 
-def _compare(run: Run, earlier: EarlierRun) -> None:
-    """Take what came from memory from the earlier run, and note which other samples are the same."""
+def _copy(run: Run, earlier: EarlierRun) -> None:
+    """Take what came from memory from the earlier run."""
     for side in ("pool", "target", "known"):
         if getattr(run.config, side) is not None and side not in run.samples:
             earlier.copy_samples(side)
             run.samples[side] = SampleSet(*open_pool(run.folder.samples(side).path))
+
+
+def compare(run: Run, earlier: EarlierRun) -> None:
+    """Note which samples are those of the earlier run."""
     for side, same in earlier.same_samples.items():
         if side == "pool" and earlier.kept:
             new = len(run.pool) - earlier.kept
@@ -84,7 +88,7 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
         raise
-    begun = run.folder.features.path.exists() or run.folder.vectors.path.exists()
+    begun = any(made.path.exists() for made in (run.folder.features, run.folder.vectors, run.folder.first_cut))
     if begun and before and content_hash(folder.samples) not in before:
         forget(folder.samples)  # they were read again, because a file was lost, and do not fit the others
         remove(folder.path)

@@ -17,12 +17,13 @@ from nncift.pipeline.configure import make_config, sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.exact import exact_matrix
 from nncift.pipeline.featurize import featurize
+from nncift.pipeline.first_cut import first_cut
 from nncift.pipeline.label import label, probe
 from nncift.pipeline.learn import learn
 from nncift.pipeline.measure import drop_checkpoints
 from nncift.pipeline.near_duplicates import leave_out_near_duplicates
 from nncift.pipeline.options import SelectOptions
-from nncift.pipeline.read import read
+from nncift.pipeline.read import compare, read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
 from nncift.report.summary import write_summary
@@ -86,6 +87,7 @@ def select(
 
             Choice
             budget: how much to choose: 0.1 of the pool, 2000 samples or "2Mtok". 0.1 unless given.
+            first_cut: keep only this many budgets of samples, such as 10, by a static encoder, before all else.
             quota: how much of each value of a column: {"task": "equal"}, {"task": "proportional"} or
                 {"task": {"gsm8k": 0.5, "alpaca": 200}}, the rest of the others.
             cap: how much at most: {"source": 0.3} of each value, or {"task": {"gsm8k": 0.1}}.
@@ -105,6 +107,7 @@ def select(
             Models and features
             model: the language model: a hub id, a folder or "embedded".
             encoder: the sentence encoder: a hub id, a folder or "embedded".
+            first_cut_encoder: the static encoder of `first_cut`: a hub id, a folder or "embedded".
             features: what the network reads of a sample: "sentence,lm", a `.npy` file, a column or "module:Class".
             target_features: a `.npy` file of the target's features, where those of the pool are one.
             dtype: precision of the language model: "float32", "bfloat16", "float16", "8bit" or "4bit".
@@ -159,6 +162,9 @@ def influence_of_all(run: Run) -> tuple[InfluenceMatrix, Evidence | None]:
     Stages that are finished are not run again.
     """
     read(run)
+    first_cut(run)
+    if run.earlier is not None:
+        compare(run, run.earlier)
     check(run)
     if run.is_exact:
         return exact_matrix(run), None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.data.facts import open_pool, same_content
+from nncift.data.facts import open_samples, same_content
 from nncift.features.base import FeatureSource
 from nncift.features.cache import settings_key
 from nncift.features.features import feature_facts
@@ -226,7 +226,8 @@ class EarlierRun:
         there, rows = self.folder.samples(side), self.run.samples.get(side)
         if rows is None or not there.facts.exists():
             return rows is None and not there.facts.exists()
-        other = open_pool(there.path)[0]  # a damaged one is named: it would cost the labels
+        path = self.folder.candidates if side == "pool" else there.samples
+        other = open_samples(path)  # a damaged one is named: it would cost the labels
         return same_content(rows.rows, other)
 
     def _other_samples(self) -> str:

@@ -46,7 +46,7 @@ _UNARRANGED: dict[str, Any] = {"verify": None, "phases": None, "difficulty": Non
 """Options that concern some of the choices alone, so that the runs of a folder do not depend on them."""
 _ONE_RUN = (
     *("output", "from_run", "append", "keep_selection", "network", "labels_from", "quota", "cap"),
-    *("near_duplicates", "maximizer"),
+    *("near_duplicates", "maximizer", "first_cut", "first_cut_encoder"),
 )
 """Options of `select` that a comparison does not take."""
 _INSTEAD = dict.fromkeys(

@@ -67,7 +67,7 @@ class _Run:
 
     def __init__(self, folder: RunFolder) -> None:
         verify_folder(folder.path, but=folder.report)
-        pool, target = folder.samples("pool").samples, folder.samples("target").samples
+        pool, target = folder.candidates, folder.samples("target").samples
         features = [] if folder.vectors.is_finished("pool") else [folder.features.array("pool")]
         required = (folder.config, folder.costs, folder.summary, pool, *features, folder.influence, folder.selection)
         if missing := [_relative(path, folder) for path in required if not path.is_file()]:
@@ -84,6 +84,8 @@ class _Run:
         self.influence = read_array(folder.influence)  # (n_pool,)
         selection = read_table(folder.selection).sort_by("rank")  # a row per selected sample, best first
         self.chosen: np.ndarray = selection["pool_index"].to_numpy()
+        if folder.first_cut.is_finished:  # what numbers samples here numbers those that it kept
+            self.chosen = np.searchsorted(read_array(folder.first_cut.rows), self.chosen)
         self.gains: np.ndarray = selection["gain"].to_numpy()
         lengths = {pool: len(self.pool), **{path: len(read_array(path)) for path in features}}
         lengths[folder.influence] = len(self.influence)

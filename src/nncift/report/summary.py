@@ -15,10 +15,11 @@ from nncift.report.warnings import warnings_of
 from nncift.run.costs import Costs, Rates, Work
 from nncift.run.files import read_array, read_json
 from nncift.run.folder import RunFolder, SampleFolder
-from nncift.run.records import Fidelity, Summary, counted
+from nncift.run.records import Fidelity, FirstCut, Summary, counted
 from nncift.run.vectors import read_vectors
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
+from nncift.selection.sparseness import Sparseness
 
 _STAND_IN = "gradient-sketch"  # with `labels` 0
 
@@ -37,7 +38,7 @@ def write_summary(
     config, features = read_json(folder.config), _features(folder)
     pool, target, known = (_facts(folder.samples(side)) for side in ("pool", "target", "known"))
     assert pool is not None
-    fidelity, tokens, exact = Fidelity.find(folder.fidelity), folder.tokens, _exact_function(folder)
+    fidelity, exact = Fidelity.find(folder.fidelity), _exact_function(folder)
     labelled = all_pairs if exact else sum(fidelity.pairs.values()) if fidelity else 0
     cut = None if any(part.get("vectors") for part in features) else _cut(folder)
     served = _served(folder, selection)
@@ -49,7 +50,7 @@ def write_summary(
         all_pairs=all_pairs,
         exact_all_pairs=_exact_cost(folder),
         selected=len(selection),
-        tokens_selected=int(read_array(tokens)[selection.indices].sum()) if tokens.exists() else None,
+        tokens_selected=_tokens(folder, selection),
         objective=selection.objective,
         objective_options=selection.objective_options,
         value=float(selection.value),
@@ -73,11 +74,26 @@ def write_summary(
         served=served,
         groups=None if selection.groups is None else [asdict(each) for each in selection.groups],
         near_duplicates=_near_duplicates(folder, config),
+        first_cut=_with_text(FirstCut.find(folder.first_cut.facts)),
         certificate=_certificate(selection.certificate),
-        sparseness=None if (found := selection.sparseness) is None else asdict(found) | {"text": str(found)},
+        sparseness=_with_text(selection.sparseness),
     )
     summary.save(folder.summary)
     return summary
+
+
+def _with_text(found: FirstCut | Sparseness | None) -> dict[str, Any] | None:
+    """A record and what it says in words."""
+    return None if found is None else asdict(found) | {"text": str(found)}
+
+
+def _tokens(folder: RunFolder, selection: Selection) -> int | None:
+    """Tokens of the subset under a token budget, which are kept of the samples to choose from; None under another."""
+    if not folder.tokens.exists():
+        return None
+    if folder.first_cut.is_finished:
+        selection = selection.among(read_array(folder.first_cut.rows))
+    return int(read_array(folder.tokens)[selection.indices].sum())
 
 
 def _exact_function(folder: RunFolder) -> str:
@@ -126,7 +142,8 @@ def _served(folder: RunFolder, selection: Selection) -> dict[str, Any] | None:
     found = selection.served
     if found is None:
         return None
-    samples = next(path for side in ("target", "pool") if (path := folder.samples(side).samples).exists())
+    target = folder.samples("target").samples
+    samples = target if target.exists() else folder.candidates
     facts = {"id": open_samples(samples)[found.target]["id"], "largest_share": found.largest_share}
     return asdict(found) | facts | {"is_dominated": found.is_dominated}
 

@@ -57,6 +57,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         if (facts := getattr(summary, side)) is not None:
             lines += _data_lines(side, facts)
     rows = summary.pool["rows"]
+    if summary.first_cut is not None:
+        lines.append(f"First cut: {summary.first_cut['text']}; all are listed in {run.first_cut.table}.")
     if (near := summary.near_duplicates) is not None:
         where = f"; listed in {run.samples('pool').near_duplicates}" if near["rows"] else ""
         lines.append(f"{near_duplicates_text(near)}{where}.")
@@ -138,8 +140,11 @@ def optimality(summary: Summary) -> str | None:
         return f"unknown: {found['reason']}"
     given = "" if summary.exact else " for these estimates"
     near_duplicates = (summary.near_duplicates or {}).get("rows", 0)
-    if found["among"] < summary.pool["rows"] - near_duplicates:
+    kept = summary.pool["rows"] if summary.first_cut is None else summary.first_cut["kept"]
+    if found["among"] < kept - near_duplicates:
         given = f" among subsets of the {counted(found['among'], 'shortlisted sample')}"
+    elif summary.first_cut is not None:
+        given += f" among subsets of the {counted(kept, 'sample')} that the first cut kept"
     sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {found['confidence']:.1%}"
     return f"at least {found['percent']} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
 

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tokenize import TokenError  # of a header that numpy parses as Python
 from typing import TYPE_CHECKING, Any
@@ -245,6 +245,18 @@ def write_table(path: Path, table: pa.Table) -> None:
 
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def write_table_parts(path: Path, parts: Iterable[pa.Table]) -> None:
+    """Write a Parquet file as `write_table`, from tables with the same columns, one in memory at a time."""
+    import pyarrow.parquet as pq
+
+    with atomic_write(path) as temporary, contextlib.ExitStack() as opened:
+        writer = None
+        for part in parts:
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(temporary, part.schema, compression="zstd"))
+            writer.write_table(part)
 
 
 def read_table(path: Path) -> pa.Table:

@@ -95,6 +95,22 @@ class FeatureFolder:
         return self.path / f"{name}-begun.json"
 
 
+class FirstCutFolder:
+    """What the first cut keeps of the pool; the other files of a run that number pool samples then number these."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = path / "samples.arrow"  # those that are kept; memory-mapped from here
+        self.rows = path / "rows.npy"  # their rows in the pool, int64 (k,)
+        self.table = path / "rows.parquet"  # every sample, and whether it is kept
+        self.facts = path / "facts.json"  # `FirstCut`; written last
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all files are there."""
+        return all(path.is_file() for path in (self.samples, self.rows, self.table, self.facts))
+
+
 class LabelFolder:
     """Exact influence of some pairs: labels, a round of them, probes, or a part of a shortlist."""
 
@@ -151,6 +167,7 @@ class RunFolder:
         self.subset = self.path / "subset.jsonl"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.first_cut = FirstCutFolder(self.path / "first-cut")
         self.features = FeatureFolder(self.path / "features")
         self.embeddings = FeatureFolder(self.path / "embeddings")  # for near-duplicates alone
         self.vectors = VectorFolder(self.path / "vectors")
@@ -167,6 +184,11 @@ class RunFolder:
     def samples(self, side: str) -> SampleFolder:
         """The samples of "pool", "target" or "known"."""
         return SampleFolder(self.path / side)
+
+    @property
+    def candidates(self) -> Path:
+        """The samples to choose from: those that the first cut keeps, or else the whole pool."""
+        return self.first_cut.samples if self.first_cut.is_finished else self.samples("pool").samples
 
     @property
     def is_run(self) -> bool:
@@ -224,7 +246,7 @@ class RunFolder:
                 with self._logged():
                     yield
             except NNCIFTError:
-                if begun and not any(costly.path.exists() for costly in (self.features, self.labels, self.vectors)):
+                if begun and not any(costly.path.exists() for costly in self._costly):
                     self._empty()
                 raise
             except FileNotFoundError as error:
@@ -326,6 +348,10 @@ class RunFolder:
             logger.removeHandler(handler)
             logger.setLevel(level)
             handler.close()
+
+    @property
+    def _costly(self) -> tuple[FeatureFolder | LabelFolder | VectorFolder | FirstCutFolder, ...]:
+        return self.features, self.labels, self.vectors, self.first_cut
 
     def _empty(self) -> None:
         """Leave nothing of a run that was refused before any work, so that its folder takes another config."""

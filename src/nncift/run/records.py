@@ -123,6 +123,28 @@ def counted(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
+class FirstCut(Record):
+    """What the first cut kept of the pool."""
+
+    rows: int  # samples of the pool
+    kept: int
+    budgets: float  # that were to be kept
+    encoder: str  # the static encoder
+    by: str  # "target": the most similar to each target; "pool": representative of the pool
+    similarity: dict[str, float] = field(default_factory=dict)  # mean largest cosine with a target, "kept" and "cut"
+
+    def __str__(self) -> str:
+        how = "the most similar to each target" if self.by == "target" else "representative of the pool"
+        cosines = ""
+        if self.similarity:
+            cosines = f", cosine {self.similarity['kept']:.2f}, of the others {self.similarity['cut']:.2f}"
+        return (
+            f"{self.kept:,} of {counted(self.rows, 'sample')} kept ({self.budgets:g} budgets) by {self.encoder},"
+            f" {how}{cosines}"
+        )
+
+
+@dataclass(frozen=True)
 class Verification(Record):
     """Exact influence of a shortlist, compared with its estimates.
 
@@ -191,4 +213,5 @@ class Summary(Record):
         None  # "threshold", and "rows", the samples that could not be chosen for it
     )
     certificate: dict[str, Any] | None = None  # `Certificate`, and its "share" and "percent"
+    first_cut: dict[str, Any] | None = None  # `FirstCut` and its "text"; None of a pool that nothing was cut from
     sparseness: dict[str, Any] | None = None  # `Sparseness` and its "text"; None of a choice from all pairs

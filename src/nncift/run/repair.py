@@ -188,6 +188,7 @@ def _is_proven(line: bytes, damaged: bytes) -> bool:
 def _own_files(run: RunFolder) -> Iterator[Path]:
     """The files that a run writes, save the costs and the log."""
     folders = [
+        run.first_cut.path,
         run.features.path,
         run.vectors.path,
         run.network,

@@ -100,6 +100,14 @@ class Selection:
         chosen = self.influence if influence is None else np.asarray(influence, dtype=np.float32)[self.indices]
         return replace(self, pool=pool, influence=chosen)
 
+    def renumbered(self, rows: np.ndarray, pool: Dataset) -> Selection:
+        """The same samples in the numbers of a pool, `rows` of which (int64) were chosen from."""
+        return replace(self, indices=rows[self.indices], pool=pool)
+
+    def among(self, rows: np.ndarray, pool: Dataset | None = None) -> Selection:
+        """The same samples by their places among `rows` of the pool, int64 ascending, such as what a first cut kept."""
+        return replace(self, indices=np.searchsorted(rows, self.indices), pool=pool)
+
     def take(self, places: np.ndarray) -> Selection:
         """These samples, in this order; `value` stays that of the whole.
 
