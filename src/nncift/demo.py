@@ -30,6 +30,7 @@ from nncift.proof.trials import Bench, Trial
 from nncift.report.terminal import summary_text
 from nncift.run.files import cache_folder
 from nncift.run.progress import in_terminal
+from nncift.run.records import percent
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
@@ -107,7 +108,7 @@ def _shares(selection: Selection, choices: Mapping[str, np.ndarray]) -> str:
     assert selection.pool is not None
     wanted = np.array([json.loads(original)["family"] in TARGET_FAMILIES for original in selection.pool["original"]])
     lines = [f"share of the {len(TARGET_FAMILIES)} target families in {len(selection)} rows"]
-    lines += [f"  {name:<26} {wanted[rows].mean():6.1%}" for name, rows in choices.items()]
+    lines += [f"  {name:<26} {percent(wanted[rows].mean()):>7}" for name, rows in choices.items()]
     return "\n".join(lines)
 
 

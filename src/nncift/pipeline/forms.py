@@ -14,6 +14,7 @@ from nncift.matrix.sparse import SparseMatrix, sparsified, visits_of
 from nncift.matrix.stored import in_memory
 from nncift.run.amounts import size_text
 from nncift.run.costs import seconds_of
+from nncift.run.records import percent
 from nncift.selection.maximizers import Make
 from nncift.selection.objectives import COMPARES_FEATURES, COVERAGE, FacilityLocation, find_objective
 from nncift.selection.selection import Selection
@@ -35,7 +36,7 @@ def described(run: Run) -> str:
     if form == "streamed":
         return "streamed: computed whenever they are read, nothing stored"
     helpers = first_helpers(*sizes, _expected(run))
-    return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {ENOUGH:.0%}"
+    return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {percent(ENOUGH)}"
 
 
 def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -> tuple[float, int]:
