@@ -196,10 +196,10 @@ _command(
 
 @_command("nncift report runs/alpaca")
 def report(run: str) -> None:
-    """Regenerate report.html for a finished run or comparison.
+    """Regenerate report.html for a finished run, evaluation or comparison.
 
     Args:
-        run: The folder of the run or the comparison.
+        run: The folder of the run, the evaluation or the comparison.
     """
     if not run or not Path(run).is_dir():  # before the imports, which take seconds
         raise RunError(f"there is no folder {run!r}", "give the folder of a finished run or comparison")

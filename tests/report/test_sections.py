@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from comparison_results import choice, results
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.report.evaluation import evaluation_page
 from nncift.report.files import FinishedFiles
 from nncift.report.reasons import explain
 from nncift.report.sections import chosen
@@ -219,6 +220,14 @@ def test_worth_against_another_choice_or_nothing_is_no_verdict_on_choosing():
     assert (alone.headline, alone.mark, alone.has_random) == ("Training on the choice improves the model", "", False)
     assert "not compared with as many random rows" in " ".join(alone.sentences)
     assert evaluated("one", results | {"comparisons": []}).headline.startswith("Nothing was trained")
+
+
+def test_the_page_of_an_evaluation_has_the_verdict_first_and_is_inert():
+    page = evaluation_page(evaluation(model={"model": HOSTILE[1]}, tuning={"epochs": 3, "modules": ["all-linear"]}))
+    assert "Training on the choice is better than on 6 random rows" in page
+    assert page.index('id="answer"') < page.index('id="models"') < page.index('id="settings"')
+    assert "<script" not in page
+    assert "onerror=" not in page.replace("&lt;img src=x onerror=", "")
 
 
 def test_a_comparison_in_the_folder_gives_the_equivalent_random_budget(tmp_path: Path):

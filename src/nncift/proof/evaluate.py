@@ -24,6 +24,7 @@ from nncift.proof.analysis import as_record, differences, metric_record, table_o
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import ProofOptions
+from nncift.proof.pages import write_page
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
 from nncift.proof.trials import UNTRAINED, Bench, Trial
 from nncift.report.html import write_report
@@ -106,6 +107,7 @@ def evaluate(
         bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
     results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
     write_json(folder.results, results)
+    write_page(folder)
     _show_in_report(sides[0].folder, folder)
     return Evaluation(folder.path, results)
 

@@ -11,10 +11,10 @@ from typing import Any
 from nncift.report.files import FinishedFiles
 from nncift.report.sections.worth import Evaluated
 from nncift.run.files import read_json
+from nncift.run.naming import IN_MEMORY
 from nncift.run.records import NOT_BETTER, TOO_FEW, counted
 
 _MOST = 3
-_IN_MEMORY = "dataset "  # begins the name of a source that is no file
 _LABELS = 2000  # pairs, to measure fidelity where nothing was labelled
 _TEST = "TEST.jsonl"  # where no evaluation names one
 _DRAWN = ("random", "stratified-random")
@@ -129,7 +129,7 @@ def _budget(run: FinishedFiles, gains: dict[str, Any] | None) -> list[Step]:
 def _test_of(run: FinishedFiles) -> str:
     """The test file of an evaluation in the run's folder."""
     for path in sorted((run.folder.path / "evaluation").glob("*/results.json")):
-        name = str((read_json(path).get("test") or {}).get("name", _IN_MEMORY))
+        name = str((read_json(path).get("test") or {}).get("name", IN_MEMORY))
         if not _is_in_memory(name):
             return name
     return _TEST
@@ -140,4 +140,4 @@ def _in_memory(run: FinishedFiles) -> bool:
 
 
 def _is_in_memory(source: object) -> bool:
-    return isinstance(source, str) and source.startswith(_IN_MEMORY) and not Path(source).exists()
+    return isinstance(source, str) and source.startswith(IN_MEMORY) and not Path(source).exists()

@@ -89,7 +89,7 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
     compared = titles[other] if other is not None and to_other else _UNTRAINED
     models = [
         {
-            "name": _METHODS.get(method, method) + ("" if method == NO_TUNING else f" on {titles.get(side, side)}"),
+            "name": _title(method, titles.get(side, side)),
             "loss": model["metrics"].get("loss"),
             "against": (to_other if to_other else to_none).get((side, method)),
             "ours": side == "run" and method == TUNED,
@@ -138,6 +138,13 @@ def _differences(results: Mapping[str, Any], other: Any) -> dict[tuple[str, str]
         if "loss" in one["metrics"] and b == (other if isinstance(other, tuple) else (other, a[1])):
             found[a] = one["metrics"]["loss"]
     return found
+
+
+def _title(method: str, of: str) -> str:
+    """A model in words."""
+    if method == NO_TUNING:
+        return _METHODS[method]
+    return f"{_METHODS.get(method, method)} {'from' if method == 'icl' else 'on'} {of}"
 
 
 def _side(side: str, facts: Mapping[str, Any]) -> str:
