@@ -298,7 +298,7 @@ def test_report_terminal_and_plan_say_that_it_is_exact(files, common, tmp_path: 
         *(1600, 1600, None),
         {"influence", "select"},
     )
-    assert "Measure exactly: 1,600 of 1,600 pairs (100.0\u00a0%)" in str(plan)
+    assert "Measure exactly: 1,600 of 1,600 pairs (100.0 %)" in str(plan)
     whole = planning.plan(
         make_config(files["pool"], known=files["known"], **common | {"budget": "5", "influence": "bm25"})
     )
