@@ -8,12 +8,15 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from nncift.matrix.matrix import InfluenceMatrix
 from nncift.report.html import write_report
+from nncift.report.reasons import explain
 from nncift.run.costs import Costs, StageCost
 from nncift.run.files import atomic_write, write_array, write_json
 from nncift.run.folder import RunFolder
@@ -166,6 +169,47 @@ def make_run(
     )
     dataclasses.replace(summary, **changes).save(folder.summary)
     return folder
+
+
+def make_reasons(folder: RunFolder) -> None:
+    """Reasons for the first samples, of random influence."""
+    selection = Selection.load(folder.path)
+    shape = (len(np.load(folder.influence)), len(np.load(folder.features.array("target"))))
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    explain(folder, InfluenceMatrix.from_array(values), selection)
+
+
+def evaluation(verdict: str = "better", influence: str = "random", **changes: Any) -> dict[str, Any]:
+    """Results as `nncift evaluate --against` leaves them."""
+
+    def loss(value: float) -> dict[str, Any]:
+        return {"loss": {"value": value, "low": value - 0.1, "high": value + 0.1, "items": 24, "by_seed": {"0": value}}}
+
+    def compared(a: list[str], b: list[str], value: float, verdict: str) -> dict[str, Any]:
+        facts = {"value": value, "low": value - 0.05, "high": value + 0.05, "verdict": verdict}
+        return {"a": a, "b": b, "metrics": {"loss": facts}}
+
+    folder = {"folder": "runs/other", "selection": "x", "rows": 6}
+    return {
+        "sides": {"run": folder | {"influence": "less"}, "against": folder | {"influence": influence}},
+        "test": {"name": f"test {HOSTILE[0]}.jsonl", "items": 24},
+        "seeds": 3,
+        "models": [
+            {"run": "", "method": "none", "metrics": loss(3.0)},
+            {"run": "run", "method": "lora", "metrics": loss(2.0)},
+            {"run": "against", "method": "lora", "metrics": loss(2.25)},
+        ],
+        "comparisons": [
+            compared(["run", "lora"], ["", "none"], -1.0, "better"),
+            compared(["against", "lora"], ["", "none"], -0.75, "better"),
+            compared(["run", "lora"], ["against", "lora"], -0.25, verdict),
+        ],
+    } | changes
+
+
+def make_evaluation(folder: RunFolder) -> None:
+    """An evaluation in the run's folder."""
+    write_json(folder.path / "evaluation/one/results.json", evaluation())
 
 
 class Page(HTMLParser):

@@ -52,3 +52,6 @@ def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
     assert "exact for every pair" in out
     assert len((tmp_path / "run/subset.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert str(tmp_path / "run/report.html") in out
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "Fine-tuned on 4 random rows" in page
+    assert "Difference to 4 random rows" in page

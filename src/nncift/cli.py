@@ -196,17 +196,17 @@ _command(
 
 @_command("nncift report runs/alpaca")
 def report(run: str) -> None:
-    """Regenerate report.html for a finished run or comparison.
+    """Regenerate report.html for a finished run, evaluation or comparison.
 
     Args:
-        run: The folder of the run or the comparison.
+        run: The folder of the run, the evaluation or the comparison.
     """
     if not run or not Path(run).is_dir():  # before the imports, which take seconds
         raise RunError(f"there is no folder {run!r}", "give the folder of a finished run or comparison")
+    from nncift.pipeline.redraw import redraw
     from nncift.proof.pages import write_again
-    from nncift.report.html import write_report
 
-    print(printable(write_again(run) or write_report(Path(run))))
+    print(printable(write_again(run) or redraw(run)))
 
 
 _command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)

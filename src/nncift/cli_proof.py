@@ -110,7 +110,7 @@ def evaluate(
         **{name: value for name, value in given.items() if value is not None},
     )
     print(evaluation_text(done.results))
-    print(printable(f"Results: {done.folder / 'results.json'}"))
+    print(printable(f"Report: {done.folder / 'report.html'}; all figures: results.json"))
 
 
 def compare(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,12 +24,16 @@ from nncift.proof.analysis import as_record, differences, metric_record, table_o
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test
 from nncift.proof.options import ProofOptions
+from nncift.proof.pages import write_page
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options
 from nncift.proof.tables import as_text, with_interval
 from nncift.proof.trials import Bench, Trial
+from nncift.report.html import write_report
 from nncift.report.terminal import summary_text
-from nncift.run.files import cache_folder
+from nncift.run.files import cache_folder, read_json, write_json
+from nncift.run.folder import RunFolder
 from nncift.run.progress import in_terminal
+from nncift.run.records import percent
 from nncift.selection.greedy import lazy_greedy
 from nncift.selection.objectives import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
 BUDGET: float = 0.05
 EPOCHS = 2  # of the short trainings
-CHOSEN, COSINE, RANDOM = "chosen by influence", "cosine of the embeddings", "random"
+AS_IT_IS, CHOSEN, COSINE, RANDOM = "model as it is", "chosen by influence", "cosine of the embeddings", "random"
 
 
 def run_demo(
@@ -77,8 +81,9 @@ def run_demo(
     config = Config("pool", model=model, encoder=encoder)
     choices = _choices(selection, load_pool(target), config)
     bench = _bench(selection, test, config, Path(output), progress=in_terminal() if progress is None else progress)
-    tables = [_shares(selection, choices), _losses(bench, choices)]
-    return "\n\n".join([summary_text(Path(output)), *tables])
+    tables = _trained(bench, choices)
+    _show_in_report(Path(output), bench, choices, tables, test)
+    return "\n\n".join([summary_text(Path(output)), _shares(selection, choices), _losses(tables)])
 
 
 def _choices(selection: Selection, target: Dataset, config: Config) -> dict[str, np.ndarray]:
@@ -107,25 +112,84 @@ def _shares(selection: Selection, choices: Mapping[str, np.ndarray]) -> str:
     assert selection.pool is not None
     wanted = np.array([json.loads(original)["family"] in TARGET_FAMILIES for original in selection.pool["original"]])
     lines = [f"share of the {len(TARGET_FAMILIES)} target families in {len(selection)} rows"]
-    lines += [f"  {name:<26} {wanted[rows].mean():6.1%}" for name, rows in choices.items()]
+    lines += [f"  {name:<26} {percent(wanted[rows].mean()):>7}" for name, rows in choices.items()]
     return "\n".join(lines)
 
 
-def _losses(bench: Bench, choices: Mapping[str, np.ndarray]) -> str:
-    """Test loss of the model as it is and after a short training on each choice."""
-    untrained = Trial("none")
-    trials = {name: Trial("lora", tuple(rows.tolist())) for name, rows in choices.items()}
-    bench.run([untrained, *trials.values()])
-    tables = {name: table_of([trial], bench.scores) for name, trial in trials.items()}
-    as_it_is = metric_record(table_of([untrained], bench.scores)["loss"], "none")
+def _trained(bench: Bench, choices: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Metric to its values, (1, n_items), of the model as it is (`AS_IT_IS`) and trained on each choice."""
+    trials = {AS_IT_IS: Trial("none")} | {name: Trial("lora", tuple(rows.tolist())) for name, rows in choices.items()}
+    bench.run([*trials.values()])
+    return {name: table_of([trial], bench.scores) for name, trial in trials.items()}
+
+
+def _losses(tables: Mapping[str, dict[str, np.ndarray]]) -> str:
+    """The test losses for the terminal."""
+    as_it_is = metric_record(tables[AS_IT_IS]["loss"], "none")
     lines = [
         f"test loss on {as_it_is['items']} new samples of these families, one training of {EPOCHS} epochs each"
         " [95 % interval over the samples], and against random",
-        f"  {'model as it is':<26} {with_interval(as_it_is)}",
+        f"  {AS_IT_IS:<26} {with_interval(as_it_is)}",
     ]
-    for name, table in tables.items():
-        line = f"  {name:<26} {with_interval(metric_record(table['loss'], 'lora'))}"
+    for name in (CHOSEN, COSINE, RANDOM):
+        line = f"  {name:<26} {with_interval(metric_record(tables[name]['loss'], 'lora'))}"
         if name != RANDOM:
-            line += "  " + as_text(as_record(differences(table, tables[RANDOM], fixed=(False, False))["loss"]))
+            line += "  " + as_text(_difference(tables, name, RANDOM))
         lines.append(line)
     return "\n".join(lines)
+
+
+def _difference(tables: Mapping[str, dict[str, np.ndarray]], name: str, other: str) -> dict[str, Any]:
+    fixed = (name == AS_IT_IS, other == AS_IT_IS)
+    return dict(as_record(differences(tables[name], tables[other], fixed=fixed)["loss"]))
+
+
+def _show_in_report(
+    output: Path,
+    bench: Bench,
+    choices: Mapping[str, np.ndarray],
+    tables: Mapping[str, dict[str, np.ndarray]],
+    test: Path,
+) -> None:
+    """Keep the results as `nncift evaluate` does, and write the run's report again with them."""
+    sides = {CHOSEN: "run", COSINE: "cosine", RANDOM: "random"}
+    influence = {
+        RANDOM: "random",
+        COSINE: EmbeddingSimilarity.name,
+        CHOSEN: read_json(RunFolder(output).function)["name"],
+    }
+    results = {
+        "sides": {
+            side: {
+                "folder": str(output),
+                "rows": len(choices[name]),
+                "influence": influence[name],
+                "title": f"the choice by the {name}",
+            }
+            for name, side in sides.items()
+        },
+        "test": {"name": str(test), "items": metric_record(tables[RANDOM]["loss"], "lora")["items"]},
+        "model": bench.model.describe(),
+        "tuning": bench.tuning.describe(),
+        "seeds": 1,
+        "models": [
+            {
+                "run": sides.get(name, ""),
+                "method": "none" if name == AS_IT_IS else "lora",
+                "metrics": {"loss": metric_record(table["loss"], "none" if name == AS_IT_IS else "lora")},
+            }
+            for name, table in tables.items()
+        ],
+        "comparisons": [
+            {
+                "a": [sides[name], "lora"],
+                "b": ["random", "lora"],
+                "metrics": {"loss": _difference(tables, name, RANDOM)},
+            }
+            for name in (CHOSEN, COSINE)
+        ],
+    }
+    folder = ProofFolder(output / "evaluation" / "demo")
+    write_json(folder.results, results)
+    write_page(folder)
+    write_report(output)

@@ -16,8 +16,9 @@ from scipy.stats import pearsonr, spearmanr
 import nncift
 from builders import EstimatedBM25, prepared, word_rows, write_rows
 from nncift.cli import main
+from nncift.data.composition import count_values
 from nncift.data.pool import load_pool
-from nncift.differences.composition import count_values, joined_counts
+from nncift.differences.composition import joined_counts
 from nncift.differences.correlation import correlate
 from nncift.differences.difference import overlap_of
 from nncift.differences.pools import matched

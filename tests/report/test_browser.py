@@ -1,20 +1,32 @@
-"""The report in a headless browser, where there is one."""
+"""The pages in a headless browser, where there is one; their accessibility by axe-core, where that is installed."""
 
 from __future__ import annotations
 
+import base64
 import html
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from comparison_results import choice, costs, results
+from nncift.report.comparison import comparison_page
+from nncift.report.html import write_report
 from nncift.run.folder import RunFolder
+from report_pages import make_evaluation, make_reasons, make_run
+
+Browse = Callable[..., tuple[str, list[str]]]
+DARK = "--blink-settings=preferredColorScheme=0"
+_AXE = "axe_playwright_python"  # carries axe.min.js; its code is not used
 
 
 @pytest.fixture(scope="module")
-def browse(tmp_path_factory):
+def browse(tmp_path_factory) -> Browse:
     """A function that opens a page in headless Chromium and returns (DOM, lines of the console)."""
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if binary is None:
@@ -31,7 +43,25 @@ def browse(tmp_path_factory):
     return browse
 
 
-def test_browser_console_is_empty(run: RunFolder, browse, tmp_path: Path):
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    """The page of a run that has every section."""
+    folder = make_run(tmp_path_factory.mktemp("full"), pool=120, target=8, chosen=30)
+    make_reasons(folder)
+    make_evaluation(folder)
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Path:
+    """The page of a comparison."""
+    path = tmp_path_factory.mktemp("comparison") / "report.html"
+    found = results(*choice("free", "bm25", "tie", "better"), *choice("exact", "less", "better", "worse"))
+    path.write_text(comparison_page(found, costs(**{"bm25": 0.1, "less, exact": 1.0})), encoding="utf-8")
+    return path
+
+
+def test_browser_console_is_empty(run: RunFolder, browse: Browse, tmp_path: Path):
     dom, console = browse(run.report, "--dump-dom")
     assert not console
     assert dom.count("<svg") == 3
@@ -42,21 +72,26 @@ def test_browser_console_is_empty(run: RunFolder, browse, tmp_path: Path):
     assert "heard" in "".join(browse(control, "--dump-dom")[1])
 
 
-def test_browser_renders_the_page(run: RunFolder, browse, tmp_path: Path):
+def test_browser_renders_the_page(run: RunFolder, browse: Browse, tmp_path: Path):
     from PIL import Image
 
-    picture = tmp_path / "page.png"
-    browse(run.report, f"--screenshot={picture}", "--window-size=1280,900")
-    with Image.open(picture) as image:
-        colours = image.convert("RGB").getcolors(1 << 24)
-    assert len(colours) > 100
-    assert (0xE9, 0xF6, 0xEE) in {colour for _, colour in colours}  # the green of a good verdict
+    colours = {}
+    for name, flags in {"light": (), "dark": (DARK,)}.items():
+        picture = tmp_path / f"{name}.png"
+        browse(run.report, f"--screenshot={picture}", "--window-size=1280,4500", *flags)
+        with Image.open(picture) as image:
+            colours[name] = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    assert len(colours["light"]) > 100
+    assert (0xE9, 0xF6, 0xEE) in colours["light"]  # the green of a good verdict
+    assert (0x15, 0x29, 0x1F) in colours["dark"]
 
 
-def test_page_fits_the_window(run: RunFolder, browse, tmp_path: Path):
-    report = html.escape(run.report.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["full", "comparison"])
+def test_page_fits_the_window(name: str, request, browse: Browse, tmp_path: Path):
+    source = request.getfixturevalue(name).read_text(encoding="utf-8")
+    opened = html.escape(_unfolded(source))
     wide = html.escape("<!doctype html><div style='width:2000px'>x</div>")
-    widths = {390: report, 1280: report, 800: wide}
+    widths = {360: html.escape(source), 361: opened, 1280: opened, 800: wide}
     frames = "".join(
         f'<iframe width="{width}" height="800" srcdoc="{page}"></iframe>' for width, page in widths.items()
     )
@@ -65,5 +100,65 @@ def test_page_fits_the_window(run: RunFolder, browse, tmp_path: Path):
     page = tmp_path / "frames.html"
     page.write_text(f"<!doctype html><meta charset=utf-8><script>{script}</script>{frames}", encoding="utf-8")
     dom, _ = browse(page, "--dump-dom")
-    narrow, usual, overflowing = map(int, re.search(r"<title>(\d+) (\d+) (\d+)</title>", dom).groups())
-    assert (narrow <= 390, usual <= 1280, overflowing >= 2000) == (True, True, True)  # the last: overflow is detected
+    narrow, unfolded, usual, overflowing = map(int, re.search(r"<title>([\d ]+)</title>", dom)[1].split())
+    assert (narrow <= 360, unfolded <= 361, usual <= 1280) == (True, True, True)
+    assert overflowing >= 2000  # overflow is detected
+
+
+def test_what_is_folded_is_opened_on_paper(full: Path, browse: Browse, tmp_path: Path):
+    """The style sheet's rules for print, applied on the screen: what they open has a height there."""
+    source = full.read_text(encoding="utf-8").replace("@media print", "@media screen")
+    script = """<script>addEventListener("load", () => { document.title = ["configuration-title", "bottom"].map(
+        id => document.getElementById(id).closest("section").querySelector("dl, article")
+            .getBoundingClientRect().height > 0 && document.getElementById(id).closest("section")
+            .querySelector("dl, article").checkVisibility({contentVisibilityAuto: true})).join(" ") })</script>"""
+    heard = {}
+    for name, page in {"paper": source, "screen": full.read_text(encoding="utf-8")}.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(_without_policy(page) + script, encoding="utf-8")
+        heard[name] = re.search(r"<title>(.*?)</title>", browse(path, "--dump-dom")[0])[1]
+    assert heard == {"paper": "true true", "screen": "false false"}
+
+
+def _unfolded(page: str) -> str:
+    return page.replace("<details", "<details open")
+
+
+def _without_policy(page: str) -> str:
+    """A page that may run scripts."""
+    return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["full", "comparison"])
+def test_axe_has_no_serious_finding(name: str, dark: bool, request, browse: Browse, tmp_path: Path):
+    found = importlib.util.find_spec(_AXE)
+    if found is None or found.origin is None:
+        pytest.skip(f"axe-core is not installed: pip install --no-deps {_AXE.replace('_', '-')}")
+    axe = Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    source = request.getfixturevalue(name).read_text(encoding="utf-8")
+    opened = _unfolded(_without_policy(source))
+    script = """addEventListener("load", async () => {
+        const found = await axe.run(document, {resultTypes: ["violations"]});
+        const shown = found.violations.map(one => ({id: one.id, impact: one.impact,
+            nodes: one.nodes.slice(0, 3).map(node => node.html.slice(0, 200))}));
+        document.body.textContent = "AXE" + btoa(unescape(encodeURIComponent(JSON.stringify(
+            {passes: found.passes.length, shown})))) + "EXA"; })"""
+    control = "<img src='data:,' ><a href='#nowhere'></a>"  # two findings, so that findings are known to be seen
+    heard = {}
+    for kind, page in {"page": opened, "control": opened.replace("<header>", f"<header>{control}", 1)}.items():
+        path = tmp_path / f"{kind}.html"
+        path.write_text(f"{page}<script>{axe}</script><script>{script}</script>", encoding="utf-8")
+        dom, _ = browse(path, "--dump-dom", *([DARK] if dark else []))
+        heard[kind] = json.loads(_decoded(re.search("AXE(.*?)EXA", dom)[1]))
+        if dark:
+            break  # once is enough
+    grave = [one for one in heard["page"]["shown"] if one["impact"] in ("serious", "critical")]
+    assert grave == []
+    assert heard["page"]["passes"] > 20
+    if not dark:
+        assert {"image-alt", "link-name"} <= {one["id"] for one in heard["control"]["shown"]}
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode("utf-8")

@@ -80,7 +80,7 @@ def test_without_exact_values(tmp_path: Path):
     write_json(folder.config, CONFIG | {"influence": None, "labels": None, "network": "runs/<b>math"})
     page = Page(folder)
     facts = {
-        "verdict": ["not measured in this run The influence was estimated by the network of runs/<b>math"],
+        "verdict": ["not measured in this run", "The influence was estimated by the network of runs/<b>math without"],
         "cost": ["No exact influence was computed"],
         "selection": ["Tokens not counted"],
         "configuration": ["Language model none used"],
@@ -111,7 +111,8 @@ def test_labels_that_bought_nothing_in_words(tmp_path: Path):
     stored.save(folder.fidelity)
     assert str(stored) == verdict
     shown = Page(folder).section("verdict")
-    assert "not better than the baselines on 42 new pool samples, so the labels bought nothing Subset-sum" in shown
+    headline = "not better than the baselines on 42 new pool samples, so the labels bought nothing"
+    assert f"{headline} What needs no labels predicts as well" in shown
     assert shown.endswith("Without labels, `influence` bm25 predicts as well.")
 
 
@@ -189,5 +190,9 @@ def test_verification(tmp_path: Path):
     facts = ["20 samples", "(160 pairs)", "The subset, exact 0.2500 0.2500", "by estimates alone, exact 0.1250"]
     assert missing(page, {"verification": facts}) == []
     assert [name for name, _ in page.elements].count("svg") == 4
+    figures = page.text.partition("Verified value")[2].split()
+    assert figures[0] == "0.2500"
+    assert "estimated before: 0.5000, by estimates alone: 0.1250." in " ".join(figures)
+    assert "measured exactly afterwards" in page.section("verdict")
     assert "20 samples on 8 targets" in summary_text(folder)
     assert "0.25 exact (0.5 estimated before; 0.125 exact" in summary_text(folder)

@@ -61,7 +61,7 @@ def test_warnings(folder, gains, warning):
     ]
     assert len(summary.warnings) == len(expected)
     assert all(found.startswith(start) for found, start in zip(summary.warnings, expected, strict=True))
-    assert "Objective: facility location conditional gain over 9 known samples; they provide 25%" in summary_text(
+    assert "Objective: facility location conditional gain over 9 known samples; they provide 25.0 %" in summary_text(
         folder
     )
 
@@ -71,7 +71,7 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side):
     served = {"selected": 30, "most": 22.0, "largest_share": 22 / 30, "id": "gsm8k-\x1b7", "is_dominated": True}
     target = {"rows": 30} if side == "target" else None
     (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served)
-    assert warning.startswith("22 of the 30 selected samples have the same top target, 'gsm8k-\\x1b7' (73%), ")
+    assert warning.startswith("22 of the 30 selected samples have the same top target, 'gsm8k-\\x1b7' (73.3\u00a0%), ")
     assert warning.endswith(f"remove it from `{side}`.")
     assert warnings_of(target, None, [], None, np.ones(30), served=served | {"is_dominated": False}) == []
     objective = "facility-location-mutual-information"

@@ -147,7 +147,7 @@ def test_a_modular_choice_is_the_best_one(seed, budget):
     objective = make_objective("mean-influence", matrix, ObjectiveOptions())
     found = lazy_greedy(objective, budget, certify=True).certificate
     assert found.bound == pytest.approx(found.value, rel=1e-12)
-    assert found.percent == "100 %"
+    assert found.percent == "100\u00a0%"
 
 
 def near_points() -> InfluenceMatrix:
@@ -237,7 +237,13 @@ def test_an_objective_without_a_bound(monotone, submodular, reason):
 
 @pytest.mark.parametrize(
     ("value", "bound", "percent"),
-    [(97.29, 100, "97.2 %"), (1, 1, "100 %"), (1 - 1e-9, 1, "100 %"), (0.9999, 1, "99.9 %"), (0, 0, "100 %")],
+    [
+        (97.29, 100, "97.2\u00a0%"),
+        (1, 1, "100\u00a0%"),
+        (1 - 1e-9, 1, "100\u00a0%"),
+        (0.9999, 1, "99.9\u00a0%"),
+        (0, 0, "100\u00a0%"),
+    ],
 )
 def test_percent_is_rounded_down(value, bound, percent):
     assert Certificate(value, bound, 5).percent == percent

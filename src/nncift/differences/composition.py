@@ -1,30 +1,17 @@
-"""What pools and subsets are made of: rows by the values of each column that has few, and lengths of the texts."""
+"""What two pools and subsets are made of: rows by the values of each column that has few, and lengths of the texts."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.run.progress import advance
-from nncift.run.quotas import value_text
+from nncift.data.composition import Counts, is_grouping, length_quantiles
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MOST_VALUES = 30  # of a column
-_ROWS_EACH = 4  # rows for each value, at least: a column of ids has one
-_LONGEST = 80  # characters of a value
-_SOURCE = "source"  # column of a mixture, which comes before one of the rows by that name
-_QUANTILES = (0.1, 0.5, 0.9)
-_BATCH = 4096
-
-Counts = dict[str, tuple[Counter[str | None], Counter[str | None]]]
-"""Column to the rows of each value, of the pool and of the subset; None stands for rows without a value."""
 
 
 @dataclass(frozen=True)
@@ -63,44 +50,6 @@ class Lengths:
     subsets: tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def count_values(pool: Dataset, chosen: np.ndarray) -> Counts:
-    """The rows of each value, of the columns whose values are short, no lists or mappings, and at most `MOST_VALUES`.
-
-    Args:
-        pool: as `load_pool` returns it.
-        chosen: rows in the subset, int64 (k,).
-    """
-    inside = np.zeros(len(pool), bool)
-    inside[chosen] = True
-    mixture = _SOURCE in pool.column_names and pool.data.column(_SOURCE).null_count < len(pool)
-    counts: Counts = {}
-    refused: set[str] = set()
-    some = pool.select_columns(["original", _SOURCE] if mixture else ["original"])
-    for start in range(0, len(pool), _BATCH):
-        batch = some[start : start + _BATCH]
-        for i, text in enumerate(batch["original"], start):
-            row = json.loads(text)
-            if mixture:
-                row[_SOURCE] = batch[_SOURCE][i - start]
-            for name, value in row.items():
-                if name in refused or value is None:
-                    continue
-                of_pool, of_subset = counts.setdefault(name, (Counter(), Counter()))
-                shown = None if isinstance(value, list | dict) else value_text(value)
-                if shown is None or len(shown) > _LONGEST or (shown not in of_pool and len(of_pool) == MOST_VALUES):
-                    refused.add(name)
-                    del counts[name]
-                    continue
-                of_pool[shown] += 1
-                of_subset[shown] += bool(inside[i])
-        advance(len(batch["original"]))
-    sizes = len(pool), len(chosen)
-    for both in counts.values():
-        for counter, size in zip(both, sizes, strict=True):
-            counter[None] = size - counter.total()
-    return {name: both for name, both in counts.items() if name not in refused}
-
-
 def joined_counts(first: Counts, second: Counts) -> tuple[ColumnCounts, ...]:
     """The columns that have few values in both pools, in the order of the first."""
     found = []
@@ -109,7 +58,7 @@ def joined_counts(first: Counts, second: Counts) -> tuple[ColumnCounts, ...]:
             continue
         (pool, subset), (other_pool, other_subset) = first[name], second[name]
         both = pool + other_pool  # without values that no row has
-        if 2 <= len(both) <= MOST_VALUES and _ROWS_EACH * len(both) <= both.total():
+        if is_grouping(both):
             values = (
                 ValueCount(value, (pool[value], other_pool[value]), (subset[value], other_subset[value]))
                 for value, _ in both.most_common()
@@ -125,14 +74,9 @@ def text_lengths(pools: Sequence[Dataset], chosen: Sequence[np.ndarray]) -> tupl
         pools: as `load_pool` returns them.
         chosen: rows in the subsets, int64.
     """
-    import pyarrow.compute as pc
-
     found = []
     for text in ("prompt", "response"):
-        lengths = [pc.utf8_length(pool.data.column(text)).to_numpy() for pool in pools]
-        whole, parts = (
-            tuple(tuple(float(v) for v in np.quantile(some, _QUANTILES)) if len(some) else () for some in sides)
-            for sides in (lengths, [own[rows] for own, rows in zip(lengths, chosen, strict=True)])
-        )
-        found.append(Lengths(text, (whole[0], whole[1]), (parts[0], parts[1])))
+        first, second = (length_quantiles(pool, text) for pool in pools)
+        own, other = (length_quantiles(pool, text, rows) for pool, rows in zip(pools, chosen, strict=True))
+        found.append(Lengths(text, (first, second), (own, other)))
     return tuple(found)

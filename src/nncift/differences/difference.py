@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nncift.differences.composition import ColumnCounts, Lengths, count_values, joined_counts, text_lengths
+from nncift.data.composition import count_values
+from nncift.differences.composition import ColumnCounts, Lengths, joined_counts, text_lengths
 from nncift.differences.correlation import InfluenceCorrelation, correlate
 from nncift.differences.pools import matched
 from nncift.differences.values import SubsetValue, value_under

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nncift.differences.composition import ColumnCounts, ValueCount
 from nncift.errors import printable
 from nncift.run.markdown import escaped, table
-from nncift.run.records import counted
+from nncift.run.records import counted, percent
 
 if TYPE_CHECKING:
     from nncift.differences.difference import Alone, RunDiff
@@ -127,7 +127,7 @@ def _alone(number: int, alone: Alone) -> _Section:
     absent = f", {alone.not_in_pool:,} of them not in the pool of run {other}" if alone.not_in_pool else ""
     items = []
     for row in alone.examples:
-        where = "not in that pool" if row.above is None else f"above {row.above:.0%} of its pool by run {other}"
+        where = "not in that pool" if row.above is None else f"above {percent(row.above)} of its pool by run {other}"
         items.append(f"#{row.rank} {_cut(row.id)}: {_cut(row.prompt)} -> {_cut(row.response)} ({where})")
     return _Section(f"Only in subset {number}", [f"{counted(alone.rows, 'row')}{absent}."], items=items)
 
@@ -170,7 +170,7 @@ def _column(found: RunDiff, column: ColumnCounts, *, same: bool) -> Table:
     rows = []
     for each in shown:
         counts = (*each.pools, *each.subsets)
-        cells = [f"{count / total:.1%}" if total else "-" for count, total in zip(counts, totals, strict=True)]
+        cells = [percent(count / total) if total else "-" for count, total in zip(counts, totals, strict=True)]
         rows.append((_NO_VALUE if each.value is None else _cut(each.value), *_places(cells, same=same)))
     return (_cut(column.column), *_heads(same=same)), rows
 
@@ -203,7 +203,7 @@ def _worth(number: int, value: SubsetValue) -> str:
             f"{start}: no value of the objective ({value.unavailable}). Mean influence instead: {means}, the pool"
             f" {value.pool_mean:.4g}."
         )
-    share = "" if value.share is None else f", {value.share:.0%} of that"
+    share = "" if value.share is None else f", {percent(value.share)} of that"
     return (
         f"{start} ({value.objective}): subset {number} ({counted(value.rows, 'row')}) has {value.value:.5g}, subset"
         f" {other} ({rows} of this pool) {value.other_value:.5g}{share}; as many random rows {value.random_value:.5g}."

@@ -24,10 +24,9 @@ from nncift.pipeline.options import ESTIMATION, as_stored
 from nncift.pipeline.precision import stored_precision
 from nncift.run.files import fingerprint, read_json
 from nncift.run.folder import RunFolder
-from nncift.run.naming import folder_beside
+from nncift.run.naming import IN_MEMORY, folder_beside
 from nncift.run.registry import resolve
 
-IN_MEMORY = "dataset "  # begins the name of a source that is no file
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")

@@ -14,6 +14,7 @@ from nncift.matrix.planning import Planned, planned_choice
 from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.run.amounts import size_text
+from nncift.run.records import percent
 from nncift.selection.coverage import COVERAGE, FacilityLocation
 from nncift.selection.maximizers import Make
 from nncift.selection.objectives import COMPARES_FEATURES, find_objective
@@ -32,7 +33,7 @@ def described(run: Run) -> str:
     if form == "streamed":
         return "streamed: computed whenever they are read, nothing stored"
     helpers = first_helpers(*sizes, _expected(run))
-    return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {ENOUGH:.0%}"
+    return f"sparse: the {helpers:,} strongest helpers of each target, more if that might lose over {percent(ENOUGH)}"
 
 
 def planned(run: Run, trial: InfluenceMatrix, passes: float, certified: float) -> Planned:

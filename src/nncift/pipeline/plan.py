@@ -44,7 +44,7 @@ from nncift.pipeline.workers import described
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder
-from nncift.run.records import counted
+from nncift.run.records import counted, percent
 
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs
@@ -123,7 +123,7 @@ class RunPlan:
             f"Pool: {self._pool()}; targets: {targets}{self.targets:,}{known};"
             f" to choose: {chosen}, by {self.objective}",
             f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
-            f" ({self.pairs / self.all_pairs:.2%}){tokens}",
+            f" ({percent(self.pairs / self.all_pairs)}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
         ]
         if self.labels:

@@ -26,6 +26,7 @@ from nncift.pipeline.options import SelectOptions
 from nncift.pipeline.read import compare, read
 from nncift.pipeline.verify import Evidence, verify
 from nncift.report.html import write_report
+from nncift.report.reasons import explain
 from nncift.report.summary import write_summary
 from nncift.run.progress import in_terminal
 
@@ -151,6 +152,8 @@ def select(
         drop_checkpoints(run)
         with run.costs.stage("report"):
             given = evidence.network.description_ if evidence is not None and evidence.labels is None else None
+            if not run.folder.reasons.exists():
+                explain(run.folder, matrix, selection if run.kept_rows is None else selection.among(run.kept_rows))
             write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
             write_report(run.folder)
     return selection

@@ -24,8 +24,10 @@ from nncift.proof.analysis import as_record, differences, metric_record, table_o
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
 from nncift.proof.options import ProofOptions
+from nncift.proof.pages import write_page
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
 from nncift.proof.trials import UNTRAINED, Bench, Trial
+from nncift.report.html import write_report
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, write_json
 from nncift.run.folder import RunFolder
@@ -105,7 +107,15 @@ def evaluate(
         bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
     results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
     write_json(folder.results, results)
+    write_page(folder)
+    _show_in_report(sides[0].folder, folder)
     return Evaluation(folder.path, results)
+
+
+def _show_in_report(run: RunFolder, folder: ProofFolder) -> None:
+    """Write the run's report again with these results, where they lie in its folder."""
+    if run.report.is_file() and (run.path / "evaluation").resolve() in folder.path.resolve().parents:
+        write_report(run)
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,12 @@ class _Side:
     @property
     def chosen(self) -> Dataset:
         return self.pool.select(self.selection.indices)
+
+    @property
+    def influence(self) -> str:
+        """The influence function that the run chose by; "" where an object or a network stands in its place."""
+        function = self.folder.function
+        return str(read_json(function).get("name", "")) if function.is_file() else ""
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on of the run."""
@@ -181,7 +197,9 @@ def _trials(side: _Side, proof: ProofOptions, seed: int) -> dict[str, list[Trial
 def _facts(sides: Sequence[_Side], proof: ProofOptions, model: ModelSpec, items: Dataset) -> dict[str, Any]:
     """What the results are of, ready for JSON."""
     return {
-        "sides": {side.name: side.identity() | {"rows": len(side.selection)} for side in sides},
+        "sides": {
+            side.name: side.identity() | {"rows": len(side.selection), "influence": side.influence} for side in sides
+        },
         "test": {"name": proof.test, "items": len(items)},
         "model": model.describe(),
         "tuning": tuning_of(proof).describe(),

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nncift.evaluation.comparisons import BETTER, TIE, TOO_FEW
-from nncift.report.template import share, shown_value
+from nncift.report.template import shown_value, signed
+from nncift.run.records import percent
 
 Cell = Mapping[str, Any]
 CHOICES = ("free", "exact", "estimated", "verified")
@@ -132,9 +133,9 @@ class Choices:
         if not equal:
             return self._beside_random(cells[0])
         parts = [
-            f"its {budget:,} ({share(budget / self.pool)}) like {text}"
+            f"its {budget:,} ({percent(budget / self.pool)}) like {text}"
             if number
-            else f"Its {budget:,} rows ({share(budget / self.pool)} of the pool) train like {text} random ones"
+            else f"Its {budget:,} rows ({percent(budget / self.pool)} of the pool) train like {text} random ones"
             for number, (budget, text) in enumerate(equal.items())
         ]
         return f"{', '.join(parts)}."
@@ -160,11 +161,6 @@ class Choices:
         verdict = "a tie" if difference["verdict"] == TIE else difference["verdict"]
         facts = f"{verdict}, {signed(difference['value'])} {interval}"
         return f"{start}, random rows have {shown_value(_loss(random), 3)} ({facts})."
-
-
-def signed(number: float | None) -> str:
-    """A difference with its sign and three decimals."""
-    return ("+" if number is not None and number > 0 else "") + shown_value(number, 3)
 
 
 def _loss(cell: Cell) -> float | None:

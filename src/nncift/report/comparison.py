@@ -18,7 +18,7 @@ import numpy as np
 from nncift.evaluation.answers.results import METRICS
 from nncift.report import comparison_plots as plots
 from nncift.report.answer import answer, main_place
-from nncift.report.choices import CHOICES, Cell, loss_against, signed
+from nncift.report.choices import CHOICES, Cell, loss_against
 from nncift.report.studies import pictures, views
 from nncift.report.template import template
 from nncift.run.files import atomic_write
@@ -69,7 +69,7 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
         return page.render(results=results, studies=studied, version=version)
     choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _SHOWN}
     look, found = plots.looks(choices), answer(results)
-    return template("comparison.html.jinja", {"signed": signed, "listed": _listed}).render(
+    return template("comparison.html.jinja", {"listed": _listed}).render(
         results=results,
         answer=found,
         mark=_MARKS[found.mark],

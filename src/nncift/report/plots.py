@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from nncift.run.records import percent
+
 MOST_MARKS = 2_000  # more points than this are rasterised
 DRAWN, FITTED = 5_000, 2_000  # points of a kind on the map, and samples for its principal components
 
@@ -23,6 +25,7 @@ INK, MUTED, LINE = "#1d2733", "#66717f", "#dfe3e8"
 OTHER, SELECTED, TARGET = "#9aa5b1", "#1574b8", "#d9730d"
 QUADRANTS = {"Q2": "#1574b8", "Q3": "#1b9e77", "Q4": "#d9730d"}  # of held-out pairs; safe for the color-blind
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"}
+_THEMED = {**_VARIABLES, SELECTED: "chosen", OTHER: "left", TARGET: "target"}  # of pictures with their own legends
 _STYLE = {
     "svg.fonttype": "none",  # real text: it can be read aloud, searched and copied
     "font.size": 10,
@@ -61,7 +64,7 @@ def scatter(groups: Mapping[str, np.ndarray]) -> Markup:
         axes.locator_params(nbins=5)
         _legend(axes, len(groups))
 
-    return svg("scatter", (4.3, 4.3), paint)
+    return svg("scatter", (4.3, 4.3), paint, _THEMED)
 
 
 def learning_curve(labels: Sequence[int], reached: Sequence[float], name: str = "rank correlation") -> Markup:
@@ -72,7 +75,7 @@ def learning_curve(labels: Sequence[int], reached: Sequence[float], name: str = 
         axes.set(xlabel="labels", ylabel=name, ylim=(min(0.0, *reached), 1.02))
         axes.locator_params(nbins=5)
 
-    return svg("rounds", (4.3, 3.0), paint)
+    return svg("rounds", (4.3, 3.0), paint, _THEMED)
 
 
 def gain_curve(gains: np.ndarray) -> dict[str, Any] | None:
@@ -115,7 +118,7 @@ def _draw_gains(cumulative: np.ndarray, rank: int) -> Markup:
         axes.locator_params(axis="x", integer=True, nbins=5)
         axes.locator_params(axis="y", nbins=5)
 
-    return svg("gains", (4.7, 3.7), paint)
+    return svg("gains", (4.7, 3.7), paint, _THEMED)
 
 
 def embedding_map(features: np.ndarray, chosen: np.ndarray, target_features: np.ndarray | None) -> dict[str, Any]:
@@ -171,10 +174,11 @@ def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup
         for kind in (kind for kind in looks if kind in points):
             axes.scatter(*points[kind].T, label=kind, linewidths=0, rasterized=rasterised, **looks[kind])
         axes.set(xticks=[], yticks=[])
-        axes.set(xlabel=f"component 1 ({explained[0]:.0%} of the variance)", ylabel=f"component 2 ({explained[1]:.0%})")
+        first, second = map(percent, explained)
+        axes.set(xlabel=f"component 1 ({first} of the variance)", ylabel=f"component 2 ({second})")
         _legend(axes, len(points))
 
-    return svg("map", (4.7, 3.7), paint)
+    return svg("map", (4.7, 3.7), paint, _THEMED)
 
 
 def _legend(axes: Any, columns: int) -> None:
@@ -184,8 +188,17 @@ def _legend(axes: Any, columns: int) -> None:
         handle.set(alpha=1.0, sizes=[28], rasterized=False)
 
 
-def svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Markup:
-    """A picture of that size in inches; `paint` draws on its axes numbers and fixed words alone, no text from data."""
+def svg(
+    name: str, size: tuple[float, float], paint: Callable[[Any], None], variables: Mapping[str, str] = _VARIABLES
+) -> Markup:
+    """A picture of that size in inches.
+
+    Args:
+        name: begins its ids.
+        size: width and height.
+        paint: draws on its axes numbers and fixed words alone, no text from data.
+        variables: colour to the CSS variable that takes its place.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -198,10 +211,10 @@ def svg(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> M
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=200, transparent=True, metadata=nothing)
-    return Markup(_inline(text.getvalue(), name))
+    return Markup(_inline(text.getvalue(), name, variables))
 
 
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str, name: str, variables: Mapping[str, str]) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # which would apply to the whole page
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the page sets the size
@@ -209,6 +222,6 @@ def _inline(svg: str, name: str) -> str:
     svg = svg.replace('href="#', f'href="#{name}-')
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    for color, variable in _VARIABLES.items():
+    for color, variable in variables.items():
         svg = svg.replace(f" {color}", f" var(--{variable}, {color})")
     return svg

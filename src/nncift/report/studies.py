@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nncift.report.plots import INK, MUTED, QUADRANTS, svg
-from nncift.report.template import share
+from nncift.run.records import percent
 
 Record = Mapping[str, Any]
 _TITLES = {
@@ -101,8 +101,8 @@ def _table(study: str, records: Sequence[Record], metric: str, title: str) -> St
             continue
         setting = record["setting"]
         shape = f"{setting:g}" if setting is not None else record["network"]
-        rows.setdefault((share(record["labels"]), shape), {})[record[side]] = record["metrics"][metric]
-    names = tuple(f"{share(column)} chosen" if side == "subset" else str(column) for column in columns)
+        rows.setdefault((percent(record["labels"]), shape), {})[record[side]] = record["metrics"][metric]
+    names = tuple(f"{percent(column)} chosen" if side == "subset" else str(column) for column in columns)
     head = ("labelled samples", _SETTINGS.get(study, "network"))
     return StudyTable(
         title, head, names, [(name, [values.get(column) for column in columns]) for name, values in rows.items()]
@@ -157,11 +157,11 @@ def _lines(records: Sequence[Record], metric: str, *, setting: bool) -> list[_Li
     lines = []
     for (kind, fraction), group in groups.items():
         color = _COLORS[kind] if isinstance(kind, str) else _SUBSET_COLORS[kinds.index(kind) % len(_SUBSET_COLORS)]
-        name = kind if isinstance(kind, str) else f"{share(kind)} chosen"
+        name = kind if isinstance(kind, str) else f"{percent(kind)} chosen"
         points = [(r["setting"] if setting else r["labels"], r["metrics"][metric]) for r in group]
         known = sorted((float(x), *_bounds(found)) for x, found in points if found["value"] is not None)
         table = np.array(known, dtype=np.float64).reshape(-1, 4)
-        more = "" if fraction is None else f", {share(fraction)} labelled"
+        more = "" if fraction is None else f", {percent(fraction)} labelled"
         dashes = _DASHES[labels.index(fraction)]
         lines.append(_Line(f"{name}{more}", color, dashes, table[:, 0], table[:, 1:]))
     return lines

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.run.costs import duration
-from nncift.run.records import counted
+from nncift.run.records import counted, percent
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -24,7 +24,7 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         # Everything that is printed passes through here, then it is escaped.
@@ -38,8 +38,9 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
         "sentence": lambda text: text[:1].upper() + text[1:],
         "duration": duration,
         "memory": _memory,
-        "share": share,
+        "share": percent,
         "value": shown_value,
+        "signed": signed,
         **filters,
     }
     return environment.get_template(name)
@@ -62,12 +63,6 @@ def _memory(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def share(part: float) -> str:
-    """A share in percent, with one decimal; two digits below 1 %."""
-    percent = 100 * part
-    return (f"{percent:.1f}" if percent >= 1 or not percent else shown_value(percent, significant=2)) + "\u00a0%"
-
-
 def shown_value(number: float | None, decimals: int | None = None, significant: int = 4) -> str:
     """A measured value with `decimals`, or with that many significant digits; a dash when it is undefined."""
     if number is None or not math.isfinite(number):
@@ -75,3 +70,8 @@ def shown_value(number: float | None, decimals: int | None = None, significant: 
     if decimals is None:
         decimals = max(0, significant - 1 - math.floor(math.log10(abs(number)))) if number else 0
     return f"{number:,.{min(decimals, 12)}f}".replace("-", "\u2212")
+
+
+def signed(number: float | None) -> str:
+    """A difference with its sign and three decimals."""
+    return ("+" if number is not None and number > 0 else "") + shown_value(number, 3)

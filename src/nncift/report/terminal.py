@@ -12,7 +12,7 @@ from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.costs import Costs, duration
 from nncift.run.files import read_json
 from nncift.run.folder import RunFolder
-from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted
+from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted, percent
 from nncift.selection.quotas import NO_VALUE
 
 _GROUPS = 20  # values of columns with quotas or caps
@@ -62,13 +62,13 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     if (near := summary.near_duplicates) is not None:
         where = f"; listed in {run.samples('pool').near_duplicates}" if near["rows"] else ""
         lines.append(f"{near_duplicates_text(near)}{where}.")
-    lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({summary.selected / rows:.1%}).")
+    lines.append(f"Selected: {summary.selected:,} of {counted(rows, 'sample')} ({percent(summary.selected / rows)}).")
     for name, (chosen, there) in (summary.sources or {}).items():
         lines.append(f"  {chosen:,} of {there:,} from {name}")
     lines += group_lines(summary.groups or ())
     if summary.known is not None:
         share, objective = known_coverage(summary), summary.objective.replace("-", " ")
-        covered = "" if share is None else f"; they provide {share:.0%} of the targets' coverage"
+        covered = "" if share is None else f"; they provide {percent(share)} of the targets' coverage"
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
     if (optimal := optimality(summary)) is not None:
         lines.append(f"Optimality: value {summary.value:.4g}, {optimal}.")
@@ -145,7 +145,7 @@ def optimality(summary: Summary) -> str | None:
         given = f" among subsets of the {counted(found['among'], 'shortlisted sample')}"
     elif summary.first_cut is not None:
         given += f" among subsets of the {counted(kept, 'sample')} that the first cut kept"
-    sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {found['confidence']:.1%}"
+    sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {percent(found['confidence'])}"
     return f"at least {found['percent']} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
 
 

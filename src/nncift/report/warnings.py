@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.run.records import BETTER, Fidelity, counted
+from nncift.run.records import BETTER, Fidelity, counted, percent
 from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
 
 
@@ -68,7 +68,8 @@ def _dominated(served: dict[str, Any], side: str, objective: str) -> str:
     samples = f"{served['most']:,.0f} of the {counted(served['selected'], 'selected sample')}"
     relevance = objective == FacilityLocationMutualInformation.name  # which counts each sample's best target again
     other = f", or try the `objective` {FacilityLocation.name}" if relevance else ""
+    top = f"{served['id']!r} ({percent(served['largest_share'])})"
     return (
-        f"{samples} have the same top target, {served['id']!r} ({served['largest_share']:.0%}), which dominates the"
-        f" selection. If it is an outlier, remove it from `{side}`{other}."
+        f"{samples} have the same top target, {top}, which dominates the selection. If it is an outlier, remove it"
+        f" from `{side}`{other}."
     )

@@ -165,6 +165,7 @@ class RunFolder:
         self.known = self.path / "known.npy"  # largest influence of the known samples on each target
         self.selection = self.path / "selection.parquet"
         self.subset = self.path / "subset.jsonl"
+        self.reasons = self.path / "reasons.json"  # why the first selected samples were chosen
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.first_cut = FirstCutFolder(self.path / "first-cut")

@@ -9,6 +9,8 @@ from typing import Any
 
 from nncift.run.files import fingerprint
 
+IN_MEMORY = "dataset "
+"""Begins the name of a source that is no file."""
 _NAMED_POOLS = 3
 _LONGEST_NAME = 60
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -120,6 +121,26 @@ class Fidelity(Record):
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 sample", "1,200 samples"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(part: float) -> str:
+    """A share in percent, with one decimal, below 1 % with two digits: "96.7 %", "0.12 %"; the space does not break."""
+    value = 100 * part
+    decimals = 1 if abs(value) >= 1 or not value else 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(decimals, 12)}f}\u00a0%".replace("-", "\u2212")
+
+
+@dataclass(frozen=True)
+class Reasons(Record):
+    """Why the first samples of a subset were chosen, for the report.
+
+    `samples` maps a pool row, as text, to its "targets", [target, influence] of those that it helps most, and its
+    "twin", [pool row, cosine] of the most similar sample that was left out; None without any.
+    """
+
+    samples: dict[str, dict[str, Any]]
+    among: int  # samples left out that were compared with them, those of the highest mean influence
+    left_out: int  # all of these
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Certificate:
         """`share` in percent, rounded down to one decimal, or only as far as rounding of the gains; None without."""
         if self.share is None:
             return None
-        return f"{math.floor(self.share * 1000 + 1e-3) / 10:g} %"
+        return f"{math.floor(self.share * 1000 + 1e-3) / 10:g}\u00a0%"
 
 
 class BoundOnBest:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nncift.run.records import percent
+
 ENOUGH = 0.01
 """The share by which a value may be understated: beyond it, more helpers of each target are found."""
 
@@ -24,8 +26,8 @@ class Sparseness:
     confidence: float = 1.0
 
     def __str__(self) -> str:
-        sure = "" if self.confidence == 1 else f", with probability {self.confidence:.1%}"
+        sure = "" if self.confidence == 1 else f", with probability {percent(self.confidence)}"
         return (
             f"the {self.helpers:,} strongest helpers of each target were compared, instead of all pairs; the value"
-            f" is at most {self.understated:.2%} too low for that{sure}"
+            f" is at most {percent(self.understated)} too low for that{sure}"
         )

@@ -1,0 +1,1 @@
+"""What the sections of a run's report show, a module for each question that it answers."""
