@@ -185,7 +185,7 @@ class TestOptions:
         assert capsys.readouterr().err == "nncift: bm25 has no option 'k': did you mean 'k1'? Known: b, k1\n"
 
     def test_a_dry_run_takes_them(self, pool, tiny_model, minilm, capsys):
-        given = f"select {pool} --model {tiny_model} --encoder {minilm} --device cpu --labels 20 --influence ifd"
+        given = f"select {pool} --model {tiny_model} --encoder {minilm} --device cpu --influence ifd"
         assert run(*given.split(), "--dry-run", "--quiet", "--influence-option", "zero_above_one=true") == 0
         assert "LLM tokens" in capsys.readouterr().out
 

@@ -54,7 +54,7 @@ def test_gradient_sketch_stands_in_for_what_would_be_estimated(files, common, sk
     in_place = f"gradient-sketch, exact for every pair (120), in place of {name}, which labels 0 does not compute"
     assert in_place in summary_text(run)
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert f"nothing of <bdi>{name}</bdi> was computed" in page
+    assert f"nothing of {name} was computed" in page
     assert f"gradient-sketch, in place of {name}" in page
     assert json.loads((run / "config.json").read_text())["labels"] == "0"
     assert list(nncift.select(files["pool"], **options).indices) == list(first.indices)  # resumes

@@ -40,9 +40,9 @@ class Perplexity(PromptedFunction):
 
     Args:
         model: a folder, a hub id, "embedded", a `LanguageModel`, or a `ModelSpec`.
-        wording: "plain" or a `PromptTemplate`, of which `without_example` and `query` are used; "chat", the model's
-            chat template; "auto", chat when any sample comes from a chat and the model has a template, else plain.
-        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`.
+        **options: batch_size, dtype, device, max_length, trust_remote_code of `ModelSpec`; and `wording`: "plain" or a
+            `PromptTemplate`, of which `without_example` and `query` are used; "chat", the model's chat template;
+            "auto", chat when any sample comes from a chat and the model has a template, else plain.
     """
 
     name = "perplexity"
