@@ -195,7 +195,8 @@ class Config:
     """Neither use nor keep features in the cache for other runs ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE, 10GB)."""
     executor: Literal["local", "processes", "ray"] | None = None
     """Where samples are read by the models: local, in this process (the default); processes, several on this machine,
-    one per GPU; ray, on a Ray cluster. The result is the same, so an interrupted run may go on elsewhere."""
+    one per GPU; ray, on a Ray cluster. The result is the same but for rounding, so an interrupted run may go on
+    elsewhere."""
     workers: int | None = None
     """Number of worker processes, each with models of its own; alone it means --executor processes. By default one per
     GPU; on Ray as many as the cluster has room for."""

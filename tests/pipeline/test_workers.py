@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nncift
 import worker_jobs
@@ -55,6 +56,15 @@ def options(tiny_model, minilm, tmp_path_factory) -> dict:
     return {"pool": pool, "model": tiny_model, "encoder": minilm, "device": "cpu", "dtype": "float32", "budget": 5}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """In this process as in the workers: with more of them products are summed in other parts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr("nncift.influence.gradient_sketch.SHARD", 8)
@@ -82,7 +92,9 @@ def local(options, tmp_path_factory) -> dict[str, bytes]:
 
 def test_processes_give_the_same_bytes_though_one_is_killed(options, local, deaths, tmp_path: Path):
     (deaths / "worker").touch()
-    nncift.select(**options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", workers=2)
+    nncift.select(
+        **options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", workers=2, cpus_per_worker=1
+    )
     assert not [*deaths.iterdir()]
     assert state(tmp_path / "run") == local
 

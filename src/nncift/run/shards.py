@@ -1,7 +1,8 @@
 """Resumable work on many rows: one loop over shards.
 
 A shard is a fixed range of rows. It is written when it is computed, so a killed run repeats at most the shards in
-progress and ends with the same bytes, however many processes compute them. This process writes them all.
+progress and ends with the same bytes, however many processes of as many threads compute them. This process writes
+them all.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from nncift.run.executors.answers import opened, packed, versions
 _AHEAD = 2  # parts at a worker: the one that it computes and the next
 _DEATHS = 3  # of workers on one part, or at the start, that end the run
 _NOT_THERE = "check that nncift is installed where it runs, or leave `workers` and `executor` out"
+THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+"""Variables that set the number of threads of a worker."""
 _PATIENCE = 60.0  # seconds without any worker, after which the log says so
 
 _log = logging.getLogger("nncift")

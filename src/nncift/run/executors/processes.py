@@ -17,14 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, ClassVar, TypeVar
 
 from nncift.run.executors.answers import packed
-from nncift.run.executors.dispatch import Dispatch
+from nncift.run.executors.dispatch import THREADS, Dispatch
 
 S = TypeVar("S")
 R = TypeVar("R")
 
 JOB, PART = b"j", b"p"  # kinds of messages
 _LENGTH = 8  # bytes of a message's length
-_THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 class ProcessExecutor:
@@ -40,7 +39,7 @@ class ProcessExecutor:
 
     def __init__(self, count: int, *, gpus: Sequence[str] = (), threads: int | None = None) -> None:
         threads = threads or max(_cpus() // count, 1)
-        shared = {name: str(threads) for name in _THREADS} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        shared = {name: str(threads) for name in THREADS} | {"PYTHONPATH": os.pathsep.join(sys.path)}
         seen = [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {} for number in range(count)]
         self._workers = [_Process(shared | own) for own in seen]
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from nncift.errors import ConfigError, DependencyError, RunError, first_line
 from nncift.run.executors.answers import Answering, packed
-from nncift.run.executors.dispatch import Dispatch
+from nncift.run.executors.dispatch import THREADS, Dispatch
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -90,7 +90,9 @@ class RayExecutor:
             if not room and self._count is None:
                 problem = f"no node of the Ray cluster has room for a worker of {gpus:g} GPUs and {self._cpus:g} CPUs"
                 raise RunError(problem, "give a smaller `gpus_per_worker` or `cpus_per_worker`")
-            kind = ray.remote(num_gpus=gpus, num_cpus=self._cpus)(Answering)
+            threads = {name: str(max(int(self._cpus), 1)) for name in THREADS}  # on which the last bits depend
+            options = {"num_gpus": gpus, "num_cpus": self._cpus, "runtime_env": {"env_vars": threads}}
+            kind = ray.remote(**options)(Answering)
             self._workers = [_Actor(ray, kind) for _ in range(self._count or room)]
             _log.info("Ray: %d workers of %g GPUs and %g CPUs", len(self._workers), gpus, self._cpus)
         return ray
