@@ -25,8 +25,8 @@ from nncift.features.features import stored_features
 from nncift.features.sources import FeatureSources
 from nncift.influence.catalogue import is_factored
 from nncift.run.folder import RunFolder
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation
 
 
 def shares(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:

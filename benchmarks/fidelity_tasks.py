@@ -14,9 +14,9 @@ from nncift.features.features import Features
 from nncift.labels.design import ROWS_PER_TARGET, deal, plan_pairs
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.table import ObjectiveOptions
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.4)  # of all pairs, labelled
 ROWS = (48, 100)  # pool samples, labelled on every target

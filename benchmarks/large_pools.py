@@ -22,8 +22,8 @@ import numpy as np
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.parts import of_targets
 from nncift.matrix.selectors import row_slices
-from nncift.selection.maximizers import maximize
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.maximizers.table import maximize
+from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 
 WIDTH, CLUSTERS, BLOCK = 128, 200, 1 << 16
 CHOICES = {

@@ -14,9 +14,9 @@ from scipy.cluster.vq import kmeans2
 from scipy.stats import rankdata
 
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.table import ObjectiveOptions
 
 
 @dataclass(frozen=True)

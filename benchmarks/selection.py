@@ -40,9 +40,9 @@ from nncift.matrix.planning import planned_choice
 from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.selection.certificate import pairs_for_bound
-from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.table import ObjectiveOptions
 from pair_scoring import estimated, towers
 from pair_scoring import main as score_pairs
 

@@ -31,8 +31,8 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.static_encoder import StaticEncoder
 from nncift.run.files import fingerprint, read_array, write_array
 from nncift.selection.first_cut import most_similar, representative
-from nncift.selection.maximizers import maximize
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.maximizers.table import maximize
+from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 
 BUDGETS = (0.01, 0.05, 0.1)
 NO_MODEL = ("embedding-similarity", "bm25")

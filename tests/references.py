@@ -286,7 +286,7 @@ def lossval(
 
 
 def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[int], *, eta: float, nu: float) -> float:
-    """The value of a subset (`nncift.selection.objectives`), term by term."""
+    """The value of a subset (`nncift.selection.objectives.table`), term by term."""
     s, s_known = np.maximum(entries, 0).astype(float), np.maximum(known, 0).astype(float)
     covered = [max((s[i, j] for i in subset), default=0.0) for j in range(s.shape[1])]
     if name == "facility-location":

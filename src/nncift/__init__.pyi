@@ -43,11 +43,11 @@ from .pipeline.select import select as select
 from .proof.compare import compare as compare
 from .proof.evaluate import evaluate as evaluate
 from .report.html import write_report as write_report
-from .selection.coverage import FacilityLocation as FacilityLocation
-from .selection.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain
-from .selection.coverage import FacilityLocationMutualInformation as FacilityLocationMutualInformation
-from .selection.greedy import lazy_greedy as lazy_greedy
-from .selection.objectives import ObjectiveOptions as ObjectiveOptions
+from .selection.maximizers.greedy import lazy_greedy as lazy_greedy
+from .selection.objectives.coverage import FacilityLocation as FacilityLocation
+from .selection.objectives.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain
+from .selection.objectives.coverage import FacilityLocationMutualInformation as FacilityLocationMutualInformation
+from .selection.objectives.table import ObjectiveOptions as ObjectiveOptions
 from .selection.selection import Selection as Selection
 
 __version__: str

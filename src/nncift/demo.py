@@ -34,8 +34,8 @@ from nncift.run.files import cache_folder, read_json, write_json
 from nncift.run.folder import RunFolder
 from nncift.run.progress import in_terminal
 from nncift.run.records import percent
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:

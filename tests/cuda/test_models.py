@@ -26,8 +26,8 @@ from nncift.models.loading import default_dtype
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.token_gradients import token_factors
 from nncift.run.registry import resolve
-from nncift.selection.coverage import ConcaveCover, FacilityLocation, FacilityLocationMutualInformation
-from nncift.selection.greedy import lazy_greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation, FacilityLocationMutualInformation
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training
 

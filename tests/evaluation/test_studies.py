@@ -8,7 +8,7 @@ import pytest
 from nncift.evaluation.studies import LABELS, SETTINGS, SUBSETS, Exact, Point, measure, points, summarise
 from nncift.features.features import Features
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.coverage import FacilityLocation
+from nncift.selection.objectives.coverage import FacilityLocation
 
 
 def exact(n: int = 60, m: int = 40, **changes) -> Exact:

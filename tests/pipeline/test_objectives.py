@@ -15,7 +15,7 @@ from nncift.errors import ConfigError
 from nncift.pipeline.configure import make_config
 from nncift.pipeline.plan import plan
 from nncift.report.terminal import summary_text
-from nncift.selection import partitioned_greedy
+from nncift.selection.maximizers import partitioned_greedy
 
 BM25 = {"influence": "bm25", "budget": 12}
 

@@ -27,9 +27,9 @@ from nncift.pipeline.context import Run
 from nncift.pipeline.verify import best_influence, first_measured, overlaid
 from nncift.report.terminal import summary_text
 from nncift.run.folder import RunFolder
-from nncift.selection.coverage import FacilityLocationMutualInformation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocationMutualInformation
+from nncift.selection.objectives.table import ObjectiveOptions
 
 EVERY = slice(None)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection.certificate import BoundOnBest, Certificate, pairs_for_bound
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import COMPARES_FEATURES, OBJECTIVES, ObjectiveOptions, make_objective
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.table import COMPARES_FEATURES, OBJECTIVES, ObjectiveOptions, make_objective
 from nncift.selection.relaxation import relaxation_of
 
 NEAR = 1e-5  # of float32 sums

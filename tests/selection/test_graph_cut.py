@@ -12,14 +12,14 @@ from scipy.sparse import csr_array
 
 import references
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection import graph_cut_greedy as contenders
 from nncift.selection.certificate import BoundOnBest
-from nncift.selection.feature_kernel import FeatureKernel
-from nncift.selection.graph_cut import GraphCut, GraphCutRelaxation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.log_determinant import WIDEST, LogDeterminant
-from nncift.selection.maximizers import maximize
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers import graph_cut_greedy as contenders
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.maximizers.table import maximize
+from nncift.selection.objectives.feature_kernel import FeatureKernel
+from nncift.selection.objectives.graph_cut import GraphCut, GraphCutRelaxation
+from nncift.selection.objectives.log_determinant import WIDEST, LogDeterminant
+from nncift.selection.objectives.table import ObjectiveOptions
 
 
 def points(n: int, d: int = 6, seed: int = 0) -> np.ndarray:

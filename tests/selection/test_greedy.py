@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection import greedy
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import COMPARES_FEATURES, OBJECTIVES, ObjectiveOptions, make_objective
+from nncift.selection.maximizers import greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.table import COMPARES_FEATURES, OBJECTIVES, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
 from nncift.selection.groups import Admission, GroupLimits, Groups
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation
 
 FREE = 2**62
 

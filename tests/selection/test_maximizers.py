@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.parts import of_targets
-from nncift.selection import partitioned_greedy, sampled_greedy
-from nncift.selection.coverage import FacilityLocation
-from nncift.selection.greedy import lazy_greedy
 from nncift.selection.groups import GroupLimits, Groups
-from nncift.selection.maximizers import MAXIMIZERS, maximize, planned_passes
-from nncift.selection.objectives import OBJECTIVES, ObjectiveOptions, make_objective
+from nncift.selection.maximizers import partitioned_greedy, sampled_greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.maximizers.table import MAXIMIZERS, maximize, planned_passes
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.table import OBJECTIVES, ObjectiveOptions, make_objective
 
 N = 300
 OWN = [name for name in OBJECTIVES if not name.endswith(("information", "gain"))]  # that need nothing more

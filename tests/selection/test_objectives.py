@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import references
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection import objectives
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import COMPARES_FEATURES, OBJECTIVES, Objective, ObjectiveOptions, make_objective
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives import table as objectives
+from nncift.selection.objectives.table import COMPARES_FEATURES, OBJECTIVES, Objective, ObjectiveOptions, make_objective
 
 PLAIN, MUTUAL, CONDITIONAL, CONCAVE, MEAN, GRAPH_CUT, LOG_DETERMINANT = OBJECTIVES
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
 from nncift.matrix.sparse import sparsified
-from nncift.selection.coverage import ConcaveCover, FacilityLocation
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions, make_objective
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation
+from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 
 NAMES = [f"facility-location{form}" for form in ("", "-mutual-information", "-conditional-gain")]
 

@@ -20,8 +20,8 @@ from nncift.evaluation.metrics import measures
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import Objective
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.table import Objective
 
 LABELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the samples of each side
 SUBSETS = (0.05, 0.1, 0.3, 0.5)  # of the pool, chosen

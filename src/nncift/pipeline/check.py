@@ -19,8 +19,8 @@ from nncift.pipeline.label import check_labels
 from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
 from nncift.selection.budget import check_shortlist
-from nncift.selection.maximizers import check_maximizer
-from nncift.selection.objectives import COMPARES_FEATURES, GRAPH_CUT, Objective, ObjectiveOptions, make_objective
+from nncift.selection.maximizers.table import check_maximizer
+from nncift.selection.objectives.table import COMPARES_FEATURES, GRAPH_CUT, Objective, ObjectiveOptions, make_objective
 
 if TYPE_CHECKING:
     from nncift.influence.base import InfluenceFunction

@@ -18,8 +18,8 @@ from nncift.run.costs import PlannedCost
 from nncift.run.files import read_array, write_array
 from nncift.run.vectors import read_vectors
 from nncift.selection.certificate import pairs_for_bound
-from nncift.selection.maximizers import maximize, planned_passes
-from nncift.selection.objectives import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective
+from nncift.selection.maximizers.table import maximize, planned_passes
+from nncift.selection.objectives.table import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 from nncift.selection.served import targets_served
 

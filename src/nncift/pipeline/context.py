@@ -37,7 +37,7 @@ from nncift.run.executors.base import computing_with
 from nncift.run.files import read_array, write_array
 from nncift.run.folder import RunFolder
 from nncift.selection.budget import Budget, count_tokens
-from nncift.selection.modular import MeanInfluence
+from nncift.selection.objectives.modular import MeanInfluence
 
 if TYPE_CHECKING:
     from nncift.data.sources import SourceLike

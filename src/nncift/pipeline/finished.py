@@ -31,7 +31,7 @@ from nncift.pipeline.influences import make_influence
 from nncift.run.files import read_array, read_json, refuse_damaged
 from nncift.run.folder import RunFolder
 from nncift.run.vectors import read_vectors
-from nncift.selection.objectives import Objective, ObjectiveOptions, make_objective
+from nncift.selection.objectives.table import Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:

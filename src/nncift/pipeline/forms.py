@@ -15,9 +15,9 @@ from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.run.amounts import size_text
 from nncift.run.records import percent
-from nncift.selection.coverage import COVERAGE, FacilityLocation
-from nncift.selection.maximizers import Make
-from nncift.selection.objectives import COMPARES_FEATURES, find_objective
+from nncift.selection.maximizers.table import Make
+from nncift.selection.objectives.coverage import COVERAGE, FacilityLocation
+from nncift.selection.objectives.table import COMPARES_FEATURES, find_objective
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import ENOUGH, Sparseness
 

@@ -29,7 +29,7 @@ from nncift.pipeline.options import GROUPS
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_array, read_json, read_tensors, take_file, write_array, write_json
 from nncift.run.vectors import read_vectors
-from nncift.selection.objectives import GRAPH_CUT, OBJECTIVES, Objective
+from nncift.selection.objectives.table import GRAPH_CUT, OBJECTIVES, Objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from nncift.proof.trials import Bench
 from nncift.run.amounts import parse_budget
 from nncift.run.progress import in_terminal
 from nncift.selection.budget import Budget, check_shortlist
-from nncift.selection.objectives import find_objective
+from nncift.selection.objectives.table import find_objective
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -25,7 +25,7 @@ from nncift.run.costs import Costs
 from nncift.run.files import read_array, remove, write_array
 from nncift.run.folder import LabelFolder, RunFolder
 from nncift.selection.budget import Budget
-from nncift.selection.greedy import lazy_greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nncift.run.records import BETTER, Fidelity, counted, percent
-from nncift.selection.coverage import FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
 
 
 def warnings_of(

@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
-from nncift.selection.coverage import COVERAGE
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives.coverage import COVERAGE
+from nncift.selection.objectives.table import Objective
 from nncift.selection.relaxation import Relaxation, relaxation_of
 
 _ENOUGH = 0.99  # of the best value: no closer bound is sought

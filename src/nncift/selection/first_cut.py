@@ -26,9 +26,9 @@ from nncift.data.near_duplicates import centres_of
 from nncift.matrix import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
-from nncift.selection.coverage import FacilityLocation, FacilityLocationConditionalGain
-from nncift.selection.greedy import lazy_greedy
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationConditionalGain
+from nncift.selection.objectives.table import ObjectiveOptions
 
 MOST_TARGETS = 1 << 14
 """Targets that take turns; of more, so many at random."""

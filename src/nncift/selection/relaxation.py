@@ -29,15 +29,15 @@ import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
-from nncift.selection.coverage import (
+from nncift.selection.objectives.coverage import (
     ConcaveCover,
     FacilityLocation,
     FacilityLocationConditionalGain,
     FacilityLocationMutualInformation,
 )
-from nncift.selection.graph_cut import GraphCut, GraphCutRelaxation
-from nncift.selection.log_determinant import LogDeterminant, LogDeterminantRelaxation
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives.graph_cut import GraphCut, GraphCutRelaxation
+from nncift.selection.objectives.log_determinant import LogDeterminant, LogDeterminantRelaxation
+from nncift.selection.objectives.table import Objective
 
 _STEP, _DEFLECTION, _PATIENCE = 0.7, 0.5, 2  # of Polyak's step; steps without a smaller bound before it is halved
 _LEAST_COVERAGE = 1e-3  # of the mean: the root has no tangent at 0

@@ -21,8 +21,8 @@ from __future__ import annotations
 import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.feature_kernel import FeatureKernel
-from nncift.selection.objectives import ObjectiveOptions, checked_weight
+from nncift.selection.objectives.feature_kernel import FeatureKernel
+from nncift.selection.objectives.table import ObjectiveOptions, checked_weight
 
 
 class GraphCut:

@@ -25,15 +25,15 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.run.registry import suggest
 from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
-from nncift.selection.graph_cut import GraphCut, GraphCutRelaxation
-from nncift.selection.graph_cut_greedy import graph_cut_greedy
-from nncift.selection.greedy import lazy_greedy
 from nncift.selection.groups import GroupLimits
-from nncift.selection.modular import MeanInfluence
-from nncift.selection.objectives import SUMS_OVER_TARGETS, Objective
-from nncift.selection.partitioned_greedy import PART, partitioned_greedy
+from nncift.selection.maximizers.graph_cut_greedy import graph_cut_greedy
+from nncift.selection.maximizers.greedy import lazy_greedy
+from nncift.selection.maximizers.partitioned_greedy import PART, partitioned_greedy
+from nncift.selection.maximizers.sampled_greedy import EPSILON, stochastic_greedy, threshold_greedy
+from nncift.selection.objectives.graph_cut import GraphCut, GraphCutRelaxation
+from nncift.selection.objectives.modular import MeanInfluence
+from nncift.selection.objectives.table import SUMS_OVER_TARGETS, Objective
 from nncift.selection.room import Task
-from nncift.selection.sampled_greedy import EPSILON, stochastic_greedy, threshold_greedy
 from nncift.selection.selection import Selection
 
 Chosen = tuple[list[int], list[float]]

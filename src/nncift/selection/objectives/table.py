@@ -26,13 +26,13 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.registry import resolve
 
 OBJECTIVES = {
-    "facility-location": "nncift.selection.coverage:FacilityLocation",
-    "facility-location-mutual-information": "nncift.selection.coverage:FacilityLocationMutualInformation",
-    "facility-location-conditional-gain": "nncift.selection.coverage:FacilityLocationConditionalGain",
-    "concave-cover": "nncift.selection.coverage:ConcaveCover",
-    "mean-influence": "nncift.selection.modular:MeanInfluence",
-    "graph-cut": "nncift.selection.graph_cut:GraphCut",
-    "log-determinant": "nncift.selection.log_determinant:LogDeterminant",
+    "facility-location": "nncift.selection.objectives.coverage:FacilityLocation",
+    "facility-location-mutual-information": "nncift.selection.objectives.coverage:FacilityLocationMutualInformation",
+    "facility-location-conditional-gain": "nncift.selection.objectives.coverage:FacilityLocationConditionalGain",
+    "concave-cover": "nncift.selection.objectives.coverage:ConcaveCover",
+    "mean-influence": "nncift.selection.objectives.modular:MeanInfluence",
+    "graph-cut": "nncift.selection.objectives.graph_cut:GraphCut",
+    "log-determinant": "nncift.selection.objectives.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
 FACILITY_LOCATION, MUTUAL_INFORMATION, CONDITIONAL_GAIN, CONCAVE_COVER, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
@@ -92,7 +92,7 @@ def make_objective(name: str | None, matrix: InfluenceMatrix, options: Objective
             f"`objective` {name} cannot be made ({error})", "it is called with the matrix and ObjectiveOptions"
         ) from error
     if not isinstance(objective, Objective):
-        raise ConfigError(f"`objective` {name} gives no objective", "see nncift.selection.objectives.Objective")
+        raise ConfigError(f"`objective` {name} gives no objective", "see nncift.selection.objectives.table.Objective")
     return objective
 
 

@@ -30,9 +30,9 @@ from nncift.errors import ConfigError
 from nncift.matrix.lazy import CoverageQueue
 from nncift.run.progress import drawn
 from nncift.selection.certificate import BoundOnBest, Certificate, confidence_of, is_sparse, without_bound
-from nncift.selection.coverage import coverage_terms
 from nncift.selection.groups import Admission, GroupLimits
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives.coverage import coverage_terms
+from nncift.selection.objectives.table import Objective
 from nncift.selection.selection import Selection
 
 _FIRST_BATCH = 48  # candidates evaluated together at first: four groups of the kernel's rows for each of two threads

@@ -14,7 +14,7 @@ from nncift.errors import ConfigError
 from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
-from nncift.selection.objectives import (
+from nncift.selection.objectives.table import (
     CONCAVE_COVER,
     CONDITIONAL_GAIN,
     FACILITY_LOCATION,

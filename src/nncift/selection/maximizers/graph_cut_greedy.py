@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.run.progress import drawn
-from nncift.selection.graph_cut import GraphCut
+from nncift.selection.objectives.graph_cut import GraphCut
 from nncift.selection.room import Room, Task
 
 _NUMBERS = 1 << 23  # of the contenders' vectors in memory, at most: 32 MB

@@ -10,7 +10,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.objectives.table import ObjectiveOptions
 
 
 class MeanInfluence:

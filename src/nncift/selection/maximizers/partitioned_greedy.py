@@ -20,11 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.run.progress import drawn
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives.table import Objective
 from nncift.selection.room import Task
 
 if TYPE_CHECKING:
-    from nncift.selection.maximizers import Chosen, Make
+    from nncift.selection.maximizers.table import Chosen, Make
 
 PART = 1 << 16  # samples of a part, at most
 _SPARE = 2.0

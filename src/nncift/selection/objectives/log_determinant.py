@@ -19,8 +19,8 @@ import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.quadratic_forms import quadratic_forms
-from nncift.selection.feature_kernel import FeatureKernel
-from nncift.selection.objectives import ObjectiveOptions
+from nncift.selection.objectives.feature_kernel import FeatureKernel
+from nncift.selection.objectives.table import ObjectiveOptions
 
 WIDEST = 512
 

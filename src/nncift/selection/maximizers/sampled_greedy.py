@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.run.progress import drawn
-from nncift.selection.objectives import Objective
+from nncift.selection.objectives.table import Objective
 from nncift.selection.room import Room, Task
 
 EPSILON = 0.02

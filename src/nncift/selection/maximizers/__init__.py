@@ -1,0 +1,1 @@
+"""How a choice is made: lazy, sampled, threshold and partitioned greedy; `table` names them."""
