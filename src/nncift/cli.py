@@ -43,7 +43,7 @@ def _command(
     "nncift select pool.jsonl --target task.jsonl --influence less --output runs/less",
     "nncift select pool.parquet --budget 2Mtok --influence delift --labels 15m --exclude test.jsonl --dry-run",
     "nncift select new.jsonl --network runs/less --budget 0.05 --output runs/new",
-    "nncift select new.jsonl --labels 0 --target task.jsonl --output runs/zero",
+    "nncift select new.jsonl --target task.jsonl --influence less --labels 0 --output runs/zero",
     "nncift select new.jsonl --known trained-on.jsonl --budget 0.1 --output runs/continual",
     "nncift select --from runs/alpaca --budget 0.2",
     "nncift select --from runs/alpaca --append new.jsonl --output runs/grown",
