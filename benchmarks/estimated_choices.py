@@ -1,0 +1,149 @@
+"""Does a choice by estimated LESS, or from a measured shortlist, train as well as one by exact LESS?
+
+On the samples of the committed outcomes.
+
+    python benchmarks/estimated_choices.py --budgets 6 12               # resumes; several processes share the work
+    python benchmarks/estimated_choices.py --budgets 6 12 --verify 2    # chosen by exact values from a shortlist
+    python benchmarks/estimated_choices.py --budgets 6 12 --verify 2 --sketch    # of gradient-sketch, without labels
+
+120 pool rows; the ten targets of one family at a time. A quarter of the rows is labelled on these targets, and an
+InfluenceNetwork estimates the others, as in a run; labelled rows keep their exact values. The objective is the
+default's, the mutual-information form of facility location. The model is trained on both choices as the outcomes were,
+and the losses of the targets are compared, paired, with a 95 % interval by Student's t over the ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import t
+
+from fidelity import read_features
+from fidelity_methods import ours
+from fidelity_tasks import Sides, grid
+from nncift.features.features import Features
+from nncift.models.language_model import LanguageModel
+from objective_choices import Problem, facility_location
+from objectives import Samples, Trainings
+
+SHARE = 0.25  # of the pool rows that are labelled
+
+
+def labelled_rows(n: int, seed: int) -> np.ndarray:
+    """A share of n rows, ascending."""
+    return np.sort(np.random.default_rng([seed, 5]).permutation(n)[: round(SHARE * n)])
+
+
+def estimates(influence: np.ndarray, features: Sides, columns: np.ndarray, seed: int) -> np.ndarray:
+    """Influence on some targets: exact of a share of the rows, estimated of the others, (n_pool, len(columns))."""
+    rows = labelled_rows(len(influence), seed)
+    pool, target = features[0], Features({name: block[columns] for name, block in features[1].blocks.items()})
+    values = ours(pool, target, grid(influence[:, columns], rows, np.arange(len(columns))), seed).astype(np.float64)
+    values[rows] = influence[np.ix_(rows, columns)]
+    return values
+
+
+def chosen(values: np.ndarray, samples: Samples, budget: int) -> tuple[int, ...]:
+    """The rows that the default objective takes, ascending."""
+    rows = facility_location(Problem(values, None, samples.features, budget), "raw", mutual=True)
+    return tuple(sorted(rows.tolist()))
+
+
+def verified(
+    values: np.ndarray, exact: np.ndarray, samples: Samples, budget: int, times: float, labelled: np.ndarray
+) -> tuple[int, ...]:
+    """What it takes by exact values from the labelled rows and those that it would take first by other values."""
+    rows = np.union1d(chosen(values, samples, round(times * budget)), labelled).astype(np.int64)
+    return tuple(sorted(rows[list(chosen(exact[rows], samples, budget))].tolist()))
+
+
+@dataclass(frozen=True)
+class Way:
+    """How rows are chosen without the exact values of all.
+
+    Attributes:
+        sketch: by gradient-sketch, without labels, instead of estimates from labels.
+        times: size of the shortlist that is measured exactly, in budgets; 0 without one.
+    """
+
+    sketch: bool
+    times: float
+
+    def choose(self, samples: Samples, features: Sides, columns: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
+        """The rows for some targets, ascending."""
+        influence = samples.influence("less").on_target
+        if self.sketch:
+            values, labelled = samples.influence("sketch").on_target[:, columns], np.zeros(0, np.int64)
+        else:
+            values, labelled = estimates(influence, features, columns, seed), labelled_rows(len(influence), seed)
+        if not self.times:
+            return chosen(values, samples, budget)
+        return verified(values, influence[:, columns], samples, budget, self.times, labelled)
+
+
+def trained(store: Trainings, rows: tuple[int, ...], family: str) -> np.ndarray:
+    """The drops of all targets' losses, trained where they are not there, (n_target,)."""
+    if store.drops(rows, family) is None:
+        store.train(rows, family, wait=True)
+    found = store.drops(rows, family)
+    assert found is not None
+    return found
+
+
+def line(name: str, differences: np.ndarray, common: float) -> bool:
+    """Print one comparison of losses; whether the estimate is no worse."""
+    n, mean = len(differences), float(differences.mean())
+    half = float(t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    verdict = "tie" if abs(mean) <= half else "worse" if mean > 0 else "better"
+    shared = "" if np.isnan(common) else f"{common:.0%}"
+    print(f"| {name} | {n} | {shared} | {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] | {verdict} |", flush=True)
+    return verdict != "worse"
+
+
+def compare(samples: Samples, store: Trainings, features: Sides, budget: int, seeds: Sequence[int], way: Way) -> None:
+    """Print a table of the families."""
+    influence = samples.influence("less").on_target
+    print(f"\n{budget} rows\n\n| target | targets | rows in common | loss beyond that of exact LESS | |")
+    print("|---|---|---|---|---|")
+    every, passed, number = [], 0, 0
+    for family in np.unique(samples.of_target):
+        columns = np.flatnonzero(samples.of_target == family)
+        exact = chosen(influence[:, columns], samples, budget)
+        for seed in seeds:
+            other = way.choose(samples, features, columns, budget, seed)
+            difference = (trained(store, exact, family) - trained(store, other, family))[columns]
+            name = family if way.sketch else f"{family}, labels {seed}"
+            passed += line(name, difference, len({*exact} & {*other}) / budget)
+            number += 1
+            every.append(difference)
+    line("all", np.concatenate(every), float("nan"))
+    print(f"tie or better in {passed} of {number}")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[6, 12], help="rows of 120")
+    parser.add_argument("--label-seeds", nargs="+", type=int, default=[0], help="which rows are labelled")
+    parser.add_argument("--verify", type=float, default=0, help="size of the shortlist, in budgets; none unless given")
+    parser.add_argument("--sketch", action="store_true", help="choose by gradient-sketch instead of estimates")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = LanguageModel.load("embedded")
+    samples = Samples(model, options.folder)
+    features = read_features(samples.pool, samples.target, "truth", options.folder, model)
+    store = Trainings(samples, options.folder, [0])
+    seeds = [0] if options.sketch else options.label_seeds
+    for budget in options.budgets:
+        compare(samples, store, features, budget, seeds, Way(options.sketch, options.verify))
+
+
+if __name__ == "__main__":
+    main()
