@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nncift.cli import _as_typed, main
-from nncift.pipeline.options import GROUPS
+from nncift.pipeline.configuration.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
@@ -95,7 +95,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
-    monkeypatch.setattr("nncift.pipeline.read.read_pool", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("nncift.pipeline.inputs.read.read_pool", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["select", str(pool), "--output", str(tmp_path / "run")])
 

@@ -64,13 +64,13 @@ def select(
         dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
         quiet: No progress bars.
     """
-    from nncift.pipeline.paths import check_paths
+    from nncift.pipeline.configuration.paths import check_paths
 
     if options is None:
         raise ConfigError("`pool` is empty", "give a file, a folder or a hub id")
     check_paths(options)
 
-    from nncift.pipeline.configure import make_config
+    from nncift.pipeline.configuration.configure import make_config
     from nncift.run.progress import in_terminal
 
     given = dict(options.given)  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def pretrain(
         device: cuda, mps or cpu; the best there is by default.
         quiet: No progress bars.
     """
-    from nncift.pipeline.paths import check_paths
+    from nncift.pipeline.configuration.paths import check_paths
 
     if pool is not None:
         check_paths(Config(pool))
@@ -203,7 +203,7 @@ def report(run: str) -> None:
     """
     if not run or not Path(run).is_dir():  # before the imports, which take seconds
         raise RunError(f"there is no folder {run!r}", "give the folder of a finished run or comparison")
-    from nncift.pipeline.redraw import redraw
+    from nncift.pipeline.earlier_runs.redraw import redraw
     from nncift.proof.pages import write_again
 
     print(printable(write_again(run) or redraw(run)))

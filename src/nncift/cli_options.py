@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter, Token
 
 from nncift.config import Config
 from nncift.errors import ConfigError
-from nncift.pipeline.options import GROUPS
+from nncift.pipeline.configuration.options import GROUPS
 from nncift.run.quotas import rule_texts
 
 NAMES = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}

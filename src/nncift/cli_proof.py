@@ -131,7 +131,7 @@ def compare(
         dry_run: Print what would be trained and what it would cost, and do nothing.
         quiet: No progress bars.
     """
-    from nncift.pipeline.paths import check_paths
+    from nncift.pipeline.configuration.paths import check_paths
 
     check_paths(select)
     from nncift.proof.compare import compare as run_comparison

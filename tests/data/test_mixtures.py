@@ -13,7 +13,7 @@ from nncift.cli import main
 from nncift.config import Config
 from nncift.data.pool import load_pool, read_pool
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.pipeline.configure import make_config
+from nncift.pipeline.configuration.configure import make_config
 from nncift.selection.selection import Selection
 
 

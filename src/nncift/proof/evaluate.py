@@ -19,7 +19,7 @@ from nncift.config import Config
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.comparisons import adjust
 from nncift.models.spec import ModelSpec
-from nncift.pipeline.precision import settled
+from nncift.pipeline.components.precision import settled
 from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap

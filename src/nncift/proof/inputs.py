@@ -16,10 +16,10 @@ from nncift.data.memory import repeatable
 from nncift.data.pool import read_pool
 from nncift.errors import ConfigError
 from nncift.influence.catalogue import is_factored
-from nncift.pipeline.configure import make_config, sources_of
-from nncift.pipeline.exact import estimation_of
-from nncift.pipeline.options import ESTIMATION
-from nncift.pipeline.precision import settled
+from nncift.pipeline.choosing.exact import estimation_of
+from nncift.pipeline.components.precision import settled
+from nncift.pipeline.configuration.configure import make_config, sources_of
+from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.proof.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
