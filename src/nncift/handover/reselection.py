@@ -30,9 +30,9 @@ from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
-from nncift.models.chats import chunks
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chats import chunks
 from nncift.pipeline.choosing.choose import pick
 from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.pipeline.components.influences import make_influence

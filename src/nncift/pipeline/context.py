@@ -22,8 +22,8 @@ from nncift.influence.base import InfluenceFunction, Setup
 from nncift.labels.design import costs_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
-from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.models.text.chats import any_turns
 from nncift.pipeline.choosing.arrange import make_difficulty
 from nncift.pipeline.choosing.exact import refuse_estimation, trial_vectors
 from nncift.pipeline.components.influences import default_features, feature_model, make_influence

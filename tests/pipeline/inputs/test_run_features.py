@@ -20,9 +20,9 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.features.base import read_source
 from nncift.features.language_model import LanguageModelFeatures
 from nncift.features.sources import SketchSettings
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import encode_examples
 from pipeline_runs import arithmetic
 
 

@@ -19,7 +19,7 @@ from nncift.influence.base import InfluenceFunction
 from nncift.labels.rates import abridged
 from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
-from nncift.models.chats import chunks
+from nncift.models.text.chats import chunks
 from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.pipeline.earlier_runs.growing import first_vectors, joined_blocks, share_computed
 from nncift.pipeline.learning.measure import describe_once, keep_description, note_cut

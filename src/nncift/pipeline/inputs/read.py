@@ -9,7 +9,7 @@ from nncift.data.pool import ReadOptions, read_pool
 from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
-from nncift.models.screening import ExampleScreen, RowScreen, Screen
+from nncift.models.text.screening import ExampleScreen, RowScreen, Screen
 from nncift.run.checksums import checksums_of, content_hash, forget
 from nncift.run.files import remove, take_file
 from nncift.run.folder import RunFolder

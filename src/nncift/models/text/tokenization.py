@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from nncift.errors import ModelError, first_line
-from nncift.models.chats import Turn, with_arguments_read, with_calls_as_text, with_tools
 from nncift.models.loading import load_tokenizer
+from nncift.models.text.chats import Turn, with_arguments_read, with_calls_as_text, with_tools
 
 PLAIN_INSTEAD = 'set `wording` to "plain"'
 

@@ -11,11 +11,11 @@ import torch
 import references
 from builders import chat, chat_rows, samples
 from nncift.errors import ModelError
-from nncift.models.chat_prompts import ChatPrompts
-from nncift.models.chats import any_turns, conversations, mean_over_turns
-from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PlainPrompts, PromptTemplate
+from nncift.models.text.chat_prompts import ChatPrompts
+from nncift.models.text.chats import any_turns, conversations, mean_over_turns
+from nncift.models.text.examples import encode_examples, response_losses
+from nncift.models.text.prompts import PlainPrompts, PromptTemplate
 
 CALL = {"id": "c0", "type": "function", "function": {"name": "tide", "arguments": '{"harbour": 1}'}}
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}]

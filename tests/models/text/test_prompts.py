@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 
 from builders import chat, named, samples
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.models.chat_prompts import ChatPrompts, choose_prompts
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PlainPrompts, PromptTemplate
+from nncift.models.text.chat_prompts import ChatPrompts, choose_prompts
+from nncift.models.text.prompts import PlainPrompts, PromptTemplate
 
 ROWS = named([("one two", "three"), ("four", "five six")], "x")
 

@@ -20,9 +20,9 @@ from nncift.influence.gradients.gradient_similarity import GradientSimilarity
 from nncift.influence.gradients.less import Less
 from nncift.influence.ifd import IFD
 from nncift.influence.selectit import SelectIT
-from nncift.models.chats import Conversation, conversations
-from nncift.models.screening import ExampleScreen, RowScreen
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chats import Conversation, conversations
+from nncift.models.text.screening import ExampleScreen, RowScreen
 
 LONG = {"id": "long", "prompt": "why", "response": "so " * 200}
 FINE = {"id": "fine", "prompt": "word " * 300, "response": "because"}

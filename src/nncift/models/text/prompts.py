@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nncift.errors import ConfigError, DataError, ModelError, NNCIFTError
-from nncift.models.chats import Conversation, conversations
-from nncift.models.tokenization import Tokenization, surely_fits
+from nncift.models.text.chats import Conversation, conversations
+from nncift.models.text.tokenization import Tokenization, surely_fits
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 import torch
 
 from nncift.errors import ModelError, NNCIFTError
-from nncift.models.chats import Conversation, Style, conversations, plain_text
 from nncift.models.language_model import LanguageModel, response_positions
-from nncift.models.prompts import PLAIN, check_response, name_sample
-from nncift.models.tokenization import PLAIN_INSTEAD, Tokenization
+from nncift.models.text.chats import Conversation, Style, conversations, plain_text
+from nncift.models.text.prompts import PLAIN, check_response, name_sample
+from nncift.models.text.tokenization import PLAIN_INSTEAD, Tokenization
 from nncift.run.files import fingerprint
 
 if TYPE_CHECKING:

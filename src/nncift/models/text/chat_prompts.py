@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 from nncift.data.chats.messages import SYSTEM_ROLES, exchange
 from nncift.errors import ConfigError, DataError, ModelError
-from nncift.models.chats import Conversation, Style, Turn, with_tools
-from nncift.models.prompts import PlainPrompts, PromptedSample, Prompts, PromptTemplate, Query
-from nncift.models.tokenization import PLAIN_INSTEAD, Tokenization, surely_fits
+from nncift.models.text.chats import Conversation, Style, Turn, with_tools
+from nncift.models.text.prompts import PlainPrompts, PromptedSample, Prompts, PromptTemplate, Query
+from nncift.models.text.tokenization import PLAIN_INSTEAD, Tokenization, surely_fits
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from datasets import Dataset
 
 import references
 from nncift.errors import DataError
-from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples, response_losses
 
 CHAT = '[{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]'
 

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from nncift.data.schemas import Text
 from nncift.errors import DataError, ModelError
-from nncift.models.chat_prompts import ChatPrompts
-from nncift.models.chats import Conversation, Style
-from nncift.models.prompts import PlainPrompts, Prompts, PromptTemplate
 from nncift.models.spec import ModelSpec
-from nncift.models.tokenization import surely_fits
+from nncift.models.text.chat_prompts import ChatPrompts
+from nncift.models.text.chats import Conversation, Style
+from nncift.models.text.prompts import PlainPrompts, Prompts, PromptTemplate
+from nncift.models.text.tokenization import surely_fits
 from nncift.run.files import fingerprint
 
 
@@ -105,7 +105,11 @@ class ExampleScreen:
 
     def __call__(self, sample: Conversation) -> str | None:
         """As `Screen`."""
-        from nncift.models.examples import encode_samples, in_template, segments  # torch, which reading does not need
+        from nncift.models.text.examples import (  # torch, which reading does not need
+            encode_samples,
+            in_template,
+            segments,
+        )
 
         model, wording = self.spec.tokenization, self.spec.wording
         try:
