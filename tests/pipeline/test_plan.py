@@ -13,8 +13,8 @@ import pytest
 
 import nncift
 from builders import word_rows, write_rows
-from nncift.data.sampling import FirstRows
-from nncift.data.sources import open_source
+from nncift.data.sources.sampling import FirstRows
+from nncift.data.sources.sources import open_source
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline import plan as planning
 from nncift.pipeline.configuration.configure import make_config

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nncift.data.appending import EarlierPool, named
-from nncift.data.deduplication import Deduplication, Screen
+from nncift.data.cleaning.deduplication import Deduplication, Screen
+from nncift.data.cleaning.test_sets import TestSets
 from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.reader import Sample, Samples
-from nncift.data.sampling import RowEstimate
 from nncift.data.schemas import schemas_for
-from nncift.data.sources import Source, SourceLike, changed_file, open_source
-from nncift.data.test_sets import TestSets
+from nncift.data.sources.sampling import RowEstimate
+from nncift.data.sources.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.run.amounts import parse_bytes

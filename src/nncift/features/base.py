@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.memory import detached
+from nncift.data.sources.memory import detached
 from nncift.errors import ConfigError, DataError
 from nncift.features.assembly import Kept, drop_found, keep_found, write_features
 from nncift.features.cache import FeatureCache, Found, content_keys, settings_key

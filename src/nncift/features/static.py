@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.near_duplicates import unit
+from nncift.data.cleaning.near_duplicates import unit
 from nncift.models.encoder import mean_embeddings, sample_texts
 from nncift.models.static_encoder import StaticEncoder
 from nncift.models.text.chats import chunks

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.memory import detached
+from nncift.data.sources.memory import detached
 from nncift.errors import DataError, ModelError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs

@@ -40,7 +40,7 @@ from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.objectives.modular import MeanInfluence
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
     from nncift.estimator.network import InfluenceNetwork
     from nncift.selection.groups import Groups
 

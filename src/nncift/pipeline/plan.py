@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from nncift.config import Config, default_fields
 from nncift.data.facts import open_samples
-from nncift.data.sampling import FirstRows
-from nncift.data.sources import SourceLike, open_source
+from nncift.data.sources.sampling import FirstRows
+from nncift.data.sources.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
 from nncift.pipeline.check import check, trial_objective

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Unpack
 
-from nncift.data.memory import repeatable
+from nncift.data.sources.memory import repeatable
 from nncift.pipeline.check import check
 from nncift.pipeline.choosing.arrange import arrange
 from nncift.pipeline.choosing.choose import choose, estimate
@@ -31,7 +31,7 @@ from nncift.report.summary import write_summary
 from nncift.run.progress import in_terminal
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
     from nncift.influence.base import InfluenceFunction
     from nncift.matrix.matrix import InfluenceMatrix
     from nncift.selection.selection import Selection

@@ -45,7 +45,7 @@ from nncift.run.costs import Costs
 from nncift.run.files import read_array, read_json, write_array, write_json
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _DIFFICULTY = "difficulty of every row"  # in the costs
 

@@ -37,7 +37,7 @@ from nncift.selection.selection import Selection
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _INHERITED = (  # from the run, unless they are given
     *("model", "encoder", "dtype", "device", "batch_size", "max_length", "wording", "trust_remote_code", "seed"),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_DIFFICULTY, DEFAULT_INFLUENCE, Config, default_fields
-from nncift.data.memory import repeatable
 from nncift.data.pool import read_pool
+from nncift.data.sources.memory import repeatable
 from nncift.errors import ConfigError
 from nncift.influence.catalogue import is_factored
 from nncift.pipeline.choosing.exact import estimation_of
@@ -35,7 +35,7 @@ from nncift.selection.objectives.table import find_objective
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _UNLEARNED: dict[str, Any] = {
     **{"labels": None, "fidelity": None, "probes": None, "influence_options": None},

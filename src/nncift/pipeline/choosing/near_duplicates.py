@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.data.near_duplicates import EXACT, PROBES, NearDuplicates, find_near_duplicates
+from nncift.data.cleaning.near_duplicates import EXACT, PROBES, NearDuplicates, find_near_duplicates
 from nncift.data.rows import json_text
 from nncift.errors import ConfigError
 from nncift.features.cache import FeatureCache

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import DEFAULT_INFLUENCE, EXECUTION, Config
-from nncift.data.memory import is_table
-from nncift.data.sources import SourceLike, is_several, open_source
+from nncift.data.sources.memory import is_table
+from nncift.data.sources.sources import SourceLike, is_several, open_source
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.influence.catalogue import BUILT_IN, is_factored

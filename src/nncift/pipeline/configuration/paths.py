@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nncift.config import Config
-from nncift.data.sources import is_possible, open_source
+from nncift.data.sources.sources import is_possible, open_source
 from nncift.errors import ConfigError, DataError
 
 

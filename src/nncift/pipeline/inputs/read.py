@@ -16,7 +16,7 @@ from nncift.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from nncift.config import Config
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
     from nncift.pipeline.context import Run
     from nncift.pipeline.earlier_runs.takeover import EarlierRun
 

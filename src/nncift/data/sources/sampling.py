@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nncift.data.files.streams import PACKINGS, suffix
 from nncift.data.rows import Row
-from nncift.data.sources import Source
+from nncift.data.sources.sources import Source
 
 _FIRST = 1000  # rows that all count in an estimate
 _EACH = 100  # of those after them, one counts

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift.data import near_duplicates
-from nncift.data.near_duplicates import find_near_duplicates
+from nncift.data.cleaning import near_duplicates
+from nncift.data.cleaning.near_duplicates import find_near_duplicates
 from nncift.errors import ConfigError
 
 

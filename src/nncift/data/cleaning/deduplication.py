@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nncift.data.decontamination import Contamination
+from nncift.data.cleaning.decontamination import Contamination
+from nncift.data.cleaning.test_sets import sample_texts
 from nncift.data.reader import Sample, Samples, content_hash, short_hash
 from nncift.data.schemas import Text
-from nncift.data.test_sets import sample_texts
 from nncift.data.writer import PoolWriter
 from nncift.run.records import counted
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nncift.data.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
+from nncift.data.cleaning.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
 from nncift.data.pool import load_pool
 
 LONG = " ".join(f"w{i}" for i in range(NGRAM))

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nncift.data.chats.messages import BadRow, Values, content_text
-from nncift.data.decontamination import Contamination, Texts, words
+from nncift.data.cleaning.decontamination import Contamination, Texts, words
 from nncift.data.detection import Detector, field_names
 from nncift.data.reader import SHOWN, bad_rows_error, content_hash, own_id, short_hash
 from nncift.data.rows import Row
 from nncift.data.schemas import SCHEMAS, Schema, Text
-from nncift.data.sources import Source
+from nncift.data.sources.sources import Source
 from nncift.errors import DataError
 
 _QUESTIONS = {  # names of fields

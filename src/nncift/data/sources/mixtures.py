@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data.rows import Row, kind
-from nncift.data.sources import MIXTURE, Opening, Source, Stamp, hash_file, is_hub_name, is_possible, open_with
+from nncift.data.sources.sources import MIXTURE, Opening, Source, Stamp, hash_file, is_hub_name, is_possible, open_with
 from nncift.errors import DataError
 
 _KEYS = ("name", "path", "weight", "cap", "split")

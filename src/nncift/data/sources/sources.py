@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from nncift.data.files.formats import file_rows, is_known
 from nncift.data.files.streams import ROW_BYTES
-from nncift.data.folders import choose_split, resolve
-from nncift.data.memory import dataset_rows, is_table
 from nncift.data.rows import Row, is_unicode
+from nncift.data.sources.folders import choose_split, resolve
+from nncift.data.sources.memory import dataset_rows, is_table
 from nncift.errors import DataError, first_line
 from nncift.run.checksums import content_hash
 
@@ -103,7 +103,7 @@ def open_with(source: SourceLike, opening: Opening) -> Source:
     if isinstance(source, (str, Path)):
         return _open_path(source, opening)
     if is_several(source):
-        from nncift.data.mixtures import open_several
+        from nncift.data.sources.mixtures import open_several
 
         return open_several(source, opening)
     return _in_memory(source, opening)
@@ -126,7 +126,7 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
         return _open_folder(name, path, None, opening)
     if path.exists():
         if path.suffix.lower() in MIXTURE:
-            from nncift.data.mixtures import open_mixture
+            from nncift.data.sources.mixtures import open_mixture
 
             return open_mixture(path, name, opening)
         if opening.split is not None:

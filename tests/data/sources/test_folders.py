@@ -4,7 +4,7 @@ import pytest
 
 import nncift
 from builders import write_jsonl, write_text
-from nncift.data.sources import open_source
+from nncift.data.sources.sources import open_source
 from nncift.errors import DataError
 from nncift.run.folder import RunFolder
 

@@ -10,7 +10,7 @@ import pytest
 
 from builders import write_text
 from nncift.data.pool import load_pool
-from nncift.data.sources import open_source
+from nncift.data.sources.sources import open_source
 from nncift.errors import DataError, RunError
 
 
