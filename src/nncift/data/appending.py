@@ -19,7 +19,7 @@ from nncift.data.sources.sources import Source
 from nncift.data.writer import PoolWriter
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, refuse_damaged
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import chunks
 from nncift.run.executors.base import LOCAL, workers
 from nncift.run.files import read_json, write_json
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 from nncift.run.progress import already, drawn
 from nncift.run.shards import Arrays, Shards, TokenCounts
 

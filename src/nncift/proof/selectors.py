@@ -23,7 +23,8 @@ from nncift.pipeline.select import influence_of_all
 from nncift.run.amounts import Amount
 from nncift.run.costs import Costs
 from nncift.run.files import read_array, remove, write_array
-from nncift.run.folder import LabelFolder, RunFolder
+from nncift.run.folder import RunFolder
+from nncift.run.parts import LabelFolder
 from nncift.selection.budget import Budget
 from nncift.selection.maximizers.greedy import lazy_greedy
 

@@ -27,7 +27,8 @@ from nncift.pipeline.components.model_files import identities
 from nncift.pipeline.earlier_runs.growing import begins_with, samples_kept
 from nncift.run.checksums import verify
 from nncift.run.files import atomic_write, read_json, take_file, write_json
-from nncift.run.folder import LabelFolder, RunFolder
+from nncift.run.folder import RunFolder
+from nncift.run.parts import LabelFolder
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run

@@ -20,7 +20,7 @@ from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.pipeline.components.model_files import identities
 from nncift.run.checksums import checksums_of, text_hash
 from nncift.run.files import json_text, read_json, remove, write_json
-from nncift.run.folder import LabelFolder
+from nncift.run.parts import LabelFolder
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run
