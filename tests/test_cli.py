@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift.cli import _as_typed, main
+from nncift.cli import main
+from nncift.cli.messages import as_typed
 from nncift.pipeline.configuration.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
@@ -220,10 +221,10 @@ def test_modules_in_the_working_folder_are_found_by_the_installed_command(tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-def test_options_in_messages_are_as_typed():
+def test_options_in_messages_areas_typed():
     for name, typed in {"skip_bad_rows": "--skip-bad-rows", "influence_options": "--influence-option"}.items():
-        assert _as_typed(f"give `{name}`") == f"give {typed}"
-    assert _as_typed("set `wrap` to 1") == "set `wrap` to 1"
+        assert as_typed(f"give `{name}`") == f"give {typed}"
+    assert as_typed("set `wrap` to 1") == "set `wrap` to 1"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
-from nncift.cli_options import OUTPUT, options_class
+from nncift.cli.options import OUTPUT, options_class
 from nncift.config import Config
 from nncift.errors import printable
 from nncift.proof.options import CompareOptions, ProofOptions

@@ -1,31 +1,27 @@
-"""The command line: sub-commands made from Config; one-line errors, exit code 2."""
+"""The sub-commands, with their help."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
-import os
-import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-import cyclopts
 from cyclopts import App, Parameter
 
-from nncift import cli_diff, cli_explore, cli_handover, cli_machine, cli_proof
-from nncift.cli_options import NAMES, OUTPUT, Options, read_config_file, take_config_file
+from nncift.cli import diff, explore, handover, machine, proof
+from nncift.cli.messages import as_typed
+from nncift.cli.options import OUTPUT, Options
 from nncift.config import Config
-from nncift.errors import ConfigError, NNCIFTError, RunError, printable
+from nncift.errors import ConfigError, RunError, printable
 
 app = App(
     name="nncift",
     help="Find the small subset of instruction-tuning data worth fine-tuning a language model on.",
     version_flags=["--version"],
     help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `main` handles it
+    suppress_keyboard_interrupt=False,  # `entry.main` handles it
     default_parameter=Parameter(negative=()),
 )
 
@@ -81,7 +77,7 @@ def select(
             from nncift.pipeline.plan import plan
 
             planned = plan(made, progress=in_terminal() and not quiet)
-        print(_as_typed(planned))
+        print(as_typed(planned))
         if made.append:
             print(printable(f"Of the samples of {made.from_run} is deducted what holds there."))
         elif made.from_run is not None:
@@ -91,7 +87,7 @@ def select(
     from nncift.report.terminal import summary_text
 
     run(None if pool is None else made.pool, **given, progress=False if quiet else None)
-    print(_as_typed(summary_text(made.folder)))
+    print(as_typed(summary_text(made.folder)))
 
 
 @_command(
@@ -177,7 +173,7 @@ def pretrain(
         device=device,
         progress=False if quiet else None,
     )
-    print(_as_typed(summary_text(Path(output))))
+    print(as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))
     print(printable(f"Share it: nncift push {output} YOUR/NAME --only network"))
 
@@ -186,12 +182,12 @@ _command(
     "nncift evaluate runs/math --test gsm8k-test.jsonl",
     "nncift evaluate runs/math --test gsm8k-test.jsonl --against runs/random --seeds 3 --methods lora",
     "nncift evaluate runs/chat --test held-out.jsonl --judge gpt-5 --judge-url https://api.openai.com/v1",
-)(cli_proof.evaluate)
+)(proof.evaluate)
 _command(
     "nncift compare pool.jsonl --target task.jsonl --test test.jsonl --influence less,delift --budget 0.05,0.1",
     "nncift compare pool.jsonl --test test.jsonl --methods lora,icl --exact all --seeds 5 --dry-run",
     "nncift compare pool.jsonl --target task.jsonl --influence less --study labels,depth",
-)(cli_proof.compare)
+)(proof.compare)
 
 
 @_command("nncift report runs/alpaca")
@@ -209,18 +205,18 @@ def report(run: str) -> None:
     print(printable(write_again(run) or redraw(run)))
 
 
-_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(cli_diff.diff)
-_command("nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(cli_explore.explore)
+_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(diff.diff)
+_command("nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(explore.explore)
 
 _command(
     "nncift export runs/math --format trl --output train",
     "nncift export runs/math --format llama-factory --output LLaMA-Factory/data/math",
-)(cli_handover.export)
+)(handover.export)
 _command(
     "nncift push runs/math org/math-subset --private --license cc-by-4.0",
     "nncift push runs/less org/less-network --only network",
     "nncift push runs/math org/math-subset --to-folder upload",
-)(cli_handover.push)
+)(handover.push)
 
 
 @_command("nncift repair runs/alpaca")
@@ -247,50 +243,8 @@ def influences(name: str | None = None) -> None:
     print(overview() if name is None else explain(name))
 
 
-_command("nncift doctor", name=("doctor", "env"))(cli_machine.doctor)
-cli_machine.add_completion(app)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
-    _configure_libraries()
-    if "" not in sys.path:
-        sys.path.append("")  # the working folder, where "module:Class" may be: a script's path lacks it
-    try:
-        rest, file = take_config_file(list(sys.argv[1:] if arguments is None else arguments))
-        app.config = () if file is None else (_config_of(file),)
-        app(rest, exit_on_error=False, print_error=False)
-    except NNCIFTError as error:
-        _fail(str(error))
-    except cyclopts.CycloptsError as error:
-        _fail(f"{printable(error)} See nncift {_sub_command(rest)}--help.")
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python raises again when it flushes
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nnncift: stopped; the same command resumes from here.", file=sys.stderr)
-        sys.exit(130)
-
-
-def _config_of(file: Path) -> cyclopts.config.Dict:
-    return cyclopts.config.Dict(read_config_file(file), source=str(file), use_commands_as_keys=False)
-
-
-def _sub_command(arguments: list[str]) -> str:
-    """The sub-command that the arguments name, with a space; nothing where there is none."""
-    name = arguments[0] if arguments else ""
-    return f"{name} " if name in list(app) else ""
-
-
-def _as_typed(text: object) -> str:
-    """Options that a text names as Python does, in backticks, as they are typed on the command line."""
-    names = NAMES | cli_proof.NAMES | cli_explore.NAMES | cli_handover.NAMES
-    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), str(text))
-
-
-def _fail(message: str) -> None:
-    print(f"nncift: {_as_typed(message)}", file=sys.stderr)
-    sys.exit(2)
+_command("nncift doctor", name=("doctor", "env"))(machine.doctor)
+machine.add_completion(app)
 
 
 @contextlib.contextmanager
@@ -303,20 +257,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _configure_libraries() -> None:
-    """Settings that the libraries read when they are imported, where the user has made none.
-
-    Their progress bars and advice stay off the terminal. Threads that wait sleep: while they spin, as is the
-    default, another busy process makes a forward pass on two cores ten times slower.
-    """
-    for name, value in (
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("HF_HUB_VERBOSITY", "error"),
-        ("DATASETS_VERBOSITY", "error"),
-        ("OMP_WAIT_POLICY", "PASSIVE"),
-    ):
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it misses on a CPU, once peft has loaded it
