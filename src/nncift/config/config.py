@@ -3,16 +3,14 @@
 The types are not put off by `from __future__ import annotations`: the command line reads them from a sub-class.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from nncift.data.schemas import schemas_for
-from nncift.errors import ConfigError
+from nncift.config import checks
 from nncift.models.spec import DEFAULT_MODEL
-from nncift.run.amounts import parse_budget, parse_bytes, parse_labels
+from nncift.run.amounts import parse_budget, parse_bytes
 from nncift.run.naming import folder_of
 from nncift.run.quotas import parse_all_rules
 from nncift.run.validation import check_types
@@ -211,14 +209,16 @@ class Config:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # as of a shell variable that is not set
-            value = getattr(self, field.name)
-            if any(isinstance(text, str) and not text for text in (value if isinstance(value, tuple) else (value,))):
-                raise ConfigError(f"`{field.name}` is empty", "give a value, or leave it out")
+        checks.check_given(self)
         check_types(self, skip=("budget", "labels", "influence_options", "quota", "cap"))  # which are parsed
         if isinstance(self.pool, tuple) and len(self.pool) == 1:
             object.__setattr__(self, "pool", self.pool[0])
-        self._check_texts()
+        checks.check_texts(self)
+        self._complete()
+        checks.check_together(self)
+
+    def _complete(self) -> None:
+        """Parse values, and set the options that others imply."""
         if self.max_row_bytes is not None:
             object.__setattr__(self, "max_row_bytes", self.row_bytes)
         parse_budget(self.budget)
@@ -229,113 +229,12 @@ class Config:
             network = self.network or ("pretrained" if completed else None)
             object.__setattr__(self, "labels", None if network else "0")
             object.__setattr__(self, "network", network)
-        if self.network is not None and not self.measures:
-            self._refuse("`network` computes no influence", "influence", "influence_options")
-        if self.labels_from is not None:
-            reason = "`labels_from` provides the exact values"
-            self._refuse(reason, "network", "influence", "influence_options", "labels", "probes", "verify")
-        if self.known is not None:
-            reason = "the influence of `known` samples is estimated, and does not compare with exact values"
-            self._refuse(reason, "probes", "verify")
         if self.difficulty is None and (self.phases is not None or self.order == "curriculum"):
             object.__setattr__(self, "difficulty", DEFAULT_DIFFICULTY)
-        if self.recipe == "paper":
-            self._refuse('the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
-        if self.labels is not None and not (self.in_rounds or self.unlabelled):
-            parse_labels(self.labels)
-        if self.fidelity is not None and not (self.in_rounds and 0 < self.fidelity <= 1):
-            raise ConfigError(f"`fidelity` {self.fidelity} needs `labels` auto and a number above 0 and at most 1")
-        for name, option in (("eta", "target"), ("nu", "known"), ("known_split", "known"), ("target_split", "target")):
-            if getattr(self, name) is not None and getattr(self, option) is None:
-                raise ConfigError(
-                    f"`{name}` {getattr(self, name)} needs `{option}`", f"give `{option}`, or leave it out"
-                )
-        self._check_execution()
-        self._check_growing()
-        self._check_first_cut()
-        self._check_features()
-        schemas_for(self.prompt_field, self.response_field, self.messages_field)
-        if self.exclude_fields and not self.exclude:
-            raise ConfigError("`exclude_fields` names columns of test sets, and there is none", "give `exclude` too")
-        self._check_numbers()
-
-    def _check_execution(self) -> None:
-        on_ray = [name for name in ("ray_address", "gpus_per_worker") if getattr(self, name) is not None]
         if self.executor is None:
+            on_ray = self.ray_address is not None or self.gpus_per_worker is not None
             implied = "ray" if on_ray else "processes" if self.workers is not None else None
             object.__setattr__(self, "executor", implied)
-        if on_ray and self.executor != "ray":
-            raise ConfigError(
-                f"`{on_ray[0]}` is for `executor` ray, not {self.executor}", "give one of them, or leave both out"
-            )
-        several = [name for name in ("workers", "cpus_per_worker") if getattr(self, name) is not None]
-        if several and self.executor in (None, "local"):
-            raise ConfigError(
-                f"`{several[0]}` is for other processes, and `executor` is local", "give `workers` or an `executor`"
-            )
-
-    def _check_growing(self) -> None:
-        if self.append and self.from_run is None:
-            raise ConfigError("`append` adds to the pool of an earlier run", "name it with `from_run`")
-        if self.keep_selection and not self.append:
-            raise ConfigError(
-                "`keep_selection` keeps what was selected before data were added, and there is no `append`",
-                "give `append`, or leave it out; a larger `budget` continues a selection by itself",
-            )
-        if self.keep_selection:
-            self._refuse("`keep_selection` adds to a selection", "quota", "cap", "verify")
-
-    def _check_first_cut(self) -> None:
-        if self.first_cut is None and self.first_cut_encoder is not None:
-            raise ConfigError("`first_cut_encoder` is the encoder of `first_cut`", "give both, or leave it out")
-        if self.first_cut is not None:
-            self._refuse("`first_cut` leaves most samples out", "quota", "cap", "labels_from", "keep_selection")
-            if self.verify is not None and self.verify > self.first_cut:
-                problem = f"`verify` {self.verify:g} is more than the {self.first_cut:g} budgets that `first_cut` keeps"
-                raise ConfigError(problem, "lower it, or raise `first_cut`")
-
-    def _check_texts(self) -> None:
-        if not self.pools or "" in self.pools:
-            raise ConfigError("`pool` is empty", "give a file, a folder or a hub id")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            for text in value if isinstance(value, tuple) else (value,):
-                if isinstance(text, str) and text != text.encode("utf-8", "ignore").decode():
-                    raise ConfigError(f"`{field.name}` {text!r} is not UTF-8", "rename it")
-
-    def _check_numbers(self) -> None:
-        least = {"batch_size": 1, "max_length": 16, "probes": 1, "phases": 2, "seed": 0, "verify": 1, "eta": 0, "nu": 0}
-        least |= {"redundancy": 0, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "first_cut": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value < math.inf:
-                raise ConfigError(f"`{name}` is {value}", f"give a number of at least {lowest}")
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            fix = "give a cosine above 0 and at most 1, such as 0.95"
-            raise ConfigError(f"`near_duplicates` is {self.near_duplicates}", fix)
-        if self.seed >= 2**32:
-            raise ConfigError(f"`seed` is {self.seed}", "give a number below 2^32")
-
-    def _check_features(self) -> None:
-        names, own = self.feature_names, self.own_features
-        if self.encoder is not None and names and "sentence" not in names:
-            raise ConfigError("`encoder` was given, but `features` has no sentence", "leave one of them out")
-        if len(set(names)) < len(names) or any(not name for name in names):
-            raise ConfigError(f"`features` {self.features!r} names one twice, or none", "give each once")
-        if "gradient-sketch" in names and "lm" not in names:
-            problem = f"`features` {self.features!r} has gradient-sketch, which comes from the pass of lm"
-            raise ConfigError(problem, "give lm beside it")
-        if len([name for name in names if name not in BUILT_IN_FEATURES]) > 1:
-            raise ConfigError(
-                f"`features` {self.features!r} names several of your own",
-                "join them into one file; beside it, sentence, lm and gradient-sketch can be given",
-            )
-        if self.target_features is not None and (own is None or self.target is None):
-            raise ConfigError("`target_features` needs `features` of your own and `target`")
-        if (own or "").endswith(".npy") and self.target and not self.target_features:
-            raise ConfigError("`features` is a file of the pool's features", "give `target_features` too")
-        if (own or "").endswith(".npy") and self.known:
-            raise ConfigError("`features` is a file of the pool's features, and `known` has none", "give a column")
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -348,12 +247,12 @@ class Config:
     @property
     def own_features(self) -> str | None:
         """The user's own among them: a file or a column."""
-        return next((name for name in self.feature_names if name not in BUILT_IN_FEATURES), None)
+        return next(iter(self.all_own_features), None)
 
-    def _refuse(self, reason: str, *names: str) -> None:
-        """Refuse options that do not go with another."""
-        if taken := [name for name in names if getattr(self, name)]:
-            raise ConfigError(f"{reason}, so `{taken[0]}` cannot be given with it", "leave one of them out")
+    @property
+    def all_own_features(self) -> list[str]:
+        """All names among them that are not built in, of which there may be one."""
+        return [name for name in self.feature_names if name not in BUILT_IN_FEATURES]
 
     @property
     def in_rounds(self) -> bool:
