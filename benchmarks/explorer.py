@@ -24,7 +24,7 @@ from nncift.explorer import table
 from nncift.explorer.page import page_props
 from nncift.explorer.site import make_app
 from nncift.influence.base import InfluenceFunction, Traits
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 
 WIDTH, CENTRES, TARGETS, WORDS = 384, 200, 1000, 120
 

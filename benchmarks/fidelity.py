@@ -64,7 +64,7 @@ from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.files import write_json
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 
 Task = Callable[[int], Iterator[tuple[str, Row]]]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nncift.data.near_duplicates import unit
+from nncift.data.cleaning.near_duplicates import unit
 from nncift.features.static import SHARD, StaticVectors
 from nncift.run.costs import peak_memory
 from nncift.selection.first_cut import Cut, most_similar, representative

@@ -19,9 +19,9 @@ import torch
 from functions import TRAINING
 from known_truth import OUTCOMES, trained_samples
 from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score
-from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example, encode_examples, in_example_batches
 from nncift.run.files import read_array, write_array
 from nncift.training.checkpoints import read_moments
 from nncift.training.gradients import EPSILON, stream_gradients

@@ -18,8 +18,8 @@ import time
 import numpy as np
 import torch
 
-from nncift.models.examples import Example, encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example, encode_examples
 from nncift.run.costs import peak_memory
 from nncift.training.gradients import Adam, batched_features, stream_gradients
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nncift.models.examples import Example, encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example, encode_examples
 from nncift.run.costs import peak_memory
 from nncift.training.gradient_products import InnerProducts
 from nncift.training.lora import Lora

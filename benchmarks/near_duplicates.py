@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from nncift.data.near_duplicates import NearDuplicates, find_near_duplicates
+from nncift.data.cleaning.near_duplicates import NearDuplicates, find_near_duplicates
 
 WIDTH, CLUSTERS, THRESHOLD = 384, 500, 0.95
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.locate import embedded_language_model
+from nncift.models.text.examples import encode_examples
 from nncift.training.lora import Lora, adapted, adapter_weights
 from samples import shuffled_samples
 from selection import processor

@@ -24,9 +24,9 @@ from known_truth import LONGEST, p3, short_samples
 from nncift.features.gradient_sketch import GradientSketchFeatures
 from nncift.features.language_model import SCALARS
 from nncift.features.sources import SKETCH
-from nncift.models.examples import encode_examples
 from nncift.models.loading import multiplies_bfloat16
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import encode_examples
 from nncift.training.finetune import FineTuning
 from nncift.training.finetune import fine_tune as tune
 from nncift.training.trainer import Training, fine_tune

@@ -23,12 +23,12 @@ from fidelity import read_features
 from fidelity_methods import boosted_trees
 from fidelity_tasks import Sides, grid
 from known_truth import OUTCOMES, p3, trained_samples
-from nncift.config import DEFAULT_ENCODER, DEFAULT_MODEL
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.language_model import LanguageModel
+from nncift.models.spec import DEFAULT_ENCODER, DEFAULT_MODEL
 
 CARD = """---
 library_name: nncift

@@ -77,7 +77,7 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkpoints of an adapter on the tiny model, trained hard enough that no gradient is near zero."""
-    from nncift.models.examples import Example
+    from nncift.models.text.examples import Example
     from nncift.training.lora import Lora
     from nncift.training.trainer import Training, fine_tune
 

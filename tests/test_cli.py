@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift.cli import _as_typed, main
-from nncift.pipeline.options import GROUPS
+from nncift.cli import main
+from nncift.cli.messages import as_typed
+from nncift.pipeline.configuration.options import GROUPS
 from nncift.run.files import write_json
 from nncift.run.folder import RunFolder
 
@@ -95,7 +96,7 @@ def test_a_reader_that_stops_early_gets_no_traceback():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, pool, tmp_path):
-    monkeypatch.setattr("nncift.pipeline.read.read_pool", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("nncift.pipeline.inputs.read.read_pool", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["select", str(pool), "--output", str(tmp_path / "run")])
 
@@ -220,10 +221,10 @@ def test_modules_in_the_working_folder_are_found_by_the_installed_command(tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-def test_options_in_messages_are_as_typed():
+def test_options_in_messages_areas_typed():
     for name, typed in {"skip_bad_rows": "--skip-bad-rows", "influence_options": "--influence-option"}.items():
-        assert _as_typed(f"give `{name}`") == f"give {typed}"
-    assert _as_typed("set `wrap` to 1") == "set `wrap` to 1"
+        assert as_typed(f"give `{name}`") == f"give {typed}"
+    assert as_typed("set `wrap` to 1") == "set `wrap` to 1"
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_rooms_below_the_models_and_the_report_import_no_torch():
         "import importlib, pkgutil, sys, nncift\n"
         "for room in ('run', 'data', 'matrix', 'selection', 'report'):\n"
         "    package = importlib.import_module(f'nncift.{room}')\n"
-        "    for module in pkgutil.iter_modules(package.__path__):\n"
-        "        importlib.import_module(f'nncift.{room}.{module.name}')\n"
+        "    for module in pkgutil.walk_packages(package.__path__, f'nncift.{room}.'):\n"
+        "        importlib.import_module(module.name)\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

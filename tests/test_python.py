@@ -14,8 +14,8 @@ import nncift
 from builders import EstimatedBM25, word_rows, write_rows
 from nncift.config import Config
 from nncift.errors import ConfigError
-from nncift.pipeline.configure import make_config
-from nncift.pipeline.options import GROUPS, SelectOptions
+from nncift.pipeline.configuration.configure import make_config
+from nncift.pipeline.configuration.options import GROUPS, SelectOptions
 
 README = Path(__file__).parents[1] / "README.md"
 NAMED = {"pool", "target", "known", "append", "influence"}  # by `select` itself

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from job import Job, best_batch_size, read_job, report, timed
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example
 from nncift.training.gradients import Adam, batched_features
 from nncift.training.lora import adapted, adapter_layers, adapter_weights
 from nncift.training.random_projection import SignSketch

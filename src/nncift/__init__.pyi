@@ -1,4 +1,4 @@
-from .config import Config as Config
+from .config.config import Config as Config
 from .data.pool import load_pool as load_pool
 from .differences.difference import RunDiff as RunDiff
 from .differences.difference import diff as diff

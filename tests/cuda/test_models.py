@@ -20,10 +20,10 @@ from nncift.influence.gradients.less import Less
 from nncift.labels.pairs import LabelledPairs
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.encoder import load_encoder
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import default_dtype
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.examples import Example
 from nncift.models.token_gradients import token_factors
 from nncift.run.registry import resolve
 from nncift.selection.maximizers.greedy import lazy_greedy

@@ -12,9 +12,9 @@ import torch
 from builders import samples, word_rows
 from nncift.evaluation.answers.items import Items
 from nncift.evaluation.answers.measurement import measure
-from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import encode_examples, response_losses
 from nncift.run.progress import moving
 from nncift.training import trainer
 from nncift.training.finetune import FineTuning, fine_tune

@@ -13,8 +13,8 @@ from builders import json_objects, write_jsonl
 from nncift.data.chats.context import CONTEXT
 from nncift.data.facts import PoolFacts
 from nncift.data.pool import ReadOptions, load_pool, read_pool
-from nncift.data.sampling import RowEstimate
-from nncift.data.sources import open_source
+from nncift.data.sources.sampling import RowEstimate
+from nncift.data.sources.sources import open_source
 from nncift.errors import DataError
 
 

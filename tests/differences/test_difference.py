@@ -24,7 +24,7 @@ from nncift.differences.difference import overlap_of
 from nncift.differences.pools import matched
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import write_array
 
 COMMON = 50

@@ -24,8 +24,8 @@ from nncift.evaluation.datamodels import (
     measure_outcomes,
     noise_ceiling,
 )
-from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples, response_losses
 from nncift.training.lora import Lora, adapted
 from nncift.training.trainer import Training, fine_tune
 

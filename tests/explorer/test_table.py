@@ -25,7 +25,7 @@ from nncift.explorer.space import nearest, sample_space
 from nncift.explorer.table import read_facts, write_table
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 
 ROWS, TARGETS = 50, 6
 INSTALLED = all(importlib.util.find_spec(name) for name in ("umap", "embedding_atlas"))

@@ -16,9 +16,9 @@ from nncift.features.gradient_sketch import GradientSketchFeatures, whitening_te
 from nncift.features.language_model import LANGUAGE_BLOCKS, LanguageModelFeatures
 from nncift.features.sources import SKETCH, FeatureReader, FeatureSources, SketchSettings
 from nncift.influence.gradient_sketch import GradientSketch
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
+from nncift.models.text.examples import encode_examples
 
 TEXTS = [
     ("What is the capital of France?", "Paris"),

@@ -9,9 +9,9 @@ import torch
 from builders import chat, named, samples
 from nncift.errors import DataError
 from nncift.features.language_model import LanguageModelFeatures, feature_blocks, read_language_features
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import encode_examples
 
 TEXTS = [
     ("What is the capital of France?", "Paris"),

@@ -22,7 +22,7 @@ from nncift.features.sources import FeatureReader, FeatureSources, SketchSetting
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.executors.base import computing_with
 from nncift.run.files import write_tensors
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 from worker_jobs import Elsewhere
 
 N = 7

@@ -16,7 +16,7 @@ import nncift
 from builders import word_rows
 from nncift.errors import ConfigError
 from nncift.handover.reselection import Reselection
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 
 EPOCHS, BATCH = 3, 4
 

@@ -19,8 +19,8 @@ from nncift.influence.base import InfluenceFunction, PlainFunction, Setup, as_fu
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.gradients.in_run import InRunTraining
 from nncift.matrix.products import product_matrix
-from nncift.models.prompts import PromptTemplate
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.prompts import PromptTemplate
 from nncift.run.checksums import SHARD_FILE
 from nncift.run.registry import resolve
 from nncift.training.lora import Lora

@@ -14,7 +14,7 @@ from builders import chat, dialogues, families, named, samples
 from nncift.errors import DataError, RunError
 from nncift.influence.delift import Delift
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PlainPrompts, PromptTemplate
+from nncift.models.text.prompts import PlainPrompts, PromptTemplate
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from builders import WITH_PREFIX_CACHE, chat, make_model, named, prepared, sampl
 from nncift.errors import ConfigError
 from nncift.influence import gradient_sketch
 from nncift.influence.gradient_sketch import GradientSketch
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
 from nncift.models.token_gradients import token_factors
 from nncift.run.files import read_tensors
 

@@ -16,7 +16,7 @@ import references
 from builders import chat, families, prepared, samples
 from nncift.errors import DataError, DependencyError
 from nncift.influence.lossval import LossVal
-from nncift.models.chats import trained_texts
+from nncift.models.text.chats import trained_texts
 from nncift.run.shards import SHARD
 
 SHORT = {"epochs": 12, "learning_rate": 0.03, "head_learning_rate": 0.01, "decay": 5.0, "seed": 3}

@@ -15,8 +15,8 @@ from nncift.config import Config
 from nncift.errors import ConfigError, DataError
 from nncift.influence.bm25 import BM25
 from nncift.influence.gradients.less import Less
-from nncift.pipeline.configure import make_config
-from nncift.pipeline.influences import make_influence
+from nncift.pipeline.components.influences import make_influence
+from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
 
 ROWS = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]

@@ -15,7 +15,7 @@ from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.ifd import IFD, Perplexity, beginning
 from nncift.influence.selectit import RatingPrompts, SelectIT, answer_tokens, token_rating
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PromptTemplate
+from nncift.models.text.prompts import PromptTemplate
 
 PAIRS = [
     ("What is the capital of France?", "Paris"),

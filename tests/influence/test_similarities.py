@@ -18,7 +18,7 @@ from nncift.influence.response_similarity import ResponseSimilarity
 from nncift.models.encoder import embed_texts, sample_texts
 from nncift.models.hidden_states import layer_count, mean_states
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PromptTemplate
+from nncift.models.text.prompts import PromptTemplate
 
 POOL = [
     ("What is the capital of France?", "Paris"),

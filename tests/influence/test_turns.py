@@ -19,10 +19,10 @@ from nncift.influence.ifd import IFD, Perplexity
 from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity
 from nncift.influence.selectit import RatingPrompts, SelectIT
-from nncift.models.chats import Conversation
 from nncift.models.encoder import embed_texts
-from nncift.models.examples import encode_examples
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.chats import Conversation
+from nncift.models.text.examples import encode_examples
 from nncift.run.registry import resolve
 from nncift.training.lora import Lora, adapted
 

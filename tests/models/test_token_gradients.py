@@ -11,9 +11,9 @@ import torch
 
 from builders import SMALL, WITH_PREFIX_CACHE, WITHOUT, make_model, token_ids
 from nncift.errors import ModelError
-from nncift.models.examples import Example
 from nncift.models.hidden_states import layer_module
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example
 from nncift.models.token_gradients import token_factors
 
 ARCHITECTURES = {**WITH_PREFIX_CACHE, **WITHOUT}

@@ -13,14 +13,14 @@ import pytest
 
 import nncift
 from builders import word_rows, write_rows
-from nncift.data.sampling import FirstRows
-from nncift.data.sources import open_source
+from nncift.data.sources.sampling import FirstRows
+from nncift.data.sources.sources import open_source
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline import plan as planning
-from nncift.pipeline import without_labels
-from nncift.pipeline.configure import make_config
+from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.context import Run
-from nncift.pipeline.read import read
+from nncift.pipeline.inputs.read import read
+from nncift.pipeline.learning import without_labels
 from nncift.run.folder import RunFolder
 
 

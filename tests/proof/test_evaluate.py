@@ -16,8 +16,8 @@ from nncift import select
 from nncift.cli import main
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.datamodels import mean_losses
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
 from nncift.proof.evaluate import evaluate
 from nncift.training.lora import adapted
 

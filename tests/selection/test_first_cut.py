@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift.data.near_duplicates import unit
+from nncift.data.cleaning.near_duplicates import unit
 from nncift.features.static import StaticVectors
 from nncift.selection import first_cut
 from nncift.selection.first_cut import most_similar, representative

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from builders import SMALL, chat, chat_rows, make_model, samples, word_rows
 from nncift.errors import ConfigError, ModelError, RunError
-from nncift.models.examples import encode_examples, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import encode_examples, response_losses
 from nncift.run.progress import moving
 from nncift.selection.sft import chat_dataset
 from nncift.training import finetune

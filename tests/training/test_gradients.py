@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import references
 from builders import families
 from nncift.errors import ModelError
-from nncift.models.examples import encode_examples
+from nncift.models.text.examples import encode_examples
 from nncift.training.checkpoints import read_moments
 from nncift.training.gradients import Adam, batched_features, stream_gradients
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights, plain_name

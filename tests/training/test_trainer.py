@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nncift.errors import ConfigError, ModelError, RunError
-from nncift.models.examples import Example, response_losses
+from nncift.models.text.examples import Example, response_losses
 from nncift.run.files import PARTIAL, fingerprint
 from nncift.training import gradient_products, trainer
 from nncift.training.checkpoints import read_checkpoint, read_moments

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nncift.data.deduplication import Deduplication
+from nncift.data.cleaning.deduplication import Deduplication
 from nncift.data.facts import PoolFacts, open_pool
-from nncift.data.sources import Source
+from nncift.data.sources.sources import Source
 from nncift.data.writer import PoolWriter
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, refuse_damaged
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nncift.run.checksums import verify
 from nncift.run.files import read_json, refuse_damaged
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 from nncift.run.records import counted
 
 if TYPE_CHECKING:

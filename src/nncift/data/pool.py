@@ -11,7 +11,7 @@ A row is checked in this order, and listed if it is removed:
     excluded    it also occurs in a test set (only with `exclude`)
     duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
     rejected    a model of the run cannot take it (`screen`)
-The facts are written last: a folder that has them is finished (`run.folder.SampleFolder`).
+The facts are written last: a folder that has them is finished (`run.parts.SampleFolder`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nncift.data.appending import EarlierPool, named
-from nncift.data.deduplication import Deduplication, Screen
+from nncift.data.cleaning.deduplication import Deduplication, Screen
+from nncift.data.cleaning.test_sets import TestSets
 from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.reader import Sample, Samples
-from nncift.data.sampling import RowEstimate
 from nncift.data.schemas import schemas_for
-from nncift.data.sources import Source, SourceLike, changed_file, open_source
-from nncift.data.test_sets import TestSets
+from nncift.data.sources.sampling import RowEstimate
+from nncift.data.sources.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.run.amounts import parse_bytes
 from nncift.run.files import read_json, write_json
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 from nncift.run.progress import drawn
 
 if TYPE_CHECKING:

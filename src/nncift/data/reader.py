@@ -15,7 +15,7 @@ from nncift.data.chats.role_markers import NOTATIONS
 from nncift.data.detection import Detector, field_names
 from nncift.data.rows import Row, is_unicode, json_text
 from nncift.data.schemas import SCHEMAS, Schema, Text
-from nncift.data.sources import Source
+from nncift.data.sources.sources import Source
 from nncift.errors import DataError
 from nncift.run.records import counted
 

@@ -19,7 +19,7 @@ from nncift.data.reader import Sample
 from nncift.data.rows import json_text
 from nncift.run.checksums import verify
 from nncift.run.files import atomic_write
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

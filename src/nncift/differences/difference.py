@@ -19,7 +19,7 @@ from nncift.differences.correlation import InfluenceCorrelation, correlate
 from nncift.differences.pools import matched
 from nncift.differences.values import SubsetValue, value_under
 from nncift.errors import ConfigError
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import atomic_write, write_json
 from nncift.run.progress import drawn, in_terminal, moving
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from nncift.errors import NNCIFTError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.progress import drawn
 
 _DRAWS = 5  # random subsets whose values are averaged

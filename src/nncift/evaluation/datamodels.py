@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from nncift.errors import ConfigError, RunError
 from nncift.evaluation.metrics import rank_correlations
-from nncift.models.examples import Example, encode_examples, in_example_batches, response_losses
 from nncift.models.onednn import onednn_linears
+from nncift.models.text.examples import Example, encode_examples, in_example_batches, response_losses
 from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from nncift.training.lora import adapted
 from nncift.training.trainer import Training, fine_tune

@@ -9,7 +9,7 @@ import numpy as np
 
 from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.checksums import verify
 from nncift.run.files import read_array, refuse_damaged
 

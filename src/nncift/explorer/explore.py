@@ -10,7 +10,7 @@ from pathlib import Path
 from nncift.explorer.page import page_props
 from nncift.explorer.site import bind, check_export, check_installed, export_site, serve
 from nncift.explorer.table import read_facts, write_table
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.progress import in_terminal
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nncift.features.features import feature_facts
 from nncift.matrix.cells import NO_HELPER, Products, strongest
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import read_array
 from nncift.run.progress import advance
 from nncift.run.vectors import read_vectors

@@ -23,7 +23,7 @@ from nncift.explorer.origin import source_columns
 from nncift.explorer.page import NEIGHBOURS, ROW, X, Y, chart_columns
 from nncift.explorer.reasons import HELPED, Reasons, find_reasons
 from nncift.explorer.space import nearest, sample_space
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.checksums import content_hash, verify
 from nncift.run.files import atomic_write, fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving

@@ -16,7 +16,7 @@ import numpy as np
 
 from nncift.features.cache import Found
 from nncift.run.files import atomic_write, link_or_copy, read_array, read_tensors, write_tensors
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 from nncift.run.shards import Arrays
 
 _ROWS = 4096  # in memory at a time

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.memory import detached
+from nncift.data.sources.memory import detached
 from nncift.errors import ConfigError, DataError
 from nncift.features.assembly import Kept, drop_found, keep_found, write_features
 from nncift.features.cache import FeatureCache, Found, content_keys, settings_key
 from nncift.features.features import Features, split, stored_features
-from nncift.models.chats import chunks
 from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.chats import chunks
 from nncift.run.executors.base import LOCAL, workers
 from nncift.run.files import read_json, write_json
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 from nncift.run.progress import already, drawn
 from nncift.run.shards import Arrays, Shards, TokenCounts
 

@@ -14,7 +14,7 @@ from nncift.features.base import CONTENT, FeatureSource
 from nncift.features.features import feature_facts
 from nncift.run.checksums import content_hash
 from nncift.run.files import map_array
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

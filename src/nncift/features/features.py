@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.run.files import read_array, read_json, refuse_damaged
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

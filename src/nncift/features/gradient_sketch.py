@@ -29,10 +29,10 @@ from nncift.features.base import TRUNCATED
 from nncift.features.features import split
 from nncift.features.language_model import LanguageModelFeatures, feature_blocks, middle_layer, pass_features
 from nncift.features.sources import SKETCH, SketchSettings
-from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.examples import Example, encode_examples, in_example_batches
 from nncift.models.token_gradients import logits_and_factors, token_factors
 from nncift.run.progress import moving
 from nncift.training.token_products import Sketch, layers_at_sixths, states_layer, whitening

@@ -15,7 +15,7 @@ from nncift.errors import RunError
 from nncift.features.base import TRUNCATED, FeatureSource, drop_shards, read_source
 from nncift.features.features import Features, feature_facts, stored_features
 from nncift.run.files import atomic_write, read_array, write_json
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,14 +24,14 @@ import torch
 
 from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
 from nncift.features.features import split
-from nncift.models.examples import Example, encode_examples, in_example_batches
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
 from nncift.models.loading import best_device
 from nncift.models.locate import model_identity
 from nncift.models.memory import batch_memory
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.folder import FeatureFolder
+from nncift.models.text.examples import Example, encode_examples, in_example_batches
+from nncift.run.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.features.base import TRUNCATED, FeatureSource, read_source, shard_size
-from nncift.models.chats import mean_over_turns
 from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts, truncated_texts
 from nncift.models.loading import best_device
 from nncift.models.locate import model_identity
 from nncift.models.memory import states_of
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.folder import FeatureFolder
+from nncift.models.text.chats import mean_over_turns
+from nncift.run.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

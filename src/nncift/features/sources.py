@@ -19,7 +19,7 @@ from nncift.features.features import Features, stored_features
 from nncift.features.growing import FirstFeatures, drop_new, extend_source
 from nncift.models.locate import PRETRAINED
 from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
-from nncift.run.folder import FeatureFolder
+from nncift.run.parts import FeatureFolder
 from nncift.run.registry import resolve
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.near_duplicates import unit
-from nncift.models.chats import chunks
+from nncift.data.cleaning.near_duplicates import unit
 from nncift.models.encoder import mean_embeddings, sample_texts
 from nncift.models.static_encoder import StaticEncoder
+from nncift.models.text.chats import chunks
 from nncift.run.progress import advance, drawn
 from nncift.run.shards import Arrays, Shards
 

@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 
 from nncift.errors import ConfigError
 from nncift.handover.reselection import Reselection
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.selection.selection import Selection
 
 _log = logging.getLogger("nncift")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nncift.data.chats.messages import exchange
-from nncift.models.chats import conversations
+from nncift.models.text.chats import conversations
 from nncift.selection.selection import Selection
 
 _BATCH = 1000

@@ -15,7 +15,7 @@ import yaml
 
 from nncift.handover.provenance import lines_of
 from nncift.handover.public_names import without_paths
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.markdown import escaped, table
 from nncift.run.records import counted
 from nncift.selection.selection import SOURCE, Selection

@@ -17,7 +17,7 @@ from nncift.handover.llama_factory import LlamaFactory
 from nncift.handover.ms_swift import MsSwift
 from nncift.handover.trainers import LeftOut, Trainer, in_ticks
 from nncift.handover.trl import Trl
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.records import counted
 from nncift.run.registry import suggest
 from nncift.selection.selection import Selection

@@ -14,7 +14,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.features.sources import FeatureSources
 from nncift.handover.provenance import Line, lines_of
 from nncift.handover.public_names import public_name, without_paths
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import read_json
 from nncift.run.folder import NETWORK_FILES
 from nncift.run.markdown import escaped, table

@@ -8,7 +8,7 @@ from typing import Any
 
 import nncift
 from nncift.handover.public_names import public_name, without_paths
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.terminal import optimality
 from nncift.run.files import read_json
 from nncift.run.records import Fidelity, Summary, Verification, counted

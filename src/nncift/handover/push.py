@@ -16,7 +16,7 @@ from nncift.handover.data_set import write_data_set
 from nncift.handover.folders import new_folder, replaced_folder
 from nncift.handover.network import write_network
 from nncift.handover.provenance import facts_of
-from nncift.pipeline.finished import FinishedRun
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import write_json
 from nncift.run.records import counted
 

@@ -30,14 +30,14 @@ from nncift.features.sources import FeatureSources
 from nncift.influence.base import InfluenceFunction, Setup
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
-from nncift.models.chats import chunks
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
-from nncift.pipeline.choose import pick
+from nncift.models.text.chats import chunks
+from nncift.pipeline.choosing.choose import pick
+from nncift.pipeline.choosing.near_duplicates import listed_rows
+from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.context import Run
-from nncift.pipeline.finished import FinishedRun
-from nncift.pipeline.influences import make_influence
-from nncift.pipeline.near_duplicates import listed_rows
+from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.progress import in_terminal
 from nncift.run.vectors import VectorFolder, read_vectors, write_vectors
 

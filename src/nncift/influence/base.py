@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.models.screening import Screen
 from nncift.models.spec import EncoderSpec, ModelSpec
+from nncift.models.text.screening import Screen
 
 if TYPE_CHECKING:
     from datasets import Dataset

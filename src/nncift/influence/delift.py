@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from nncift.influence.base import Traits, look_up
 from nncift.influence.model_functions import PromptedFunction
-from nncift.models.chats import chunks, mean_over_turns
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import Prompts, Query
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chats import chunks, mean_over_turns
+from nncift.models.text.prompts import Prompts, Query
 from nncift.run.files import fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving
 

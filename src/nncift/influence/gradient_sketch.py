@@ -30,10 +30,10 @@ from tqdm import tqdm
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits, look_up
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
-from nncift.models.examples import Example, distinct, in_example_batches
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import best_device
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import Example, distinct, in_example_batches
 from nncift.models.token_gradients import TokenFactors, join_factors, split_factors, token_factors
 from nncift.run.executors.base import workers
 from nncift.run.files import read_tensors, write_tensors

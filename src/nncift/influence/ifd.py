@@ -23,10 +23,10 @@ import numpy as np
 from nncift.errors import ModelError
 from nncift.influence.base import Traits, broadcast, look_up
 from nncift.influence.model_functions import PromptedFunction
-from nncift.models.chats import mean_over_turns
 from nncift.models.language_model import LanguageModel, Prefix
-from nncift.models.prompts import Prompts, Query
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chats import mean_over_turns
+from nncift.models.text.prompts import Prompts, Query
 from nncift.run.executors.base import workers
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample

@@ -43,10 +43,10 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DataError, DependencyError
 from nncift.influence.base import InfluenceFunction, Setup, Traits, broadcast
-from nncift.models.chats import trained_texts
 from nncift.models.encoder import embed_texts
 from nncift.models.loading import best_device
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
+from nncift.models.text.chats import trained_texts
 from nncift.run.files import fingerprint
 from nncift.run.progress import drawn
 from nncift.run.shards import once_per_sample

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nncift.errors import ConfigError, RunError
 from nncift.influence.base import Footprint, InfluenceFunction, Setup, Side, Traits
-from nncift.models.chat_prompts import ChatPrompts, check_wording, choose_prompts
-from nncift.models.chats import Style, any_chat
-from nncift.models.prompts import Prompts, PromptTemplate
-from nncift.models.screening import ExampleScreen, PromptScreen, Screen
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chat_prompts import ChatPrompts, check_wording, choose_prompts
+from nncift.models.text.chats import Style, any_chat
+from nncift.models.text.prompts import Prompts, PromptTemplate
+from nncift.models.text.screening import ExampleScreen, PromptScreen, Screen
 from nncift.run.files import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.models.examples import Example
     from nncift.models.language_model import LanguageModel
-    from nncift.models.prompts import PromptedSample
+    from nncift.models.text.examples import Example
+    from nncift.models.text.prompts import PromptedSample
 
 SHARD = 64  # samples of gradients that a kill loses at most
 
@@ -105,8 +105,8 @@ class LanguageModelFunction(InfluenceFunction):
         depth: int | None = None,
     ) -> int:
         """Bytes of the largest batch of these samples; `adapted` and `depth` as of `batch_memory`."""
-        from nncift.models.examples import encode_examples
         from nncift.models.memory import batch_memory
+        from nncift.models.text.examples import encode_examples
 
         size, model = batch_size or self.batch_size, self.language_model
         batches = (encode_examples(model, some, cut_responses=True) for some in rows)
@@ -129,7 +129,7 @@ class LanguageModelFunction(InfluenceFunction):
 
     def _examples(self, rows: Dataset) -> list[Example]:
         """The samples as training examples."""
-        from nncift.models.examples import encode_examples
+        from nncift.models.text.examples import encode_examples
 
         examples = encode_examples(self.spec.tokenization, rows, wording=self.spec.wording)
         self._note_cut(example.id for example in examples if example.cut)

@@ -16,11 +16,11 @@ import numpy as np
 
 from nncift.influence.base import Traits, look_up
 from nncift.influence.model_functions import PromptedFunction
-from nncift.models.chats import mean_over_turns
 from nncift.models.hidden_states import mean_states
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import PromptedSample, Prompts
 from nncift.models.spec import ModelSpec
+from nncift.models.text.chats import mean_over_turns
+from nncift.models.text.prompts import PromptedSample, Prompts
 from nncift.run.executors.base import workers
 from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample

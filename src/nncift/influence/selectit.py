@@ -32,12 +32,12 @@ from scipy.special import softmax
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.base import InfluenceFunction, Setup, Side, Traits, broadcast, look_up
 from nncift.influence.model_functions import LanguageModelFunction
-from nncift.models.chats import Conversation, mean_over_turns, trained_texts
 from nncift.models.language_model import LanguageModel
-from nncift.models.prompts import check_response, name_sample
-from nncift.models.screening import Screen, reason
 from nncift.models.spec import ModelSpec
-from nncift.models.tokenization import Tokenization, surely_fits
+from nncift.models.text.chats import Conversation, mean_over_turns, trained_texts
+from nncift.models.text.prompts import check_response, name_sample
+from nncift.models.text.screening import Screen, reason
+from nncift.models.text.tokenization import Tokenization, surely_fits
 from nncift.run.files import fingerprint
 from nncift.run.shards import SHARD, once_per_sample
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.memory import detached
+from nncift.data.sources.memory import detached
 from nncift.errors import DataError, ModelError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.batching import LESS_MEMORY, in_memory
 from nncift.run.executors.base import LOCAL, workers
-from nncift.run.folder import LabelFolder
+from nncift.run.parts import LabelFolder
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 

@@ -21,7 +21,7 @@ from nncift.errors import DataError, RunError
 from nncift.labels.pairs import LabelledPairs
 from nncift.run.checksums import content_hash
 from nncift.run.files import map_array, read_json, write_json
-from nncift.run.folder import LabelFolder
+from nncift.run.parts import LabelFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

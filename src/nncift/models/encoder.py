@@ -11,10 +11,10 @@ import numpy as np
 
 from nncift.errors import ModelError, first_line
 from nncift.models.batching import in_memory, out_of_memory
-from nncift.models.chats import mean_over_turns, trained_texts
 from nncift.models.loading import default_batch_size
 from nncift.models.locate import find_model
 from nncift.models.spec import EncoderSpec
+from nncift.models.text.chats import mean_over_turns, trained_texts
 from nncift.run.progress import advance
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from nncift.models.causal_model import CausalModel
 from nncift.models.loading import load_causal_lm, quiet
 from nncift.models.prefix_cache import Prefix, continues_prefix, encode_prefix
-from nncift.models.tokenization import Tokenization
+from nncift.models.text.tokenization import Tokenization
 
 __all__ = ["LanguageModel", "Prefix"]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nncift.models.examples import Example
     from nncift.models.language_model import LanguageModel
+    from nncift.models.text.examples import Example
 
 _FLOAT = 4  # bytes: logits, losses and adapters are in float32
 _LOGITS, _LOGITS_BACKWARD = 2.5, 4  # the logits with their temporary copies in a forward pass, and in a backward pass

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 from nncift.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nncift.models.chats import Style
     from nncift.models.language_model import LanguageModel
-    from nncift.models.tokenization import Tokenization
+    from nncift.models.text.chats import Style
+    from nncift.models.text.tokenization import Tokenization
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -106,7 +106,7 @@ class ModelSpec(_Spec):
     @cached_property
     def tokenization(self) -> Tokenization:
         """The model's tokenizer, chat template and context length; loads no weights."""
-        from nncift.models.tokenization import Tokenization
+        from nncift.models.text.tokenization import Tokenization
 
         if self.is_loaded or not isinstance(self.model, str):
             return self.loaded

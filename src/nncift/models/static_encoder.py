@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.data.near_duplicates import unit
+from nncift.data.cleaning.near_duplicates import unit
 from nncift.errors import DependencyError, ModelError, first_line
 from nncift.models.locate import embedded_encoder, find_model
 

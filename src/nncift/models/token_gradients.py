@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from nncift.errors import ModelError
-from nncift.models.examples import Example
 from nncift.models.hidden_states import layer_count, layer_module
 from nncift.models.language_model import LanguageModel, response_positions
 from nncift.models.onednn import onednn_linears
+from nncift.models.text.examples import Example
 
 
 class TokenFactors(NamedTuple):

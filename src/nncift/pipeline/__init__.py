@@ -1,1 +1,1 @@
-"""The stages of a run, a module each; `select.py` is the table of contents."""
+"""The stages of a run, in rooms by what they do; `select.py` is the table of contents."""

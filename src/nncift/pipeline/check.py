@@ -11,13 +11,13 @@ from nncift.labels.imported import keep_labels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.loading import check_device
 from nncift.models.locate import find_model
-from nncift.pipeline.arrange import check_arrangement
-from nncift.pipeline.exact import check_not_estimated
-from nncift.pipeline.forms import check_form
-from nncift.pipeline.growing import samples_budgeted
-from nncift.pipeline.label import check_labels
-from nncift.pipeline.model_files import models_of
-from nncift.pipeline.quotas import check_quotas
+from nncift.pipeline.choosing.arrange import check_arrangement
+from nncift.pipeline.choosing.exact import check_not_estimated
+from nncift.pipeline.choosing.forms import check_form
+from nncift.pipeline.choosing.quotas import check_quotas
+from nncift.pipeline.components.model_files import models_of
+from nncift.pipeline.earlier_runs.growing import samples_budgeted
+from nncift.pipeline.learning.label import check_labels
 from nncift.selection.budget import check_shortlist
 from nncift.selection.maximizers.table import check_maximizer
 from nncift.selection.objectives.table import COMPARES_FEATURES, GRAPH_CUT, Objective, ObjectiveOptions, make_objective

@@ -22,15 +22,15 @@ from nncift.influence.base import InfluenceFunction, Setup
 from nncift.labels.design import costs_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
-from nncift.models.chats import any_turns
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
-from nncift.pipeline.arrange import make_difficulty
-from nncift.pipeline.exact import refuse_estimation, trial_vectors
-from nncift.pipeline.influences import default_features, feature_model, make_influence
-from nncift.pipeline.precision import settled
-from nncift.pipeline.prior import check_same_influence, load_prior
-from nncift.pipeline.takeover import EarlierRun
-from nncift.pipeline.workers import executor_of
+from nncift.models.text.chats import any_turns
+from nncift.pipeline.choosing.arrange import make_difficulty
+from nncift.pipeline.choosing.exact import refuse_estimation, trial_vectors
+from nncift.pipeline.components.influences import default_features, feature_model, make_influence
+from nncift.pipeline.components.precision import settled
+from nncift.pipeline.components.prior import check_same_influence, load_prior
+from nncift.pipeline.components.workers import executor_of
+from nncift.pipeline.earlier_runs.takeover import EarlierRun
 from nncift.run.amounts import parse_budget
 from nncift.run.costs import Costs, Rates
 from nncift.run.executors.base import computing_with
@@ -40,7 +40,7 @@ from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.objectives.modular import MeanInfluence
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
     from nncift.estimator.network import InfluenceNetwork
     from nncift.selection.groups import Groups
 

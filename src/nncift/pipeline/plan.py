@@ -18,29 +18,20 @@ from tqdm import tqdm
 
 from nncift.config import Config, default_fields
 from nncift.data.facts import open_samples
-from nncift.data.sampling import FirstRows
-from nncift.data.sources import SourceLike, open_source
+from nncift.data.sources.sampling import FirstRows
+from nncift.data.sources.sources import SourceLike, open_source
 from nncift.errors import printable
 from nncift.labels.work import grid_work
-from nncift.pipeline import (
-    arrange,
-    choose,
-    exact,
-    featurize,
-    first_cut,
-    forms,
-    label,
-    near_duplicates,
-    verify,
-    without_labels,
-)
 from nncift.pipeline.check import check, trial_objective
-from nncift.pipeline.configure import sources_of
+from nncift.pipeline.choosing import arrange, choose, exact, forms, near_duplicates, verify
+from nncift.pipeline.components.precision import settled
+from nncift.pipeline.components.workers import described
+from nncift.pipeline.configuration.configure import sources_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.growing import samples_budgeted
-from nncift.pipeline.precision import settled
-from nncift.pipeline.read import read, side_splits
-from nncift.pipeline.workers import described
+from nncift.pipeline.earlier_runs.growing import samples_budgeted
+from nncift.pipeline.inputs import featurize, first_cut
+from nncift.pipeline.inputs.read import read, side_splits
+from nncift.pipeline.learning import label, without_labels
 from nncift.run.amounts import size_text
 from nncift.run.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder import RunFolder

@@ -9,29 +9,29 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Unpack
 
-from nncift.data.memory import repeatable
-from nncift.pipeline.arrange import arrange
+from nncift.data.sources.memory import repeatable
 from nncift.pipeline.check import check
-from nncift.pipeline.choose import choose, estimate
-from nncift.pipeline.configure import make_config, sources_of
+from nncift.pipeline.choosing.arrange import arrange
+from nncift.pipeline.choosing.choose import choose, estimate
+from nncift.pipeline.choosing.exact import exact_matrix
+from nncift.pipeline.choosing.near_duplicates import leave_out_near_duplicates
+from nncift.pipeline.choosing.verify import Evidence, verify
+from nncift.pipeline.configuration.configure import make_config, sources_of
+from nncift.pipeline.configuration.options import SelectOptions
 from nncift.pipeline.context import Run
-from nncift.pipeline.exact import exact_matrix
-from nncift.pipeline.featurize import featurize
-from nncift.pipeline.first_cut import first_cut
-from nncift.pipeline.label import label, probe
-from nncift.pipeline.learn import learn
-from nncift.pipeline.measure import drop_checkpoints
-from nncift.pipeline.near_duplicates import leave_out_near_duplicates
-from nncift.pipeline.options import SelectOptions
-from nncift.pipeline.read import compare, read
-from nncift.pipeline.verify import Evidence, verify
+from nncift.pipeline.inputs.featurize import featurize
+from nncift.pipeline.inputs.first_cut import first_cut
+from nncift.pipeline.inputs.read import compare, read
+from nncift.pipeline.learning.label import label, probe
+from nncift.pipeline.learning.learn import learn
+from nncift.pipeline.learning.measure import drop_checkpoints
 from nncift.report.html import write_report
 from nncift.report.reasons import explain
 from nncift.report.summary import write_summary
 from nncift.run.progress import in_terminal
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
     from nncift.influence.base import InfluenceFunction
     from nncift.matrix.matrix import InfluenceMatrix
     from nncift.selection.selection import Selection

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.pipeline.arrange import difficulty_of
-from nncift.pipeline.configure import sources_of
+from nncift.pipeline.choosing.arrange import difficulty_of
+from nncift.pipeline.configuration.configure import sources_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.read import read
+from nncift.pipeline.inputs.read import read
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import STRATIFIED, Cell, by_importance
 from nncift.proof.folder import share
@@ -45,7 +45,7 @@ from nncift.run.costs import Costs
 from nncift.run.files import read_array, read_json, write_array, write_json
 
 if TYPE_CHECKING:
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _DIFFICULTY = "difficulty of every row"  # in the costs
 

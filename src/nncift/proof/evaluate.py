@@ -19,7 +19,7 @@ from nncift.config import Config
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.comparisons import adjust
 from nncift.models.spec import ModelSpec
-from nncift.pipeline.precision import settled
+from nncift.pipeline.components.precision import settled
 from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
@@ -37,7 +37,7 @@ from nncift.selection.selection import Selection
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _INHERITED = (  # from the run, unless they are given
     *("model", "encoder", "dtype", "device", "batch_size", "max_length", "wording", "trust_remote_code", "seed"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nncift.data.decontamination import words
+from nncift.data.cleaning.decontamination import words
 from nncift.data.pool import ReadOptions, read_pool
 from nncift.errors import DataError
-from nncift.run.folder import SampleFolder
+from nncift.run.parts import SampleFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import DEFAULT_DIFFICULTY, DEFAULT_INFLUENCE, Config, default_fields
-from nncift.data.memory import repeatable
 from nncift.data.pool import read_pool
+from nncift.data.sources.memory import repeatable
 from nncift.errors import ConfigError
 from nncift.influence.catalogue import is_factored
-from nncift.pipeline.configure import make_config, sources_of
-from nncift.pipeline.exact import estimation_of
-from nncift.pipeline.options import ESTIMATION
-from nncift.pipeline.precision import settled
+from nncift.pipeline.choosing.exact import estimation_of
+from nncift.pipeline.components.precision import settled
+from nncift.pipeline.configuration.configure import make_config, sources_of
+from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.proof.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
@@ -35,7 +35,7 @@ from nncift.selection.objectives.table import find_objective
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nncift.data.sources import SourceLike
+    from nncift.data.sources.sources import SourceLike
 
 _UNLEARNED: dict[str, Any] = {
     **{"labels": None, "fidelity": None, "probes": None, "influence_options": None},

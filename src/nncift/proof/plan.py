@@ -19,7 +19,7 @@ from nncift.config import Config
 from nncift.evaluation.studies import points
 from nncift.influence.catalogue import is_factored
 from nncift.influence.random_rows import kmeans_seconds
-from nncift.models.examples import encode_examples
+from nncift.models.text.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
 from nncift.proof.cells import STRATIFIED

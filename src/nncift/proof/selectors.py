@@ -16,14 +16,15 @@ import numpy as np
 from nncift.errors import RunError
 from nncift.labels.collect import collect
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.pipeline.choose import objective_of, pick
+from nncift.pipeline.choosing.choose import objective_of, pick
+from nncift.pipeline.choosing.verify import measure_shortlist
 from nncift.pipeline.context import Run
 from nncift.pipeline.select import influence_of_all
-from nncift.pipeline.verify import measure_shortlist
 from nncift.run.amounts import Amount
 from nncift.run.costs import Costs
 from nncift.run.files import read_array, remove, write_array
-from nncift.run.folder import LabelFolder, RunFolder
+from nncift.run.folder import RunFolder
+from nncift.run.parts import LabelFolder
 from nncift.selection.budget import Budget
 from nncift.selection.maximizers.greedy import lazy_greedy
 

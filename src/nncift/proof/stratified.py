@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.influence.random_rows import StratifiedRandom, stratified_values
-from nncift.pipeline.configure import sources_of
+from nncift.pipeline.configuration.configure import sources_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.read import read
+from nncift.pipeline.inputs.read import read
 from nncift.proof.cells import STRATIFIED
 from nncift.proof.folder import share
 from nncift.proof.selectors import check_same_pool, costs_of

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from nncift.evaluation.studies import Exact, Point, measure, points, summarise
 from nncift.features.sources import FeatureSources
-from nncift.pipeline.choose import objective_of
-from nncift.pipeline.configure import sources_of
+from nncift.pipeline.choosing.choose import objective_of
+from nncift.pipeline.components.influences import learned_features
+from nncift.pipeline.configuration.configure import sources_of
 from nncift.pipeline.context import Run
-from nncift.pipeline.featurize import featurize
-from nncift.pipeline.influences import learned_features
-from nncift.pipeline.read import read
+from nncift.pipeline.inputs.featurize import featurize
+from nncift.pipeline.inputs.read import read
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs
 from nncift.proof.selectors import Selector, as_file_name, check_same_pool, exact_influence

@@ -21,7 +21,7 @@ from nncift.evaluation.answers.items import Items
 from nncift.evaluation.answers.judge import Judge
 from nncift.evaluation.answers.measurement import measure
 from nncift.evaluation.answers.results import ItemScores
-from nncift.models.examples import encode_examples
+from nncift.models.text.examples import encode_examples
 from nncift.proof.folder import claimed
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_json, remove, write_json

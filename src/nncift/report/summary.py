@@ -14,7 +14,8 @@ from nncift.labels.pairs import LabelledPairs
 from nncift.report.warnings import warnings_of
 from nncift.run.costs import Costs, Rates, Work
 from nncift.run.files import read_array, read_json
-from nncift.run.folder import RunFolder, SampleFolder
+from nncift.run.folder import RunFolder
+from nncift.run.parts import SampleFolder
 from nncift.run.records import Fidelity, FirstCut, Summary, counted
 from nncift.run.vectors import read_vectors
 from nncift.selection.certificate import Certificate

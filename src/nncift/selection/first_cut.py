@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from nncift.data.near_duplicates import centres_of
+from nncift.data.cleaning.near_duplicates import centres_of
 from nncift.matrix import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn

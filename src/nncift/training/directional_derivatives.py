@@ -19,9 +19,9 @@ from typing import cast
 import numpy as np
 import torch
 
-from nncift.models.examples import Example, in_example_batches, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
+from nncift.models.text.examples import Example, in_example_batches, response_losses
 from nncift.training.gradients import stream_gradients
 
 Directions = Mapping[str, torch.Tensor]  # (K, out, in) float32 of each layer

@@ -30,12 +30,12 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, DependencyError, ModelError, RunError
 from nncift.models.batching import in_memory
-from nncift.models.chats import Style
-from nncift.models.examples import Example, encode_examples
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
 from nncift.models.spec import ModelSpec
-from nncift.models.tokenization import Tokenization
+from nncift.models.text.chats import Style
+from nncift.models.text.examples import Example, encode_examples
+from nncift.models.text.tokenization import Tokenization
 from nncift.run.checksums import PARTIAL
 from nncift.run.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.run.progress import drawn

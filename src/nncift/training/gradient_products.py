@@ -21,8 +21,8 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example
 from nncift.run.files import fingerprint
 from nncift.training.gradients import BETAS, EPSILON, stream_gradients, watched
 from nncift.training.lora import adapter_layers, adapter_weights

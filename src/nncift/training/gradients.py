@@ -23,9 +23,9 @@ import torch
 from torch.nn.functional import pad
 
 from nncift.errors import ModelError
-from nncift.models.examples import Example, in_example_batches, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
+from nncift.models.text.examples import Example, in_example_batches, response_losses
 from nncift.training.random_projection import SignSketch
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's

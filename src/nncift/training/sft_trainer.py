@@ -31,8 +31,8 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example
 from nncift.run.checksums import content_hash
 from nncift.run.files import read_json, remove, write_json
 from nncift.run.progress import advance, already

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from nncift.errors import ConfigError, ModelError, RunError
 from nncift.models.batching import LESS_MEMORY, out_of_memory
-from nncift.models.examples import Example, response_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
+from nncift.models.text.examples import Example, response_losses
 from nncift.run.files import fingerprint
 from nncift.run.progress import advance, drawn, moving
 from nncift.training.checkpoints import Checkpoint, read_checkpoint, read_moments, save_checkpoint

@@ -7,10 +7,10 @@ from builders import chat, samples, word_rows
 from nncift.errors import ConfigError
 from nncift.evaluation.answers.in_context import Demonstrations, most_similar
 from nncift.evaluation.answers.items import Items
-from nncift.models.chats import Conversation
-from nncift.models.examples import encode_samples
 from nncift.models.spec import EncoderSpec
-from nncift.models.tokenization import Tokenization
+from nncift.models.text.chats import Conversation
+from nncift.models.text.examples import encode_samples
+from nncift.models.text.tokenization import Tokenization
 
 
 def shown(model: Tokenization, items: Items) -> list[str]:

@@ -12,8 +12,8 @@ from nncift.evaluation.answers.measurement import SCORES, measure
 from nncift.evaluation.answers.results import ItemScores
 from nncift.evaluation.answers.text_metrics import exact_match
 from nncift.evaluation.datamodels import mean_losses
-from nncift.models.examples import encode_examples
 from nncift.models.spec import EncoderSpec
+from nncift.models.text.examples import encode_examples
 from nncift.training.lora import adapted
 
 LONG = "seven words that no one would ever repeat"

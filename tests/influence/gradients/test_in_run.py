@@ -18,8 +18,8 @@ import references
 from builders import families, prepared
 from nncift.errors import ConfigError, ModelError, RunError
 from nncift.influence.gradients.in_run import InRun, InRunTraining
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
 from nncift.training.gradient_products import InnerProducts, draw_targets, inner_products
 from nncift.training.lora import Lora, adapted, adapter_layers
 from nncift.training.trainer import Training, fine_tune

@@ -18,8 +18,8 @@ from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.gradients.gradient_similarity import GradientSimilarity
 from nncift.influence.gradients.less import Less
 from nncift.influence.gradients.target_tasks import by_task, read_tasks
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
 from nncift.training.checkpoints import read_checkpoint, read_moments
 from nncift.training.lora import Lora, adapted, adapter_weights, plain_name
 from nncift.training.trainer import Training

@@ -13,8 +13,8 @@ import references
 from builders import families, prepared
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.gradients.less import Less
-from nncift.models.examples import encode_examples
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
 from nncift.training.checkpoints import read_checkpoint, read_moments
 from nncift.training.directional_derivatives import combined_gradients, directional_derivatives
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights, plain_name

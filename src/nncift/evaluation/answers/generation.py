@@ -20,12 +20,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nncift.data.chats.messages import exchange
-from nncift.models.chats import Style
 from nncift.models.language_model import LanguageModel, response_positions, token_log_probabilities
 from nncift.models.loading import default_batch_size
 from nncift.models.onednn import packed_linears
 from nncift.models.prefix_cache import growing_cache, shared_cache
-from nncift.models.prompts import PLAIN
+from nncift.models.text.chats import Style
+from nncift.models.text.prompts import PLAIN
 
 _NEXT_REQUEST = "\n\n" + PLAIN.partition("{prompt}")[0]  # a model without an end token goes on with it
 _TAIL = 16  # tokens in which it would stand

@@ -19,12 +19,12 @@ import numpy as np
 from nncift.data.chats.messages import SYSTEM_ROLES, exchange
 from nncift.errors import ConfigError, DataError
 from nncift.evaluation.answers.items import Items, encoded
-from nncift.models.chats import Conversation, Turn, conversations
 from nncift.models.encoder import embed_texts
-from nncift.models.examples import Example
-from nncift.models.prompts import PLAIN
 from nncift.models.spec import EncoderSpec
-from nncift.models.tokenization import Tokenization
+from nncift.models.text.chats import Conversation, Turn, conversations
+from nncift.models.text.examples import Example
+from nncift.models.text.prompts import PLAIN
+from nncift.models.text.tokenization import Tokenization
 
 if TYPE_CHECKING:
     from datasets import Dataset

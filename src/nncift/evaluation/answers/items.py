@@ -15,10 +15,10 @@ import numpy as np
 
 from nncift.errors import NNCIFTError
 from nncift.evaluation.answers.text_metrics import ROUGE, final_number, is_short
-from nncift.models.chats import Conversation, Style, conversations
-from nncift.models.examples import Example, encode_samples
-from nncift.models.prompts import name_sample
-from nncift.models.tokenization import Tokenization
+from nncift.models.text.chats import Conversation, Style, conversations
+from nncift.models.text.examples import Example, encode_samples
+from nncift.models.text.prompts import name_sample
+from nncift.models.text.tokenization import Tokenization
 
 if TYPE_CHECKING:
     from datasets import Dataset

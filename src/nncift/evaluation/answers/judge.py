@@ -24,8 +24,8 @@ from scipy.stats import rankdata
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.evaluation.answers.items import Items, choose_wording
 from nncift.influence.selectit import answer_tokens
-from nncift.models.chats import Style
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.chats import Style
 
 GRADES = 5
 

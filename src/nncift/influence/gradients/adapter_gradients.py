@@ -14,8 +14,8 @@ import torch
 
 from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Side
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import Example
 from nncift.training.checkpoints import read_moments
 from nncift.training.gradients import Adam, batched_features
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights

@@ -29,11 +29,11 @@ from nncift.influence.base import Footprint, Side, look_up
 from nncift.influence.gradients.adapter_gradients import AdapterGradients, GradientSettings, Point, Preconditioned
 from nncift.influence.gradients.layer_choice import check_layers, layer_numbers
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
-from nncift.models.examples import Example, distinct
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import Example, distinct
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 from nncift.training.lora import Lora

@@ -29,10 +29,10 @@ from nncift.errors import ConfigError, DataError
 from nncift.influence.base import Footprint, Traits
 from nncift.influence.gradients.target_tasks import task_names
 from nncift.influence.model_functions import LanguageModelFunction
-from nncift.models.examples import Example
 from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import Example
 from nncift.run.files import read_array
 from nncift.training.gradient_products import SCORES, InnerProducts
 from nncift.training.lora import Lora

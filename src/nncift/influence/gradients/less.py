@@ -31,9 +31,9 @@ from nncift.influence.gradients.task_directions import (
     leading_directions,
     mean_directions,
 )
-from nncift.models.examples import Example, distinct
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
+from nncift.models.text.examples import Example, distinct
 from nncift.training.checkpoints import Checkpoint, read_checkpoint
 from nncift.training.lora import Lora
 from nncift.training.trainer import PASS, Training, choose_samples, fine_tune

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.errors import ConfigError, DataError
-from nncift.models.examples import tasks_of
+from nncift.models.text.examples import tasks_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

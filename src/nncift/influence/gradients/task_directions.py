@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 
 from nncift.influence.base import Side
 from nncift.influence.gradients.adapter_gradients import AdapterGradients, GradientSettings
-from nncift.models.examples import Example
+from nncift.models.text.examples import Example
 from nncift.training.directional_derivatives import combined_gradients, directional_derivatives
 from nncift.training.lora import Lora
 

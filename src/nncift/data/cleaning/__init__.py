@@ -1,0 +1,1 @@
+"""Samples that are left out: those of test sets, duplicates, near-duplicates."""

@@ -1,0 +1,1 @@
+"""The choice: influence of all pairs, quotas and near-duplicates, the subset, its verification and arrangement."""

@@ -1,0 +1,1 @@
+"""What a config names, resolved: influence function, prior network, precision, executor."""

@@ -1,0 +1,1 @@
+"""The options of a run: their types and groups, and the config of a call."""

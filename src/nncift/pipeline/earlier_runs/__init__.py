@@ -1,0 +1,1 @@
+"""Finished runs: opened again, taken over from, grown by appended data."""

@@ -1,0 +1,1 @@
+"""Samples and their features: reading every side, the first cut, one pass per sample."""

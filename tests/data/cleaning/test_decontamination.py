@@ -1,0 +1,123 @@
+"""Decontamination against a slow reference."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nncift.data.cleaning.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
+from nncift.data.pool import load_pool
+
+LONG = " ".join(f"w{i}" for i in range(NGRAM))
+
+
+def why(sample, *tests):
+    contamination = Contamination()
+    for i, (prompt, response) in enumerate(tests):
+        contamination.add(f"t{i}", "test.jsonl", Texts((prompt,), (response,)))
+    found = contamination.find(Texts((sample[0],), (sample[1],)))
+    return found and (found[0], found[1])
+
+
+def reference(sample, tests):
+    """Words by character category; n-grams by substring search between spaces."""
+
+    def plain(text):
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        kept = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
+        return f" {' '.join(kept.split())} "
+
+    (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
+    if prompt.strip() and any(prompt == other for other, _ in tests):
+        return "same prompt"
+    for where, text in (("prompt", prompt), ("response", response)):
+        if len(text.split()) >= MIN_WORDS and any(text == other for test in tests for other in test):
+            return f"same {where}"
+    for where, text in (("prompt", prompt), ("response", response)):
+        found = text.split()
+        for i in range(len(found) - NGRAM + 1):
+            run = f" {' '.join(found[i : i + NGRAM])} "
+            if any(run in other for test in tests for other in test):
+                return f"{NGRAM} shared words in the {where}:{run}".rstrip()
+    return None
+
+
+WORDS = ["a", "A", "b", "Ärger", "Straße", "STRASSE", "ﬁ", "fi", "x_y", "don't", "3.5", "हिन्दी", "-", "."]
+text = st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join)
+pair = st.tuples(text, text)
+
+
+@given(sample=pair, tests=st.lists(pair, max_size=3))
+@example(sample=(LONG, "r"), tests=[("p", f"{LONG}!")])
+@example(sample=("p", f"so {LONG} it is"), tests=[("x", "y"), (LONG, "r")])
+@example(sample=("...", "r"), tests=[("?!", "r")])
+def test_equals_the_reference(sample, tests):
+    found = why(sample, *tests)
+    assert (found and found[0]) == reference(sample, tests)
+
+
+@given(sample=pair)
+def test_a_sample_with_words_matches_itself(sample):
+    assert why(sample, sample) == (("same prompt", "t0") if words(sample[0]) else why(("", sample[1]), ("", sample[1])))
+
+
+def test_names_the_test_sample():
+    tests = [("first question", "r"), ("second question", "one two three four five six seven eight"), (LONG, "r")]
+    assert why(("Second   QUESTION?", "x"), *tests) == ("same prompt", "t1")
+    assert why(("x", "One, two; three: four five six seven EIGHT."), *tests) == ("same response", "t1")
+    shared = f"{NGRAM} shared words in the prompt: {LONG}"
+    assert why((f"before {LONG.upper()} after", "r"), *tests) == (shared, "t2")
+
+
+@pytest.mark.parametrize(
+    ("sample", "test"),
+    [
+        (("p", "Yes."), ("q", "Yes.")),
+        (("p", "one two three four five six seven"), ("q", "one two three four five six seven")),
+        (("?", "r"), ("!", "r")),
+        ((LONG[: LONG.rindex(" ")], "r"), (LONG, "s")),
+        (("question", "r"), ("answer", "question")),
+    ],
+)
+def test_clean(sample, test):
+    assert why(sample, test) is None
+
+
+def test_scripts():
+    plain = ["full", "width", "fine", "strasse", "don", "t", "under", "score"]
+    assert words("\uff26\uff35LL width ﬁne Straße don\u2019t under_score") == plain
+    assert words("हिन्दी वाक्य।") == ["हिन्दी", "वाक्य"]
+    assert words("你好\uff0cworld 3") == ["你", "好", "world", "3"]
+    chinese = "床前明月光疑是地上霜举头望明月低头思故乡"
+    assert why((f"请背诵 {chinese[:NGRAM]}", "r"), (f"《静夜思》{chinese}", "r"))[1] == "t0"
+
+
+def test_every_turn_and_paragraph_is_compared():
+    question = "Which of these eight words are a question?"
+    contamination = Contamination()
+    contamination.add("t", "test.jsonl", Texts(("Short question?", question), (), ("a choice",)))
+    assert contamination.find(Texts(("Hello!", "short question", "Thanks"))) == ("same prompt", "t", "test.jsonl")
+    assert contamination.find(Texts(("x",), ("y", question))) == ("same response", "t", "test.jsonl")
+    found = contamination.find(Texts((f"Answer it.\n\n{question}",)))
+    assert found == ("same paragraph in the prompt", "t", "test.jsonl")
+    assert (
+        contamination.find(Texts(("Answer it.\n\nShort question?", "a choice"), ("a choice",), ("a choice",))) is None
+    )
+
+
+def test_half_a_surrogate_pair_in_a_test_set(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"id": "\\ud800", "question": "What is a \\ud800 half?", "answer": "a"}\n')
+    rows = [{"prompt": "What is a \ufffd half?", "response": "b"}, {"prompt": "p", "response": "q"}]
+    pool = load_pool(rows, exclude=str(tmp_path / "test.jsonl"), folder=tmp_path / "pool")
+    assert pool["prompt"] == ["p"]  # words leave out what is no letter
+    assert json.loads((tmp_path / "pool/excluded.jsonl").read_text())["test_id"] == "\ud800"
+
+
+def test_a_test_set_without_a_header(tmp_path):
+    """MMLU's CSV files have none: the first question stands where the names of the columns are read."""
+    first, second = "Which planet of our solar system has the largest mass?", "How many legs does a common spider have?"
+    (tmp_path / "mmlu.csv").write_text(f"{first},Mars,Jupiter,Venus,Earth,B\n{second},2,4,6,8,D\n")
+    rows = [{"prompt": text, "response": "a"} for text in (first, second, "Something else that is no test question")]
+    assert load_pool(rows, exclude=str(tmp_path / "mmlu.csv"))["prompt"] == [rows[2]["prompt"]]
