@@ -27,8 +27,8 @@ from nncift.features.sources import SKETCH
 from nncift.models.loading import multiplies_bfloat16
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import encode_examples
-from nncift.training.finetune import FineTuning
 from nncift.training.finetune import fine_tune as tune
+from nncift.training.settings import FineTuning
 from nncift.training.trainer import Training, fine_tune
 
 DTYPES = ("float32", "bfloat16")

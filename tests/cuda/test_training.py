@@ -17,10 +17,11 @@ from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import encode_examples, response_losses
 from nncift.run.progress import moving
 from nncift.training import trainer
-from nncift.training.finetune import FineTuning, fine_tune
+from nncift.training.finetune import fine_tune
 from nncift.training.gradients import Adam, batched_features
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights
 from nncift.training.random_projection import SignSketch
+from nncift.training.settings import FineTuning
 from nncift.training.trainer import Training
 
 pytestmark = pytest.mark.filterwarnings("default")  # the libraries' warnings on a GPU are no failures

@@ -19,9 +19,10 @@ from nncift.models.text.examples import encode_examples, response_losses
 from nncift.run.progress import moving
 from nncift.selection.sft import chat_dataset
 from nncift.training import finetune
-from nncift.training.finetune import FineTuning, fine_tune
+from nncift.training.finetune import fine_tune
 from nncift.training.isolation import silent, unchanged
 from nncift.training.lora import Lora, adapted
+from nncift.training.settings import FineTuning
 
 SHORT = FineTuning(epochs=2, learning_rate=5e-2, batch_size=4, rank=2, alpha=4, dropout=0.1)
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"}

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nncift.data.chats.messages import SYSTEM_ROLES
 from nncift.handover.chats import TrainingChat
-from nncift.handover.trainers import Trainer, config_names, in_ticks, marked_messages, tools_text
+from nncift.handover.trainers import Trainer, config_names, console, in_ticks, marked_messages, tools_text, write_yaml
 
 
 class Axolotl(Trainer):
@@ -33,23 +31,7 @@ class Axolotl(Trainer):
 
     def write_config(self, folder: Path, files: list[str]) -> None:
         """axolotl.yaml, or one for each phase."""
-        for file, name in zip(files, config_names("axolotl", files), strict=True):
-            options = {
-                "datasets": [
-                    {
-                        "path": file,
-                        "ds_type": "json",
-                        "type": "chat_template",
-                        "field_messages": "messages",
-                        "message_field_training": "train",
-                        "roles_to_train": ["assistant"],
-                        "train_on_eos": "turn",
-                    }
-                ],
-                "chat_template": "tokenizer_default",
-                "train_on_inputs": False,
-            }
-            (folder / name).write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+        write_yaml(folder, "axolotl", files, _options)
 
     def usage(self, files: list[str]) -> list[str]:
         """How to train."""
@@ -57,8 +39,22 @@ class Axolotl(Trainer):
         return [
             f"Add the model's options (`base_model`, `adapter`, `output_dir`, ...) to {in_ticks(names)}, then in this"
             " folder:",
-            "```console\n" + "\n".join(f"axolotl train {name}" for name in names) + "\n```",
+            console([f"axolotl train {name}" for name in names]),
         ]
+
+
+def _options(file: str) -> dict[str, Any]:
+    """Of a data file."""
+    data = {
+        "path": file,
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "message_field_training": "train",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    return {"datasets": [data], "chat_template": "tokenizer_default", "train_on_inputs": False}
 
 
 def _role(role: str) -> str:

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nncift.data.chats.messages import SYSTEM_ROLES
 from nncift.handover.chats import TrainingChat
-from nncift.handover.trainers import LeftOut, Trainer, arguments_object, config_names, in_ticks
+from nncift.handover.trainers import LeftOut, Trainer, arguments_object, config_names, console, in_ticks, write_yaml
 from nncift.run.files import json_text
 
 _TOOL_ROLES = ("tool", "function")
@@ -48,9 +46,7 @@ class LlamaFactory(Trainer):
             self.name_of(file): {"file_name": file, "formatting": "sharegpt", "columns": columns} for file in files
         }
         (folder / "dataset_info.json").write_text(json_text(entries), encoding="utf-8")
-        for file, name in zip(files, config_names("train", files), strict=True):
-            options = {"stage": "sft", "dataset_dir": ".", "dataset": self.name_of(file), "mask_history": True}
-            (folder / name).write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+        write_yaml(folder, "train", files, self._options)
 
     def usage(self, files: list[str]) -> list[str]:
         """How to train."""
@@ -58,10 +54,13 @@ class LlamaFactory(Trainer):
         return [
             f"Add the model's options to {in_ticks(names)} (`model_name_or_path`, `template`, `finetuning_type`,"
             " `output_dir`, ...), then in this folder:",
-            "```console\n" + "\n".join(f"llamafactory-cli train {name}" for name in names) + "\n```",
+            console([f"llamafactory-cli train {name}" for name in names]),
             "`mask_history: true` is needed: each row is trained on its last message alone. Or copy the data and the"
             " entries of `dataset_info.json` into a `dataset_dir` of your own.",
         ]
+
+    def _options(self, file: str) -> dict[str, Any]:
+        return {"stage": "sft", "dataset_dir": ".", "dataset": self.name_of(file), "mask_history": True}
 
     @staticmethod
     def name_of(file: str) -> str:

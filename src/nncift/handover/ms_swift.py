@@ -10,7 +10,7 @@ from typing import Any
 
 from nncift.data.chats.messages import SYSTEM_ROLES
 from nncift.handover.chats import TrainingChat
-from nncift.handover.trainers import Trainer, marked_messages, tools_text
+from nncift.handover.trainers import Trainer, console, marked_messages, tools_text
 
 _ROLES = {**dict.fromkeys(SYSTEM_ROLES, "system"), "function": "tool"}
 
@@ -40,4 +40,4 @@ class MsSwift(Trainer):
         option = " --is_binary_loss_scale false" if self._weights else ""
         commands = [f"swift sft --model MODEL --dataset {file}{option}" for file in files]
         why = ["Without `--is_binary_loss_scale false`, weights count as 1."] if self._weights else []
-        return ["In this folder:", "```console\n" + "\n".join(commands) + "\n```", *why]
+        return ["In this folder:", console(commands), *why]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+
+import yaml
 
 from nncift.handover.chats import TrainingChat
 
@@ -48,6 +50,17 @@ def config_names(name: str, files: list[str]) -> list[str]:
     return [f"{name}.yaml"] if len(files) == 1 else [f"{name}-{Path(file).stem}.yaml" for file in files]
 
 
+def write_yaml(folder: Path, name: str, files: list[str], options: Callable[[str], dict[str, Any]]) -> None:
+    """Write the YAML files of `config_names`, with the options for each data file."""
+    for file, config in zip(files, config_names(name, files), strict=True):
+        (folder / config).write_text(yaml.safe_dump(options(file), sort_keys=False), encoding="utf-8")
+
+
+def console(commands: list[str]) -> str:
+    """Commands as a block of Markdown."""
+    return "```console\n" + "\n".join(commands) + "\n```"
+
+
 def in_ticks(names: list[str]) -> str:
     """File names in a sentence of Markdown."""
     return ", ".join(f"`{name}`" for name in names)
@@ -58,7 +71,7 @@ def marked_messages(chat: TrainingChat, mark: str) -> list[dict[str, Any]]:
     messages = []
     for place, message in enumerate(chat.messages):
         marks = {mark: place in chat.trained} if message["role"] == "assistant" else {}
-        messages.append({**_with_text_arguments(message), **marks})
+        messages.append({**with_arguments(message, arguments_text), **marks})
     return messages
 
 
@@ -70,22 +83,26 @@ def tools_text(chat: TrainingChat) -> dict[str, str]:
     return {} if chat.tools is None else {"tools": json.dumps(chat.tools, ensure_ascii=False)}
 
 
-def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of tool calls as JSON text, as OpenAI's API has them; Arrow leaves text as it is."""
+def with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls changed: by `arguments_text` or `arguments_object`."""
     if not isinstance(calls := message.get("tool_calls"), list):
         return message
-    return {**message, "tool_calls": [_with_text(call) for call in calls]}
+    return {**message, "tool_calls": [_with_arguments(call, change) for call in calls]}
 
 
-def _with_text(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or isinstance(arguments := function.get("arguments", {}), str):
+def _with_arguments(call: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    if not isinstance(function := call.get("function"), dict):
         return call
-    return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+    return {**call, "function": {**function, "arguments": change(function.get("arguments", {}))}}
+
+
+def arguments_text(arguments: Any) -> str:
+    """Arguments of a tool call as JSON text, as OpenAI's API has them; Arrow leaves text as it is."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def arguments_object(arguments: Any) -> Any:
-    """Arguments of a tool call as an object; text that is no JSON stays text."""
+    """Arguments of a tool call as an object, as chat templates take them; text that is no JSON stays text."""
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments or {}
     except ValueError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.handover.chats import TrainingChat
-from nncift.handover.trainers import Trainer, arguments_object, tools_text
+from nncift.handover.trainers import Trainer, arguments_object, console, tools_text, with_arguments
 
 SCRIPT = Path(__file__).parent / "recipes" / "trl_sft.py"
 
@@ -27,7 +27,7 @@ class Trl(Trainer):
     def rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
         """A row for each trained message."""
         for part in chat.parts():
-            messages = [_with_objects(message) for message in part.messages]
+            messages = [with_arguments(message, arguments_object) for message in part.messages]
             weight = {} if part.weight is None else {"weight": part.weight}
             yield {"id": part.id, "prompt": messages[:-1], "completion": messages[-1:], **tools_text(part), **weight}
 
@@ -40,19 +40,6 @@ class Trl(Trainer):
         return [
             "`train.py` trains on this folder's data with trl's SFTTrainer; its options are those of `SFTConfig`,"
             " `ModelConfig` (`--use_peft`, `--lora_r`, ...) and `--data`:",
-            "```console\npip install trl peft\npython train.py --model_name_or_path MODEL --output_dir model\n```",
+            console(["pip install trl peft", "python train.py --model_name_or_path MODEL --output_dir model"]),
             "The loss is on the completions. Weights of samples count, and phases are trained one after the other.",
         ]
-
-
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of tool calls as objects, as chat templates take them."""
-    if not isinstance(calls := message.get("tool_calls"), list):
-        return message
-    return {**message, "tool_calls": [_with_object(call) for call in calls]}
-
-
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(function := call.get("function"), dict):
-        return call
-    return {**call, "function": {**function, "arguments": arguments_object(function.get("arguments"))}}

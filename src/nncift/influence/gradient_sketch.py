@@ -17,7 +17,7 @@ the pool, in a fixed pseudo-random order of its samples, so values depend on the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +27,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError
 from nncift.influence.base import Footprint, Traits, look_up
-from nncift.influence.model_functions import SHARD, LanguageModelFunction
+from nncift.influence.model_functions import SHARD
+from nncift.influence.token_factors import TokenFactorFunction, TokenFactorWork, first_tokens, split_shards
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import best_device
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import Example, distinct, in_example_batches
-from nncift.models.token_gradients import TokenFactors, join_factors, split_factors, token_factors
+from nncift.models.token_gradients import TokenFactors
 from nncift.run.executors.base import workers
 from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
@@ -44,8 +45,6 @@ from nncift.training.token_products import (
     WhitenedSample,
     cosines,
     gradient_norm,
-    layers_at_sixths,
-    states_layer,
     whiten,
     whitening,
 )
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 WHITENING_TOKENS = 16384
 
 
-class GradientSketch(LanguageModelFunction):
+class GradientSketch(TokenFactorFunction):
     """exp(sharpness (cos - 1)) of gradient sketches from forward passes, in (0, 1]; 1 for the same sample.
 
     Args:
@@ -150,7 +149,7 @@ class GradientSketch(LanguageModelFunction):
         if place is not None:
             self._claim(place / "samples.json", {"pool": of_pool, "target": of_target})
         restored, self._restored = self._restored, None
-        first = _first_tokens(of_pool, WHITENING_TOKENS) if restored is None else []
+        first = first_tokens(of_pool, WHITENING_TOKENS) if restored is None else []
         known = {example.key for example in first}
         others = [example for example in distinct([*of_pool, *of_target]) if example.key not in known]
         self._matrices, self._rows, self._samples = restored, {}, {}
@@ -172,10 +171,10 @@ class GradientSketch(LanguageModelFunction):
             bar.update(len(first))
             found = read_tensors(stored)
         else:
-            self._compute(factors, _Factors(self), first, bar)
-            matrices = whitening(_split(factors), self.damping)
+            self._compute(factors, TokenFactorWork(self), first, bar)
+            matrices = whitening(split_shards(factors), self.damping)
             sketch = self._sketch(matrices)
-            rows = np.stack([sketch.vector(one).cpu().numpy() for one in _split(factors)])
+            rows = np.stack([sketch.vector(one).cpu().numpy() for one in split_shards(factors)])
             found = {"matrices": matrices, "vectors": rows}
             if stored is not None:
                 write_tensors(stored, found)
@@ -203,8 +202,8 @@ class GradientSketch(LanguageModelFunction):
         """The token factors of all samples."""
         for name, examples in (("whitening", first), ("tokens", others)):
             shards = Shards(len(examples), SHARD, place, name)
-            self._compute(shards, _Factors(self), examples, bar)
-            self._samples |= zip((example.key for example in examples), _split(shards), strict=True)
+            self._compute(shards, TokenFactorWork(self), examples, bar)
+            self._samples |= zip((example.key for example in examples), split_shards(shards), strict=True)
         self._matrices = whitening((self._samples[example.key] for example in first), self.damping)
 
     def statistics(self) -> dict[str, np.ndarray]:
@@ -237,19 +236,6 @@ class GradientSketch(LanguageModelFunction):
         """With the layers."""
         return super().describe() | {"layers": "sixths" if self.layers is None else list(self.layers)}
 
-    def _layers(self) -> tuple[int, ...]:
-        count = int(self._config.num_hidden_layers)
-        if self.layers is None:
-            return layers_at_sixths(count)
-        if not 0 <= self.layers[0] <= self.layers[-1] <= count:
-            wrong = next(layer for layer in self.layers if not 0 <= layer <= count)
-            raise ConfigError(f"`layers` {wrong} does not exist in {self.spec.name!r}", f"give 0 to {count}")
-        return self.layers
-
-    @property
-    def _states_layer(self) -> int:
-        return states_layer(self._layers())
-
     def _sketch(self, matrices: np.ndarray) -> Sketch:
         return Sketch(
             matrices,
@@ -262,11 +248,6 @@ class GradientSketch(LanguageModelFunction):
             if self.spec.is_loaded
             else torch.device(self.spec.device or best_device()),
         )
-
-    @property
-    def _config(self) -> Any:
-        """The language model's, for which no weights are loaded: these may be in workers alone."""
-        return self.spec.tokenization.config.get_text_config()
 
     def _vectors_and_norms(self, rows: Dataset) -> np.ndarray:
         """Vectors and, in the last column, gradient norms, (n, d + 1) float32."""
@@ -294,14 +275,6 @@ class GradientSketch(LanguageModelFunction):
         found = dict(zip((example.key for example in new), self._factors(new), strict=True))
         return [self._samples.get(example.key) or found[example.key] for example in examples]
 
-    def _factors(self, examples: Sequence[Example]) -> list[TokenFactors]:
-        """New token factors, on the CPU."""
-
-        def work(batch: list[Example]) -> list[TokenFactors]:
-            return [TokenFactors(*(part.cpu() for part in factors)) for factors in self._pass(batch)]
-
-        return in_example_batches(self.language_model, work, examples, batch_size=self.batch_size)
-
     def _vectors(self, examples: Sequence[Example], sketch: Sketch) -> np.ndarray:
         """New vectors with their norms, (n, d + 1) float32."""
 
@@ -310,29 +283,9 @@ class GradientSketch(LanguageModelFunction):
 
         return np.stack(in_example_batches(self.language_model, work, examples, batch_size=self.batch_size))
 
-    def _pass(self, batch: Sequence[Example]) -> list[TokenFactors]:
-        """One forward pass; raises `DataError` if a factor is not finite."""
-        found = token_factors(self.language_model, batch, self._layers())
-        for example, factors in zip(batch, found, strict=True):
-            if not all(bool(torch.isfinite(part).all()) for part in factors):
-                raise DataError(
-                    f"the gradient of {example.id!r} is not finite", "drop the sample, or set `dtype` to float32"
-                )
-        return found
-
     def __getstate__(self) -> dict[str, Any]:
         """Without the samples' vectors: a worker needs the settings and the whitening alone."""
         return super().__getstate__() | {"_rows": {}, "_samples": {}, "_restored": None}
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """Token factors of some samples: the work of one shard."""
-
-    function: GradientSketch
-
-    def __call__(self, examples: list[Example]) -> Arrays:
-        return join_factors(self.function._factors(examples))
 
 
 @dataclass(frozen=True)
@@ -350,14 +303,3 @@ class _Vectors:
     @cached_property
     def _sketch(self) -> Sketch:
         return self.function._sketch(self.function._prepared())
-
-
-def _split(shards: Shards) -> Iterator[TokenFactors]:
-    return (factors for shard in shards for factors in split_factors(shard))
-
-
-def _first_tokens(examples: Sequence[Example], most: int) -> list[Example]:
-    """The first samples in the order of their keys, which are hashes, with about `most` response tokens in all."""
-    ordered = sorted(examples, key=lambda example: example.key)
-    before = np.cumsum([0, *(example.scored for example in ordered)])[:-1]
-    return ordered[: int((before < most).sum())]

@@ -19,7 +19,8 @@ from nncift.proof.folder import ProofFolder
 from nncift.proof.options import ProofOptions
 from nncift.proof.trials import Bench, Test
 from nncift.run.files import write_json
-from nncift.training.finetune import FineTuning, training_wording
+from nncift.training.finetune import training_wording
+from nncift.training.settings import FineTuning
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -26,7 +26,8 @@ from nncift.proof.folder import claimed
 from nncift.run.costs import Costs
 from nncift.run.files import fingerprint, read_json, remove, write_json
 from nncift.run.progress import already, drawn
-from nncift.training.finetune import FineTuning, fine_tune
+from nncift.training.finetune import fine_tune
+from nncift.training.settings import FineTuning
 
 if TYPE_CHECKING:
     from datasets import Dataset

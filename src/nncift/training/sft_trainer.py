@@ -39,7 +39,7 @@ from nncift.run.progress import advance, already
 from nncift.training.trainer import schedule
 
 if TYPE_CHECKING:
-    from nncift.training.finetune import FineTuning
+    from nncift.training.settings import FineTuning
 
 IGNORED = -100  # label of a token without loss
 WEIGHT = "weight"

@@ -25,7 +25,22 @@ from nncift.selection.objectives.table import (
 )
 
 
-class FacilityLocation:
+class _Coverage:
+    """The coverage of each target by the samples chosen so far, which begins with that by samples selected earlier."""
+
+    monotone = True
+    submodular = True
+    normalised = True
+
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
+        self.options: dict[str, float] = {}
+        self.matrix, self.n = matrix, matrix.shape[0]
+        covered = None if options is None else options.covered
+        self.start = np.zeros(matrix.shape[1], np.float32) if covered is None else _on_targets(covered, matrix)
+        self._covered = self.start.copy()
+
+
+class FacilityLocation(_Coverage):
     """sum over targets j of max over i in S of s[i, j]: each target is served by its best sample in the subset.
 
     With the pool as its own target, the subset represents the pool (Wei, Iyer and Bilmes, "Submodularity in data subset
@@ -40,16 +55,6 @@ class FacilityLocation:
     """
 
     name = FACILITY_LOCATION
-    monotone = True
-    submodular = True
-    normalised = True
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        self.options: dict[str, float] = {}
-        self.matrix, self.n = matrix, matrix.shape[0]
-        covered = None if options is None else options.covered
-        self.start = _on_targets(np.zeros(matrix.shape[1], np.float32) if covered is None else covered, matrix)
-        self._covered = self.start.copy()
 
     @property
     def value(self) -> float:
@@ -149,7 +154,7 @@ class FacilityLocationConditionalGain(FacilityLocation):
             self.start = self._covered.copy()
 
 
-class ConcaveCover:
+class ConcaveCover(_Coverage):
     """sum over targets j of the square root of the sum over i in S of s[i, j].
 
     Facility location counts the best sample of each target alone, though training adds up; a plain sum prefers more of
@@ -166,15 +171,10 @@ class ConcaveCover:
     """
 
     name = CONCAVE_COVER
-    monotone = True
-    submodular = True
-    normalised = True
 
     def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        self.options: dict[str, float] = {}
-        self.matrix, self.n = matrix, matrix.shape[0]
-        covered = None if options is None else options.covered
-        self.start = np.zeros(matrix.shape[1]) if covered is None else _on_targets(covered, matrix).astype(np.float64)
+        super().__init__(matrix, options)
+        self.start = self.start.astype(np.float64)  # which sums, where facility location takes maxima
         self._covered = self.start.copy()
         self._chosen = np.zeros(self.n, bool)
 
