@@ -22,7 +22,7 @@ from nncift.explorer.layout import positions
 from nncift.explorer.origin import source_columns
 from nncift.explorer.page import NEIGHBOURS, ROW, X, Y, chart_columns
 from nncift.explorer.reasons import HELPED, Reasons, find_reasons
-from nncift.explorer.space import nearest, sample_space
+from nncift.explorer.space import divided, nearest, sample_space
 from nncift.pipeline.finished import FinishedRun
 from nncift.run.checksums import content_hash, verify
 from nncift.run.files import atomic_write, fingerprint, read_array, write_array
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+Cells = list[np.ndarray] | None
 FACTS = "nncift"  # key of the Parquet file's metadata
 _FORMAT = 1
 _NEIGHBOURS = 10
@@ -67,11 +68,12 @@ def write_table(run: FinishedRun, *, progress: bool = False) -> Path:
                 columns = _columns(run)
             with moving(bar, n):
                 space = sample_space(run)
-        found = _positions(run, space, progress)
+        cells = divided(space, progress=progress)
+        found = _positions(run, space, cells, progress)
         columns |= {X: found[:, 0], Y: found[:, 1]}
-        rows, cosines = nearest(space, np.arange(n), _NEIGHBOURS, progress=progress)
-        reasons, notes = _reasons(run, space, rows, progress)
-        columns |= _twins(run, space, rows, cosines, progress)
+        rows, cosines = nearest(space, np.arange(n), _NEIGHBOURS, cells=cells, progress=progress)
+        reasons, notes = _reasons(run, space, rows, cells, progress)
+        columns |= _twins(run, space, (rows, cosines), cells, progress)
         facts = {"fingerprint": expected, "notes": notes, "charts": chart_columns(columns)}
         _write(files.table, run, columns, (rows, cosines), reasons, facts, progress)
     return files.table
@@ -113,17 +115,17 @@ def _columns(run: FinishedRun) -> dict[str, Any]:
     return columns | source_columns(run.pool, reserved, fields)
 
 
-def _positions(run: FinishedRun, space: np.ndarray, progress: bool) -> np.ndarray:
+def _positions(run: FinishedRun, space: np.ndarray, cells: Cells, progress: bool) -> np.ndarray:
     file = run.folder.explorer.map
     if file.is_file() and (stored := read_array(file)).shape == (len(space), 2):
         return np.asarray(stored)
-    found = positions(space, seed=int(run.options["seed"]), progress=progress)
+    found = positions(space, seed=int(run.options["seed"]), cells=cells, progress=progress)
     write_array(file, found)
     return found
 
 
 def _reasons(
-    run: FinishedRun, space: np.ndarray, neighbours: np.ndarray, progress: bool
+    run: FinishedRun, space: np.ndarray, neighbours: np.ndarray, cells: Cells, progress: bool
 ) -> tuple[Reasons | None, list[str]]:
     """The reasons, and what the reader should know about them."""
     try:
@@ -134,6 +136,7 @@ def _reasons(
             neighbours,
             own_target=run.own_target,
             seed=int(run.options["seed"]),
+            cells=cells,
             progress=progress,
         )
     except NNCIFTError as error:
@@ -147,10 +150,10 @@ def _reasons(
 
 
 def _twins(
-    run: FinishedRun, space: np.ndarray, rows: np.ndarray, cosines: np.ndarray, progress: bool
+    run: FinishedRun, space: np.ndarray, neighbours: tuple[np.ndarray, np.ndarray], cells: Cells, progress: bool
 ) -> dict[str, np.ndarray]:
     """Of each chosen sample the nearest one left out; from its neighbours where one of them is."""
-    chosen = np.sort(run.selection.indices)
+    (rows, cosines), chosen = neighbours, np.sort(run.selection.indices)
     left_out = np.ones(len(space), bool)
     left_out[chosen] = False
     twin, cosine = np.full(len(space), -1), np.full(len(space), np.nan, np.float32)
@@ -160,7 +163,7 @@ def _twins(
     twin[chosen[near]] = rows[chosen[near], first[near]]
     cosine[chosen[near]] = cosines[chosen[near], first[near]]
     far = chosen[~near]
-    found, values = nearest(space, far, 1, among=np.flatnonzero(left_out), progress=progress)
+    found, values = nearest(space, far, 1, among=np.flatnonzero(left_out), cells=cells, progress=progress)
     twin[far], cosine[far] = found[:, 0], values[:, 0]
     text, row, value = _twin_names()
     return {text: twin, row: twin, value: cosine}
