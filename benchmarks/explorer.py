@@ -1,4 +1,4 @@
-"""What the explorer's table of a large run takes: CPU seconds of each part, peak memory, and the start of the server.
+"""What the explorer's table of a large run takes: CPU seconds of each part, and peak memory; then the server's answers.
 
     python benchmarks/explorer.py 100000 /tmp/explorer-run
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from starlette.testclient import TestClient
 
 import nncift
 from nncift.explorer import table
@@ -27,6 +28,14 @@ from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 
 WIDTH, CENTRES, TARGETS, WORDS = 384, 200, 1000, 120
+QUESTIONS = {
+    "all points": "SELECT row, __map_x, __map_y, chosen FROM dataset",
+    "counts": "SELECT chosen, task, count(*) FROM dataset WHERE covered_by_influence < 0.3 GROUP BY ALL",
+    "histogram": "SELECT floor(50 * gain) AS bin, count(*) FROM dataset WHERE chosen = 'chosen' GROUP BY bin",
+    "table": "SELECT * FROM dataset WHERE left_out_twin_cosine > 0.5 ORDER BY gain DESC LIMIT 100",
+    "one row": "SELECT * FROM dataset WHERE row = 4321",
+    "texts": "SELECT row FROM dataset WHERE prompt LIKE '%abc%' LIMIT 100",
+}
 
 
 class Synthetic(InfluenceFunction):
@@ -93,14 +102,19 @@ def timed(name: str) -> None:
 def main(rows: int, folder: Path) -> None:
     """Make the run unless it is there, then its table."""
     run = FinishedRun.open(folder / "run" if (folder / "run" / "subset.jsonl").is_file() else make_run(rows, folder))
-    for part in ("_columns", "sample_space", "_positions", "nearest", "_reasons", "_twins", "_write"):
+    for part in ("_columns", "sample_space", "divided", "_positions", "nearest", "_reasons", "_twins", "_write"):
         timed(part)
     since = time.process_time()
     path = table.write_table(run, progress=False)
     report("table", since)
     since = time.process_time()
-    make_app(path, page_props(table.read_facts(path)["charts"]), host="127.0.0.1")
+    app = make_app(path, page_props(table.read_facts(path)["charts"]), host="127.0.0.1")
     report("server", since)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    for name, sql in QUESTIONS.items():
+        since = time.process_time()
+        client.post("/data/query", json={"type": "arrow", "sql": sql}).raise_for_status()
+        report(name, since)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from nncift.explorer.page import chart_columns, page_props
 from nncift.explorer.reasons import find_reasons
 from nncift.explorer.space import nearest, sample_space
 from nncift.explorer.table import read_facts, write_table
+from nncift.matrix.cells import divide
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.products import product_matrix
 from nncift.pipeline.earlier_runs.finished import FinishedRun
@@ -80,6 +81,24 @@ def test_nearest_are_those_with_the_largest_cosines(among):
         assert found.tolist() == expected + [-1] * (6 - len(expected))
         np.testing.assert_allclose(values[: len(expected)], space[expected] @ space[query], atol=1e-6)
         assert np.isnan(values[len(expected) :]).all()
+
+
+def test_nearest_within_cells_that_were_divided_before():
+    centres = 3 * random_space(20)
+    space = unit(centres[np.arange(1500) % 20] + random_space(1500, seed=1))
+    every, some, left = np.arange(1500), np.arange(0, 1500, 3), np.delete(np.arange(1500), np.arange(0, 1500, 3))
+    cells, search = divide(space), {"exact": 0, "visits": 400}
+    for found, again in zip(
+        nearest(space, every, 5, **search), nearest(space, every, 5, cells=cells, **search), strict=True
+    ):
+        np.testing.assert_array_equal(found, again)
+    for queries, among in ((some, left), (left, every), (left, left)):
+        rows, cosines = nearest(space, queries, 5, among=among, cells=cells, **search)
+        assert np.isin(rows, among).all()
+        assert not (rows == queries[:, None]).any()
+        np.testing.assert_allclose(cosines, np.einsum("nd,nkd->nk", space[queries], space[rows]), atol=1e-6)
+        true, _ = nearest(space, queries, 5, among=among)
+        assert np.mean([len(np.intersect1d(*pair)) for pair in zip(rows, true, strict=True)]) > 4
 
 
 def test_equal_samples_are_their_own_neighbours_never():

@@ -18,14 +18,18 @@ _NEIGHBOURS = 15
 _FEW = 4 * _NEIGHBOURS  # samples that need no UMAP
 _EPOCHS = 200  # UMAP's own number for more than 10,000 samples
 _NEAREST = 3  # placed samples whose mean places another
+_VISITS = 512  # placed samples that another is compared with where there are many
 
 
-def positions(space: np.ndarray, *, seed: int = 0, progress: bool = False) -> np.ndarray:
+def positions(
+    space: np.ndarray, *, seed: int = 0, cells: list[np.ndarray] | None = None, progress: bool = False
+) -> np.ndarray:
     """Two coordinates of each sample, float32 (n, 2).
 
     Args:
         space: unit vectors, float32 (n, d).
         seed: of the sample and of UMAP.
+        cells: of all samples, as for `nearest`.
         progress: show bars.
     """
     n = len(space)
@@ -36,8 +40,8 @@ def positions(space: np.ndarray, *, seed: int = 0, progress: bool = False) -> np
     placed = np.sort(np.random.default_rng(seed).choice(n, MAPPED, replace=False))
     found = np.empty((n, 2), np.float32)
     found[placed] = _umap(space[placed], seed, progress)
-    others = np.setdiff1d(np.arange(n), placed)
-    rows, cosines = nearest(space, others, _NEAREST, among=placed, progress=progress)
+    others = np.delete(np.arange(n), placed)
+    rows, cosines = nearest(space, others, _NEAREST, among=placed, visits=_VISITS, cells=cells, progress=progress)
     weights = np.exp(10 * (cosines - cosines[:, :1]))[:, :, None]
     found[others] = (weights * found[rows]).sum(axis=1) / weights.sum(axis=1)
     return found

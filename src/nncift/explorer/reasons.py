@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.explorer.space import nearest
+from nncift.matrix import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.run.progress import drawn
@@ -53,6 +54,7 @@ def find_reasons(
     own_target: bool,
     work: int = WORK,
     seed: int = 0,
+    cells: list[np.ndarray] | None = None,
     progress: bool = False,
 ) -> Reasons | None:
     """The reasons of every sample; None where each has the same influence on all targets.
@@ -65,13 +67,14 @@ def find_reasons(
         own_target: whether the pool is its own target.
         work: multiply-adds that all pairs may take; more than that is not looked at.
         seed: of the sample of targets.
+        cells: of all samples, as for `nearest`.
         progress: show bars.
     """
     n, n_target = matrix.shape
     most = max(int(work // (n * _width(matrix))), HELPED)  # targets
     if n_target > most and own_target and matrix.is_inner_product:
         helps, helped = _best_of(matrix, neighbours, HELPED)
-        covered_by, coverage = _nearest_cover(matrix, chosen, space, progress)
+        covered_by, coverage = _nearest_cover(matrix, chosen, space, cells, progress)
         return Reasons(helps, helped, covered_by, coverage, neighbours.shape[1])
     targets = np.arange(n_target)
     if n_target > most:
@@ -82,7 +85,7 @@ def find_reasons(
     helps, helped = found
     wanted = np.arange(n) if own_target else helps[:, 0]  # the target that each is covered on
     best, largest = _best_chosen(matrix, np.sort(chosen), np.unique(wanted[wanted >= 0]), progress)
-    left_out = np.setdiff1d(np.arange(n), chosen)
+    left_out = np.delete(np.arange(n), chosen)
     left_out = left_out[wanted[left_out] >= 0]
     covered_by, coverage = np.full(n, -1), np.full(n, np.nan, np.float32)
     if len(chosen):
@@ -112,14 +115,19 @@ def _most_helped(
                 place = np.searchsorted(targets, np.arange(part.start, part.stop))
                 there = np.flatnonzero(targets[np.minimum(place, len(targets) - 1)] == np.arange(part.start, part.stop))
                 block[there, place[there]] = -np.inf
-            some = np.argpartition(-block, count - 1, axis=1)[:, :count]
-            values = np.take_along_axis(block, some, axis=1)
-            order = np.lexsort((some, -values), axis=1)
-            some, values = (np.take_along_axis(each, order, axis=1) for each in (some, values))
+            values, some = _largest(block, count)
             helps[part, :count] = np.where(values > 0, targets[some], -1)
             helped[part, :count] = np.where(values > 0, values, np.nan)
             bar.update(part.stop - part.start)
     return (helps, helped) if differ else None
+
+
+def _largest(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest entries of each row, the first of equal ones, and their columns, (rows, count) each."""
+    block = np.ascontiguousarray(block)
+    values, columns = np.full((len(block), count), -np.inf, np.float32), np.zeros((len(block), count), np.int64)
+    kernels.share(lambda rows: kernels.keep_largest(block[rows], 0, values[rows], columns[rows]), len(block))
+    return values, columns
 
 
 def _best_chosen(
@@ -139,13 +147,13 @@ def _best_chosen(
 
 
 def _nearest_cover(
-    matrix: InfluenceMatrix, chosen: np.ndarray, space: np.ndarray, progress: bool
+    matrix: InfluenceMatrix, chosen: np.ndarray, space: np.ndarray, cells: list[np.ndarray] | None, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the nearest chosen samples of each one left out, that with the largest influence on it."""
     n = len(space)
     covered_by, coverage = np.full(n, -1), np.full(n, np.nan, np.float32)
-    left_out = np.setdiff1d(np.arange(n), chosen)
-    rows, _ = nearest(space, left_out, _CANDIDATES, among=np.sort(chosen), progress=progress)
+    left_out = np.delete(np.arange(n), chosen)
+    rows, _ = nearest(space, left_out, _CANDIDATES, among=np.sort(chosen), cells=cells, progress=progress)
     found, values = _best_of(matrix, rows, 1, columns=left_out)
     covered_by[left_out], coverage[left_out] = found[:, 0], values[:, 0]
     return covered_by, coverage

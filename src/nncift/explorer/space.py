@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nncift.features.features import feature_facts
-from nncift.matrix.cells import NO_HELPER, Products, strongest
+from nncift.matrix.cells import NO_HELPER, Products, divide, strongest
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import read_array
 from nncift.run.progress import advance
@@ -91,30 +91,52 @@ def _projected(rows: Any, components: np.ndarray, prepared: Callable[[Any], Any]
     return found
 
 
+def divided(space: np.ndarray, *, progress: bool = False) -> list[np.ndarray] | None:
+    """Cells of similar samples, in which `nearest` searches; None of a pool whose pairs are all compared."""
+    return None if len(space) ** 2 <= EXACT else divide(space, progress=progress)
+
+
 def nearest(
-    space: np.ndarray, queries: np.ndarray, k: int, *, among: np.ndarray | None = None, progress: bool = False
+    space: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    *,
+    among: np.ndarray | None = None,
+    exact: int = EXACT,
+    visits: int = VISITS,
+    cells: list[np.ndarray] | None = None,
+    progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest samples by cosine, exactly for up to `EXACT` pairs.
+    """The nearest samples by cosine.
 
     Args:
         space: unit vectors, float32 (n, d).
-        queries: samples whose neighbours are sought, int64 (q,).
+        queries: samples whose neighbours are sought, int64 (q,) ascending.
         k: neighbours of each, other than itself.
         among: samples that may be neighbours, int64 ascending; all unless given.
+        exact: pairs up to which all are compared.
+        visits: samples that each is compared with, at least, where there are more.
+        cells: of all samples, from `divided`, or they are divided here.
         progress: show a bar.
 
     Returns:
         Samples, int64 (q, k), nearest first, -1 where there are fewer; and cosines, float32 (q, k), there nan.
     """
-    among = np.arange(len(space)) if among is None else among
+    n = len(space)
+    among = np.arange(n) if among is None else among
     rows, nearness = np.full((len(queries), k), -1), np.full((len(queries), k), np.nan, np.float32)
     if not len(among) or not len(queries):
         return rows, nearness
-    held = space if len(among) == len(space) else space[among]
-    columns = space if len(queries) == len(space) else space[queries]
-    products = Products(held, np.zeros(len(held), np.float32), columns)
-    visits = None if len(among) * len(queries) <= EXACT else VISITS
-    cosines, found = strongest(products, min(k + 1, len(among)), visits, progress=progress)
+    held = space if len(among) == n else space[among]
+    products = Products(held, np.zeros(len(held), np.float32), space if len(queries) == n else space[queries])
+    cosines, found = strongest(
+        products,
+        min(k + 1, len(among)),
+        None if len(among) * len(queries) <= exact else visits,
+        cells=_cells_among(cells, among, n),
+        groups=_cells_among(cells, queries, n),
+        progress=progress,
+    )
     for start in range(0, len(queries), _SORTED):
         part = slice(start, start + _SORTED)
         there = found[part] != NO_HELPER
@@ -125,3 +147,15 @@ def nearest(
         rows[part, : order.shape[1]] = np.where(there, samples, -1)
         nearness[part, : order.shape[1]] = np.where(there, values, np.nan)
     return rows, nearness
+
+
+def _cells_among(cells: list[np.ndarray] | None, rows: np.ndarray, n: int) -> list[np.ndarray] | None:
+    """The cells of at least half of n samples, numbered among these; None of fewer, whose cells would be small."""
+    if cells is None or len(rows) == n:
+        return cells
+    if 2 * len(rows) < n:
+        return None
+    place = np.full(n, -1)
+    place[rows] = np.arange(len(rows))
+    some = (place[cell] for cell in cells)
+    return [kept for cell in some if len(kept := cell[cell >= 0])]

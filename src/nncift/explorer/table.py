@@ -22,7 +22,8 @@ from nncift.explorer.layout import positions
 from nncift.explorer.origin import source_columns
 from nncift.explorer.page import NEIGHBOURS, ROW, X, Y, chart_columns
 from nncift.explorer.reasons import HELPED, Reasons, find_reasons
-from nncift.explorer.space import nearest, sample_space
+from nncift.explorer.space import divided, nearest, sample_space
+from nncift.explorer.texts import Texts
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.checksums import content_hash, verify
 from nncift.run.files import atomic_write, fingerprint, read_array, write_array
@@ -30,16 +31,13 @@ from nncift.run.progress import drawn, moving
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
 
+Cells = list[np.ndarray] | None
 FACTS = "nncift"  # key of the Parquet file's metadata
 _FORMAT = 1
 _NEIGHBOURS = 10
 _ROWS = 1 << 15  # of the pool that are written together
-_TEXTS = 1 << 29  # characters of all prompts and responses, which the server holds in memory
-_LONGEST, _SHORTEST = 4000, 250  # characters of a prompt or response, in small pools and at least
-_LINE, _SHORT_LINE = 120, 40  # characters of another sample's prompt and of its response, in small and in large pools
-_LARGE = 1 << 18  # samples
+_OWN_TEXTS = {"id", "prompt", "response"}  # which hardly repeat
 
 
 def write_table(run: FinishedRun, *, progress: bool = False) -> Path:
@@ -67,11 +65,12 @@ def write_table(run: FinishedRun, *, progress: bool = False) -> Path:
                 columns = _columns(run)
             with moving(bar, n):
                 space = sample_space(run)
-        found = _positions(run, space, progress)
+        cells = divided(space, progress=progress)
+        found = _positions(run, space, cells, progress)
         columns |= {X: found[:, 0], Y: found[:, 1]}
-        rows, cosines = nearest(space, np.arange(n), _NEIGHBOURS, progress=progress)
-        reasons, notes = _reasons(run, space, rows, progress)
-        columns |= _twins(run, space, rows, cosines, progress)
+        rows, cosines = nearest(space, np.arange(n), _NEIGHBOURS, cells=cells, progress=progress)
+        reasons, notes = _reasons(run, space, rows, cells, progress)
+        columns |= _twins(run, space, (rows, cosines), cells, progress)
         facts = {"fingerprint": expected, "notes": notes, "charts": chart_columns(columns)}
         _write(files.table, run, columns, (rows, cosines), reasons, facts, progress)
     return files.table
@@ -113,17 +112,17 @@ def _columns(run: FinishedRun) -> dict[str, Any]:
     return columns | source_columns(run.pool, reserved, fields)
 
 
-def _positions(run: FinishedRun, space: np.ndarray, progress: bool) -> np.ndarray:
+def _positions(run: FinishedRun, space: np.ndarray, cells: Cells, progress: bool) -> np.ndarray:
     file = run.folder.explorer.map
     if file.is_file() and (stored := read_array(file)).shape == (len(space), 2):
         return np.asarray(stored)
-    found = positions(space, seed=int(run.options["seed"]), progress=progress)
+    found = positions(space, seed=int(run.options["seed"]), cells=cells, progress=progress)
     write_array(file, found)
     return found
 
 
 def _reasons(
-    run: FinishedRun, space: np.ndarray, neighbours: np.ndarray, progress: bool
+    run: FinishedRun, space: np.ndarray, neighbours: np.ndarray, cells: Cells, progress: bool
 ) -> tuple[Reasons | None, list[str]]:
     """The reasons, and what the reader should know about them."""
     try:
@@ -134,6 +133,7 @@ def _reasons(
             neighbours,
             own_target=run.own_target,
             seed=int(run.options["seed"]),
+            cells=cells,
             progress=progress,
         )
     except NNCIFTError as error:
@@ -147,10 +147,10 @@ def _reasons(
 
 
 def _twins(
-    run: FinishedRun, space: np.ndarray, rows: np.ndarray, cosines: np.ndarray, progress: bool
+    run: FinishedRun, space: np.ndarray, neighbours: tuple[np.ndarray, np.ndarray], cells: Cells, progress: bool
 ) -> dict[str, np.ndarray]:
     """Of each chosen sample the nearest one left out; from its neighbours where one of them is."""
-    chosen = np.sort(run.selection.indices)
+    (rows, cosines), chosen = neighbours, np.sort(run.selection.indices)
     left_out = np.ones(len(space), bool)
     left_out[chosen] = False
     twin, cosine = np.full(len(space), -1), np.full(len(space), np.nan, np.float32)
@@ -160,7 +160,7 @@ def _twins(
     twin[chosen[near]] = rows[chosen[near], first[near]]
     cosine[chosen[near]] = cosines[chosen[near], first[near]]
     far = chosen[~near]
-    found, values = nearest(space, far, 1, among=np.flatnonzero(left_out), progress=progress)
+    found, values = nearest(space, far, 1, among=np.flatnonzero(left_out), cells=cells, progress=progress)
     twin[far], cosine[far] = found[:, 0], values[:, 0]
     text, row, value = _twin_names()
     return {text: twin, row: twin, value: cosine}
@@ -189,15 +189,19 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    n, texts = len(run.pool), _Texts(run)
+    n, shown = len(run.pool), [columns[_twin_names()[0]]]
+    if reasons is not None:
+        shown += [reasons.covered_by, *(reasons.helps.T if run.own_target else ())]
+    texts = Texts(run, shown)
     parts = [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
     pieces = (pa.table(_piece(part, texts, columns, neighbours, reasons)) for part in parts)
     first = next(pieces)
     schema = first.schema.with_metadata({FACTS: json.dumps(dict(facts))})
+    repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in _OWN_TEXTS]
     with (
         tqdm(total=n, desc="explorer's table", unit=" rows", **drawn(progress)) as bar,
         atomic_write(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer,
     ):
         for piece in itertools.chain([first], pieces):
             writer.write_table(piece.replace_schema_metadata(schema.metadata))
@@ -206,7 +210,7 @@ def _write(
 
 def _piece(
     part: slice,
-    texts: _Texts,
+    texts: Texts,
     columns: Mapping[str, Any],
     neighbours: tuple[np.ndarray, np.ndarray],
     reasons: Reasons | None,
@@ -260,50 +264,3 @@ def _neighbours(rows: np.ndarray, cosines: np.ndarray) -> pa.Array:
     parts = (pa.array(rows[there], pa.int32()), pa.array(distances, pa.float32()))
     lists = [pa.ListArray.from_arrays(pa.array(offsets), part) for part in parts]
     return pa.StructArray.from_arrays(lists, ["ids", "distances"])
-
-
-class _Texts:
-    """Texts of the pool and the targets, cut; those of other samples on one line."""
-
-    def __init__(self, run: FinishedRun) -> None:
-        self._pool = run.pool
-        self._longest = int(np.clip(_TEXTS // (2 * max(len(run.pool), 1)), _SHORTEST, _LONGEST))
-        line = _LINE if len(run.pool) <= _LARGE else _SHORT_LINE
-        self._of_pool = self._of_targets = _one_line(run.pool, line)
-        if not run.own_target:
-            self._of_targets = _one_line(open_pool(run.folder.samples("target").path)[0], line)
-
-    def cut(self, name: str, part: slice) -> pa.Array:
-        """The prompts or responses of some rows."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        column = self._pool.data.column(name).slice(part.start, part.stop - part.start)
-        return pc.utf8_slice_codeunits(column, 0, self._longest).cast(pa.string()).combine_chunks()
-
-    def of_pool(self, rows: np.ndarray) -> pa.Array:
-        """The line of some samples of the pool, null for -1."""
-        return _taken(self._of_pool, rows)
-
-    def of_targets(self, rows: np.ndarray) -> pa.Array:
-        """The line of some targets, null for -1."""
-        return _taken(self._of_targets, rows)
-
-
-def _one_line(samples: Dataset, longest: int) -> pa.Array:
-    """The beginnings of prompt and response of each sample."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    parts = [
-        pc.replace_substring_regex(pc.utf8_slice_codeunits(samples.data.column(name), 0, longest), r"\s+", " ")
-        for name in ("prompt", "response")
-    ]
-    return pc.binary_join_element_wise(*parts, " → ").cast(pa.large_string()).combine_chunks()
-
-
-def _taken(texts: pa.Array, rows: np.ndarray) -> pa.Array:
-    import pyarrow as pa
-
-    found = texts.take(pa.array(rows, pa.int64(), mask=rows < 0))
-    return found.cast(pa.string())

@@ -105,7 +105,14 @@ def _nearest(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.nda
 
 
 def strongest(
-    products: Products, k: int, visits: int | None, *, seed: int = 0, progress: bool = False
+    products: Products,
+    k: int,
+    visits: int | None,
+    *,
+    cells: list[np.ndarray] | None = None,
+    groups: list[np.ndarray] | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k largest entries of each target among those visited.
 
@@ -113,6 +120,8 @@ def strongest(
         products: of the pool's samples and the targets.
         k: entries to keep of each target.
         visits: pool samples that a target visits, at least; None for all of them, which finds the very largest.
+        cells: of the pool's samples, as `divide` returns them; divided here unless given.
+        groups: of the targets, likewise.
         seed: of the cells.
         progress: show a bar.
 
@@ -127,8 +136,8 @@ def strongest(
         groups = [np.arange(first, min(first + CELL, len(values))) for first in range(0, len(values), CELL)]
         visited = _all_visited(everyone)
     else:
-        cells = divide(products.rows, seed=seed, progress=progress)
-        groups = divide(products.columns, seed=seed, progress=progress)
+        cells = divide(products.rows, seed=seed, progress=progress) if cells is None else cells
+        groups = divide(products.columns, seed=seed, progress=progress) if groups is None else groups
         visited = _order_of_visits(products, cells, groups, visits)
     with tqdm(total=len(values), desc="strongest helpers", unit=" samples", leave=False, **drawn(progress)) as bar:
         for first in range(0, len(groups), _TOGETHER):
@@ -155,18 +164,26 @@ def _order_of_visits(
     sizes = np.array([len(cell) for cell in cells])
     means = np.stack([products.rows[cell].mean(axis=0, dtype=np.float64) for cell in cells]).astype(np.float32)
     constants = np.array([products.constants[cell].mean(dtype=np.float64) for cell in cells], dtype=np.float32)
+    most = min(int(np.searchsorted(np.cumsum(np.sort(sizes)), visits)) + 1, len(sizes))  # cells, if all were small
 
     def visited(some: list[np.ndarray]) -> list[np.ndarray]:
         targets = np.stack([products.columns[group].mean(axis=0, dtype=np.float64) for group in some])
         factors = Factors(targets.astype(np.float32), np.zeros(len(some), np.float32), pack(means), len(means), 0, 0)
         scores = kernels.score(factors, np.arange(len(some))) + constants
-        orders = np.argsort(-scores, axis=1, kind="stable")
+        orders = _largest_first(scores, most)
         counts = [int(np.searchsorted(np.cumsum(sizes[order]), visits)) + 1 for order in orders]
         return [
             np.concatenate([cells[cell] for cell in order[:count]]) for order, count in zip(orders, counts, strict=True)
         ]
 
     return visited
+
+
+def _largest_first(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` largest scores of each row, in order, int64 (rows, count)."""
+    some = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, axis=1)
 
 
 def _keep_strongest(
