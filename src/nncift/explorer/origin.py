@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -70,7 +71,8 @@ def _array(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+        with contextlib.suppress(OverflowError):  # JSON's whole numbers have no end
+            return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else _text(value) for value in values], pa.string())
 
 

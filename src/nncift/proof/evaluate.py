@@ -106,9 +106,10 @@ def evaluate(
     for bench, own in zip(benches, trials, strict=True):
         bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
     results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
-    write_json(folder.results, results)
-    write_page(folder)
-    _show_in_report(sides[0].folder, folder)
+    with folder.locked():  # all processes of a folder end at once
+        write_json(folder.results, results)
+        write_page(folder)
+        _show_in_report(sides[0].folder, folder)
     return Evaluation(folder.path, results)
 
 

@@ -46,6 +46,7 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str) -> None:
     """
     index = {tuple(words(row["prompt"])): row["id"] for row in chosen.select_columns(["id", "prompt"])}
     found = []
+    index.pop((), None)  # prompts of symbols alone differ all the same
     for row in test.select_columns(["prompt", "source_row"]):
         if (identity := index.get(tuple(words(row["prompt"])))) is not None:
             found.append((row["source_row"] + 1, identity))
