@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nncift.run.progress import advance
 from nncift.run.quotas import value_text
 
@@ -25,7 +27,8 @@ _UNSAFE = re.compile(r"[^\w .\-]|^_+")  # of a name: DuckDB and the page take th
 def source_columns(pool: Dataset, taken: Iterable[str], texts: Iterable[str] = ()) -> dict[str, pa.ChunkedArray]:
     """The columns whose values are numbers, truth values and short texts, by a name that is not taken.
 
-    A column with numbers alone stays one; any other holds texts. Of more than `MOST_COLUMNS`, the first.
+    A column with numbers alone stays one, less NaN and infinities, which have no place in a histogram; any other holds
+    texts. Of more than `MOST_COLUMNS`, the first.
 
     Args:
         pool: as `load_pool` returns it.
@@ -72,7 +75,10 @@ def _array(values: list[Any]) -> pa.Array:
 
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         with contextlib.suppress(OverflowError):  # JSON's whole numbers have no end
-            return pa.array([None if value is None else float(value) for value in values], pa.float64())
+            numbers = [np.nan if value is None else float(value) for value in values]
+            return pa.array(
+                numbers, pa.float64(), mask=~np.isfinite(numbers)
+            )  # a histogram of infinity has no end either
     return pa.array([None if value is None else _text(value) for value in values], pa.string())
 
 

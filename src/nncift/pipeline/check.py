@@ -14,7 +14,7 @@ from nncift.models.locate import find_model
 from nncift.pipeline.arrange import check_arrangement
 from nncift.pipeline.exact import check_not_estimated
 from nncift.pipeline.forms import check_form
-from nncift.pipeline.growing import samples_budgeted
+from nncift.pipeline.growing import samples_budgeted, selection_kept
 from nncift.pipeline.label import check_labels
 from nncift.pipeline.model_files import models_of
 from nncift.pipeline.quotas import check_quotas
@@ -80,9 +80,13 @@ def trial_objective(run: Run) -> Objective:
 
 
 def _check_budget(run: Run) -> None:
-    number = samples_budgeted(run)
+    number = run.size("pool") - len(selection_kept(run))  # of a selection that is kept, old samples may join it too
+    in_samples = run.budget.max_tokens is None
+    if run.config.keep_selection and in_samples and run.budget.count(samples_budgeted(run)) > number:
+        problem = f"`budget` {run.budget.amount} is more than the {number:,} samples that are not selected yet"
+        raise ConfigError(problem, "give a smaller one")
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
-    if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
+    if run.own_target and run.config.verify is not None and in_samples:
         check_shortlist(run.budget.count(number, run.config.verify), number)
 
 
