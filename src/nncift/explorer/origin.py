@@ -75,10 +75,8 @@ def _array(values: list[Any]) -> pa.Array:
 
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         with contextlib.suppress(OverflowError):  # JSON's whole numbers have no end
-            numbers = [np.nan if value is None else float(value) for value in values]
-            return pa.array(
-                numbers, pa.float64(), mask=~np.isfinite(numbers)
-            )  # a histogram of infinity has no end either
+            numbers = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+            return pa.array(numbers, mask=~np.isfinite(numbers))
     return pa.array([None if value is None else _text(value) for value in values], pa.string())
 
 
