@@ -28,6 +28,7 @@ from nncift.run.naming import IN_MEMORY, folder_beside
 from nncift.run.registry import resolve
 
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
+_CONSENT = ("trust_remote_code",)  # nor this: the folder may be another's
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
 _REPLACES = {  # option to those of the earlier run that it takes the place of
@@ -128,7 +129,7 @@ def inherited(
     """
     names = {field.name for field in dataclasses.fields(Config)}
     earlier = earlier_options(run)
-    stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING)}
+    stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING, *_CONSENT)}
     if "device" not in given:  # what it computed holds in its precision alone
         stored["dtype"] = stored_precision(earlier)
     replaced = {other for name in given for other in _REPLACES.get(name, ())}

@@ -163,6 +163,7 @@ def _options(side: _Side, test: SourceLike, options: dict[str, Any]) -> tuple[Pr
             known = sorted({*_INHERITED, *(field.name for field in dataclasses.fields(ProofOptions))})
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(known)}")
     of_run: dict[str, Any] = {name: side.config.get(name) for name in _INHERITED if side.config.get(name) is not None}
+    of_run.pop("trust_remote_code", None)  # the folder may be another's
     given = {name: value for name, value in others.items() if value is not None}
     return ProofOptions(test=stored("test", test), **own), Config("pool", **of_run | given)
 
