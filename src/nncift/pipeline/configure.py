@@ -28,8 +28,8 @@ from nncift.run.naming import IN_MEMORY, folder_beside
 from nncift.run.registry import resolve
 
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
-_CONSENT = ("trust_remote_code",)  # nor this: the folder may be another's
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
+_CONSENT = ("trust_remote_code",)  # nor this: the run may be another person's
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
 _REPLACES = {  # option to those of the earlier run that it takes the place of
     "influence": ("influence_options", "labels_from"),
@@ -127,9 +127,9 @@ def inherited(
         ConfigError: an option of the earlier run cannot be used again, or would change samples that are kept.
         RunError: the folder is not a run's.
     """
-    names = {field.name for field in dataclasses.fields(Config)}
+    names = {field.name for field in dataclasses.fields(Config)} - {*_OWN, *_GROWING, *_CONSENT}
     earlier = earlier_options(run)
-    stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING, *_CONSENT)}
+    stored = {name: value for name, value in earlier.items() if name in names}
     if "device" not in given:  # what it computed holds in its precision alone
         stored["dtype"] = stored_precision(earlier)
     replaced = {other for name in given for other in _REPLACES.get(name, ())}
