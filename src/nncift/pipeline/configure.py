@@ -15,7 +15,7 @@ from typing import Any
 from nncift.config import DEFAULT_INFLUENCE, EXECUTION, Config
 from nncift.data.memory import is_table
 from nncift.data.sources import SourceLike, is_several, open_source
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.options import nested, read_options
@@ -161,8 +161,11 @@ def earlier_options(run: str) -> dict[str, Any]:
     Raises:
         RunError: the folder is not a run's.
     """
-    stored = read_json(RunFolder(run).config).items()
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored}
+    config = RunFolder(run).config
+    stored = read_json(config)
+    if not isinstance(stored, dict) or "pool" not in stored or "test" in stored:  # as of an evaluation or comparison
+        raise RunError(f"{config} is not the config of a run", "give the folder of one that nncift select has written")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
 def _refuse_changed(run: str, stored: Mapping[str, Any], options: Mapping[str, Any]) -> None:

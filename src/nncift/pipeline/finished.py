@@ -37,7 +37,7 @@ from nncift.selection.selection import Selection
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_OF_PROOF = "methods"  # option of an evaluation or comparison, whose folder has a config too
+_OF_PROOF = "test"  # option of an evaluation or comparison, whose folder has a config too
 _CHECKED = 32  # rows whose mean influence is compared
 _TOLERANCE = 1e-3  # of a mean, relative to the largest: sums of other orders and other processors
 
