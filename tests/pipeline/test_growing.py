@@ -217,14 +217,14 @@ def test_a_selection_is_kept_and_added_to(files, tmp_path: Path, budget):
 def test_near_duplicates_that_were_selected_stay(files, tmp_path: Path, minilm):
     given = {"from_run": tmp_path / "first", "append": files["new"], "keep_selection": True, "encoder": minilm}
     nncift.select(files["pool"], influence="bm25", budget=20, output=tmp_path / "first")
-    nncift.select(**given, near_duplicates=0.9, budget=1, output=tmp_path / "one")
+    nncift.select(**given, near_duplicates=0.75, budget=1, output=tmp_path / "one")
     kept, listed = Selection.load(tmp_path / "first").indices, listed_rows(tmp_path / "one/pool/near_duplicates.jsonl")
     assert len(np.intersect1d(kept, listed))
     free = np.setdiff1d(np.arange(52), np.union1d(kept, listed))
-    found = nncift.select(**given, near_duplicates=0.9, budget=len(free), output=tmp_path / "all").indices
+    found = nncift.select(**given, near_duplicates=0.75, budget=len(free), output=tmp_path / "all").indices
     assert (found[:20].tolist(), sorted(found[20:])) == (kept.tolist(), free.tolist())
     with pytest.raises(ConfigError, match="without near-duplicates"):
-        nncift.select(**given, near_duplicates=0.9, budget=len(free) + 1, output=tmp_path / "more")
+        nncift.select(**given, near_duplicates=0.75, budget=len(free) + 1, output=tmp_path / "more")
 
 
 def test_tokens_are_of_samples_beside_those_kept(files, tmp_path: Path, tiny_model):

@@ -89,7 +89,7 @@ def _kept(run: Run, n: int) -> int:
     some = np.random.default_rng(run.config.seed).choice(len(run.pool), min(_COUNTED, len(run.pool)), replace=False)
     model = replace(run.model, model=run.config.models[0])
     tokens = count_tokens(run.pool.rows.select(np.sort(some)), model)
-    return min(round(times * run.budget.expected(n, tokens)), n)
+    return min(max(round(times * run.budget.expected(n, tokens)), 1), n)
 
 
 def _cut(run: Run, kept: int, cost: StageCost) -> Cut:
