@@ -105,7 +105,7 @@ def pick(
     if rows is None and run.kept is not None:
         candidates = run.kept if candidates is None else np.intersect1d(candidates, run.kept)
     kept = prefix if run.config.keep_selection else _NONE
-    if candidates is not None:
+    if candidates is not None and len(kept):
         candidates = np.union1d(candidates, kept)  # even a near-duplicate that was selected before
     among = matrix.shape[0] if candidates is None else len(candidates)
     room = None if budget.max_tokens is None else budget.max_tokens * times
