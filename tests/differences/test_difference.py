@@ -216,6 +216,16 @@ def test_a_finished_run_gives_its_influence_and_value_again(runs, name):
     assert objective.value == pytest.approx(run.selection.value, rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["graph-cut", "log-determinant"])
+def test_objectives_that_compare_samples_have_values_too(data, tmp_path, objective):
+    options = {"influence": "bm25", "objective": objective, "budget": 9, "output": str(tmp_path / "run")}
+    options |= {"redundancy": 2} if objective == "graph-cut" else {}
+    selection = nncift.select(data["first"], **options)
+    value, _ = nncift.diff(tmp_path / "run", tmp_path / "run").values
+    assert value.unavailable == ""
+    assert value.value == pytest.approx(selection.value, rel=1e-5)
+
+
 def test_the_same_run_twice(runs):
     found = nncift.diff(runs["own"], runs["own"])
     assert (found.overlap.shared, found.overlap.jaccard, found.overlap.common_rows) == (9, 1, 60)

@@ -290,12 +290,15 @@ def test_source_columns_are_short_values_under_free_names():
         {"id": 1, "Chosen": i, "text": "x", "long": "y" * 100, "list": [], '"; drop': "a", "mixed": i} for i in range(3)
     ]
     rows[2] |= {"mixed": "two", "late": True}
+    rows = [{**row, "large": 10**400, "part": [1.5, np.nan, -np.inf][i]} for i, row in enumerate(rows)]
     found = source_columns(originals(rows), ["chosen"], ["text"])
     assert {name: column.to_pylist() for name, column in found.items()} == {
         "source Chosen": [0, 1, 2],
         "drop": ["a", "a", "a"],
         "mixed": ["0", "1", "two"],
         "late": [None, None, "true"],
+        "large": [str(10**400)] * 3,  # beyond float64
+        "part": [1.5, None, None],
     }
 
 

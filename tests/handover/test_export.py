@@ -200,6 +200,18 @@ def test_the_command_writes_and_replaces_its_own_folder_alone(chat_run, tmp_path
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_the_working_folder_is_not_replaced_and_a_link_stays_one(chat_run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    nncift.export(chat_run, "trl", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "here" / "train.jsonl").is_file()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", tmp_path / "here"):
+        with pytest.raises(RunError, match="the folder that you are in"):
+            nncift.export(chat_run, "trl", folder)
+
+
 def test_errors_are_one_line(chat_run, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'axolotl'"):
         nncift.export(chat_run, "axolotel", tmp_path / "out")

@@ -44,6 +44,20 @@ def test_chats_with_tools_and_phases_survive(chat_run, phased_run, tmp_path):
     assert {name: len(split) for name, split in splits.items()} == {"phase_1": 4, "phase_2": 4}
 
 
+def test_a_folder_is_not_mistaken_for_another_in_the_cache(tmp_path):
+    """`load_dataset` finds a local data set in its cache by the card; and {} is no type of Parquet."""
+    rows = [{**row, "meta": {}, "nncift_weight": 7} for row in word_rows(12)]
+    for seed in ("1", "2"):
+        nncift.select(rows, influence="random", seed=int(seed), budget=4, output=str(tmp_path / f"run-{seed}"))
+        nncift.push(tmp_path / f"run-{seed}", REPO, to_folder=tmp_path / seed)
+        ids = nncift.Selection.load(tmp_path / f"run-{seed}").dataset["id"]
+        found = load_dataset(str(tmp_path / seed / "dataset"), split="train", cache_dir=tmp_path / "cache")
+        assert (found["id"], set(found["meta"])) == (ids, {"{}"})
+        sft = load_dataset(str(tmp_path / seed / "dataset"), "sft", split="train", cache_dir=tmp_path / "cache")
+        assert len(sft) == 4
+    assert "its weight" not in (tmp_path / "1/dataset/README.md").read_text()  # of the data, not ours
+
+
 def test_the_network_is_loaded_from_its_folder_and_estimates_as_before(pushed, network_run):
     import numpy as np
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nncift.matrix.cells import CELL, pairs_to_divide
-from nncift.matrix.forms import first_helpers, form_memory
+from nncift.matrix.forms import control_group_limits, first_helpers, form_memory, memory_bytes
 from nncift.matrix.planning import planned_choice
 from nncift.matrix.products import product_matrix
 from nncift.matrix.sparse import AUDITED, visits_of
@@ -44,3 +44,22 @@ def test_sparse_pairs_are_those_visited(n):
 def test_cells_cost_hardly_more_for_each_sample_of_a_larger_pool():
     assert pairs_to_divide(CELL) == 0
     assert pairs_to_divide(10_000_000) < 1.5 * 10 * pairs_to_divide(1_000_000)
+
+
+def test_memory_is_limited_by_the_control_groups_of_a_container(tmp_path):
+    process = tmp_path / "cgroup"
+    for line, file in (
+        ("0::/job/step", "job/memory.max"),  # of a group around it
+        ("0::/", "memory.max"),
+        ("4:memory:/job", "memory/job/memory.limit_in_bytes"),
+        ("4:memory:/of/the/host", "memory/memory.limit_in_bytes"),  # as a container sees it
+    ):
+        root = tmp_path / line.replace("/", "-").replace(":", "-")
+        (root / file).parent.mkdir(parents=True)
+        (root / file).write_text("1000\n")
+        process.write_text(f"9:name=systemd:/\n{line}\n")
+        assert min(control_group_limits(process, root)) == 1000
+        (root / file).write_text("max\n")
+        assert min(control_group_limits(process, root)) > 1 << 60
+    assert control_group_limits(tmp_path / "none")
+    assert 1 << 20 < memory_bytes() < 1 << 60

@@ -57,6 +57,14 @@ def test_a_small_matrix_is_computed_once_and_a_large_one_on_access(monkeypatch):
     assert max(asked) == 10  # never the whole
 
 
+def test_means_of_very_many_pairs_are_over_a_sample_of_the_targets(monkeypatch):
+    u, v = np.random.default_rng(0).standard_normal((2, 40, 3), dtype=np.float32)
+    monkeypatch.setattr(products, "MEANS_EXACT", 400)
+    matrix = product_matrix(u, v, held=0)
+    assert len(matrix.averaged) == 10
+    np.testing.assert_allclose(matrix.row_means(), matrix.block(slice(0, 40), matrix.averaged).mean(axis=1), atol=1e-6)
+
+
 def test_vectors_of_different_length():
     with pytest.raises(ConfigError, match="vectors of 3 and 2 numbers have no inner product"):
         product_matrix(np.zeros((4, 3), np.float32), np.zeros((4, 2), np.float32))

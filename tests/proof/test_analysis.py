@@ -13,7 +13,7 @@ from nncift.evaluation.answers.results import ItemScores
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import FULL, NONE, RANDOM, STRATIFIED, Grid, by_importance, default_curve
 from nncift.proof.selectors import Ranking, Selector, random_ranking, within_tokens
-from nncift.proof.tables import long_table, markdown, text_table
+from nncift.proof.tables import as_text, long_table, markdown, text_table, with_interval
 from nncift.proof.trials import Trial
 
 N, ITEMS = 100, 60
@@ -196,3 +196,10 @@ def test_tables_show_every_figure_and_escape_names(results):
     assert "better: -0.3" in text
     assert "1 min 1 s" in text
     assert "trains like" in text_table(results)
+
+
+@pytest.mark.parametrize("limit", [None, float("inf")])  # JSON has null for infinity
+def test_of_one_item_there_is_no_interval(limit):
+    found = {"value": 1.5, "low": None if limit is None else -limit, "high": limit, "verdict": "too few items to tell"}
+    assert with_interval(found) == "1.500"
+    assert as_text(found) == "too few items to tell: +1.500"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from nncift.evaluation.answers.results import ItemScores
 from nncift.proof.compare import compare
 from nncift.proof.folder import claimed
 from nncift.proof.inputs import prepare
+from nncift.proof.runs import opened
+from nncift.proof.selectors import Selector
 from nncift.proof.trials import Trial
 
 
@@ -94,6 +97,25 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
         main(["report", str(made.folder)])
     assert not stop.value.code
     assert (made.folder / "report.html").read_bytes() == page
+
+
+def test_processes_that_need_the_same_run_take_turns(places, tmp_path):
+    """As those that choose by two objectives from one function's values."""
+    call = {"influence": "bm25", "budget": 6, "methods": ["icl"], "model": places["model"], "encoder": "embedded"}
+    inputs = prepare({"pool": places["pool"], "test": places["test"]}, call, output=tmp_path / "out", progress=False)
+    config, order = inputs.config(Selector("free", "bm25")), []
+
+    def other() -> None:
+        with opened(inputs, config) as run:
+            order.append(len(run.pool))
+
+    with opened(inputs, config):
+        thread = Thread(target=other)
+        thread.start()
+        thread.join(timeout=0.5)
+        order.append("first")
+    thread.join()
+    assert order == ["first", 30]
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from builders import word_rows, write_rows
-from nncift import select
+from nncift import load_pool, select
 from nncift.cli import main
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.datamodels import mean_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
 from nncift.proof.evaluate import evaluate
+from nncift.proof.held_out import refuse_overlap
 from nncift.training.lora import adapted
 
 QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1", "shots": "2"}
@@ -125,6 +126,11 @@ def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
     assert not (tmp_path / "out").exists()
     kept = evaluate(run, test=test, output=tmp_path / "out", allow_overlap=True, **options(methods=["icl"]))
     assert kept.results["test"]["items"] == 5
+
+
+def test_prompts_of_symbols_alone_are_no_overlap():
+    test, chosen = (load_pool([{"id": "a", "prompt": prompt, "response": "x"}]) for prompt in ("+ - ?", "=>"))
+    refuse_overlap(test, chosen, "test.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from nncift.run.checksums import (
 )
 from nncift.run.files import read_array, read_json, read_table, read_tensors, write_array, write_json, write_tensors
 from nncift.run.folder import RunFolder
+from nncift.run.repair import repair
 
 STEPS = ("write", "fsync", "replace")
 
@@ -181,3 +182,20 @@ def test_a_damaged_end_of_the_list_is_not_taken_for_a_torn_line(tmp_path):
     listed.write_bytes(whole[:-1])  # as a kill leaves it
     with RunFolder(tmp_path / "run").open({}):
         pass
+
+
+def test_a_damaged_list_is_repaired_for_every_file(tmp_path: Path):
+    """Also for those that not every run has: without a line a file could not be read, nor repaired."""
+    run = RunFolder(tmp_path / "run")
+    with run.open({"budget": 1}):
+        paths = (run.taken, run.models, run.reasons)
+        arrays = (run.prefix, run.explorer.map, run.embeddings.array("pool"), run.vectors.array("pool"))
+        for path in paths:
+            write_json(path, {})
+        for path in arrays:
+            write_array(path, np.arange(3))
+    listed = tmp_path / "run" / CHECKSUMS
+    listed.write_bytes(listed.read_bytes().replace(b"[", b"{"))
+    assert "was damaged and is written again" in repair(run.path)[0]
+    for path in (run.config, *paths, *arrays):
+        verify(path)

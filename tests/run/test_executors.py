@@ -51,6 +51,16 @@ def test_work_that_kills_every_worker_ends_in_one_line(processes, tmp_path: Path
     np.testing.assert_array_equal(compute(worker_jobs.squares, processes), np.square(np.arange(10)))  # it goes on
 
 
+def test_the_working_folder_hides_no_module_of_the_library(tmp_path: Path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise RuntimeError('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    executor = ProcessExecutor(1, threads=1)
+    try:
+        np.testing.assert_array_equal(compute(worker_jobs.squares, executor), np.square(np.arange(10)))
+    finally:
+        executor.close()
+
+
 def test_errors_of_the_work_come_back(processes):
     with pytest.raises(DataError, match=r"pool.jsonl, row \d+: cannot be used: correct it"):
         compute(worker_jobs.refuse, processes)

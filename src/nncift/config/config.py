@@ -185,7 +185,7 @@ class Config:
     """How the language model reads samples: chat, all in its chat template; plain, all as plain text; auto, the
     default: as chats where samples are chats and the model has a template."""
     trust_remote_code: bool = False
-    """Run code that comes with a model."""
+    """Run code that comes with a model; never taken over from an earlier run."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of an influence function that trains (less, in-run), which are removed when the run is
     complete."""

@@ -46,7 +46,9 @@ class SubsetValue:
     @property
     def share(self) -> float | None:
         """The other subset's value as a share of the run's own; None where there is none."""
-        return self.other_value / self.value if self.value and self.other_value is not None else None
+        if self.value is None or self.other_value is None or self.value <= 0:  # as a graph cut's may be
+            return None
+        return self.other_value / self.value
 
 
 def value_under(run: FinishedRun, other: np.ndarray, *, progress: bool = False, name: str = "value") -> SubsetValue:

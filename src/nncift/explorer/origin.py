@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nncift.run.progress import advance
 from nncift.run.quotas import value_text
@@ -24,7 +27,8 @@ _UNSAFE = re.compile(r"[^\w .\-]|^_+")  # of a name: DuckDB and the page take th
 def source_columns(pool: Dataset, taken: Iterable[str], texts: Iterable[str] = ()) -> dict[str, pa.ChunkedArray]:
     """The columns whose values are numbers, truth values and short texts, by a name that is not taken.
 
-    A column with numbers alone stays one; any other holds texts. Of more than `MOST_COLUMNS`, the first.
+    A column with numbers alone stays one, less NaN and infinities, which have no place in a histogram; any other holds
+    texts. Of more than `MOST_COLUMNS`, the first.
 
     Args:
         pool: as `load_pool` returns it.
@@ -70,7 +74,9 @@ def _array(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+        with contextlib.suppress(OverflowError):  # JSON's whole numbers have no end
+            numbers = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+            return pa.array(numbers, mask=~np.isfinite(numbers))
     return pa.array([None if value is None else _text(value) for value in values], pa.string())
 
 

@@ -1,7 +1,8 @@
 """A run's subset as a data set of the hub: Parquet shards in two configurations, and the card.
 
 `default` has the rows as they were, in the order chosen, with our columns; `sft` the columns of trl's SFTTrainer, in a
-split for each phase.
+split for each phase. The card names the files, and their names a digest of the rows: of data sets in local folders,
+`load_dataset` compares cards alone, and would give the rows that it has cached of another with the same card.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import yaml
 from nncift.handover.provenance import lines_of
 from nncift.handover.public_names import without_paths
 from nncift.pipeline.earlier_runs.finished import FinishedRun
+from nncift.run.checksums import content_hash
+from nncift.run.files import fingerprint
 from nncift.run.markdown import escaped, table
 from nncift.run.records import counted
-from nncift.selection.selection import SOURCE, Selection
+from nncift.selection.selection import OPTIONAL, SOURCE, Selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,12 +53,10 @@ def write_data_set(run: FinishedRun, folder: Path, repo: str, license: str | Non
     if SOURCE in rows.column_names:
         names = [None if name is None else without_paths(name) for name in rows[SOURCE]]
         rows = rows.remove_columns(SOURCE).add_column(SOURCE, names)
-    _write(rows, folder / "data", "train")
-    splits = []
+    files = {"default": {"train": _write(rows, folder, "data", "train")}, "sft": {}}
     for split, phase in _phases(selection):
-        splits.append(split)
-        _write(phase.sft_dataset(weights=phase.weights is not None), folder / "sft", split)
-    card = _front_matter(len(rows), splits, license) + _card(run, repo, rows.column_names, license)
+        files["sft"][split] = _write(phase.sft_dataset(weights=phase.weights is not None), folder, "sft", split)
+    card = _front_matter(len(rows), files, license) + _card(run, repo, rows.column_names, license)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -68,14 +69,18 @@ def _phases(selection: Selection) -> Iterator[tuple[str, Selection]]:
         yield f"phase_{number}", selection.take(places)
 
 
-def _write(rows: Dataset, folder: Path, split: str) -> None:
-    """Parquet files as the hub names them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(rows: Dataset, root: Path, folder: str, split: str) -> str:
+    """Parquet files as the hub names them; their pattern."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
     count = max(-(-int(rows.data.nbytes) // _SHARD), 1)
+    files = [root / folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     with _without_bars():
-        for number in range(count):
-            shard = rows.shard(count, number, contiguous=True)
-            shard.to_parquet(str(folder / f"{split}-{number:05d}-of-{count:05d}.parquet"))
+        for number, file in enumerate(files):
+            rows.shard(count, number, contiguous=True).to_parquet(str(file))
+    digest = fingerprint(*map(content_hash, files))
+    for file in files:
+        file.rename(file.with_stem(f"{file.stem}-{digest}"))
+    return f"{folder}/{split}-*-{digest}.parquet"
 
 
 @contextlib.contextmanager
@@ -92,12 +97,12 @@ def _without_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _front_matter(rows: int, splits: list[str], license: str | None) -> str:
-    files = [{"split": split, "path": f"sft/{split}-*.parquet"} for split in splits]
+def _front_matter(rows: int, files: dict[str, dict[str, str]], license: str | None) -> str:
+    """The card's metadata; `files` are the patterns by configuration and split."""
     matter: dict[str, Any] = {
         "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
-            {"config_name": "sft", "data_files": files},
+            {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
+            for name, splits in files.items()
         ],
         **({} if license is None else {"license": license}),
         "task_categories": ["text-generation"],
@@ -110,7 +115,8 @@ def _front_matter(rows: int, splits: list[str], license: str | None) -> str:
 def _card(run: FinishedRun, repo: str, columns: list[str], license: str | None) -> str:
     selected, pool = len(run.selection), len(run.pool)
     purpose = "represent the pool" if run.own_target else "serve a target"
-    ours = [name for name in _COLUMNS if name in columns]
+    others = {f"nncift_{column}" for name, column in OPTIONAL.items() if getattr(run.selection, name) is None}
+    ours = [name for name in _COLUMNS if name in columns and name not in others]  # the data may have such a column
     parts = [
         f"# {escaped(repo.rpartition('/')[2])}",
         f"{counted(selected, 'sample')} of {pool:,}, chosen by [nncift](https://arxiv.org/abs/2502.09969) to {purpose}:"

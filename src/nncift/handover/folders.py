@@ -18,18 +18,22 @@ def new_folder(path: str | os.PathLike[str]) -> Path:
     """A folder that may be written or replaced.
 
     Raises:
-        RunError: it is a file, or holds what was not written by `replaced_folder`.
+        RunError: it is a file, the working folder, or holds what was not written by `replaced_folder`.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise RunError(f"{path!r} is not a folder", "give the one to write")
     folder = Path(path)
+    if folder.is_symlink():
+        folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file", "give a folder")
-    held = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    if held:
-        foreign = sorted(held - _own(folder))
-        if foreign:
-            raise RunError(f"{folder} is not empty (it holds {foreign[0]!r})", "give a new folder")
+    own = _own(folder)
+    for file in folder.rglob("*"):
+        if not file.is_dir() and (name := file.relative_to(folder).as_posix()) not in own:
+            raise RunError(f"{folder} is not empty (it holds {name!r})", "give a new folder")
+    here = Path.cwd()
+    if folder.resolve() in (here, *here.parents):  # the present folder would be another than the shell's
+        raise RunError(f"{folder} is the folder that you are in, which cannot be replaced", "give one inside it")
     return folder
 
 

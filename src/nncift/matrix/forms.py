@@ -10,8 +10,10 @@ Stored and streamed give the same choice; the sparse one bounds what it may lose
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from pathlib import Path
 from typing import Literal
 
 Form = Literal["stored", "streamed", "sparse"]
@@ -27,11 +29,36 @@ _STORED_SHARE, _SPARSE_SHARE = 4, 5  # parts of the machine's memory
 
 
 def memory_bytes() -> int:
-    """The machine's memory."""
+    """The memory that this process may have: the machine's, or less in a container or in a job of a cluster."""
     try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        whole = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):  # not on every system
-        return 1 << 33
+        whole = 1 << 33
+    return min(whole, *control_group_limits())
+
+
+def control_group_limits(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Limits in bytes that Linux sets to the memory of this process's control groups, of either version.
+
+    Args:
+        process: the file that names its groups.
+        root: the folder of all groups.
+    """
+    limits = [1 << 62]
+    try:
+        lines = process.read_text().splitlines()
+    except OSError:  # another system
+        return limits
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")  # of the host, where a container has no groups of its own
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # the file has "max" where there is no limit
+                limits.append(int((folder / name).read_text()))
+    return limits
 
 
 def choose_form(n_pool: int, n_target: int, expected: float, *, may_be_sparse: bool) -> Form:

@@ -236,6 +236,11 @@ class InfluenceMatrix:
             raise ValueError(f"covered has the shape {covered.shape}, the matrix has {self.shape[1]} targets")
         return indices_of(bounded(rows, self.shape[0])), np.ascontiguousarray(covered, dtype=np.float32)
 
+    @property
+    def averaged(self) -> slice | np.ndarray:
+        """The targets that row means are over: all, or of very many a random sample."""
+        return slice(0, self.shape[1])
+
     def row_means(self) -> np.ndarray:
         """Mean influence of every pool sample over the targets, not clipped: float32 (n_pool,)."""
         return (self._row_statistics[0] / self.shape[1]).astype(np.float32)

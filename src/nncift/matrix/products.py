@@ -70,12 +70,19 @@ class ProductMatrix(InfluenceMatrix):
         products = np.asarray(products if isinstance(products, np.ndarray) else products.toarray(), dtype=np.float32)
         return products if self._transform is None else self._transform(products)
 
-    def row_means(self) -> np.ndarray:
-        """As `InfluenceMatrix.row_means`; with more than `MEANS_EXACT` pairs, of a random sample of the targets."""
+    @property
+    def averaged(self) -> slice | np.ndarray:
+        """As of `InfluenceMatrix`; with more than `MEANS_EXACT` pairs a random sample."""
         if self.shape[0] * self.shape[1] <= MEANS_EXACT:
-            return super().row_means()
+            return super().averaged
         count = max(MEANS_EXACT // self.shape[0], 1)
-        some = np.sort(np.random.default_rng(0).permutation(self.shape[1])[:count])
+        return np.sort(np.random.default_rng(0).permutation(self.shape[1])[:count])
+
+    def row_means(self) -> np.ndarray:
+        """As `InfluenceMatrix.row_means`, over the targets `averaged`."""
+        some = self.averaged
+        if isinstance(some, slice):
+            return super().row_means()
         return ProductMatrix(self._pool_side, self._target_side[some], self._transform).row_means()
 
     @property

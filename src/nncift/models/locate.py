@@ -60,7 +60,7 @@ def find_model(name: str, kind: str) -> str:
         try:
             return str(snapshot_download(name, local_files_only=True))
         except errors.LocalEntryNotFoundError:
-            packaged = ', or "embedded", which needs no hub' if kind in _EMBEDDED else ""
+            packaged = ', or "embedded", which needs no hub' if kind in (*_EMBEDDED, "static encoder") else ""
             raise ModelError(
                 f"cannot reach the Hugging Face hub for the {kind} {name!r}, and it is not in the local cache",
                 f"check the network, or give a local folder{packaged}",

@@ -16,7 +16,7 @@ from nncift.pipeline.choosing.exact import check_not_estimated
 from nncift.pipeline.choosing.forms import check_form
 from nncift.pipeline.choosing.quotas import check_quotas
 from nncift.pipeline.components.model_files import models_of
-from nncift.pipeline.earlier_runs.growing import samples_budgeted
+from nncift.pipeline.earlier_runs.growing import samples_budgeted, selection_kept
 from nncift.pipeline.learning.label import check_labels
 from nncift.selection.budget import check_shortlist
 from nncift.selection.maximizers.table import check_maximizer
@@ -80,9 +80,13 @@ def trial_objective(run: Run) -> Objective:
 
 
 def _check_budget(run: Run) -> None:
-    number = samples_budgeted(run)
+    number = run.size("pool") - len(selection_kept(run))  # of a selection that is kept, old samples may join it too
+    in_samples = run.budget.max_tokens is None
+    if run.config.keep_selection and in_samples and run.budget.count(samples_budgeted(run)) > number:
+        problem = f"`budget` {run.budget.amount} is more than the {number:,} samples that are not selected yet"
+        raise ConfigError(problem, "give a smaller one")
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
-    if run.own_target and run.config.verify is not None and run.budget.max_tokens is None:
+    if run.own_target and run.config.verify is not None and in_samples:
         check_shortlist(run.budget.count(number, run.config.verify), number)
 
 

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.pipeline.choosing.arrange import difficulty_of
-from nncift.pipeline.configuration.configure import sources_of
-from nncift.pipeline.context import Run
-from nncift.pipeline.inputs.read import read
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import STRATIFIED, Cell, by_importance
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs, prepare
 from nncift.proof.pages import write_page
+from nncift.proof.runs import opened
 from nncift.proof.selectors import (
     Ranking,
     Selector,
-    check_same_pool,
     costs_of,
     exact_rankings,
     gains_path,
@@ -103,10 +100,11 @@ def compare(
         results |= found
     if inputs.proof.studies:
         results["studies"] = study(inputs)
-    write_json(inputs.folder.results, results)
-    write_json(inputs.folder.costs, spent)
-    write_tables(inputs.folder, results, spent)
-    write_page(inputs.folder)
+    with inputs.folder.locked():  # all processes of a folder end at once
+        write_json(inputs.folder.results, results)
+        write_json(inputs.folder.costs, spent)
+        write_tables(inputs.folder, results, spent)
+        write_page(inputs.folder)
     return Comparison(inputs.folder.path, results)
 
 
@@ -160,9 +158,7 @@ def _choose(inputs: Inputs, selector: Selector, budgets: Sequence[int]) -> None:
     plain = selector == selector.values
     mine = inputs.folder.choices / f"{selector.slug}.own.json"  # costs beside those of the values
     own = None if plain else Costs(mine)
-    with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
-        read(run)
-        check_same_pool(run, inputs.samples)
+    with opened(inputs, config) as run:
         folder = run.folder.path
         if selector.kind == "verified":
             found = verified_rankings(run, budgets, selector.shortlist, objective, own)
@@ -186,9 +182,7 @@ def measure_difficulty(inputs: Inputs) -> np.ndarray:
     path = inputs.folder.choices / f"{Path(config.folder).name}.npy"
 
     def make() -> None:
-        with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
-            read(run)
-            check_same_pool(run, inputs.samples)
+        with opened(inputs, config) as run:
             assert run.difficulty is not None
             run.difficulty.check(run.pool.rows, run.target.rows)
             found = difficulty_of(run, np.arange(len(run.pool)))

@@ -106,9 +106,10 @@ def evaluate(
     for bench, own in zip(benches, trials, strict=True):
         bench.run([trial for group in own.values() for trial in group], keep=keep if bench is benches[0] else None)
     results = _facts(sides, proof, model, items) | _results(sides, benches, trials)
-    write_json(folder.results, results)
-    write_page(folder)
-    _show_in_report(sides[0].folder, folder)
+    with folder.locked():  # all processes of a folder end at once
+        write_json(folder.results, results)
+        write_page(folder)
+        _show_in_report(sides[0].folder, folder)
     return Evaluation(folder.path, results)
 
 
@@ -162,6 +163,7 @@ def _options(side: _Side, test: SourceLike, options: dict[str, Any]) -> tuple[Pr
             known = sorted({*_INHERITED, *(field.name for field in dataclasses.fields(ProofOptions))})
             raise ConfigError(f"there is no option {name!r}", f"known: {', '.join(known)}")
     of_run: dict[str, Any] = {name: side.config.get(name) for name in _INHERITED if side.config.get(name) is not None}
+    of_run.pop("trust_remote_code", None)  # the folder may be another's
     given = {name: value for name, value in others.items() if value is not None}
     return ProofOptions(test=stored("test", test), **own), Config("pool", **of_run | given)
 

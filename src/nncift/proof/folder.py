@@ -53,7 +53,7 @@ class ProofFolder:
             RunError: it holds something else, cannot be made, or a file in it is damaged.
         """
         self.run.check(config)
-        with self._locked(), refuse_damaged(self.path, "cannot be checked"):
+        with self.locked(), refuse_damaged(self.path, "cannot be checked"):
             new = not self.run.config.exists()
             if new and not (self.path / CHECKSUMS).exists():
                 begin(self.path)
@@ -72,7 +72,12 @@ class ProofFolder:
                 raise
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the lock inside the block, after the other processes that do.
+
+        Raises:
+            RunError: the folder cannot be made.
+        """
         from filelock import FileLock
 
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]

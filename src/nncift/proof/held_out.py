@@ -31,7 +31,7 @@ def read_test(source: Any, folder: SampleFolder, options: ReadOptions, *, progre
     return test
 
 
-def refuse_overlap(test: Dataset, chosen: Dataset, name: str) -> None:
+def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subset") -> None:
     """Refuse test items whose prompt also stands among the chosen rows, compared word by word (`decontamination`).
 
     Shared n-grams are no reason: rows of one task often share its template.
@@ -40,12 +40,14 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str) -> None:
         test: the items.
         chosen: the rows that the model will be trained on.
         name: of the test file.
+        of: what these rows are, "subset" or "pool".
 
     Raises:
         DataError: some do; the message names them.
     """
     index = {tuple(words(row["prompt"])): row["id"] for row in chosen.select_columns(["id", "prompt"])}
     found = []
+    index.pop((), None)  # prompts of symbols alone differ all the same
     for row in test.select_columns(["prompt", "source_row"]):
         if (identity := index.get(tuple(words(row["prompt"])))) is not None:
             found.append((row["source_row"] + 1, identity))
@@ -54,8 +56,9 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str) -> None:
         more = ", ".join(str(row) for row, _ in found[1:_LISTED])
         others = f", rows {more}{', ...' if len(found) > _LISTED else ''} too" if more else ""
         raise DataError(
-            f"{len(found)} of {len(test)} test prompts also stand in the subset: this one in {identity!r}{others}",
-            "choose again with `exclude` set to the test file, or give `allow_overlap`",
+            f"{len(found)} of {len(test)} test prompts also stand in the {of}: this one in {identity!r}{others}",
+            f"{'choose again' if of == 'subset' else 'leave them out'} with `exclude` set to the test file, or give"
+            " `allow_overlap`",
             file=name,
             row=number,
         )

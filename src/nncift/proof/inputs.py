@@ -246,7 +246,7 @@ def prepare(
         if test is not None:
             items = read_test(test, folder.run.samples("test"), read_options(base, proof.test_split), progress=shown)
             if not proof.allow_overlap:
-                refuse_overlap(items, samples, str(proof.test))
+                refuse_overlap(items, samples, str(proof.test), of="pool")
     bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=shown)
     phases, difficulty = whole.phases or _PHASES, whole.difficulty or DEFAULT_DIFFICULTY
     inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, shown)

@@ -15,7 +15,7 @@ from nncift.evaluation.answers.items import Items
 from nncift.evaluation.answers.judge import Judge, LocalJudge, Rubric, check_judge
 from nncift.evaluation.answers.text_metrics import ROUGE
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
-from nncift.proof.folder import ProofFolder
+from nncift.proof.folder import ProofFolder, share
 from nncift.proof.options import ProofOptions
 from nncift.proof.trials import Bench, Test
 from nncift.run.files import write_json
@@ -92,8 +92,7 @@ def judge_of(options: ProofOptions, model: ModelSpec, items: Items, folder: Proo
         judge = LocalJudge(model.loaded, rubric)
     else:
         judge = LocalJudge(ModelSpec(options.judge, device=model.device).loaded, rubric)
-    if not folder.judge.exists():
-        write_json(folder.judge, check_judge(judge, items).describe())
+    share({folder.judge: lambda: write_json(folder.judge, check_judge(judge, items).describe())})
     return judge
 
 

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.influence.random_rows import StratifiedRandom, stratified_values
-from nncift.pipeline.configuration.configure import sources_of
-from nncift.pipeline.context import Run
-from nncift.pipeline.inputs.read import read
 from nncift.proof.cells import STRATIFIED
 from nncift.proof.folder import share
-from nncift.proof.selectors import check_same_pool, costs_of
+from nncift.proof.runs import opened
+from nncift.proof.selectors import costs_of
 from nncift.run.files import read_array, write_array, write_json
 
 if TYPE_CHECKING:
@@ -51,9 +49,7 @@ def _path(inputs: Inputs, draw: Draw) -> Path:
 def _make(inputs: Inputs, draws: Sequence[Draw]) -> None:
     """Make some rankings; the last one is written last."""
     config = inputs.config(STRATIFIED)
-    with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
-        read(run)
-        check_same_pool(run, inputs.samples)
+    with opened(inputs, config) as run:
         function = run.function
         assert isinstance(function, StratifiedRandom)
         function.progress = run.progress

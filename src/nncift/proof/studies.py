@@ -12,13 +12,11 @@ from nncift.evaluation.studies import Exact, Point, measure, points, summarise
 from nncift.features.sources import FeatureSources
 from nncift.pipeline.choosing.choose import objective_of
 from nncift.pipeline.components.influences import learned_features
-from nncift.pipeline.configuration.configure import sources_of
-from nncift.pipeline.context import Run
 from nncift.pipeline.inputs.featurize import featurize
-from nncift.pipeline.inputs.read import read
 from nncift.proof.folder import share
 from nncift.proof.inputs import Inputs
-from nncift.proof.selectors import Selector, as_file_name, check_same_pool, exact_influence
+from nncift.proof.runs import opened
+from nncift.proof.selectors import Selector, as_file_name, exact_influence
 from nncift.run.files import read_json, write_json
 from nncift.run.progress import already, drawn
 
@@ -50,9 +48,7 @@ def _exact(inputs: Inputs, name: str) -> Exact:
     selector = Selector("exact", name)
     config = inputs.config(selector)
     folder = inputs.folder.exact / selector.slug
-    with Run.open(config, sources_of(config, inputs.sources), progress=inputs.progress) as run:
-        read(run)
-        check_same_pool(run, inputs.samples)
+    with opened(inputs, config) as run:
         if run.is_exact:  # a run reads no features then, and a study does
             names = inputs.base.feature_names or learned_features(config, run.function)
             run.features = FeatureSources.named(names, encoder=run.encoder.name, model=config.models[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,14 +148,20 @@ def with_interval(metric: Mapping[str, Any] | None) -> str:
     """A metric with its interval."""
     if metric is None or metric["value"] is None:
         return ""
-    if metric["low"] is None:  # one seed
+    if not _has_interval(metric):  # of one test item
         return f"{metric['value']:.3f}"
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
+def _has_interval(found: Mapping[str, Any]) -> bool:
+    """Whether there is one; JSON has null for infinite limits."""
+    return all(found[limit] is not None and math.isfinite(found[limit]) for limit in ("low", "high"))
+
+
 def as_text(difference: Mapping[str, Any]) -> str:
     """A difference with its verdict and interval."""
-    return f"{difference['verdict']}: {difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    shown = f"{difference['verdict']}: {difference['value']:+.3f}"
+    return f"{shown} [{difference['low']:+.3f}, {difference['high']:+.3f}]" if _has_interval(difference) else shown
 
 
 def _cost_table(costs: Mapping[str, Any]) -> list[str]:

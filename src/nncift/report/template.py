@@ -74,4 +74,4 @@ def shown_value(number: float | None, decimals: int | None = None, significant: 
 
 def signed(number: float | None) -> str:
     """A difference with its sign and three decimals."""
-    return ("+" if number is not None and number > 0 else "") + shown_value(number, 3)
+    return ("+" if number is not None and 0 < number < math.inf else "") + shown_value(number, 3)

@@ -37,7 +37,7 @@ _REASONS = {  # why a file cannot be written, and the remedy
     errno.EIO: ("the disk failed while writing {}", "check the disk, or choose another `output`"),
 }
 _IN_THE_WAY = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
-_IN_THE_WAY |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT}
+_IN_THE_WAY |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.EBUSY}  # the last of a mounted folder
 
 _working: set[Path] = set()  # run folders that this process works in
 

@@ -195,8 +195,11 @@ def _own_files(run: RunFolder) -> Iterator[Path]:
         *(run.samples(side).path for side in ("pool", "target", "known")),
     ]
     folders += [run.labels.path, run.probes.path, run.shortlist.path, run.difficulty.path]
+    folders += [run.embeddings.path, run.explorer.map.parent]
     single = (run.config, run.function, run.tokens, run.fidelity, run.influence, run.known, run.selection, run.subset)
-    for path in (*single, run.summary, run.report, *(path for folder in folders for path in sorted(folder.rglob("*")))):
+    taken = (run.models, run.taken, run.prefix, run.measured)
+    inside = (path for folder in folders for path in sorted(folder.rglob("*")))
+    for path in (*single, *taken, run.reasons, run.summary, run.report, *inside):
         if path.is_file() and not any(part.startswith(PARTIAL) for part in path.relative_to(run.path).parts):
             yield path
 

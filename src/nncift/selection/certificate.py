@@ -116,6 +116,8 @@ class BoundOnBest:
             gains: upper bounds of the gains, as for `lower_exactly`.
             progress: show a bar.
         """
+        if len(chosen) == len(self._fitting):  # of a monotone function there is no more
+            self.value = min(self.value, float(objective.value))
         if not is_sparse(objective) and value < _ENOUGH * self.value:
             self.lower_exactly(objective, gains, progress=progress)
         if value < _ENOUGH * self.value and (relaxation := relaxation_of(objective, chosen)) is not None:

@@ -128,7 +128,7 @@ def representative(
         if centres is not None:
             groups[part] = (block @ centres.T).argmax(axis=1)
         if known is not None:
-            scores[part] = (block @ known.T).max(axis=1)
+            scores[part] = largest_similarity(block, known)
     parts = list(_parts(groups, seed))
     uncovered = np.maximum(1 - nu * scores.astype(np.float64), 0)
     shares = _shares(np.array([uncovered[part].sum() for part in parts]), [len(part) for part in parts], count)
@@ -143,6 +143,22 @@ def representative(
                 gc.collect()
                 entries = 0
     return Cut(np.sort(np.concatenate(rows)), scores)
+
+
+def largest_similarity(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The largest similarity of each vector to a known sample, float32 (n,), with a block of the pairs in memory.
+
+    Args:
+        vectors: (n, d) float32.
+        known: (m, d) float32.
+    """
+    found = np.full(len(vectors), -np.inf, np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        for first in range(0, len(known), _BLOCK):
+            similarity = (block @ known[first : first + _BLOCK].T).max(axis=1)
+            np.maximum(found[start : start + _BLOCK], similarity, out=found[start : start + _BLOCK])
+    return found
 
 
 def _parts(groups: np.ndarray, seed: int) -> Iterator[np.ndarray]:

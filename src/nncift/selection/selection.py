@@ -6,6 +6,7 @@ was, streamed from the memory-mapped pool.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
-_OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
+OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
 _METADATA = ("value", "objective", "objective_options", "served", "certificate", "groups", "sparseness")  # of the table
 _RECORDS = {
     "served": TargetsServed,
@@ -114,7 +115,7 @@ class Selection:
         Args:
             places: places in the selection, int64 (m,), such as one of `phases`.
         """
-        arrays = ("indices", "gains", "influence", "ranks", *_OPTIONAL)
+        arrays = ("indices", "gains", "influence", "ranks", *OPTIONAL)
         values = {name: getattr(self, name) for name in arrays}
         return replace(self, **{name: value[places] for name, value in values.items() if value is not None})
 
@@ -130,9 +131,9 @@ class Selection:
         """The selected rows in their original columns, with nncift_rank (from 1), nncift_gain, nncift_influence.
 
         Rows of a pool from several sources also have nncift_source; with weights, difficulty or phases, they have
-        nncift_weight, nncift_difficulty and nncift_phase. A column whose values have no common Arrow type
-        holds each value's JSON text instead. Without a pool, this and the other methods that need one raise a
-        ConfigError.
+        nncift_weight, nncift_difficulty and nncift_phase. A column whose values have no common Arrow type, or one that
+        Parquet cannot hold, has each value's JSON text instead. Without a pool, this and the other methods that need
+        one raise a ConfigError.
         """
         import pyarrow as pa
         from datasets import Dataset
@@ -218,7 +219,7 @@ class Selection:
             influence=None if influence.null_count else influence.to_numpy().astype(np.float32),
             pool=pool,
             ranks=table["rank"].to_numpy(),
-            **{name: table[column].to_numpy() for name, column in _OPTIONAL.items() if column in table.column_names},
+            **{name: table[column].to_numpy() for name, column in OPTIONAL.items() if column in table.column_names},
             **facts,
         )
 
@@ -246,7 +247,7 @@ class Selection:
 
     def _optional(self) -> dict[str, np.ndarray]:
         """Weights, difficulty and phases, those that there are, by the names of their columns."""
-        found = {column: getattr(self, name) for name, column in _OPTIONAL.items()}
+        found = {column: getattr(self, name) for name, column in OPTIONAL.items()}
         return {column: values for column, values in found.items() if values is not None}
 
     def _sources(self) -> Iterator[str | None]:
@@ -272,7 +273,17 @@ def _shortest(values: np.ndarray) -> list[Any]:
 def _column(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, UnicodeError, OverflowError):
-        return pa.array([None if value is None else json.dumps(value) for value in values])
+    with contextlib.suppress(pa.ArrowException, TypeError, UnicodeError, OverflowError):
+        found = pa.array(values)
+        if _in_parquet(found.type):
+            return found
+    return pa.array([None if value is None else json.dumps(value) for value in values])
+
+
+def _in_parquet(kind: pa.DataType) -> bool:
+    """Whether Parquet has the type: not of mappings without a key, {}."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(_in_parquet(field.type) for field in kind)
+    return not pa.types.is_list(kind) or _in_parquet(kind.value_type)

@@ -17,6 +17,7 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits
 from nncift.influence.catalogue import BUILT_IN
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import ModelSpec
+from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.pipeline.configuration.configure import make_config, sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.growing import labels_held, share_computed
@@ -213,6 +214,19 @@ def test_a_selection_is_kept_and_added_to(files, tmp_path: Path, budget):
     assert notes(tmp_path / "grown")["selection"] == "selection: 7 samples taken"
 
 
+def test_near_duplicates_that_were_selected_stay(files, tmp_path: Path, minilm):
+    given = {"from_run": tmp_path / "first", "append": files["new"], "keep_selection": True, "encoder": minilm}
+    nncift.select(files["pool"], influence="bm25", budget=20, output=tmp_path / "first")
+    nncift.select(**given, near_duplicates=0.75, budget=1, output=tmp_path / "one")
+    kept, listed = Selection.load(tmp_path / "first").indices, listed_rows(tmp_path / "one/pool/near_duplicates.jsonl")
+    assert len(np.intersect1d(kept, listed))
+    free = np.setdiff1d(np.arange(52), np.union1d(kept, listed))
+    found = nncift.select(**given, near_duplicates=0.75, budget=len(free), output=tmp_path / "all").indices
+    assert (found[:20].tolist(), sorted(found[20:])) == (kept.tolist(), free.tolist())
+    with pytest.raises(ConfigError, match="without near-duplicates"):
+        nncift.select(**given, near_duplicates=0.75, budget=len(free) + 1, output=tmp_path / "more")
+
+
 def test_tokens_are_of_samples_beside_those_kept(files, tmp_path: Path, tiny_model):
     given = {"influence": "bm25", "model": tiny_model, "device": "cpu"}
     nncift.select(files["pool"], budget=6, output=tmp_path / "first", **given)
@@ -309,18 +323,26 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path
             {"from_run": "run", "append": "new", "keep_selection": True, "quota": "task=equal"},
             "`keep_selection` adds to a selection, so `quota`",
         ),
+        (
+            {"from_run": "capped", "append": "new"},
+            "`cap` source was on a column of the data in .*: give another `cap`, or none",
+        ),
         ({"from_run": "run", "append": "pool"}, "no row of the appended data remains: 0 of 40 .* and 40 in the pool"),
         (
             {"from_run": "run", "append": "new", "keep_selection": True, "budget": 50},
-            "`budget` 50 is more than the pool's 12 samples",
+            "`budget` 50 is more than the 47 samples that are not selected yet",
         ),
     ],
 )
 def test_what_cannot_be_is_refused(files, tmp_path: Path, options, message):
     nncift.select(files["pool"], influence="bm25", budget=5, output=tmp_path / "run")
     given = {name: files.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    if options.get("from_run") == "capped":
+        rows = [json.loads(line) | {"source": "web"} for line in Path(files["pool"]).read_text().splitlines()]
+        pool = write_rows(tmp_path / "pool.jsonl", rows)
+        nncift.select(pool, influence="bm25", budget=5, cap={"source": 5}, output=tmp_path / "capped")
     if "from_run" in given:
-        given["from_run"] = tmp_path / "run"
+        given["from_run"] = tmp_path / given["from_run"]
     else:
         given["pool"] = files["pool"]
     with pytest.raises((ConfigError, DataError), match=message):

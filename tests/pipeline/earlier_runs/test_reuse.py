@@ -273,3 +273,16 @@ def test_damaged_samples_of_the_earlier_run_are_named(files, earlier, tmp_path: 
     samples.unlink()
     with pytest.raises(RunError, match=r"samples\.arrow"):
         select(files["pool"], from_run=run, budget=9, output=tmp_path / "again")
+
+
+def test_code_of_a_model_is_allowed_anew(tmp_path: Path):
+    nncift.select(word_rows(6), influence="bm25", budget=2, trust_remote_code=True, output=tmp_path / "run")
+    assert make_config(from_run=tmp_path / "run", trust_remote_code=True).trust_remote_code
+    assert not make_config(from_run=tmp_path / "run").trust_remote_code
+
+
+@pytest.mark.parametrize("config", [{"test": "test.jsonl"}, {"pool": "pool.jsonl", "test": "test.jsonl"}, []])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="not the config of a run"):
+        make_config(from_run=tmp_path)

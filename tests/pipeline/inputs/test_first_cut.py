@@ -152,6 +152,8 @@ def test_fractions_and_tokens_are_of_the_whole_pool(sources, options, tiny_model
     kept = read_json(folder.first_cut.facts)["kept"]
     assert 4 * len(selection) * 0.5 < kept < 4 * len(selection) * 2
     assert 75 < read_json(folder.summary)["tokens_selected"] <= 150
+    with pytest.raises(ConfigError, match="less than the shortest sample"):
+        nncift.select(pool, target=target, output=tmp_path / "few", **tokens | {"budget": "2tok", "first_cut": 1})
 
 
 def test_near_duplicates_are_listed_by_their_row_in_the_pool(sources, options, minilm, tmp_path: Path):

@@ -104,8 +104,10 @@ def pick(
     costs = tokens if tokens is None or rows is None else tokens[rows]
     if rows is None and run.kept is not None:
         candidates = run.kept if candidates is None else np.intersect1d(candidates, run.kept)
-    among = matrix.shape[0] if candidates is None else len(candidates)
     kept = prefix if run.config.keep_selection else _NONE
+    if candidates is not None and len(kept):
+        candidates = np.union1d(candidates, kept)  # even a near-duplicate that was selected before
+    among = matrix.shape[0] if candidates is None else len(candidates)
     room = None if budget.max_tokens is None else budget.max_tokens * times
     if costs is not None and room is not None:
         room += float(costs[kept].sum())

@@ -17,6 +17,7 @@ from nncift.data.rows import json_text
 from nncift.errors import ConfigError
 from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader, FeatureSources
+from nncift.pipeline.earlier_runs.growing import samples_budgeted, selection_kept
 from nncift.pipeline.inputs.featurize import cost_of_features
 from nncift.run.checksums import verify
 from nncift.run.costs import PlannedCost, seconds_of
@@ -105,10 +106,11 @@ def listed_rows(path: Path) -> np.ndarray:
 def _check_budget(run: Run) -> None:
     assert run.kept is not None
     tokens, left, of = run.tokens, len(run.kept), counted(len(run.pool), "sample")
+    free = np.setdiff1d(run.kept, selection_kept(run))
     if tokens is None:
-        wanted, there, unit = run.budget.count(len(run.pool)), left, "sample"
+        wanted, there, unit = run.budget.count(samples_budgeted(run)), len(free), "sample"
     else:
-        wanted, there, unit = int(run.budget.max_tokens or 0), int(tokens[run.kept].sum()), "token"
+        wanted, there, unit = int(run.budget.max_tokens or 0), int(tokens[free].sum()), "token"
     if wanted > there:
         problem = f"without near-duplicates {left:,} of the pool's {of} remain, and `budget` is {counted(wanted, unit)}"
         more = f" ({counted(there, unit)} there are)" if tokens is not None else ""

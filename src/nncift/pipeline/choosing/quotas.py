@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.data.facts import open_samples
 from nncift.errors import ConfigError, DataError
 from nncift.run.quotas import value_text
 from nncift.run.registry import suggest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 _NESTED = (dict, list)
+_SOURCE = "source"
 
 
 def check_quotas(run: Run) -> None:
@@ -36,7 +38,32 @@ def check_quotas(run: Run) -> None:
         ConfigError: a column or a value is unknown, or the limits cannot all be met.
         DataError: a value is a list or a mapping.
     """
+    _check_source(run)
     limits_of(run)
+
+
+def _check_source(run: Run) -> None:
+    """Refuse rules on `source` that an earlier run had on a column of the data: here it is where rows were read from.
+
+    Raises:
+        ConfigError: there are such rules.
+    """
+    earlier = run.earlier
+    if earlier is None or not earlier.kept:
+        return
+    for option in ("quota", "cap"):
+        both = all(_SOURCE in (given.get(option) or {}) for given in (vars(run.config), earlier.config))
+        if both and not _is_mixture(open_samples(earlier.folder.samples("pool").samples)):
+            raise ConfigError(
+                f"`{option}` source was on a column of the data in {earlier.folder.path}, and of a pool with appended"
+                " data `source` is the file that a row is from",
+                f"give another `{option}`, or none, or choose from all data under another name of the column",
+            )
+
+
+def _is_mixture(pool: Dataset) -> bool:
+    """Whether the pool's own column `source` has where its samples are from."""
+    return _SOURCE in pool.column_names and pool.data.column(_SOURCE).null_count < len(pool)
 
 
 def limits_of(run: Run, *, rows: np.ndarray | None = None, times: float = 1.0) -> list[GroupLimits]:
@@ -100,12 +127,11 @@ def read_groups(pool: Dataset, column: str, *, complete: bool = True) -> Groups:
         ConfigError: no row has the column.
         DataError: a value is a list or a mapping.
     """
-    mixture = column == "source" and "source" in pool.column_names
-    mixture = mixture and pool.data.column("source").null_count < len(pool)
+    mixture = column == _SOURCE and _is_mixture(pool)
     codes, places, names = np.empty(len(pool), np.int32), dict[str | None, int](), dict[str, None]()
     found = False
     for start in range(0, len(pool), _BATCH):
-        for i, text in enumerate(pool[start : start + _BATCH]["source" if mixture else "original"], start):
+        for i, text in enumerate(pool[start : start + _BATCH][_SOURCE if mixture else "original"], start):
             if mixture:
                 value, found = text, True
             else:
@@ -123,7 +149,7 @@ def read_groups(pool: Dataset, column: str, *, complete: bool = True) -> Groups:
 def _text(pool: Dataset, i: int, column: str, row: Mapping[str, Any]) -> str | None:
     value = row.get(column)
     if isinstance(value, _NESTED):
-        sources = pool[i]["source"] if "source" in pool.column_names else None
+        sources = pool[i][_SOURCE] if _SOURCE in pool.column_names else None
         problem = "a column with a quota or a cap has one value in a row, and this is a list or a mapping"
         raise DataError(problem, "name another", file=sources, row=pool[i]["source_row"] + 1, field=column)
     return None if value is None else value_text(value)

@@ -15,7 +15,7 @@ from typing import Any
 from nncift.config import DEFAULT_INFLUENCE, EXECUTION, Config
 from nncift.data.sources.memory import is_table
 from nncift.data.sources.sources import SourceLike, is_several, open_source
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.base import InfluenceFunction, as_function
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.options import nested, read_options
@@ -29,6 +29,7 @@ from nncift.run.registry import resolve
 
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
+_CONSENT = ("trust_remote_code",)  # nor this: the run may be another person's
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
 _REPLACES = {  # option to those of the earlier run that it takes the place of
     "influence": ("influence_options", "labels_from"),
@@ -126,9 +127,9 @@ def inherited(
         ConfigError: an option of the earlier run cannot be used again, or would change samples that are kept.
         RunError: the folder is not a run's.
     """
-    names = {field.name for field in dataclasses.fields(Config)}
+    names = {field.name for field in dataclasses.fields(Config)} - {*_OWN, *_GROWING, *_CONSENT}
     earlier = earlier_options(run)
-    stored = {name: value for name, value in earlier.items() if name in names and name not in (*_OWN, *_GROWING)}
+    stored = {name: value for name, value in earlier.items() if name in names}
     if "device" not in given:  # what it computed holds in its precision alone
         stored["dtype"] = stored_precision(earlier)
     replaced = {other for name in given for other in _REPLACES.get(name, ())}
@@ -160,8 +161,11 @@ def earlier_options(run: str) -> dict[str, Any]:
     Raises:
         RunError: the folder is not a run's.
     """
-    stored = read_json(RunFolder(run).config).items()
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored}
+    config = RunFolder(run).config
+    stored = read_json(config)
+    if not isinstance(stored, dict) or "pool" not in stored or "test" in stored:  # as of an evaluation or comparison
+        raise RunError(f"{config} is not the config of a run", "give the folder of one that nncift select has written")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
 def _refuse_changed(run: str, stored: Mapping[str, Any], options: Mapping[str, Any]) -> None:

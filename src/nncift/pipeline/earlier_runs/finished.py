@@ -31,13 +31,13 @@ from nncift.pipeline.components.influences import make_influence
 from nncift.run.files import read_array, read_json, refuse_damaged
 from nncift.run.folder import RunFolder
 from nncift.run.vectors import read_vectors
-from nncift.selection.objectives.table import Objective, ObjectiveOptions, make_objective
+from nncift.selection.objectives.table import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_OF_PROOF = "methods"  # option of an evaluation or comparison, whose folder has a config too
+_OF_PROOF = "test"  # option of an evaluation or comparison, whose folder has a config too
 _CHECKED = 32  # rows whose mean influence is compared
 _TOLERANCE = 1e-3  # of a mean, relative to the largest: sums of other orders and other processors
 
@@ -132,7 +132,7 @@ class FinishedRun:
         if matrix.shape[0] != len(self.pool):
             raise RunError(f"the influence in {self.folder.path} is of {matrix.shape[0]:,} rows", "run it again")
         rows = np.unique(np.linspace(0, len(self.pool) - 1, _CHECKED).astype(np.int64))
-        stored, now = self.influence[rows], matrix.rows(rows).mean(axis=1, dtype=np.float64)
+        stored, now = self.influence[rows], matrix.block(rows, matrix.averaged).mean(axis=1, dtype=np.float64)
         if np.abs(stored - now).max() > _TOLERANCE * max(float(np.abs(self.influence).max()), 1e-30):
             raise RunError(
                 f"its influence comes out otherwise than when {self.folder.path} was written",
@@ -184,6 +184,7 @@ class FinishedRun:
             NNCIFTError: it is one of the user's own that cannot be imported now, or a file is damaged.
         """
         folder, selected = self.folder, self.selection.objective_options
+        name = self.options["objective"] or self.selection.objective
         known = read_array(folder.known) if folder.known.is_file() else None
         options = ObjectiveOptions(
             has_target=not self.own_target,
@@ -192,5 +193,15 @@ class FinishedRun:
             known=known,
             expected=float(max(len(self.selection), 1)),
             costs=read_array(folder.tokens) if folder.tokens.is_file() else None,
+            features=self._compared_by() if name in COMPARES_FEATURES else None,
+            redundancy=self.options["redundancy"],
         )
-        return make_objective(self.options["objective"] or self.selection.objective, matrix, options)
+        return make_objective(name, matrix, options)
+
+    def _compared_by(self) -> Any:
+        """Vectors by which the objective compares samples, (n_pool, d), as `pipeline.choose` gives it these."""
+        if self.folder.vectors.is_finished("pool"):
+            return read_vectors(self.folder.vectors, "pool")
+        names = FeatureSources.described(self.network().description_).names("pool")
+        features = stored_features(self.folder.features, names)
+        return features.blocks.get("sentence", features)

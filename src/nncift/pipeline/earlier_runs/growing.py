@@ -159,6 +159,12 @@ def prefix_of(run: Run, make: Callable[[], Objective]) -> np.ndarray:
     return np.asarray(read_array(run.folder.prefix))
 
 
+def selection_kept(run: Run) -> np.ndarray:
+    """The samples that an earlier run selected where these stay, int64 (m,); none without `keep_selection`."""
+    keeps = run.earlier is not None and run.config.keep_selection
+    return _selected(run.earlier) if keeps and run.earlier is not None else np.zeros(0, np.int64)
+
+
 def _selected(earlier: EarlierRun) -> np.ndarray:
     """Rows in the order selected."""
     if not earlier.folder.is_selected:

@@ -22,7 +22,7 @@ from nncift.run.costs import PlannedCost, StageCost, seconds_of
 from nncift.run.files import atomic_write, read_array, write_array, write_table_parts
 from nncift.run.records import FirstCut
 from nncift.selection.budget import Budget, count_tokens
-from nncift.selection.first_cut import Cut, most_similar, representative
+from nncift.selection.first_cut import Cut, largest_similarity, most_similar, representative
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +89,7 @@ def _kept(run: Run, n: int) -> int:
     some = np.random.default_rng(run.config.seed).choice(len(run.pool), min(_COUNTED, len(run.pool)), replace=False)
     model = replace(run.model, model=run.config.models[0])
     tokens = count_tokens(run.pool.rows.select(np.sort(some)), model)
-    return min(round(times * run.budget.expected(n, tokens)), n)
+    return min(max(round(times * run.budget.expected(n, tokens)), 1), n)
 
 
 def _cut(run: Run, kept: int, cost: StageCost) -> Cut:
@@ -112,7 +112,7 @@ def _cut(run: Run, kept: int, cost: StageCost) -> Cut:
     if "target" not in vectors:
         return representative(vectors["pool"], kept, known=known, nu=nu, seed=run.config.seed, progress=progress)
     targets = vectors["target"][:]
-    covered = None if known is None else nu * (targets @ known.T).max(axis=1)
+    covered = None if known is None else nu * largest_similarity(targets, known)
     return most_similar(vectors["pool"], targets, kept, covered=covered, seed=run.config.seed, progress=progress)
 
 

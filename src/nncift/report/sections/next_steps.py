@@ -68,7 +68,8 @@ def _evaluation(run: FinishedFiles, found: Sequence[Evaluated], test: str) -> li
     evaluate = f"nncift evaluate {shlex.quote(path)} --test {shlex.quote(test)}"
     evaluate += f" --against {shlex.quote(path.rstrip('/') + '-random')} --seeds 3"
     note = f"{_TEST}: prompts with reference responses that are not in the pool." if test == _TEST else ""
-    question = f"Does training on these {counted(run.summary.selected, 'row')} beat as many random ones?"
+    among = " of those that the first cut kept" if run.summary.first_cut is not None else ""
+    question = f"Does training on these {counted(run.summary.selected, 'row')} beat as many random ones{among}?"
     return [Step(question, (command(run, "random", influence="random"), evaluate), note)]
 
 

@@ -86,7 +86,7 @@ class _Process:
     def _start(self, job: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nncift.run.executors.worker"],
+                [sys.executable, "-P", "-m", "nncift.run.executors.worker"],  # the paths are this process's alone
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **self._environment},

@@ -138,8 +138,8 @@ def _chained(first: S, others: Iterator[S]) -> Iterator[S]:
 
 def _fitting(resources: dict[str, float], gpus: float, cpus: float) -> int:
     """How many workers a node has room for."""
-    rooms = [resources.get(name, 0) // each for name, each in (("GPU", gpus), ("CPU", cpus)) if each]
-    return int(min(rooms, default=1))
+    rooms = [resources.get(name, 0) / each + 1e-9 for name, each in (("GPU", gpus), ("CPU", cpus)) if each]
+    return int(min(rooms, default=1))  # rounded down: ten workers of a tenth of a GPU fit on one
 
 
 def _check_address(address: str) -> None:
