@@ -16,6 +16,7 @@ from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.configure import make_config
 from nncift.pipeline.options import GROUPS, SelectOptions
+from report_pages import make_fidelity
 
 README = Path(__file__).parents[1] / "README.md"
 NAMED = {"pool", "target", "known", "append", "influence"}  # by `select` itself
@@ -136,5 +137,8 @@ def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     assert repr(nncift.InfluenceMatrix.from_array(np.zeros((3, 2)))) == "InfluenceMatrix(3 x 2)"
     pairs = nncift.LabelledPairs(np.array([0, 1, 1]), np.array([0, 0, 1]), np.ones(3, np.float32))
     assert repr(pairs) == "LabelledPairs(3 pairs, 2 pool samples, 2 targets)"
+    assert repr(make_fidelity(np.random.default_rng(0), good=True)).startswith(
+        "Fidelity('The network is better than the baselines on 42 new pool samples: "
+    )
     assert "license" not in (tmp_path / "run/network/README.md").read_text()  # that is its owner's to choose
     assert nncift.__version__ == "0.1.0"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nncift.evaluation.comparisons import note_on_ties
 from nncift.report.answer import answer
 from nncift.report.choices import listed
 from nncift.report.template import shown_value, signed
@@ -33,6 +34,10 @@ _CHANGES = {
 }
 _UNTRAINED = "the model as it is"
 _RANDOM = ("random", "stratified-random")
+_UNCOMPARED = (
+    "It was not compared with as many random rows, which would show what choosing brings: draw them with"
+    " nncift select --from RUN --influence random, and evaluate with --against the folder of that run."
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,14 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         headline = f"Too few test items to tell the choice from {compared}"
     sentences = [_figures(results, compared, deciding)]
     if random is None:
-        sentences.append("It was not compared with as many random rows, which would show what choosing brings.")
+        sentences.append(_UNCOMPARED)
+    every = [one["metrics"] for one in results.get("comparisons", ())]
+    shown = [model["against"] for model in models if model["against"]]
+    if note := note_on_ties(shown, sum(map(len, every))):
+        sentences.append(note)
     if seeds == 1:
         sentences.append("With one seed, chance in the training is not in the interval.")
-    short = f"{verdict}: {signed(deciding['value'])}" if random is not None else "not against random"
+    short = f"{verdict}: {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
     told = (name, short, headline, tuple(sentences), mark, sign)
     return Evaluated(*told, models, compared, has_random=random is not None, facts=facts)
 
