@@ -223,7 +223,7 @@ def quietly_run(folder: Path, *arguments: str, monkeypatch) -> None:
         runpy.run_path(str(folder / "train.py"), run_name="__main__")
 
 
-OPTIONS = ("--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "2", "--save_strategy", "no")
+OPTIONS = ("--use_cpu", "true", "--report_to", "none", "--max_steps", "2", "--save_strategy", "no")
 
 
 def test_the_script_of_trl_trains_phase_after_phase(phased_run, tiny_model, tmp_path, monkeypatch, capsys):
