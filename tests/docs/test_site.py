@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import nncift
+from chromium import Browser, axe_core, chromium, serious
 from nncift.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +117,21 @@ def _pages(entries):
             yield from _pages(part) if isinstance(part, list) else [part]
         else:
             yield entry
+
+
+def test_axe_has_no_serious_finding_on_each_kind_of_page(site, tmp_path):
+    """Text with code, the command line, formulas, a notebook, the reference; one of them in dark colours."""
+    axe, program = axe_core(), chromium()
+    if axe is None or program is None:
+        pytest.skip("axe-core or chromium is not installed")
+    kinds = ["index.html", "cli.html", "methods.html", "notebooks/quickstart.html", "reference/errors.html"]
+    browser = Browser(program, tmp_path)
+    try:
+        for name, scheme in [*((name, "light") for name in kinds), (kinds[3], "dark")]:
+            browser.prefer(scheme)
+            browser.open((site / name).as_uri())
+            assert browser.evaluate("document.body.dataset.mdColorScheme") == {"dark": "slate"}.get(scheme, "default")
+            assert serious(browser.findings(axe)) == [], name
+            browser.evaluate("localStorage.clear()")  # where the colours of the first page are kept
+    finally:
+        browser.close()

@@ -54,7 +54,7 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str) -> None:
         more = ", ".join(str(row) for row, _ in found[1:_LISTED])
         others = f", rows {more}{', ...' if len(found) > _LISTED else ''} too" if more else ""
         raise DataError(
-            f"{len(found)} of {len(test)} test prompts also stand in the subset: this one in {identity!r}{others}",
+            f"{len(found)} of {len(test)} test prompts are also in the subset: this one in {identity!r}{others}",
             "choose again with `exclude` set to the test file, or give `allow_overlap`",
             file=name,
             row=number,
