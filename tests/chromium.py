@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import importlib.util
 import itertools
 import json
@@ -9,7 +12,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 AXE = "axe_playwright_python"  # carries axe.min.js
@@ -17,6 +22,7 @@ _SECONDS = 120  # until a page has what is waited for
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", "--window-size=1600,1200"),
     *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"),
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse
     *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"),
     *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
 )
@@ -45,6 +51,25 @@ _PLACE = """function (text, number) {
 def chromium() -> str | None:
     """The program, if there is one."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def served_folder(folder: Path) -> Iterator[str]:
+    """The address of a folder that Python's web server shows."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def axe_core() -> str | None:

@@ -12,6 +12,7 @@ import pytest
 
 import nncift
 from builders import EstimatedBM25, word_rows, write_rows
+from nncift.cli import app
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.configure import make_config
@@ -118,6 +119,12 @@ def test_objects_that_are_no_options_are_refused_in_one_line(tmp_path, monkeypat
     with pytest.raises(ConfigError, match=rf"^`{name}` is .*: give ") as error:
         make_config("pool.jsonl", from_run=from_run, **{name: value})
     assert "\n" not in str(error.value)
+
+
+def test_every_command_on_a_run_is_a_function_of_the_same_name():
+    otherwise = {"demo", "doctor", "env", "influences", "pretrain", "report"}  # docs/reference/index.md names these
+    commands = {command for command in app if not command.startswith("-")} - otherwise
+    assert {"select", "explore", "repair", "push"} <= commands <= set(nncift.__all__)
 
 
 def test_objects_describe_themselves_in_one_line(tmp_path, capsys):

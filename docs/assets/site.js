@@ -1,10 +1,12 @@
-// What scrolls sideways can be reached, and then scrolled, with the keyboard (WCAG 2.1.1).
-function reachable() {
-  for (const some of document.querySelectorAll(".md-typeset pre > code, .md-typeset table, div.formula")) {
+// What the theme leaves out for people who use a keyboard or a screen reader: tables and formulas that scroll sideways
+// can be reached (WCAG 2.1.1), and the search has a name (4.1.2).
+function accessible() {
+  for (const some of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset table, div.formula")) {
     if (some.scrollWidth > some.clientWidth) some.tabIndex = 0
     else some.removeAttribute("tabindex")
   }
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search")
 }
 
-document$.subscribe(reachable)
-addEventListener("resize", reachable)
+document$.subscribe(() => requestAnimationFrame(accessible))
+addEventListener("resize", accessible)

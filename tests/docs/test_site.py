@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import nncift
-from chromium import Browser, axe_core, chromium, serious
+from chromium import Browser, axe_core, chromium, serious, served_folder
 from nncift.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -120,18 +120,20 @@ def _pages(entries):
 
 
 def test_axe_has_no_serious_finding_on_each_kind_of_page(site, tmp_path):
-    """Text with code, the command line, formulas, a notebook, the reference; one of them in dark colours."""
+    """Text with code, the command line, formulas, tables, the reference; a notebook in light and dark colours."""
     axe, program = axe_core(), chromium()
     if axe is None or program is None:
         pytest.skip("axe-core or chromium is not installed")
-    kinds = ["index.html", "cli.html", "methods.html", "notebooks/quickstart.html", "reference/errors.html"]
+    pages = ["index.html", "cli.html", "methods.html", "represent.html", "reference/errors.html", "404.html"]
     browser = Browser(program, tmp_path)
     try:
-        for name, scheme in [*((name, "light") for name in kinds), (kinds[3], "dark")]:
-            browser.prefer(scheme)
-            browser.open((site / name).as_uri())
-            assert browser.evaluate("document.body.dataset.mdColorScheme") == {"dark": "slate"}.get(scheme, "default")
-            assert serious(browser.findings(axe)) == [], name
-            browser.evaluate("localStorage.clear()")  # where the colours of the first page are kept
+        with served_folder(site) as address:
+            for name in [*pages, "notebooks/quickstart.html"]:
+                browser.open(f"{address}/{name}")
+                browser.wait("document.querySelector('.md-search').ariaLabel")  # site.js was there
+                assert serious(browser.findings(axe)) == [], name
+                assert [asked for asked in browser.requests if not asked.startswith((address, "data:"))] == []
+        browser.evaluate("document.body.dataset.mdColorScheme = 'slate'")
+        assert serious(browser.findings(axe)) == []
     finally:
         browser.close()

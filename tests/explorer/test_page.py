@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import importlib.util
 import json
 import socket
@@ -18,7 +16,7 @@ import pytest
 
 import nncift
 from builders import word_rows, write_rows
-from chromium import Browser, chromium
+from chromium import Browser, chromium, served_folder
 from nncift.cli import main
 from nncift.errors import ConfigError, DependencyError
 from nncift.explorer import site
@@ -80,20 +78,8 @@ def static_address(run: Path, tmp_path_factory) -> Iterator[str]:
     """Where Python's web server shows the exported site."""
     folder = tmp_path_factory.mktemp("export") / "site"
     nncift.explore(run, export=folder, progress=False, say=lambda line: None)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served_folder(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

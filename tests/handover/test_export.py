@@ -200,6 +200,19 @@ def test_the_command_writes_and_replaces_its_own_folder_alone(chat_run, tmp_path
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_progress_is_shown_where_it_is_asked_for(phased_run, tmp_path, capsys):
+    nncift.export(phased_run, "trl", tmp_path / "out")
+    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up")
+    assert capsys.readouterr().err == ""  # no terminal
+    nncift.export(phased_run, "trl", tmp_path / "out", progress=True)
+    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up", progress=True)
+    shown = capsys.readouterr().err
+    assert "exporting: 100%" in shown
+    assert "8/8" in shown
+    assert "writing the data set: 100%" in shown
+    assert "16/16" in shown  # in two configurations
+
+
 def test_errors_are_one_line(chat_run, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'axolotl'"):
         nncift.export(chat_run, "axolotel", tmp_path / "out")

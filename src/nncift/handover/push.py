@@ -144,7 +144,11 @@ def _write(run: FinishedRun, folder: Path, parts: list[Part], repo: str, license
 @contextlib.contextmanager
 def _bars_of_hub(shown: bool) -> Iterator[None]:
     """The hub's own bars of an upload, which it shows by default; inside the block not unless `shown`."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if shown or are_progress_bars_disabled():
         yield

@@ -33,6 +33,8 @@ class Record:
 
 BETTER, NOT_BETTER, TOO_FEW = "better than", "not better than", "too few samples to tell"
 """The outcomes of comparing a network with the baselines."""
+DRAWN = ("random", "stratified-random")
+"""Influence functions that draw rows."""
 MIN_SAMPLES = 10  # held out; fewer are inconclusive
 _NEW = {"Q2": ("pool",), "Q4": ("pool", "target"), "Q3": ("target",)}
 """The sides of a quadrant whose samples are new, the quadrant that is most relevant to a selection first."""

@@ -17,7 +17,7 @@ from nncift.report.choices import listed
 from nncift.report.template import shown_value, signed
 from nncift.run.files import read_json
 from nncift.run.folder import RunFolder
-from nncift.run.records import counted
+from nncift.run.records import DRAWN, counted
 
 Mark = Literal["good", "bad", ""]
 NO_TUNING, TUNED = "none", "lora"
@@ -33,7 +33,6 @@ _CHANGES = {
     **{"tie": "does not change the model measurably"},
 }
 _UNTRAINED = "the model as it is"
-_RANDOM = ("random", "stratified-random")
 _UNCOMPARED = (
     "It was not compared with as many random rows, which would show what choosing brings: draw them with"
     " nncift select --from RUN --influence random, and evaluate with --against the folder of that run."
@@ -87,7 +86,7 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
     """An evaluation, from the content of its `results.json`."""
     sides = results.get("sides", {})
     titles = {side: _side(side, facts) for side, facts in sides.items()}
-    random = next((side for side, facts in sides.items() if facts.get("influence") in _RANDOM), None)
+    random = next((side for side, facts in sides.items() if facts.get("influence") in DRAWN), None)
     other = random or ("against" if "against" in sides else None)
     to_none, to_other = _differences(results, ("", NO_TUNING)), {} if other is None else _differences(results, other)
     deciding = to_other.get(("run", TUNED)) or to_none.get(("run", TUNED))
@@ -158,7 +157,7 @@ def _title(method: str, of: str) -> str:
 
 def _side(side: str, facts: Mapping[str, Any]) -> str:
     """What a model was trained on, in words."""
-    if facts.get("influence") in _RANDOM:
+    if facts.get("influence") in DRAWN:
         return f"{facts['rows']:,} {'stratified ' * (facts['influence'] != 'random')}random rows"
     if side == "run":
         return f"the choice ({counted(facts['rows'], 'row')})"
