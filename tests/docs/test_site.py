@@ -133,6 +133,8 @@ def test_axe_has_no_serious_finding_on_each_kind_of_page(site, tmp_path):
                 browser.wait("document.querySelector('.md-search').ariaLabel")  # site.js was there
                 assert serious(browser.findings(axe)) == [], name
                 assert [asked for asked in browser.requests if not asked.startswith((address, "data:"))] == []
+        at_once = "<style>* { transition: none !important }</style>"
+        browser.evaluate(f"document.head.insertAdjacentHTML('beforeend', {json.dumps(at_once)})")
         browser.evaluate("document.body.dataset.mdColorScheme = 'slate'")
         assert serious(browser.findings(axe)) == []
     finally:
