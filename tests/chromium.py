@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
+import importlib.util
 import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+AXE = "axe_playwright_python"  # carries axe.min.js
 _SECONDS = 120  # until a page has what is waited for
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", "--window-size=1600,1200"),
     *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"),
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse
     *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"),
     *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
 )
@@ -43,6 +51,38 @@ _PLACE = """function (text, number) {
 def chromium() -> str | None:
     """The program, if there is one."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def served_folder(folder: Path) -> Iterator[str]:
+    """The address of a folder that Python's web server shows."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def axe_core() -> str | None:
+    """The source of axe-core, if it is installed; the code of the package that carries it is not used."""
+    found = importlib.util.find_spec(AXE)
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
+def serious(findings: list[dict]) -> list[dict]:
+    """Those of `Browser.findings` that keep people out."""
+    return [found for found in findings if found["impact"] in ("serious", "critical")]
 
 
 class Browser:
@@ -121,6 +161,17 @@ class Browser:
     def type(self, text: str) -> None:
         """Type into what has the focus."""
         self._call("Input.insertText", text=text)
+
+    def prefer(self, scheme: str) -> None:
+        """Have pages in "light" or "dark" colours."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def findings(self, axe: str) -> list[dict]:
+        """What axe-core, whose source is given, finds wrong with the page: "id", "impact", and some "nodes"."""
+        self.evaluate(f"{axe};0")
+        return self.evaluate("""axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations.map(
+            one => ({id: one.id, impact: one.impact, nodes: one.nodes.slice(0, 3).map(
+                node => node.html.slice(0, 200) + " " + node.failureSummary)})))""")
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the window."""

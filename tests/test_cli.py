@@ -82,6 +82,21 @@ def test_a_users_error_is_one_line_and_exit_code_2(capsys, pool, minilm, tmp_pat
     assert not list(tmp_path.rglob(".partial-*"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (["--quota", "task=equal"], "--quota is for one run: leave it out; to compare within quotas, run"),
+        (["--weights"], "--weights is for one run: add weighted to --methods instead"),
+        (["--from", "runs/one"], "--from is for one run: leave it out"),
+    ],
+)
+def test_an_option_of_one_run_is_refused_by_compare_with_a_reason(capsys, pool, arguments, fix):
+    code, out, err = run(capsys, "compare", pool, "--test", pool, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"nncift: {fix}")
+    assert len(err.splitlines()) == 1
+
+
 def test_hostile_file_names_do_not_reach_the_terminal(capsys, tmp_path):
     code, _, err = run(capsys, "select", tmp_path / "evil\x1b[31m.jsonl", "--output", tmp_path / "run")
     assert code == 2

@@ -12,10 +12,12 @@ import pytest
 
 import nncift
 from builders import EstimatedBM25, word_rows, write_rows
+from nncift.cli import app
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.configuration.options import GROUPS, SelectOptions
+from report_pages import make_fidelity
 
 README = Path(__file__).parents[1] / "README.md"
 NAMED = {"pool", "target", "known", "append", "influence"}  # by `select` itself
@@ -119,6 +121,12 @@ def test_objects_that_are_no_options_are_refused_in_one_line(tmp_path, monkeypat
     assert "\n" not in str(error.value)
 
 
+def test_every_command_on_a_run_is_a_function_of_the_same_name():
+    otherwise = {"demo", "doctor", "env", "influences", "pretrain", "report"}  # docs/reference/index.md names these
+    commands = {command for command in app if not command.startswith("-")} - otherwise
+    assert {"select", "explore", "repair", "push"} <= commands <= set(nncift.__all__)
+
+
 def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(12))
     np.save(tmp_path / "features.npy", np.random.default_rng(0).random((12, 4)))
@@ -136,5 +144,8 @@ def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     assert repr(nncift.InfluenceMatrix.from_array(np.zeros((3, 2)))) == "InfluenceMatrix(3 x 2)"
     pairs = nncift.LabelledPairs(np.array([0, 1, 1]), np.array([0, 0, 1]), np.ones(3, np.float32))
     assert repr(pairs) == "LabelledPairs(3 pairs, 2 pool samples, 2 targets)"
+    assert repr(make_fidelity(np.random.default_rng(0), good=True)).startswith(
+        "Fidelity('The network is better than the baselines on 42 new pool samples: "
+    )
     assert "license" not in (tmp_path / "run/network/README.md").read_text()  # that is its owner's to choose
     assert nncift.__version__ == "0.1.0"

@@ -10,6 +10,7 @@ from .errors import NNCIFTError as NNCIFTError
 from .errors import RunError as RunError
 from .estimator.network import InfluenceNetwork as InfluenceNetwork
 from .evaluation.fidelity import measure_fidelity as measure_fidelity
+from .explorer.explore import explore as explore
 from .features.base import FeatureSource as FeatureSource
 from .features.features import Features as Features
 from .features.language_model import language_features as language_features
@@ -43,6 +44,7 @@ from .pipeline.select import select as select
 from .proof.compare import compare as compare
 from .proof.evaluate import evaluate as evaluate
 from .report.html import write_report as write_report
+from .run.repair import repair as repair
 from .selection.maximizers.greedy import lazy_greedy as lazy_greedy
 from .selection.objectives.coverage import FacilityLocation as FacilityLocation
 from .selection.objectives.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain

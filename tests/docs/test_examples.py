@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -70,3 +71,22 @@ def test_training_on_a_choice_with_trl(tmp_path, tiny_model, capsys):
     run("train_with_trl.py", "--model", tiny_model, "--output", tmp_path, "--budget", 4)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert "over 4 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_training_of_the_first_page(page, tmp_path, tiny_model):
+    code = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / page).read_text(encoding="utf-8"), re.DOTALL)[0]
+    here = {
+        '"HuggingFaceTB/SmolLM2-135M-Instruct"': repr(tiny_model),
+        '"sft"': f"{str(tmp_path / 'sft')!r}, report_to='none', save_strategy='no', disable_tqdm=True",
+    }
+    for name in ("pool.jsonl", "alpaca.jsonl", "task.jsonl"):
+        data = "target" if name == "task.jsonl" else "pool"
+        here[f'"{name}"'] = repr(str(EXAMPLES / "data" / f"{data}.jsonl"))
+    output = re.search(r'output="[^"]+"', code)[0]
+    here[output] = f"model={tiny_model!r}, output={str(tmp_path / 'run')!r}"
+    for text, other in here.items():
+        code = code.replace(text, other)
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["trainer"].state.global_step > 0

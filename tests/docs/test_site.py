@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import nncift
+from chromium import Browser, axe_core, chromium, serious, served_folder
 from nncift.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +117,25 @@ def _pages(entries):
             yield from _pages(part) if isinstance(part, list) else [part]
         else:
             yield entry
+
+
+def test_axe_has_no_serious_finding_on_each_kind_of_page(site, tmp_path):
+    """Text with code, the command line, formulas, tables, the reference; a notebook in light and dark colours."""
+    axe, program = axe_core(), chromium()
+    if axe is None or program is None:
+        pytest.skip("axe-core or chromium is not installed")
+    pages = ["index.html", "cli.html", "methods.html", "represent.html", "reference/errors.html", "404.html"]
+    browser = Browser(program, tmp_path)
+    try:
+        with served_folder(site) as address:
+            for name in [*pages, "notebooks/quickstart.html"]:
+                browser.open(f"{address}/{name}")
+                browser.wait("document.querySelector('.md-search').ariaLabel")  # site.js was there
+                assert serious(browser.findings(axe)) == [], name
+                assert [asked for asked in browser.requests if not asked.startswith((address, "data:"))] == []
+        at_once = "<style>* { transition: none !important }</style>"
+        browser.evaluate(f"document.head.insertAdjacentHTML('beforeend', {json.dumps(at_once)})")
+        browser.evaluate("document.body.dataset.mdColorScheme = 'slate'")
+        assert serious(browser.findings(axe)) == []
+    finally:
+        browser.close()

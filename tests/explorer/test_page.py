@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import importlib.util
 import json
 import socket
@@ -18,11 +16,10 @@ import pytest
 
 import nncift
 from builders import word_rows, write_rows
-from chromium import Browser, chromium
+from chromium import Browser, chromium, served_folder
 from nncift.cli import main
 from nncift.errors import ConfigError, DependencyError
 from nncift.explorer import site
-from nncift.explorer.explore import explore
 
 ROWS, CHOSEN = 40, 7
 HOSTILE = (
@@ -70,7 +67,7 @@ def address(run: Path) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nncift.explorer.explore.serve", keep)  # it would wait for Ctrl+C
-        explore(run, port=0, browser=False, progress=False, say=lambda line: None)
+        nncift.explore(run, port=0, browser=False, progress=False, say=lambda line: None)
     (table, props, _), options = found[0]
     with served(site.make_app(table, props, **options)) as url:
         yield url
@@ -80,21 +77,9 @@ def address(run: Path) -> Iterator[str]:
 def static_address(run: Path, tmp_path_factory) -> Iterator[str]:
     """Where Python's web server shows the exported site."""
     folder = tmp_path_factory.mktemp("export") / "site"
-    explore(run, export=folder, progress=False, say=lambda line: None)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    nncift.explore(run, export=folder, progress=False, say=lambda line: None)
+    with served_folder(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +96,17 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 def complaints(browser: Browser) -> list[str]:
     """What the console says beside that this machine has no graphics processor to draw the map with."""
     return [line for line in browser.console if not any(word in line for word in ("WebGPU", "No available adapters"))]
+
+
+def test_the_map_is_drawn_where_the_browser_can_and_else_says_what_it_needs(browser: Browser, static_address: str):
+    """Chromium's software adapter has no 16-bit floats in shaders, which embedding-atlas asks for."""
+    browser.open(static_address)
+    can = browser.evaluate(
+        "navigator.gpu?.requestAdapter().then(adapter => adapter?.features.has('shader-f16') ?? false) ?? false"
+    )
+    unavailable = "[...document.querySelectorAll('*')].some(some => some.textContent.includes('WebGPU is unavailable'))"
+    browser.wait(f"{unavailable} || [...document.querySelectorAll('canvas')].some(canvas => canvas.width > 300)")
+    assert browser.evaluate(unavailable) is not can
 
 
 @pytest.mark.parametrize("where", ["address", "static_address"])
@@ -210,7 +206,7 @@ def test_missing_packages_are_named(run: Path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "umap" else found(name))
     with pytest.raises(DependencyError, match=r'umap-learn: pip install "nncift\[explore\]"'):
-        explore(run)
+        nncift.explore(run)
 
 
 def test_first_free_port_is_taken():
@@ -223,5 +219,5 @@ def test_export_does_not_overwrite(run: Path, tmp_path: Path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
     with pytest.raises(ConfigError, match="exists"):
-        explore(run, export=tmp_path / "site")
+        nncift.explore(run, export=tmp_path / "site")
     assert (tmp_path / "site" / "index.html").read_text() == "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 
 import nncift
 from builders import word_rows
+from nncift.data.chats.messages import exchange
 from nncift.errors import ConfigError
 from nncift.handover.reselection import Reselection
 from nncift.pipeline.earlier_runs.finished import FinishedRun
+from static_encoders import write_static_encoder
 
 EPOCHS, BATCH = 3, 4
 
@@ -31,13 +34,17 @@ class Recorded(TrainerCallback):
         control.should_training_stop = control.should_training_stop or state.global_step == self.stop
 
 
-def tokenized(callback: nncift.SelectionCallback, tokenizer) -> list[dict]:
-    rows = callback.pool_dataset(chat=False)
+def tokenized(callback: nncift.SelectionCallback, tokenizer, *, chat: bool = False) -> list[dict]:
+    rows = callback.pool_dataset(chat=chat)
+    if chat:
+        rows = [{name: " ".join(turn["content"] for turn in turns) for name, turns in row.items()} for row in rows]
     ids = [tokenizer(row["prompt"] + " " + row["completion"])["input_ids"] for row in rows]
     return [{"input_ids": each, "labels": each} for each in ids]
 
 
-def trained(run: Path, model: str, output: Path, *, stop: int | None = None, resume: Path | None = None):
+def trained(
+    run: Path, model: str, output: Path, *, stop: int | None = None, resume: Path | None = None, chat: bool = False
+):
     """The callback, the rows of each batch, and the trained model."""
     callback = nncift.SelectionCallback(run)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -46,7 +53,7 @@ def trained(run: Path, model: str, output: Path, *, stop: int | None = None, res
         use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", save_strategy="steps", save_steps=3,
     )  # fmt: skip
     seen: list[list[int]] = []
-    rows = tokenized(callback, tokenizer)
+    rows = tokenized(callback, tokenizer, chat=chat)
     places = {tuple(row["input_ids"]): place for place, row in enumerate(rows)}
 
     def collate(batch):
@@ -113,6 +120,31 @@ def test_the_same_seeds_give_the_same_training_and_a_killed_one_resumes_with_its
     assert rest[-3:] == seen[-3:]
     assert resumed.history == callback.history
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_budget_in_tokens_chats_of_several_trained_turns_and_a_first_cut(sketch_options, tiny_model, tmp_path):
+    turns = [(row["prompt"], row["response"]) for row in word_rows(60)]
+    exchanges = [turns[k : k + 1 + k % 3] for k in range(0, 56, 2)]  # one to three in a chat
+    pool = [{"messages": [message for one in some for message in exchange(*one)]} for some in exchanges]
+    encoder = write_static_encoder(tmp_path / "encoder", sorted({word for pair in turns for word in pair[1].split()}))
+    options = {**sketch_options, "budget": "90tok", "turns": "all", "first_cut": 3, "first_cut_encoder": encoder}
+    nncift.select(pool, target=word_rows(4, offset=200), output=str(tmp_path / "run"), **options)
+    finished = FinishedRun.open(tmp_path / "run")
+    assert len(finished.pool) < len(pool)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    same, _ = Reselection.of(finished).choose(model, tokenizer)
+    assert same.tolist() == finished.selection.indices.tolist()
+
+    callback, seen, _ = trained(tmp_path / "run", tiny_model, tmp_path / "out", chat=True)
+    count = [sum(message["role"] == "assistant" for message in json.loads(row)) for row in finished.pool["messages"]]
+    rows_of = [[sum(count[:row]) + turn for turn in range(count[row])] for row in range(len(count))]
+    first = [place for row in finished.selection.indices for place in rows_of[row]]
+    steps = -(-len(first) // BATCH)
+    epochs = [[place for batch in seen[k * steps : (k + 1) * steps] for place in batch] for k in range(EPOCHS)]
+    assert sorted(epochs[0]) == sorted(first)
+    assert len(callback.history) == EPOCHS - 1
+    last = [place for row in callback.rows for place in rows_of[row]]
+    assert sorted(epochs[-1]) == sorted((last * len(first))[: len(first)])  # cut, or the first ones again
 
 
 def test_every_other_epoch(sketch_run):

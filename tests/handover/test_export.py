@@ -212,6 +212,19 @@ def test_the_working_folder_is_not_replaced_and_a_link_stays_one(chat_run, tmp_p
             nncift.export(chat_run, "trl", folder)
 
 
+def test_progress_is_shown_where_it_is_asked_for(phased_run, tmp_path, capsys):
+    nncift.export(phased_run, "trl", tmp_path / "out")
+    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up")
+    assert capsys.readouterr().err == ""  # no terminal
+    nncift.export(phased_run, "trl", tmp_path / "out", progress=True)
+    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up", progress=True)
+    shown = capsys.readouterr().err
+    assert "exporting: 100%" in shown
+    assert "8/8" in shown
+    assert "writing the data set: 100%" in shown
+    assert "16/16" in shown  # in two configurations
+
+
 def test_errors_are_one_line(chat_run, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'axolotl'"):
         nncift.export(chat_run, "axolotel", tmp_path / "out")
@@ -235,7 +248,7 @@ def quietly_run(folder: Path, *arguments: str, monkeypatch) -> None:
         runpy.run_path(str(folder / "train.py"), run_name="__main__")
 
 
-OPTIONS = ("--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "2", "--save_strategy", "no")
+OPTIONS = ("--use_cpu", "true", "--report_to", "none", "--max_steps", "2", "--save_strategy", "no")
 
 
 def test_the_script_of_trl_trains_phase_after_phase(phased_run, tiny_model, tmp_path, monkeypatch, capsys):

@@ -120,7 +120,7 @@ def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
     subset = [json.loads(line) for line in (run / "subset.jsonl").read_text().splitlines()]
     rows = [{key: row[key] for key in ("prompt", "response")} for row in subset]
     test = write_rows(tmp_path / "test.jsonl", [*word_rows(3, offset=700), *rows[:2]])
-    with pytest.raises(DataError, match=r"test.jsonl, row 4: 2 of 5 test prompts also stand in the subset") as raised:
+    with pytest.raises(DataError, match=r"test.jsonl, row 4: 2 of 5 test prompts are also in the subset") as raised:
         evaluate(run, test=test, output=tmp_path / "out", **options())
     assert "`allow_overlap`" in str(raised.value)
     assert not (tmp_path / "out").exists()

@@ -43,7 +43,7 @@ def test_better_at_one_budget_only():
     assert found.mark == "mixed"
     assert found.reservations == ("Worse than random rows: bm25 at 100 rows.",)
     assert found.offer == (
-        "At 100 rows no choice is better than random rows by its interval, so take random rows:"
+        "At 100 rows no choice is better than random rows, so take random rows:"
         " nncift select POOL --influence random --budget 100.",
         STAY_OUT,
     )
@@ -58,7 +58,7 @@ def test_nothing_better():
     )
     assert found.reservations == ("Worse than random rows: bm25 at 100 rows.",)
     assert found.offer == (
-        "At every budget no choice is better than random rows by its interval, so take random rows:"
+        "At every budget no choice is better than random rows, so take random rows:"
         " nncift select POOL --influence random --budget 50.",
         STAY_OUT,
     )
@@ -77,9 +77,9 @@ def test_only_stratified_random_rows_are_better():
     headline = "No way of choosing is better than random rows here; stratified random rows are at 100 rows"
     assert (found.headline, found.mark) == (headline, "bad")
     assert found.offer == (
-        "At 50 rows no choice is better than random rows by its interval, so take random rows:"
+        "At 50 rows no choice is better than random rows, so take random rows:"
         " nncift select POOL --influence random --budget 50.",
-        "At 100 rows no choice is better than stratified random rows by its interval, so take stratified random rows:"
+        "At 100 rows no choice is better than stratified random rows, so take stratified random rows:"
         f" {STRATIFIED}100 --budget 100.",
         STAY_OUT,
     )
@@ -153,3 +153,18 @@ def test_what_cannot_be_decided():
     found = answer(lonely)
     assert (found.headline, found.mark) == ("There are no random rows to compare with", "unknown")
     assert found.sentences[0] == "At 50 rows, bm25 has a test loss of 2.000."
+
+
+def test_a_tie_whose_interval_leaves_out_0_is_explained_wherever_it_is_shown():
+    cells = choice("free", "bm25", "tie", "worse") + choice("exact", "less", "tie", "tie", free=("tie", "tie"))
+    note = "the verdict allows for all 2 comparisons made together"
+    made = results(*cells)
+    assert note not in text_table(made) + markdown(made, {}) + comparison_page(made, costs(bm25=0.1))
+    cells[0]["against_random"]["loss"] |= {"low": -0.02, "high": -0.001}
+    made = results(*cells)
+    assert note in answer(made).sentences[0]  # the figures there are of this difference
+    for text in (text_table(made).partition("100 rows")[0], markdown(made, {}).partition("## Fine-tuned, 100")[0]):
+        assert f"A tie whose interval leaves out 0: the interval is of that comparison alone, while {note}" in text
+    assert note in Page(comparison_page(made, costs(bm25=0.1))).section("lora-rows")
+    cells[0]["against_random"]["loss"]["verdict"] = "better"
+    assert note not in text_table(results(*cells))

@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from comparison_results import choice, results
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.proof.tables import evaluation_text
 from nncift.report.evaluation import evaluation_page
 from nncift.report.files import FinishedFiles
 from nncift.report.reasons import explain
@@ -219,7 +220,18 @@ def test_worth_against_another_choice_or_nothing_is_no_verdict_on_choosing():
     alone = evaluated("one", results)
     assert (alone.headline, alone.mark, alone.has_random) == ("Training on the choice improves the model", "", False)
     assert "not compared with as many random rows" in " ".join(alone.sentences)
+    assert "nncift select --from RUN --influence random" in " ".join(alone.sentences)
+    assert alone.short == "not yet compared with random rows"
     assert evaluated("one", results | {"comparisons": []}).headline.startswith("Nothing was trained")
+
+
+def test_a_tie_of_an_evaluation_whose_interval_leaves_out_0_is_explained():
+    facts = {"model": {"model": "org/model"}, "tuning": {"epochs": 3, "modules": ["all-linear"]}}
+    found = evaluation("tie", **facts)  # its interval is [-0.3, -0.2]
+    note = "while the verdict allows for all 3 comparisons made together"
+    assert note in evaluation_page(found)
+    assert note in evaluation_text(found).splitlines()[-1]
+    assert note not in evaluation_page(evaluation("better", **facts))
 
 
 def test_the_page_of_an_evaluation_has_the_verdict_first_and_is_inert():

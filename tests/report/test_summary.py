@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,11 @@ def test_certificate(folder, certificate, line):
     else:
         assert stored["percent"] == certificate.percent
         assert line in text
+
+
+def test_rows_drawn_at_random_have_neither_influence_nor_optimality(folder):
+    selection = Selection(np.array([3, 1]), np.ones(2), 2.0, "mean-influence", certificate=Certificate(2.0, 2.0, 40))
+    dataclasses.replace(write_summary(folder, selection, all_pairs=40), exact="random").save(folder.summary)
+    text = summary_text(folder)
+    assert "Influence: none was computed; the rows were drawn at random (random)." in text
+    assert "Optimality" not in text

@@ -12,7 +12,7 @@ NAMES = {name: f"--{name.replace('_', '-')}" for name in ("format", "to_folder",
 """How options of these commands are typed."""
 
 
-def export(run: str, *, format: Trainer, output: str) -> None:
+def export(run: str, *, format: Trainer, output: str, quiet: bool = False) -> None:
     """Write a run's subset as a trainer takes it: the data, and what starts the training.
 
     Args:
@@ -20,11 +20,13 @@ def export(run: str, *, format: Trainer, output: str) -> None:
         format: The trainer: trl (with a script for its SFTTrainer), llama-factory (dataset_info.json), axolotl (the
             datasets section of its YAML) or ms-swift (JSON Lines for --dataset).
         output: A new folder, or one of an earlier export, which is replaced.
+        quiet: No progress bar.
     """
     _check_folder(run)
     from nncift.handover.export import export as exported
 
-    print("\n".join(printable(line) for line in str(exported(run, format, output)).splitlines()))
+    written = exported(run, format, output, progress=False if quiet else None)
+    print("\n".join(printable(line) for line in str(written).splitlines()))
 
 
 def push(
@@ -36,6 +38,7 @@ def push(
     revision: str | None = None,
     license: str | None = None,
     to_folder: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """Push a run's subset and its network to the Hugging Face hub, each with a card. Log in first: hf auth login.
 
@@ -47,11 +50,21 @@ def push(
         revision: The branch to push to, made if there is none.
         license: The license for the cards, as the hub names it, such as apache-2.0; none is stated without.
         to_folder: Write the same files to this folder, and nothing to the hub.
+        quiet: No progress bars.
     """
     _check_folder(run)
     from nncift.handover.push import push as pushed
 
-    found = pushed(run, repo, only=only, private=private, revision=revision, license=license, to_folder=to_folder)
+    found = pushed(
+        run,
+        repo,
+        only=only,
+        private=private,
+        revision=revision,
+        license=license,
+        to_folder=to_folder,
+        progress=False if quiet else None,
+    )
     print("\n".join(printable(line) for line in str(found).splitlines()))
 
 

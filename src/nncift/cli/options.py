@@ -53,14 +53,15 @@ class _Given:
             super().__post_init__()  # type: ignore[misc]
 
 
-def options_class(*, without: Collection[str] = ()) -> type[Config]:
+def options_class(*, without: Collection[str] = (), hidden: Collection[str] = ()) -> type[Config]:
     """`Config` with each field under its heading, and the options of the influence function as NAME=VALUE texts.
 
     Args:
         without: fields that the command line does not take.
+        hidden: those that its help leaves out, since they are refused: with a reason, not as a mistyped option.
     """
     hints = get_type_hints(Config) | dict.fromkeys(_TEXTS, tuple[str, ...])
-    optional = () if "from_run" in without else ("pool",)  # that of the earlier run
+    optional = () if "from_run" in {*without, *hidden} else ("pool",)  # that of the earlier run
     given = {field.name: field for field in dataclasses.fields(Config)}
     fields = []
     for heading, names in GROUPS.items():
@@ -73,6 +74,7 @@ def options_class(*, without: Collection[str] = ()) -> type[Config]:
                 converter=_whole if hints[name] in (int, int | None) else None,
                 show_default=None if default else False,
                 parse=None if name not in without else False,
+                show=None if name not in hidden else False,
             )
             field = dataclasses.field(default=default, kw_only=given[name].kw_only)
             fields.append((name, Annotated[hint, parameter], field))

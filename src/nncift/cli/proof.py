@@ -15,9 +15,10 @@ from nncift.proof.options import CompareOptions, ProofOptions
 
 _TEST = Group("Test and training", sort_key=-1)
 _OWN = {"influences": "--influence", "budgets": "--budget", "studies": "--study"}  # fields typed by another name
-_NOT_COMPARED = (
-    *("influence", "budget", "first_cut", "first_cut_encoder", "quota", "cap", "near_duplicates", "maximizer"),
-    *("output", "from_run", "append", "keep_selection", "network", "labels_from", "weights", "order"),
+_OTHERWISE = ("influence", "budget", "output")  # which a comparison takes in a form of its own
+_OF_ONE_RUN = (
+    *("first_cut", "first_cut_encoder", "quota", "cap", "near_duplicates", "maximizer", "from_run", "append"),
+    *("keep_selection", "network", "labels_from", "weights", "order"),
 )
 
 NAMES = {
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     SelectFlags = Config
 else:
     EvaluateFlags, CompareFlags = map(_proof_class, (ProofOptions, CompareOptions))
-    SelectFlags = options_class(without=_NOT_COMPARED)
+    SelectFlags = options_class(without=_OTHERWISE, hidden=_OF_ONE_RUN)
 
 
 def evaluate(

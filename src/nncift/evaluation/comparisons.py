@@ -17,9 +17,9 @@ Scandinavian Journal of Statistics 6 (2), 65-70.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -224,3 +224,18 @@ def adjust(differences: Sequence[Difference]) -> list[Difference]:
 
     adjusted = multipletests([each.p_value for each in differences], method="holm")[1]
     return [replace(each, adjusted_p=float(p)) for each, p in zip(differences, adjusted, strict=True)]
+
+
+def note_on_ties(shown: Sequence[Mapping[str, Any]], together: int) -> str:
+    """Why a verdict is a tie although its interval leaves 0 out, as a sentence; "" where none of them is such.
+
+    Args:
+        shown: differences with "low", "high" and "verdict".
+        together: how many `adjust` corrected together.
+    """
+    if not any(each["verdict"] == TIE and (each["low"] > 0 or each["high"] < 0) for each in shown):
+        return ""
+    return (
+        "A tie whose interval leaves out 0: the interval is of that comparison alone, while the verdict allows for all"
+        f" {together} comparisons made together (Holm's correction)."
+    )

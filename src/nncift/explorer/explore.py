@@ -61,6 +61,8 @@ def explore(
         shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{listening.getsockname()[1]}"
         say(f"{opened.folder.path} is open at {url} (Ctrl+C ends it)")
+        if shown_host != host:
+            say("Browsers on other machines draw the map only through a tunnel (ssh -L) or HTTPS: docs/explore.md.")
         if browser:
             webbrowser.open(url)  # it waits until the server below answers
         serve(table, props, listening, host=host)

@@ -6,8 +6,10 @@
     trainer.train()
 
 The trainer prepares the whole pool once; it trains on a view of it, whose rows change at the start of an epoch, before
-the epoch's iterator is made. The number of rows stays, so that steps and learning rates are as planned. The rows are in
-the trainer's state, which every checkpoint has: a training that resumes goes on with the same ones.
+the epoch's iterator is made. The number of rows stays, so that steps and learning rates are as planned: of a choice
+with more of them, as a budget in tokens or chats of several trained turns allow, the last are left out, and of one with
+fewer the first come again. The rows are in the trainer's state, which every checkpoint has: a training that resumes
+goes on with the same ones.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from nncift.errors import ConfigError
 from nncift.handover.reselection import Reselection
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.selection.selection import Selection
+from nncift.selection.sft import CHAT_COLUMNS, rows_per_sample
 
 _log = logging.getLogger("nncift")
 _ALMOST = 1e-6  # an epoch's number is a sum of fractions
@@ -39,7 +43,7 @@ class SelectedRows(torch.utils.data.Dataset[Any]):
     """Some rows of a prepared data set: those that are trained on now.
 
     Args:
-        rows: a row for each pool row.
+        rows: those of the whole pool.
         indices: of those that are trained on, int64 (k,).
     """
 
@@ -61,7 +65,7 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     objective are the run's. A choice costs a forward pass over pool and targets.
 
     Args:
-        run: the folder of a finished run of the model that is trained, with a budget in samples.
+        run: the folder of a finished run of the model that is trained.
         every: epochs between two choices. The first epochs train on the run's own.
 
     Attributes:
@@ -70,7 +74,8 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             against the choice before, and the rank "correlation" of the pool's mean influence with the run's.
 
     Raises:
-        ConfigError: the influence does not depend on the model, or the choice cannot be made again.
+        ConfigError: the influence does not depend on the model, or the choice cannot be made again (`weights`,
+            `phases`, `keep_selection`).
         RunError: the run is not finished.
     """
 
@@ -79,6 +84,9 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             raise ConfigError(f"`every` is {every!r}", "give a number of epochs, at least 1")
         self.run, self.every = os.fspath(run), every
         self._reselection = Reselection.of(FinishedRun.open(run))
+        self._chat = True
+        self._starts = np.zeros(1, np.int64)  # in the trainer's data, of each pool row's rows, and their end
+        self._length = 0  # rows of an epoch
         self._start()
 
     def _start(self) -> None:
@@ -92,42 +100,70 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return self._reselection.finished
 
     def pool_dataset(self, *, chat: bool = True) -> Dataset:
-        """The whole pool in the columns of trl's SFTTrainer, a row for each pool row: for `train_dataset`.
+        """The whole pool, or what its first cut kept, in the columns of trl's SFTTrainer: for `train_dataset`.
 
         For transformers' Trainer these rows are tokenized, in the same order.
 
         Args:
-            chat: as messages; otherwise as plain text.
+            chat: as messages, a row for each turn of a sample that is trained on; otherwise as plain text, a row for
+                each sample.
+        """
+        pool, self._chat = self._finished.pool, chat
+        everything = Selection(np.arange(len(pool)), np.zeros(len(pool)), 0.0).with_pool(pool)
+        return everything.sft_dataset(chat=chat)
+
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        """How many turns of each pool row are trained on, int64 (n_pool,)."""
+        pool = self._finished.pool
+        return rows_per_sample(
+            pool.select_columns([n for n in ("prompt", "response", *CHAT_COLUMNS) if n in pool.column_names])
+        )
+
+    def _starts_among(self, rows: int) -> np.ndarray:
+        """Where the rows of each pool row begin among so many, and the end of the last, int64 (n_pool + 1,).
 
         Raises:
-            ConfigError: a sample has no message to train on, or several.
+            ConfigError: they are not those of the pool.
         """
-        pool = self._finished.pool
-        everything = Selection(np.arange(len(pool)), np.zeros(len(pool)), 0.0).with_pool(pool)
-        rows = everything.sft_dataset(chat=chat)
-        if len(rows) != len(pool):
-            raise ConfigError(
-                f"samples of {self.run} have several turns that are trained on, or none", 'choose with `turns` "last"'
-            )
-        return rows
+        forms = self._turns, np.ones(len(self._finished.pool), np.int64)
+        for counts in forms if self._chat else reversed(forms):
+            if counts.sum() == rows:
+                return np.concatenate([[0], np.cumsum(counts)])
+        raise self._other_rows(f"{rows:,} rows")
+
+    def _other_rows(self, there: str) -> ConfigError:
+        samples, turns = len(self._finished.pool), int(self._turns.sum())
+        has = f"{samples:,}" if turns == samples else f"{samples:,} samples with {turns:,} turns to train on"
+        return ConfigError(
+            f"the trainer's data have {there}, and the pool of {self.run} has {has}",
+            "train on callback.pool_dataset(), with a `max_length` that cuts no response off: trl drops such rows",
+        )
+
+    def _trained_on(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of the trainer's data for pool rows, int64 (k,); as many as an epoch has, once that is known."""
+        of_each = [np.arange(self._starts[row], self._starts[row + 1]) for row in rows]
+        found = np.concatenate([*of_each, np.zeros(0, np.int64)])
+        if not len(found):
+            raise ConfigError(f"no sample chosen in {self.run} has a turn to train on", "choose with a larger `budget`")
+        return np.resize(found, self._length) if self._length else found
 
     def attach(self, trainer: Any) -> None:
-        """Have a trainer, made with a row for each pool row, train on the choice, and choose again.
+        """Have a trainer, made with the rows of `pool_dataset`, train on the choice, and choose again.
 
         Raises:
             ConfigError: its rows are not those of the pool, or it cannot change them between epochs.
         """
         self._check(trainer.args)
-        rows, pool = trainer.train_dataset, len(self._finished.pool)
+        rows = trainer.train_dataset
         if isinstance(rows, SelectedRows):
             raise ConfigError("this trainer has a SelectionCallback", "attach one")
-        if not hasattr(rows, "__len__") or len(rows) != pool:
-            there = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "no number of rows"
-            raise ConfigError(
-                f"the trainer's data have {there}, and the pool of {self.run} has {pool:,}",
-                "train on callback.pool_dataset(), with a `max_length` that cuts no response off: trl drops such rows",
-            )
-        trainer.train_dataset = SelectedRows(rows, self.rows)
+        if not hasattr(rows, "__len__"):
+            raise self._other_rows("no number of rows")
+        self._starts, self._length = self._starts_among(len(rows)), 0
+        indices = self._trained_on(self._finished.selection.indices)
+        self._length = len(indices)
+        trainer.train_dataset = SelectedRows(rows, indices)
         trainer.add_callback(self)
 
     def _check(self, arguments: Any) -> None:
@@ -160,7 +196,7 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._start()
         if state.global_step > 0:
             self._resume(state)
-        view.indices = self.rows
+        view.indices = self._trained_on(self.rows)
 
     def _resume(self, state: Any) -> None:
         """Take the rows of the checkpoint."""
@@ -173,7 +209,8 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             raise ConfigError(
                 "the checkpoint was made without SelectionCallback", "begin anew, or train without it"
             ) from error
-        if len(rows) != len(self.rows) or rows.max(initial=0) >= len(self._finished.pool) or rows.min(initial=0) < 0:
+        other = len(rows) != len(self.rows) and self._reselection.run.budget.max_tokens is None
+        if other or rows.max(initial=0) >= len(self._finished.pool) or rows.min(initial=0) < 0:
             raise ConfigError(
                 f"the checkpoint's rows are not those of {self.run}", "give the run that it was made with"
             )
@@ -191,7 +228,7 @@ class SelectionCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         correlation = float(spearmanr(influence, self._finished.influence).statistic)
         self.rows, self._epoch = rows, epoch
         self.history.append({"epoch": epoch, "new": new, "correlation": round(correlation, 4)})
-        view.indices = rows
+        view.indices = self._trained_on(rows)
         _log.info("epoch %d: %d of %d rows are new, rank correlation %.2f", epoch, new, len(rows), correlation)
 
 

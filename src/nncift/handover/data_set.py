@@ -20,6 +20,7 @@ from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.checksums import content_hash
 from nncift.run.files import fingerprint
 from nncift.run.markdown import escaped, table
+from nncift.run.progress import advance
 from nncift.run.records import counted
 from nncift.selection.selection import OPTIONAL, SOURCE, Selection
 
@@ -40,7 +41,7 @@ _COLUMNS = {
 
 
 def write_data_set(run: FinishedRun, folder: Path, repo: str, license: str | None = None) -> None:
-    """Write the data set.
+    """Write the data set; a bar around it moves by the rows of both configurations.
 
     Args:
         run: the run.
@@ -76,7 +77,9 @@ def _write(rows: Dataset, root: Path, folder: str, split: str) -> str:
     files = [root / folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     with _without_bars():
         for number, file in enumerate(files):
-            rows.shard(count, number, contiguous=True).to_parquet(str(file))
+            shard = rows.shard(count, number, contiguous=True)
+            shard.to_parquet(str(file))
+            advance(len(shard))
     digest = fingerprint(*map(content_hash, files))
     for file in files:
         file.rename(file.with_stem(f"{file.stem}-{digest}"))

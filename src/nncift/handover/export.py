@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nncift.data.rows import json_text
 from nncift.errors import ConfigError
 from nncift.handover.axolotl import Axolotl
@@ -18,6 +20,7 @@ from nncift.handover.ms_swift import MsSwift
 from nncift.handover.trainers import LeftOut, Trainer, in_ticks
 from nncift.handover.trl import Trl
 from nncift.pipeline.earlier_runs.finished import FinishedRun
+from nncift.run.progress import drawn, in_terminal
 from nncift.run.records import counted
 from nncift.run.registry import suggest
 from nncift.selection.selection import Selection
@@ -66,7 +69,9 @@ class Export:
         return notes
 
 
-def export(run: str | os.PathLike[str], format: str, output: str | os.PathLike[str]) -> Export:
+def export(
+    run: str | os.PathLike[str], format: str, output: str | os.PathLike[str], *, progress: bool | None = None
+) -> Export:
     """Write a run's subset in the form that a trainer takes, with what starts the training.
 
     Chats keep their turns, system prompts and tools. The loss is on the turns that the run chose the samples by.
@@ -75,6 +80,7 @@ def export(run: str | os.PathLike[str], format: str, output: str | os.PathLike[s
         run: the folder of a finished run.
         format: "trl", "llama-factory", "axolotl" or "ms-swift".
         output: a new or empty folder, or an earlier export's, which is replaced.
+        progress: show a progress bar; in a terminal unless given.
 
     Raises:
         ConfigError: there is no such format, or it cannot hold any of the samples.
@@ -85,13 +91,19 @@ def export(run: str | os.PathLike[str], format: str, output: str | os.PathLike[s
     trainer, folder = TRAINERS[format](), new_folder(output)
     selection = FinishedRun.open(run).selection
     with replaced_folder(folder, {"format": format}) as temporary:
-        written = _written(trainer, format, selection, temporary)
+        with tqdm(
+            total=len(selection),
+            desc="exporting",
+            unit=" samples",
+            **drawn(in_terminal() if progress is None else progress),
+        ) as bar:
+            written = _written(trainer, format, selection, temporary, bar)
         readme = _readme(trainer, written)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     return Export(folder, **written)
 
 
-def _written(trainer: Trainer, format: str, selection: Selection, folder: Path) -> dict[str, Any]:
+def _written(trainer: Trainer, format: str, selection: Selection, folder: Path, bar: tqdm) -> dict[str, Any]:
     """Write the data; the fields of `Export`."""
     phases = [selection] if selection.phase is None else [selection.take(places) for places in selection.phases]
     files = ["train.jsonl"] if len(phases) == 1 else [f"phase-{n}.jsonl" for n in range(1, len(phases) + 1)]
@@ -103,6 +115,7 @@ def _written(trainer: Trainer, format: str, selection: Selection, folder: Path) 
                 for chat in training_chats(phase):
                     lines, why = _lines(trainer, chat)
                     data.writelines(lines)
+                    bar.update()
                     rows, samples = rows + len(lines), samples + (not why)
                     if why:
                         left_out[why] = left_out.get(why, 0) + 1

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from nncift.errors import ConfigError, NNCIFTError, RunError, first_line
 from nncift.handover.data_set import write_data_set
 from nncift.handover.folders import new_folder, replaced_folder
@@ -18,6 +20,7 @@ from nncift.handover.network import write_network
 from nncift.handover.provenance import facts_of
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.files import write_json
+from nncift.run.progress import drawn, in_terminal, moving
 from nncift.run.records import counted
 
 Part = Literal["data", "network"]
@@ -61,6 +64,7 @@ def push(
     license: str | None = None,
     to_folder: str | os.PathLike[str] | None = None,
     api: Any = None,
+    progress: bool | None = None,
 ) -> Pushed:
     """Write a run's subset and its network, each with a card, to repositories of the hub.
 
@@ -76,12 +80,14 @@ def push(
         license: for the cards, as the hub names it, such as "apache-2.0".
         to_folder: write the same files to the folders `dataset` and `network` there, and nothing to the hub.
         api: a `huggingface_hub.HfApi` with other settings, such as another address of the hub.
+        progress: show progress bars; in a terminal unless given.
 
     Raises:
         ConfigError: an option has a value that cannot be used.
         RunError: the run is not finished, has no network, or the hub cannot be reached or refuses the login.
     """
     _check(repo, only, license)
+    shown = in_terminal() if progress is None else progress
     folder = None if to_folder is None else new_folder(to_folder)
     finished = FinishedRun.open(run)
     parts: list[Part] = ["data", "network"] if only is None else [only]
@@ -90,7 +96,7 @@ def push(
         parts, note = ["data"], "No network: the run has none of its own."
     if folder is not None:
         with replaced_folder(folder, {"repo": repo}) as temporary:
-            _write(finished, temporary, parts, repo, license)
+            _write(finished, temporary, parts, repo, license, shown)
         places = {part: str(folder / _FOLDERS[part]) for part in parts}
         return Pushed(places, len(finished.selection), note)
     from huggingface_hub import HfApi
@@ -101,8 +107,8 @@ def push(
         for part in parts:
             _check_ours(api, repo, _KINDS[part], revision)
     with tempfile.TemporaryDirectory() as path:
-        _write(finished, Path(path), parts, repo, license)
-        with _one_line(repo):
+        _write(finished, Path(path), parts, repo, license, shown)
+        with _one_line(repo), _bars_of_hub(shown):
             places = {
                 part: _upload(api, Path(path) / _FOLDERS[part], repo, part, private=private, revision=revision)
                 for part in parts
@@ -119,13 +125,39 @@ def _check(repo: str, only: str | None, license: str | None) -> None:
         raise ConfigError(f"`license` {license!r} is no name of a license on the hub", "give one such as apache-2.0")
 
 
-def _write(run: FinishedRun, folder: Path, parts: list[Part], repo: str, license: str | None) -> None:
+def _write(run: FinishedRun, folder: Path, parts: list[Part], repo: str, license: str | None, shown: bool) -> None:
     """The folder of each part."""
-    writers = {"data": write_data_set, "network": write_network}
     for part in parts:
         place = folder / _FOLDERS[part]
-        writers[part](run, place, repo, license)
+        if part == "network":
+            write_network(run, place, repo, license)
+        else:
+            rows = 2 * len(run.selection)  # in two configurations
+            with (
+                tqdm(total=rows, desc="writing the data set", unit=" rows", **drawn(shown)) as bar,
+                moving(bar, rows),
+            ):
+                write_data_set(run, place, repo, license)
         write_json(place / FACTS, facts_of(run))
+
+
+@contextlib.contextmanager
+def _bars_of_hub(shown: bool) -> Iterator[None]:
+    """The hub's own bars of an upload, which it shows by default; inside the block not unless `shown`."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _check_ours(api: Any, repo: str, kind: str, revision: str | None) -> None:

@@ -38,11 +38,20 @@ from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.finished import FinishedRun
+from nncift.pipeline.inputs.first_cut import keep
+from nncift.run.files import read_array
 from nncift.run.progress import in_terminal
 from nncift.run.vectors import VectorFolder, read_vectors, write_vectors
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_NOT_AGAIN = {
+    "keep_selection": "a choice that is made again keeps no earlier one",
+    "phases": "an epoch trains on all rows at once",
+    "weights": "rows that are chosen again have no weights",
+}
+"""Options of a run whose choice cannot be made again under the same terms, and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +85,14 @@ class Reselection:
         for side in ("pool", "target", "known"):
             if folder.samples(side).is_finished:
                 run.samples[side] = SampleSet(*open_pool(folder.samples(side).path))
+        if (cut := folder.first_cut).is_finished:
+            run.whole, run.kept_rows = run.pool, np.asarray(read_array(cut.rows))
+            keep(run, SampleSet(finished.pool, run.pool.facts), len(run.whole))
         if run.influence is not None:
             run.influence.check(run.pool.rows, run.target.rows)  # settles its traits
         if options["near_duplicates"] is not None:
             listed = listed_rows(folder.samples("pool").near_duplicates)
-            run.kept = np.setdiff1d(np.arange(len(finished.pool)), listed)
+            run.kept = np.flatnonzero(np.isin(run.pool_rows(np.arange(len(finished.pool))), listed, invert=True))
         network = None if run.is_exact else finished.network()
         found = cls(finished, run, network)
         if not found.reads_model:
@@ -175,16 +187,9 @@ def _stored(value: Any) -> Any:
 def _refuse(finished: FinishedRun) -> None:
     """Refuse choices that cannot be made again under the same terms."""
     options, path = finished.options, finished.folder.path
-    if str(options["budget"]).lower().endswith("tok"):
-        raise ConfigError(
-            f"{path} has a `budget` in tokens, with which epochs would differ in length",
-            "take a run with one in samples",
-        )
-    for option in ("first_cut", "keep_selection", "phases", "weights"):
+    for option, why in _NOT_AGAIN.items():
         if options.get(option):
-            raise ConfigError(
-                f"{path} was chosen with `{option}`, which cannot be chosen again", "take a run without it"
-            )
+            raise ConfigError(f"{path} was chosen with `{option}`, and {why}", f"choose without `{option}` first")
 
 
 def _joined(parts: list[Dataset]) -> Dataset:

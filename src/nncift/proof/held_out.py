@@ -56,7 +56,7 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subs
         more = ", ".join(str(row) for row, _ in found[1:_LISTED])
         others = f", rows {more}{', ...' if len(found) > _LISTED else ''} too" if more else ""
         raise DataError(
-            f"{len(found)} of {len(test)} test prompts also stand in the {of}: this one in {identity!r}{others}",
+            f"{len(found)} of {len(test)} test prompts are also in the {of}: this one in {identity!r}{others}",
             f"{'choose again' if of == 'subset' else 'leave them out'} with `exclude` set to the test file, or give"
             " `allow_overlap`",
             file=name,

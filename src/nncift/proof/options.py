@@ -62,7 +62,7 @@ class ProofOptions:
     rubric: str | None = None
     """A text file with the judge's instructions; {prompt}, {reference} and {answer} stand for an item."""
     allow_overlap: bool = False
-    """Keep test rows that also stand in the chosen rows; they are refused otherwise."""
+    """Keep test rows that are also among the chosen rows; they are refused otherwise."""
     report_to: tuple[str, ...] = ()
     """Trackers that the trainer reports to, as transformers names them: wandb, tensorboard, ..."""
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from nncift.errors import printable
 from nncift.evaluation.answers.results import METRICS
+from nncift.evaluation.comparisons import note_on_ties
 from nncift.proof.folder import ProofFolder
 from nncift.report.answer import answer
+from nncift.report.choices import notes_on_ties
 from nncift.report.studies import StudyTable, views
 from nncift.run.costs import duration
 from nncift.run.files import atomic_write
@@ -90,6 +92,7 @@ def markdown(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
     for (method, unit, budget), cells in _groups(results["cells"]).items():
         title = f"{_METHODS[method]}, {budget:,} {_UNITS[unit]}"
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_table(cells, results["cells"][0])]
+        lines += [line for note in notes_on_ties(cells) for line in ("", note)]
     if costs:
         lines += ["", "## Costs", "", *_cost_table(costs)]
     for view in views(results.get("studies", ())):
@@ -197,6 +200,7 @@ def text_table(results: Mapping[str, Any]) -> str:
             same = f"; trains like {cell['equivalent']['text']}" if "equivalent" in cell else ""
             shown = with_interval(cell["metrics"]["loss"])
             lines.append(printable(f"  {cell['selector']:<36} {shown:<24} {verdict}{same}"))
+        lines += notes_on_ties(cells)
     for view in views(results.get("studies", ())):
         lines += ["", printable(f"{view.title} ({view.influence}): {view.tables[0].title}")]
         shown_rows = [[*view.tables[0].head, *view.tables[0].columns]]
@@ -224,6 +228,8 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         a, b = (_model_name(*compared[side]) for side in ("a", "b"))
         for name, difference in compared["metrics"].items():
             lines.append(f"{a} against {b}, {METRICS[name].title}: {as_text(difference)}")
+    together = [difference for compared in results["comparisons"] for difference in compared["metrics"].values()]
+    lines += filter(None, [note_on_ties(together, len(together))])
     return "\n".join(map(printable, lines))
 
 

@@ -119,8 +119,8 @@ def _offer(every: Choices) -> tuple[str, ...]:
             first, place = budgets[0], every.at(budgets)
             draw = "random" if kind == "random" else f"stratified-random --influence-option clusters={first}"
             found.append(
-                f"{place[:1].upper()}{place[1:]} no choice is better than {kind} rows by its interval, so take {kind}"
-                f" rows: nncift select POOL --influence {draw} --budget {first}."
+                f"{place[:1].upper()}{place[1:]} no choice is better than {kind} rows, so take {kind} rows:"
+                f" nncift select POOL --influence {draw} --budget {first}."
             )
     return (*found, "Duplicates and the rows of --exclude stay out of them.") if found else ()
 

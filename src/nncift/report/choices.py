@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.evaluation.comparisons import BETTER, TIE, TOO_FEW
+from nncift.evaluation.comparisons import BETTER, TIE, TOO_FEW, note_on_ties
 from nncift.report.template import shown_value, signed
 from nncift.run.records import percent
 
@@ -17,12 +17,26 @@ CHOICES = ("free", "exact", "estimated", "verified")
 
 
 def loss_against(cell: Cell, other: str) -> dict[str, Any] | None:
-    """The difference of a cell's test loss to that of "random", "stratified", "none", "free" or "exact".
+    """The difference of a cell's test loss to that of "random", "stratified", "none", "free", "exact" or "lora".
 
-    None without one.
+    "lora" is one-off training on the same rows. None without one.
     """
     found: dict[str, Any] | None = cell.get(f"against_{other}", {}).get("loss")
     return found
+
+
+def notes_on_ties(cells: Sequence[Cell]) -> list[str]:
+    """Sentences on ties whose interval leaves 0 out, among the differences that a table of these cells shows.
+
+    Args:
+        cells: of one method and unit, with the same budgets as in the table.
+    """
+    together: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        for other in ("random", "lora"):
+            if difference := loss_against(cell, other):
+                together.setdefault((other, cell["budget"]), []).append(difference)
+    return list(dict.fromkeys(note for same in together.values() if (note := note_on_ties(same, len(same)))))
 
 
 class Choices:
@@ -35,6 +49,7 @@ class Choices:
         self.random, self.stratified = (
             {cell["budget"]: cell for cell in here if cell["kind"] == kind} for kind in ("random", "stratified")
         )
+        self._here = here
         self.cells = {(cell["selector"], cell["budget"]): cell for cell in here if cell["kind"] in CHOICES}
         self.budgets = sorted({budget for _, budget in self.cells})
         self.verdicts: dict[str, dict[int, str]] = {}
@@ -160,7 +175,9 @@ class Choices:
         interval = f"[{signed(difference['low'])}, {signed(difference['high'])}]"
         verdict = "a tie" if difference["verdict"] == TIE else difference["verdict"]
         facts = f"{verdict}, {signed(difference['value'])} {interval}"
-        return f"{start}, random rows have {shown_value(_loss(random), 3)} ({facts})."
+        sentence = f"{start}, random rows have {shown_value(_loss(random), 3)} ({facts})."
+        together = sum(c["budget"] == cell["budget"] and "against_random" in c for c in self._here)
+        return f"{sentence} {note_on_ties([difference], together)}".rstrip()
 
 
 def _loss(cell: Cell) -> float | None:

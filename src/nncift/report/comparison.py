@@ -18,7 +18,7 @@ import numpy as np
 from nncift.evaluation.answers.results import METRICS
 from nncift.report import comparison_plots as plots
 from nncift.report.answer import answer, main_place
-from nncift.report.choices import CHOICES, Cell, loss_against
+from nncift.report.choices import CHOICES, Cell, loss_against, notes_on_ties
 from nncift.report.studies import pictures, views
 from nncift.report.template import template
 from nncift.run.files import atomic_write
@@ -149,6 +149,7 @@ def _tables(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "equivalent": any("equivalent" in cell for group in groups.values() for cell in group),
             "one_off": any("against_lora" in cell for group in groups.values() for cell in group),
             "references": _references(cells, method, unit, groups),
+            "notes": list(dict.fromkeys(note for group in groups.values() for note in notes_on_ties(group))),
             "others": [
                 name
                 for name in METRICS

@@ -12,7 +12,7 @@ from nncift.models.spec import DEFAULT_MODEL
 from nncift.run.costs import Costs, duration
 from nncift.run.files import read_json
 from nncift.run.folder import RunFolder
-from nncift.run.records import BETTER, Fidelity, LabelHistory, Summary, Verification, counted, percent
+from nncift.run.records import BETTER, DRAWN, Fidelity, LabelHistory, Summary, Verification, counted, percent
 from nncift.selection.quotas import NO_VALUE
 
 _GROUPS = 20  # values of columns with quotas or caps
@@ -132,9 +132,12 @@ def known_coverage(summary: Summary) -> float | None:
 
 
 def optimality(summary: Summary) -> str | None:
-    """The certificate: how close the objective's value is to the optimum at least; None where it was not computed."""
+    """The certificate: how close the objective's value is to the optimum at least; None where it was not computed.
+
+    Rows that were drawn at random have none: their objective is of numbers that mean nothing.
+    """
     found = summary.certificate
-    if found is None:
+    if found is None or summary.exact in DRAWN:
         return None
     if found["bound"] is None:
         return f"unknown: {found['reason']}"
@@ -159,6 +162,8 @@ def near_duplicates_text(found: Mapping[str, Any]) -> str:
 
 def exactness(summary: Summary) -> str:
     """That the influence of a run is not estimated, or by which function's exact values without labels."""
+    if summary.exact in DRAWN:
+        return f"Influence: none was computed; the rows were drawn at random ({summary.exact})."
     if summary.in_place_of:
         return (
             f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}), in place of"

@@ -33,12 +33,14 @@ class Record:
 
 BETTER, NOT_BETTER, TOO_FEW = "better than", "not better than", "too few samples to tell"
 """The outcomes of comparing a network with the baselines."""
+DRAWN = ("random", "stratified-random")
+"""Influence functions that draw rows."""
 MIN_SAMPLES = 10  # held out; fewer are inconclusive
 _NEW = {"Q2": ("pool",), "Q4": ("pool", "target"), "Q3": ("target",)}
 """The sides of a quadrant whose samples are new, the quadrant that is most relevant to a selection first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fidelity(Record):
     """Fidelity of an InfluenceNetwork on held-out samples.
 
@@ -62,6 +64,9 @@ class Fidelity(Record):
     def __str__(self) -> str:
         facts = self.facts
         return f"{self.headline}: {facts}" if facts else f"{self.headline}."
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     @property
     def is_pointwise(self) -> bool:

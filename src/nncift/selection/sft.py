@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nncift.data.chats.messages import exchange
 from nncift.data.schemas import chat_messages
 from nncift.errors import DependencyError
@@ -49,6 +51,11 @@ def chat_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     as_json = datasets.List(datasets.Json())
     features = {name: datasets.Value("float64") if name == WEIGHT else as_json for name in examples[0]}
     return datasets.Dataset.from_list(examples, features=datasets.Features(features))
+
+
+def rows_per_sample(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """How many rows `chat_dataset` makes of each sample, int64 (n,)."""
+    return np.array([sum(1 for _ in _examples(row)) for row in rows], dtype=np.int64)
 
 
 def _examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

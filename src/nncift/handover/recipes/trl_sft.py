@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, Json, List, Value
 from torch.nn.functional import cross_entropy
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 MESSAGES = List(Json())  # whose keys differ: Arrow would give every message the keys of all others
@@ -78,9 +79,10 @@ class WeightedTrainer(SFTTrainer):
 
 def main() -> None:
     """Train, phase after phase, and save the model."""
-    data_arguments, training, model_arguments = TrlParser(
-        (DataArguments, SFTConfig, ModelConfig)
-    ).parse_args_and_config()
+    parser = TrlParser((DataArguments, SFTConfig, ModelConfig))
+    if not is_torch_bf16_gpu_available():
+        parser.set_defaults(bf16=False)  # trl's default, True, is refused without such a device
+    data_arguments, training, model_arguments = parser.parse_args_and_config()
     folder = Path(data_arguments.data)
     files = sorted(folder.glob("phase-*.jsonl"), key=lambda file: int(file.stem.split("-")[1]))
     files = files or [folder / "train.jsonl"]

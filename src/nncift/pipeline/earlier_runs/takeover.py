@@ -245,6 +245,8 @@ class EarlierRun:
             return "it measured nothing"
         if (stored := read_json(self.folder.function)) != described:
             names = [name for name in stored | described if stored.get(name) != described.get(name)]
+            if "name" in names:  # its options are others, too
+                return f"the influence function differs: it was {stored.get('name')}"
             return f"the influence function differs: {', '.join(sorted(names))}"
         if self.folder.models.exists() and read_json(self.folder.models) != identities(self.run.function):
             return "the files of its model have changed"

@@ -59,7 +59,7 @@ def first_cut(run: Run) -> None:
         for side in run.samples:
             drop_vectors(folder.path, side)
         run.whole, run.kept_rows = whole, np.asarray(read_array(folder.rows))
-        _keep(run, SampleSet(open_samples(folder.samples), whole.facts), len(whole))
+        keep(run, SampleSet(open_samples(folder.samples), whole.facts), len(whole))
 
 
 def _check(run: Run) -> None:
@@ -73,7 +73,7 @@ def _encoder(run: Run) -> StaticEncoder:
     return StaticEncoder(run.config.first_cut_encoder or DEFAULT_STATIC_ENCODER)
 
 
-def _keep(run: Run, kept: SampleSet, whole: int) -> None:
+def keep(run: Run, kept: SampleSet, whole: int) -> None:
     """The kept samples as the pool, with the budget of the whole."""
     if run.budget.max_tokens is None:
         count = run.budget.count(whole)
@@ -172,7 +172,7 @@ def plan(run: Run) -> None:
     if "pool" in run.sizes:  # estimated, so both are
         run.sizes |= {"uncut": n, "pool": kept}
     rows = run.pool.rows.select(range(min(kept, len(run.pool))))
-    _keep(run, SampleSet(rows, run.pool.facts), n)
+    keep(run, SampleSet(rows, run.pool.facts), n)
 
 
 def cost(run: Run) -> PlannedCost:

@@ -12,12 +12,11 @@ from nncift.report.files import FinishedFiles
 from nncift.report.sections.worth import Evaluated
 from nncift.run.files import read_json
 from nncift.run.naming import IN_MEMORY
-from nncift.run.records import NOT_BETTER, TOO_FEW, counted
+from nncift.run.records import DRAWN, NOT_BETTER, TOO_FEW, counted
 
 _MOST = 3
 _LABELS = 2000  # pairs, to measure fidelity where nothing was labelled
 _TEST = "TEST.jsonl"  # where no evaluation names one
-_DRAWN = ("random", "stratified-random")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def command(run: FinishedFiles, name: str, **changes: object) -> str:
 
 def _evaluation(run: FinishedFiles, found: Sequence[Evaluated], test: str) -> list[Step]:
     """The comparison with random rows, unless there is one."""
-    if any(one.has_random for one in found) or run.summary.exact in _DRAWN:
+    if any(one.has_random for one in found) or run.summary.exact in DRAWN:
         return []
     path = str(run.folder.path)
     evaluate = f"nncift evaluate {shlex.quote(path)} --test {shlex.quote(test)}"
@@ -115,7 +114,7 @@ def _comparison(run: FinishedFiles, found: Sequence[Evaluated], test: str) -> li
 def _budget(run: FinishedFiles, gains: dict[str, Any] | None) -> list[Step]:
     """The choice with another budget, as the gain curve suggests."""
     summary = run.summary
-    if gains is None or summary.exact in _DRAWN:
+    if gains is None or summary.exact in DRAWN:
         return []
     if gains["flattens"]:
         question = f"Would {counted(gains['rank'], 'row')} do? They reach 90\u00a0% of the value."

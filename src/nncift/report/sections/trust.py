@@ -8,12 +8,11 @@ from typing import Literal
 from nncift.report.files import FinishedFiles
 from nncift.report.template import shown_value
 from nncift.report.terminal import unmeasured
-from nncift.run.records import BETTER, NOT_BETTER, TOO_FEW, Fidelity, counted
+from nncift.run.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, counted
 
 _CLOSE, _PARTLY = 0.7, 0.4  # subset-sum correlations
 _SUMS = ("subset_sum_correlation_within_target", "subset_sum_correlation")
 _SHORT = "not measured"
-_DRAWN = ("random", "stratified-random")  # influence functions that draw rows
 _LABEL = {"gradient sketch": "gradient-sketch", "cosine": "embedding cosine"}  # of baselines
 
 
@@ -55,7 +54,7 @@ def trust(run: FinishedFiles) -> Trust:
     if run.fidelity is not None:
         return _of_estimates(run, run.fidelity, figures)
     summary = run.summary
-    if summary.exact in _DRAWN:
+    if summary.exact in DRAWN:
         drawn = "These rows were drawn at random"
         sentence = "They are the baseline that a choice has to beat; nothing in this run can be wrong about them."
         return Trust("", "=", "drawn at random", drawn, sentence, "", [])

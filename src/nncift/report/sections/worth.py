@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nncift.evaluation.comparisons import note_on_ties
 from nncift.report.answer import answer
 from nncift.report.choices import listed
 from nncift.report.template import shown_value, signed
 from nncift.run.files import read_json
 from nncift.run.folder import RunFolder
-from nncift.run.records import counted
+from nncift.run.records import DRAWN, counted
 
 Mark = Literal["good", "bad", ""]
 NO_TUNING, TUNED = "none", "lora"
@@ -32,7 +33,10 @@ _CHANGES = {
     **{"tie": "does not change the model measurably"},
 }
 _UNTRAINED = "the model as it is"
-_RANDOM = ("random", "stratified-random")
+_UNCOMPARED = (
+    "It was not compared with as many random rows, which would show what choosing brings: draw them with"
+    " nncift select --from RUN --influence random, and evaluate with --against the folder of that run."
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
     """An evaluation, from the content of its `results.json`."""
     sides = results.get("sides", {})
     titles = {side: _side(side, facts) for side, facts in sides.items()}
-    random = next((side for side, facts in sides.items() if facts.get("influence") in _RANDOM), None)
+    random = next((side for side, facts in sides.items() if facts.get("influence") in DRAWN), None)
     other = random or ("against" if "against" in sides else None)
     to_none, to_other = _differences(results, ("", NO_TUNING)), {} if other is None else _differences(results, other)
     deciding = to_other.get(("run", TUNED)) or to_none.get(("run", TUNED))
@@ -114,10 +118,14 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         headline = f"Too few test items to tell the choice from {compared}"
     sentences = [_figures(results, compared, deciding)]
     if random is None:
-        sentences.append("It was not compared with as many random rows, which would show what choosing brings.")
+        sentences.append(_UNCOMPARED)
+    every = [one["metrics"] for one in results.get("comparisons", ())]
+    shown = [model["against"] for model in models if model["against"]]
+    if note := note_on_ties(shown, sum(map(len, every))):
+        sentences.append(note)
     if seeds == 1:
         sentences.append("With one seed, chance in the training is not in the interval.")
-    short = f"{verdict}: {signed(deciding['value'])}" if random is not None else "not against random"
+    short = f"{verdict}: {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
     told = (name, short, headline, tuple(sentences), mark, sign)
     return Evaluated(*told, models, compared, has_random=random is not None, facts=facts)
 
@@ -149,7 +157,7 @@ def _title(method: str, of: str) -> str:
 
 def _side(side: str, facts: Mapping[str, Any]) -> str:
     """What a model was trained on, in words."""
-    if facts.get("influence") in _RANDOM:
+    if facts.get("influence") in DRAWN:
         return f"{facts['rows']:,} {'stratified ' * (facts['influence'] != 'random')}random rows"
     if side == "run":
         return f"the choice ({counted(facts['rows'], 'row')})"
