@@ -23,7 +23,7 @@ SHARPNESS = 5.0  # as of the label-free similarities
 
 STEPS, EVERY, FOLDS = 100, 10, 3  # of heads
 HEAD_RATE, GAIN_RATE = 5e-4, 1e-2
-ENCODER_STEPS, BATCH, ENCODER_RATE = 36, 32, 1e-4
+BATCH, ENCODER_RATE = 32, 1e-4
 CHUNK = 8  # texts that are padded to one length
 
 
@@ -184,9 +184,9 @@ class EncoderLoss(nn.Module):
 
 
 def train_encoder(
-    pool: Dataset, target: Dataset, labels: Labelled, *, separate: bool, seed: int, folder: Path
+    pool: Dataset, target: Dataset, labels: Labelled, *, steps: int, separate: bool, seed: int, folder: Path
 ) -> EncoderLoss:
-    """MiniLM trained on the labelled samples: six epochs of 180 pool samples."""
+    """MiniLM trained on the labelled samples, 32 of each side in a step."""
     torch.manual_seed(seed)
     encoder = load_encoder("embedded", device="cpu")
     loss = EncoderLoss(encoder, labels.influence, separate=separate)
@@ -199,7 +199,7 @@ def train_encoder(
     data = Dataset.from_dict({"pool": texts[0], "target": texts[1], "label": np.stack([numbers, paired], 1).tolist()})
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        max_steps=ENCODER_STEPS,
+        max_steps=steps,
         per_device_train_batch_size=BATCH,
         learning_rate=ENCODER_RATE,
         learning_rate_mapping={"log_scale|gain": GAIN_RATE},

@@ -162,11 +162,13 @@ def head(hidden: int | None, separate: bool, problem: Problem, labels: Labelled,
     return first, second
 
 
-def encoder(separate: bool, folder: Path, problem: Problem, labels: Labelled, seed: int) -> Predicted:
+def encoder(separate: bool, steps: int, folder: Path, problem: Problem, labels: Labelled, seed: int) -> Predicted:
     """MiniLM trained on the labels; its vectors are kept in the folder."""
-    path = folder / f"{len(labels.rows)}x{len(labels.columns)}-{seed}{'-separate' * separate}.safetensors"
+    name = f"{len(labels.rows)}x{len(labels.columns)}-{steps}-steps-{seed}{'-separate' * separate}"
+    path = folder / f"{name}.safetensors"
     if not path.exists():
-        trained = train_encoder(*problem.samples[0], labels, separate=separate, seed=seed, folder=folder / "trainer")
+        place = folder / "trainer"
+        trained = train_encoder(*problem.samples[0], labels, steps=steps, separate=separate, seed=seed, folder=place)
         vectors = [side for sides in problem.samples for side in encoder_vectors(trained, *sides)]
         write_tensors(path, dict(zip(NAMES, vectors, strict=True)))
     stored = read_tensors(path)
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--encoders", type=int, default=0, help="seeds that MiniLM is trained with")
     parser.add_argument("--separate", type=int, default=0, help="likewise with separate towers")
+    parser.add_argument("--steps", type=int, default=36, help="of MiniLM's training; 36 are 6 epochs of 180 samples")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--threads", type=int, default=1)
@@ -198,8 +201,11 @@ def main() -> None:
         "linear head, separate towers": (options.seeds, partial(head, None, True)),
         "two-layer head": (options.seeds, partial(head, HIDDEN, False)),
         "two-layer head, separate towers": (options.seeds, partial(head, HIDDEN, True)),
-        "MiniLM, trained": (options.encoders, partial(encoder, False, encoders)),
-        "MiniLM, trained, separate towers": (options.separate, partial(encoder, True, encoders)),
+        f"MiniLM, {options.steps} steps": (options.encoders, partial(encoder, False, options.steps, encoders)),
+        f"MiniLM, {options.steps} steps, separate towers": (
+            options.separate,
+            partial(encoder, True, options.steps, encoders),
+        ),
     }
     path = options.folder / "report.json"
     report: dict[str, dict[str, dict[str, list[float]]]] = read_json(path) if path.exists() else {}
