@@ -234,7 +234,8 @@ def show(size: int, found: dict[str, dict[str, list[float]]]) -> None:
             continue
         less_ours = [a - b for a, b in zip(row[first], found["ours"][first], strict=False)]
         cells = [interval(values) for values in (*row.values(), less_ours)]
-        print(f"| {name} | {len(less_ours)} | " + " | ".join(f"{mean:.3f} ± {half:.3f}" for mean, half in cells) + " |")
+        shown = (f"{mean:.3f} ± {half:.3f}" if half == half else f"{mean:.3f}" for mean, half in cells)
+        print(f"| {name} | {len(row[first])} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":
