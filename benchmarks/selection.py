@@ -6,7 +6,7 @@
 
 `pairs`: pairs scored per second (`pair_scoring.py`). `2k`, `5k`, `10k`: facility location of 30 % from a stored matrix
 and from two towers, beside submodlib and apricot where they are installed. `streamed`: 5 % of up to 20,000, nothing
-stored. `20k` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a
+stored. `10k-own` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a
 million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice that reads
 all pairs. Ten million samples: `large_pools.py`.
 
@@ -48,6 +48,7 @@ from pair_scoring import main as score_pairs
 
 PEERS = {"2k": 2_000, "5k": 5_000, "10k": 10_000}  # beside other libraries, 30 %
 SIZES = {  # name to pool, targets (0: the pool itself), share to select
+    "10k-own": (10_000, 0, 0.01),
     "20k": (20_000, 0, 0.01),
     "52k": (52_000, 0, 0.10),
     "100k": (100_000, 0, 0.01),

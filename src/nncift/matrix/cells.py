@@ -24,6 +24,7 @@ from nncift.matrix.top_k import NO_ROW, keep_largest_of_each, keep_top_k
 from nncift.run.progress import drawn
 
 CELL = 256  # samples of a cell, at most
+SMALL_NODE = 2048  # samples of a node whose cost is that of so many calls, rather than of its pairs
 _BRANCHES = 1024  # of a node, at most: as many as there may be clusters, else each cell has parts of many
 _SMALLEST = CELL // 16  # of a node's parts; smaller ones are divided among the others, since each is one more visit
 _SAMPLE, _ROUNDS = 48, 6  # samples for each mean of a node, and rounds of k-means
@@ -50,45 +51,49 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
                 cells.append(rows)
                 bar.update(len(rows))
                 continue
-            nearest = _nearest_means(vectors, rows, min(_BRANCHES, -(-2 * len(rows) // CELL)), rng)
-            if len(parts := np.unique(nearest)) > 1:
-                waiting += [rows[nearest == part] for part in parts[::-1]]
+            nearest = _k_means(vectors, rows, min(_BRANCHES, -(-2 * len(rows) // CELL)), rng)
+            order = np.argsort(nearest, kind="stable")
+            if len(parts := np.split(rows[order], np.flatnonzero(np.diff(nearest[order])) + 1)) > 1:
+                waiting += parts[::-1]
             else:  # they are all alike
                 waiting += [rows[first : first + CELL] for first in range(0, len(rows), CELL)]
     return cells
 
 
-def pairs_to_divide(n: int) -> int:
-    """About how many pairs of a vector and a mean `divide` computes."""
+def work_to_divide(n: int) -> tuple[int, int]:
+    """About how many pairs of a vector and a mean `divide` computes in large nodes, and how many vectors small ones have.
+
+    Nodes differ in size: where they have half a cell on average, a third of the vectors are in some above a cell.
+    """
     pairs, size = 0, n
-    while size > CELL:
+    while size > SMALL_NODE or CELL < size == n:
         means = min(_BRANCHES, -(-2 * size // CELL))
         pairs += n * means + (n // size) * _ROUNDS * means * min(size, _SAMPLE * means)
-        size = -(-2 * size // means) if means < _BRANCHES else -(-size // means)
-    return pairs
+        size = -(-size // means)
+    return pairs, round(n * min(size / (1.5 * CELL), 1.0)) if n > CELL else 0
 
 
-def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _k_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which of `count` k-means of some rows each is nearest to, int64 (len(rows),)."""
     some = np.sort(rng.choice(rows, min(len(rows), _SAMPLE * count), replace=False))
     sample = np.asarray(vectors[some], dtype=np.float32)
     means = sample[np.sort(rng.choice(len(sample), count, replace=False))]
     for _ in range(_ROUNDS):
-        nearest = _nearest(sample, np.arange(len(sample)), means)
+        nearest = nearest_means(sample, np.arange(len(sample)), means)
         order = np.argsort(nearest, kind="stable")
         held, first = np.unique(nearest[order], return_index=True)
         sums = np.add.reduceat(sample[order], first, axis=0, dtype=np.float64)
         means = (sums / np.diff(first, append=len(order))[:, None]).astype(np.float32)
         if len(held) == 1:
             break
-    nearest = _nearest(vectors, rows, means)
+    nearest = nearest_means(vectors, rows, means)
     large = np.bincount(nearest, minlength=len(means)) >= _SMALLEST
     if large.any() and len(moved := np.flatnonzero(~large[nearest])):
-        nearest[moved] = np.flatnonzero(large)[_nearest(vectors, rows[moved], means[large])]
+        nearest[moved] = np.flatnonzero(large)[nearest_means(vectors, rows[moved], means[large])]
     return nearest
 
 
-def _nearest(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+def nearest_means(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
     """The nearest of some means (k, d) to each row, int64: the one with the largest x . mean - |mean|^2 / 2."""
     constants = (-np.square(means, dtype=np.float64).sum(axis=1) / 2).astype(np.float32)
     nearest = np.empty(len(rows), dtype=np.int64)
