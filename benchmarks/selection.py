@@ -6,9 +6,9 @@
 
 `pairs`: pairs scored per second (`pair_scoring.py`). `2k`, `5k`, `10k`: facility location of 30 % from a stored matrix
 and from two towers, beside submodlib and apricot where they are installed. `streamed`: 5 % of up to 20,000, nothing
-stored. `10k-own` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it. `1M-1000`: a
-million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice that reads
-all pairs. Ten million samples: `large_pools.py`.
+stored. `10k-own` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it.
+`1M-1000`: a million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice
+that reads all pairs. Ten million samples: `large_pools.py`.
 
 Each is a process of its own, so that the peak memory is its own: the samples' vectors (0.5 GiB a million on a side)
 count. CPU seconds are of all threads. "planned" is what `nncift select --dry-run` reckons, from rates measured on 2,048

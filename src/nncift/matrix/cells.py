@@ -61,7 +61,7 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
 
 
 def work_to_divide(n: int) -> tuple[int, int]:
-    """About how many pairs of a vector and a mean `divide` computes in large nodes, and how many vectors small ones have.
+    """About how many pairs of a vector and a mean `divide` computes in large nodes; how many vectors small ones have.
 
     Nodes differ in size: where they have half a cell on average, a third of the vectors are in some above a cell.
     """

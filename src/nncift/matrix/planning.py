@@ -23,7 +23,6 @@ from nncift.matrix.transposed import by_sample
 from nncift.run.costs import seconds_of
 
 _GREEDY_PASSES = 16  # over stored pairs, that lazy greedy takes: 12 to 26 were measured
-_BOUND_PASSES = 3  # over them, that a certificate takes until it has proven enough, usually
 _SPARSE_PASSES = 6  # over the kept entries, that the choice and its certificate take
 _READ = 1 << 25  # stored entries that the rate of reading is measured on, at most
 _KEPT = 1 << 22  # kept entries that the rate of sorting and reading is measured on, at most: more than a cache holds
@@ -76,7 +75,7 @@ def planned_choice(
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)
     again = seconds_of(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
-    reads = (_GREEDY_PASSES * passes + min(certified, _BOUND_PASSES)) * pool * targets
+    reads = (_GREEDY_PASSES * passes + certified) * pool * targets
     return Planned((pool + known) * targets * once + reads * again, memory)
 
 
@@ -86,7 +85,7 @@ def _sparse_seconds(
     """Expected seconds of each stage of a choice from the strongest helpers of each target."""
     (pool, targets), visited = shape, visits_of(shape[0], helpers)
     sparsified(trial, 1, visits=trial.shape[0] // 2)  # compiles
-    products, transform = trial.products()  # type: ignore[misc]
+    products, _ = trial.products()  # type: ignore[misc]
     product = _search_rate(products, helpers / (visited or pool), clock)
     sort, read = _entry_rates(shape, helpers, clock)
     seconds = {"sort": sort * targets * helpers, "choice": _SPARSE_PASSES * read * targets * helpers}

@@ -1,8 +1,8 @@
 """The k largest entries of each column of a block of scores, in one pass.
 
 Entries not below a column's threshold are appended to its buffer of 2 k places. A full one is cut to its k largest by
-selection (Hoare's "Find", 1961), and the least of these is the new threshold. So an entry costs an append and a share of
-few selections, however large k is, where a heap would take log k steps with a cache miss or a mispredicted branch each.
+selection (Hoare's "Find", 1961), and the least of these is the new threshold. So an entry costs an append and a share
+of few selections, however large k is, where a heap would take log k steps, each with a branch that cannot be predicted.
 
 Value and row of an entry are one 64-bit key, whose order is that of the values, and of equal values that of the rows,
 the lower one first.
@@ -22,9 +22,7 @@ _HALF = np.uint64(32)
 
 
 @compiled
-def keep_top_k(
-    factors: Factors, picked: np.ndarray, columns: np.ndarray, values: np.ndarray, rows: np.ndarray
-) -> None:
+def keep_top_k(factors: Factors, picked: np.ndarray, columns: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
     """The k largest entries of each column of the factors among the picked rows.
 
     Args:
