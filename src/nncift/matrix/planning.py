@@ -15,7 +15,7 @@ import numpy as np
 
 from nncift.matrix.cells import CELL, SMALL_NODE, Products, divide, nearest_means, strongest, work_to_divide
 from nncift.matrix.forms import Form, first_helpers, form_memory
-from nncift.matrix.lazy import entries_gains
+from nncift.matrix.lazy import Entries, entries_gains
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.sparse import AUDITED, sparsified, visits_of
 from nncift.matrix.stored import in_memory
@@ -71,7 +71,9 @@ def planned_choice(
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
     once = seconds_of(lambda: in_memory(trial), clock) / size
-    copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
+    some = min(_READ, pool * targets)
+    once += seconds_of(lambda: np.ones(some, np.float32), clock) / some  # memory that no one has used yet
+    copies = max(some // size, 1)  # in a cache entries would be read faster than from memory
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)
     again = seconds_of(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
@@ -84,7 +86,8 @@ def _sparse_seconds(
 ) -> dict[str, float]:
     """Expected seconds of each stage of a choice from the strongest helpers of each target."""
     (pool, targets), visited = shape, visits_of(shape[0], helpers)
-    sparsified(trial, 1, visits=trial.shape[0] // 2)  # compiles
+    compiled = sparsified(trial, 1, visits=trial.shape[0] // 2)
+    compiled.coverage_gains(np.arange(1), np.zeros(trial.shape[1], np.float32))
     products, _ = trial.products()  # type: ignore[misc]
     product = _search_rate(products, helpers / (visited or pool), clock)
     sort, read = _entry_rates(shape, helpers, clock)
@@ -119,13 +122,8 @@ def _entry_rates(shape: tuple[int, int], helpers: int, clock: Callable[[], float
     some = min(max(_KEPT // helpers, 1), targets)
     values = np.ones((some, helpers), np.float32)
     which = rng.integers(0, pool, values.shape, dtype=np.int32)
-    entries, covered, gains = None, np.zeros(targets, np.float32), np.empty(pool)
-
-    def sort() -> None:
-        nonlocal entries
-        entries = by_sample(values, which, pool)
-
-    sorting = seconds_of(sort, clock)
-    spread = entries._replace(columns=rng.integers(0, targets, len(entries.values), dtype=np.int32))
+    found, covered, gains = list[Entries](), np.zeros(targets, np.float32), np.empty(pool)
+    sorting = seconds_of(lambda: found.append(by_sample(values, which, pool)), clock)
+    spread = found[0]._replace(columns=rng.integers(0, targets, values.size, dtype=np.int32))
     reading = seconds_of(lambda: entries_gains(spread, np.arange(pool), covered, gains), clock)
     return sorting / values.size, reading / values.size
