@@ -12,6 +12,8 @@ In the first round an entry's place gives its target, as it has not moved yet. F
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from nncift.matrix import kernels
@@ -101,9 +103,9 @@ def _put(
     bits: tuple[int, int],
     ends: np.ndarray,
     value: float,
-    i: int,
+    i: Any,
     j: int,
-) -> tuple[float, int, int]:
+) -> Any:
     """Put an entry at the end of its bucket's: the one that lay there, its sample and its target."""
     bucket = i >> bits[0]
     place = ends[bucket]
@@ -115,9 +117,9 @@ def _put(
 
 
 @compiled
-def _code(i: int, j: int, bits: tuple[int, int]) -> int:
+def _code(i: Any, j: int, bits: tuple[int, int]) -> Any:
     """The lower bits of a sample before those of a target."""
-    return np.uint32(((i & ((1 << bits[0]) - 1)) << bits[1]) | j)  # type: ignore[return-value]
+    return np.uint32(((i & ((1 << bits[0]) - 1)) << bits[1]) | j)
 
 
 @compiled
