@@ -4,8 +4,9 @@
 
 From two towers of rank 128 (the default network at its widest: the fused kernel beside a matrix product) and at 100
 hidden units (the paper's network: the fused kernel, a batched network in torch, the factored formula in numpy). The
-limit is a loop of the kernel's operations on values that stay in registers. Every number is the best of several rounds,
-in which the contestants take turns; ratios are what carries over to another machine.
+limit is a loop of the kernel's operations on values that stay in registers. Seconds are CPU seconds divided by the
+threads, so that other processes do not count; every number is the best of several rounds, in which the contestants take
+turns. Ratios are what carries over to another machine.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ STEPS = 32  # operations on a value between its load and its store
 
 
 def best(rounds: int, **contestants: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the fastest call of each, after one call to warm up; they take turns."""
+    """CPU seconds for each thread of the fastest call of each, after one call to warm up; they take turns."""
     seconds = dict.fromkeys(contestants, float("inf"))
     for number in range(rounds + 1):
         for name, call in contestants.items():
-            since = time.perf_counter()
+            since = time.process_time()
             call()
             if number:
-                seconds[name] = min(seconds[name], time.perf_counter() - since)
+                seconds[name] = min(seconds[name], (time.process_time() - since) / kernels.THREADS)
     return seconds
 
 

@@ -7,7 +7,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from nncift.matrix.cells import CELL, pairs_to_divide
+from nncift.matrix.cells import CELL, SMALL_NODE, work_to_divide
 from nncift.matrix.forms import control_group_limits, first_helpers, form_memory, memory_bytes
 from nncift.matrix.planning import planned_choice
 from nncift.matrix.products import product_matrix
@@ -28,22 +28,32 @@ def test_streamed_pairs_cost_their_passes():
 
 def test_stored_pairs_are_computed_once_and_read_from_then_on():
     found = plan("stored", (32, 32), 4, certified=1.0)  # as small as the trial, so that it is read once
-    assert found == (pytest.approx(1 + 4 + 1), 4 * PAIRS)
+    assert found == (pytest.approx(1 + 1 + 16 + 1), 4 * PAIRS)  # computed, written to new memory, and read
 
 
 @pytest.mark.parametrize("n", [60_000, 1_000_000])
-def test_sparse_pairs_are_those_visited(n):
+def test_each_stage_of_the_sparse_form_has_its_operations_and_a_rate(n):
     helpers = first_helpers(n, n, n // 10)
     visited = visits_of(n, helpers)
-    pairs = n * n if visited is None else 1.3 * n * visited + AUDITED * n + 2 * pairs_to_divide(n)
     found = plan("sparse", (n, n), n // 10)
-    assert found.seconds == pytest.approx(pairs / PAIRS + 6e-8 * helpers * n)
+    sorted_at_once = ((1 << 22) // helpers) * helpers
+    entries = (1 + 6) * helpers * n / sorted_at_once  # sorted, and read six times
+    if visited is None:
+        expected = n * n / PAIRS + entries
+    else:
+        pairs, small = work_to_divide(n)
+        cells = 2 * (pairs / PAIRS + small / 32)
+        expected = cells + (1.3 * n * (visited + CELL / 4) + AUDITED * n) / PAIRS + entries
+    assert found.seconds == pytest.approx(expected)
     assert found.memory == form_memory("sparse", n, n, n // 10)
 
 
 def test_cells_cost_hardly_more_for_each_sample_of_a_larger_pool():
-    assert pairs_to_divide(CELL) == 0
-    assert pairs_to_divide(10_000_000) < 1.5 * 10 * pairs_to_divide(1_000_000)
+    assert work_to_divide(CELL) == (0, 0)
+    few, many = work_to_divide(1_000_000), work_to_divide(10_000_000)
+    assert many[0] < 1.5 * 10 * few[0]
+    assert few[1] == 1_000_000  # each of its 1,024 nodes is divided once more
+    assert work_to_divide(SMALL_NODE)[0] > 0  # the first node, whatever its size
 
 
 def test_memory_is_limited_by_the_control_groups_of_a_container(tmp_path):

@@ -19,16 +19,17 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.matrix import kernels
-from nncift.matrix.factored import LANES, Factors, compiled, pack
+from nncift.matrix.factored import Factors, pack
+from nncift.matrix.top_k import NO_ROW, keep_largest_of_each, keep_top_k
 from nncift.run.progress import drawn
 
 CELL = 256  # samples of a cell, at most
+SMALL_NODE = 2048  # samples of a node whose cost is that of so many calls, rather than of its pairs
 _BRANCHES = 1024  # of a node, at most: as many as there may be clusters, else each cell has parts of many
 _SMALLEST = CELL // 16  # of a node's parts; smaller ones are divided among the others, since each is one more visit
 _SAMPLE, _ROUNDS = 48, 6  # samples for each mean of a node, and rounds of k-means
-_PIECE = 96  # rows scored together
 _TOGETHER = 64  # cells of targets whose visits are ordered together
-NO_HELPER = np.int32(np.iinfo(np.int32).max)
+NO_HELPER = NO_ROW
 
 
 class Products(NamedTuple):
@@ -50,55 +51,56 @@ def divide(vectors: np.ndarray, *, seed: int = 0, progress: bool = False) -> lis
                 cells.append(rows)
                 bar.update(len(rows))
                 continue
-            nearest = _nearest_means(vectors, rows, min(_BRANCHES, -(-2 * len(rows) // CELL)), rng)
-            if len(parts := np.unique(nearest)) > 1:
-                waiting += [rows[nearest == part] for part in parts[::-1]]
+            nearest = _k_means(vectors, rows, min(_BRANCHES, -(-2 * len(rows) // CELL)), rng)
+            order = np.argsort(nearest, kind="stable")
+            if len(parts := np.split(rows[order], np.flatnonzero(np.diff(nearest[order])) + 1)) > 1:
+                waiting += parts[::-1]
             else:  # they are all alike
                 waiting += [rows[first : first + CELL] for first in range(0, len(rows), CELL)]
     return cells
 
 
-def pairs_to_divide(n: int) -> int:
-    """About how many pairs of a vector and a mean `divide` computes."""
+def work_to_divide(n: int) -> tuple[int, int]:
+    """About how many pairs of a vector and a mean `divide` computes in large nodes; how many vectors small ones have.
+
+    Nodes differ in size: where they have half a cell on average, a third of the vectors are in some above a cell.
+    """
     pairs, size = 0, n
-    while size > CELL:
+    while size > SMALL_NODE or CELL < size == n:
         means = min(_BRANCHES, -(-2 * size // CELL))
         pairs += n * means + (n // size) * _ROUNDS * means * min(size, _SAMPLE * means)
-        size = -(-2 * size // means) if means < _BRANCHES else -(-size // means)
-    return pairs
+        size = -(-size // means)
+    return pairs, round(n * min(size / (1.5 * CELL), 1.0)) if n > CELL else 0
 
 
-def _nearest_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _k_means(vectors: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which of `count` k-means of some rows each is nearest to, int64 (len(rows),)."""
     some = np.sort(rng.choice(rows, min(len(rows), _SAMPLE * count), replace=False))
     sample = np.asarray(vectors[some], dtype=np.float32)
     means = sample[np.sort(rng.choice(len(sample), count, replace=False))]
     for _ in range(_ROUNDS):
-        nearest = _nearest(sample, np.arange(len(sample)), means)
+        nearest = nearest_means(sample, np.arange(len(sample)), means)
         order = np.argsort(nearest, kind="stable")
         held, first = np.unique(nearest[order], return_index=True)
         sums = np.add.reduceat(sample[order], first, axis=0, dtype=np.float64)
         means = (sums / np.diff(first, append=len(order))[:, None]).astype(np.float32)
         if len(held) == 1:
             break
-    nearest = _nearest(vectors, rows, means)
+    nearest = nearest_means(vectors, rows, means)
     large = np.bincount(nearest, minlength=len(means)) >= _SMALLEST
     if large.any() and len(moved := np.flatnonzero(~large[nearest])):
-        nearest[moved] = np.flatnonzero(large)[_nearest(vectors, rows[moved], means[large])]
+        nearest[moved] = np.flatnonzero(large)[nearest_means(vectors, rows[moved], means[large])]
     return nearest
 
 
-def _nearest(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+def nearest_means(vectors: np.ndarray, rows: np.ndarray, means: np.ndarray) -> np.ndarray:
     """The nearest of some means (k, d) to each row, int64: the one with the largest x . mean - |mean|^2 / 2."""
     constants = (-np.square(means, dtype=np.float64).sum(axis=1) / 2).astype(np.float32)
-    everyone, nearest = np.arange(len(means)), np.empty(len(rows), dtype=np.int64)
+    nearest = np.empty(len(rows), dtype=np.int64)
 
     def find(piece: slice) -> None:
         own = np.asarray(vectors[rows[piece]], dtype=np.float32)
-        values = np.full((len(own), 1), -np.inf, dtype=np.float32)
-        found = np.full((len(own), 1), NO_HELPER, dtype=np.int32)
-        _keep_strongest(Products(means, constants, own), everyone, np.arange(len(own)), values, found)
-        nearest[piece] = found[:, 0]
+        keep_largest_of_each(Factors(means, constants, pack(own), len(own), 0, 0), nearest[piece])
 
     kernels.share(find, len(rows), CELL)
     return nearest
@@ -129,8 +131,8 @@ def strongest(
         Entries float32 and pool samples int32, (n_target, k) each, in no order but the least one first; of equal
         entries those of lower samples are kept. Empty places hold -inf and `NO_HELPER`.
     """
-    values = np.full((len(products.columns), k), -np.inf, dtype=np.float32)
-    helpers = np.full((len(products.columns), k), NO_HELPER, dtype=np.int32)
+    values = np.empty((len(products.columns), k), dtype=np.float32)
+    helpers = np.empty((len(products.columns), k), dtype=np.int32)
     if visits is None or visits >= len(products.rows):
         everyone = np.arange(len(products.rows))
         groups = [np.arange(first, min(first + CELL, len(values))) for first in range(0, len(values), CELL)]
@@ -146,7 +148,9 @@ def strongest(
 
             def search(piece: slice, some: list[np.ndarray] = some, rows: list[np.ndarray] = candidates) -> None:
                 for group, picked in zip(some[piece], rows[piece], strict=True):
-                    _keep_strongest(products, picked, group, values, helpers)
+                    packed = pack(np.asarray(products.columns[group], dtype=np.float32))
+                    factors = Factors(products.rows, products.constants, packed, len(group), 0, 0)
+                    keep_top_k(factors, picked, group, values, helpers)
 
             kernels.share(search, len(some), 1)
             bar.update(sum(map(len, some)))
@@ -164,82 +168,27 @@ def _order_of_visits(
     sizes = np.array([len(cell) for cell in cells])
     means = np.stack([products.rows[cell].mean(axis=0, dtype=np.float64) for cell in cells]).astype(np.float32)
     constants = np.array([products.constants[cell].mean(dtype=np.float64) for cell in cells], dtype=np.float32)
-    most = min(int(np.searchsorted(np.cumsum(np.sort(sizes)), visits)) + 1, len(sizes))  # cells, if all were small
 
     def visited(some: list[np.ndarray]) -> list[np.ndarray]:
         targets = np.stack([products.columns[group].mean(axis=0, dtype=np.float64) for group in some])
         factors = Factors(targets.astype(np.float32), np.zeros(len(some), np.float32), pack(means), len(means), 0, 0)
         scores = kernels.score(factors, np.arange(len(some))) + constants
-        orders = _largest_first(scores, most)
-        counts = [int(np.searchsorted(np.cumsum(sizes[order]), visits)) + 1 for order in orders]
-        return [
-            np.concatenate([cells[cell] for cell in order[:count]]) for order, count in zip(orders, counts, strict=True)
-        ]
+        return [np.concatenate([cells[cell] for cell in _first_cells(each, sizes, visits)]) for each in scores]
 
     return visited
 
 
-def _largest_first(scores: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` largest scores of each row, in order, int64 (rows, count)."""
-    some = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, axis=1)
+def _first_cells(scores: np.ndarray, sizes: np.ndarray, visits: int) -> np.ndarray:
+    """The cells with the largest scores, in their order, as many as hold `visits` samples; of equal ones the first.
 
-
-def _keep_strongest(
-    products: Products, picked: np.ndarray, group: np.ndarray, values: np.ndarray, helpers: np.ndarray
-) -> None:
-    """Merge the entries of the picked pool samples and a group of targets into the largest of these targets."""
-    packed = pack(np.asarray(products.columns[group], dtype=np.float32))
-    factors = Factors(products.rows, products.constants, packed, len(group), 0, 0)
-    _search(factors, picked, group, values, helpers)
-
-
-@compiled
-def _search(factors: Factors, picked: np.ndarray, group: np.ndarray, values: np.ndarray, helpers: np.ndarray) -> None:
-    least = np.full((factors.columns.shape[0], LANES), np.inf, dtype=np.float32)
-    for place in range(len(group)):
-        least[place // LANES, place % LANES] = values[group[place], 0]
-    for first in range(0, len(picked), _PIECE):
-        part = picked[first : first + _PIECE]
-        rows, constants, tile = kernels.gather(factors, part)
-        for b in range(factors.columns.shape[0]):
-            kernels.score_block(rows, constants, factors.columns[b], 0, 0, tile)
-            for r in range(len(part)):
-                larger = 0
-                for lane in range(LANES):
-                    larger += tile[r, lane] >= least[b, lane]
-                if larger == 0:
-                    continue
-                for lane in range(LANES):
-                    if tile[r, lane] >= least[b, lane]:
-                        j = group[b * LANES + lane]
-                        _replace_least(values[j], helpers[j], tile[r, lane], part[r])
-                        least[b, lane] = values[j, 0]
-
-
-@compiled
-def _replace_least(values: np.ndarray, helpers: np.ndarray, entry: float, i: int) -> None:
-    """Put an entry into a heap in the place of the least one, unless that is larger."""
-    k, at = len(values), 0
-    if not _less(values[0], helpers[0], entry, i):
-        return
+    Only those that may be among them are sorted: to sort all for each cell of targets would be quadratic.
+    """
+    count = min(4 * visits // CELL + 1, len(scores))  # cells are half full on average
     while True:
-        child = 2 * at + 1
-        if child >= k:
-            break
-        if child + 1 < k and _less(values[child + 1], helpers[child + 1], values[child], helpers[child]):
-            child += 1
-        if not _less(values[child], helpers[child], entry, i):
-            break
-        values[at] = values[child]
-        helpers[at] = helpers[child]
-        at = child
-    values[at] = entry
-    helpers[at] = i
-
-
-@compiled
-def _less(value: float, helper: int, other: float, i: int) -> bool:
-    """The order of entries; of equal ones that of the higher sample is the lesser."""
-    return value < other or (value == other and helper > i)
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        some = np.flatnonzero(scores >= least)
+        order = some[np.argsort(-scores[some], kind="stable")]
+        held = np.cumsum(sizes[order])
+        if held[-1] >= visits or count == len(scores):
+            return order[: int(np.searchsorted(held, visits)) + 1]
+        count = min(2 * count, len(scores))

@@ -1,4 +1,9 @@
-"""What a choice will cost in each form, from rates measured on a small matrix of the same kind."""
+"""What a choice will cost in each form: operations counted by stage, times rates measured on a small matrix.
+
+Streamed and stored pairs are computed and read so many times. Of the sparse form each stage has a rate of its own: the
+comparison with means that divides both sides into cells, the search among the samples visited and, for the audit, among
+all, the sorting of what is kept by sample, and the reading of it by the choice and its certificate.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nncift.matrix.cells import pairs_to_divide
+from nncift.matrix.cells import CELL, SMALL_NODE, Products, divide, nearest_means, strongest, work_to_divide
 from nncift.matrix.forms import Form, first_helpers, form_memory
+from nncift.matrix.lazy import Entries, entries_gains
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.sparse import AUDITED, sparsified, visits_of
 from nncift.matrix.stored import in_memory
+from nncift.matrix.transposed import by_sample
 from nncift.run.costs import seconds_of
 
-_GREEDY_PASSES = 4  # over stored pairs, that lazy greedy takes
+_GREEDY_PASSES = 16  # over stored pairs, that lazy greedy takes: 12 to 26 were measured
+_SPARSE_PASSES = 6  # over the kept entries, that the choice and its certificate take
 _READ = 1 << 25  # stored entries that the rate of reading is measured on, at most
+_KEPT = 1 << 22  # kept entries that the rate of sorting and reading is measured on, at most: more than a cache holds
 _FILLED = 1.3  # columns of the kernels' blocks for each target of a cell
-_ENTRY_SECONDS = 6e-8  # of the choice and its certificate, for each entry kept
+_MEANS = 1024  # that the rate of comparing is measured with, at most
 
 
 class Planned(NamedTuple):
@@ -55,23 +64,66 @@ def planned_choice(
     everyone, covered = np.arange(rows), np.zeros(trial.shape[1], np.float32)
     memory, size = form_memory(form, pool, targets, expected), rows * trial.shape[1]
     if form == "sparse":
-        helpers = first_helpers(pool, targets, expected)
-        visited = visits_of(pool, helpers)
-        kept = min(max(rows * helpers // (visited or pool), 1), rows)  # as large a part of the pairs as it will be
-        sparsified(trial, kept)  # compiles
-        each = seconds_of(lambda: sparsified(trial, kept), clock) / size
-        pairs = float(targets * pool)
-        if visited is not None:
-            pairs = _FILLED * targets * visited + AUDITED * pool + pairs_to_divide(pool) + pairs_to_divide(targets)
-        return Planned(each * pairs + _ENTRY_SECONDS * helpers * targets, memory)
+        seconds = _sparse_seconds(shape, first_helpers(pool, targets, expected), trial, clock)
+        return Planned(sum(seconds.values()), memory)
     trial.coverage_gains(everyone, covered)  # compiles
     if form == "streamed":
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
     once = seconds_of(lambda: in_memory(trial), clock) / size
-    copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
+    some = min(_READ, pool * targets)
+    once += seconds_of(lambda: np.ones(some, np.float32), clock) / some  # memory that no one has used yet
+    copies = max(some // size, 1)  # in a cache entries would be read faster than from memory
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)
     again = seconds_of(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
     reads = (_GREEDY_PASSES * passes + certified) * pool * targets
     return Planned((pool + known) * targets * once + reads * again, memory)
+
+
+def _sparse_seconds(
+    shape: tuple[int, int], helpers: int, trial: InfluenceMatrix, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Expected seconds of each stage of a choice from the strongest helpers of each target."""
+    (pool, targets), visited = shape, visits_of(shape[0], helpers)
+    compiled = sparsified(trial, 1, visits=trial.shape[0] // 2)
+    compiled.coverage_gains(np.arange(1), np.zeros(trial.shape[1], np.float32))
+    products, _ = trial.products()  # type: ignore[misc]
+    product = _search_rate(products, helpers / (visited or pool), clock)
+    sort, read = _entry_rates(shape, helpers, clock)
+    seconds = {"sort": sort * targets * helpers, "choice": _SPARSE_PASSES * read * targets * helpers}
+    if visited is None:
+        return {"search": product * pool * targets, **seconds}
+    search = product * _FILLED * targets * (visited + CELL / 4)  # the last cell visited is half too much
+    audit = _search_rate(products, helpers / pool, clock) * AUDITED * pool
+    cells = _cell_seconds(products.rows, pool, clock) + _cell_seconds(products.columns, targets, clock)
+    return {"cells": cells, "search": search, "audit": audit, **seconds}
+
+
+def _search_rate(products: Products, share: float, clock: Callable[[], float]) -> float:
+    """Seconds for a pair of a search that keeps this share of the samples."""
+    rows, columns = len(products.rows), len(products.columns)
+    kept = min(max(round(rows * share), 1), rows)
+    return seconds_of(lambda: strongest(products, kept, None), clock) / (rows * columns)
+
+
+def _cell_seconds(vectors: np.ndarray, n: int, clock: Callable[[], float]) -> float:
+    """Seconds to divide n samples: in large nodes by their pairs, in small ones by their samples."""
+    pairs, small = work_to_divide(n)
+    some = np.asarray(vectors[:SMALL_NODE], np.float32)
+    means, everyone = some[:_MEANS], np.arange(len(some))
+    pair = seconds_of(lambda: nearest_means(some, everyone, means), clock) / (len(some) * len(means))
+    return pairs * pair + small * seconds_of(lambda: divide(some), clock) / len(some)
+
+
+def _entry_rates(shape: tuple[int, int], helpers: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds for an entry kept: to sort it by sample, and to read it for a gain."""
+    (pool, targets), rng = shape, np.random.default_rng(0)
+    some = min(max(_KEPT // helpers, 1), targets)
+    values = np.ones((some, helpers), np.float32)
+    which = rng.integers(0, pool, values.shape, dtype=np.int32)
+    found, covered, gains = list[Entries](), np.zeros(targets, np.float32), np.empty(pool)
+    sorting = seconds_of(lambda: found.append(by_sample(values, which, pool)), clock)
+    spread = found[0]._replace(columns=rng.integers(0, targets, values.size, dtype=np.int32))
+    reading = seconds_of(lambda: entries_gains(spread, np.arange(pool), covered, gains), clock)
+    return sorting / values.size, reading / values.size

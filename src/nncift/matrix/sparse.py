@@ -31,6 +31,7 @@ from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
 from nncift.matrix.stored import EntriesMatrix
+from nncift.matrix.transposed import by_sample
 
 EXACT_BELOW = 1 << 16
 """Pool samples up to which every pair is computed to find the strongest."""
@@ -170,7 +171,7 @@ def sparsified(
     _transform(values, transform)
     complete = (which[:, 0] == NO_HELPER) | (helpers == n)  # nothing is left out
     floor = np.where(complete, np.float32(0), np.maximum(values[:, 0], 0))
-    return SparseMatrix(_by_row(values, which, n), floor, audit, matrix, helpers)
+    return SparseMatrix(by_sample(values, which, n), floor, audit, matrix, helpers)
 
 
 def visits_of(n_pool: int, helpers: int) -> int | None:
@@ -217,67 +218,6 @@ def _largest_possible(products: Products) -> np.ndarray:
         lengths = np.sqrt(np.square(columns).sum(axis=1))
         most[first : first + _ROWS] = columns @ mean + radius * lengths + float(products.constants.max())
     return most
-
-
-def _by_row(values: np.ndarray, which: np.ndarray, n: int) -> Entries:
-    """The entries above 0 in the order of the pool's samples, sorted where they lie, so that memory has them once."""
-    starts = np.zeros(n + 1, dtype=np.int64)
-    _count(values, which, starts)
-    np.cumsum(starts, out=starts)
-    kept, columns = values.reshape(-1), which.reshape(-1)
-    _sort(kept, columns, values.shape[1], starts, starts[:-1].copy())
-    return Entries(kept[: starts[-1]], starts, columns[: starts[-1]])
-
-
-@compiled
-def _count(values: np.ndarray, which: np.ndarray, starts: np.ndarray) -> None:
-    for j in range(values.shape[0]):
-        for place in range(values.shape[1]):
-            if values[j, place] > 0:
-                starts[which[j, place] + 1] += 1
-
-
-@compiled
-def _sort(values: np.ndarray, which: np.ndarray, helpers: int, starts: np.ndarray, ends: np.ndarray) -> None:
-    """Sort by sample, in place, and replace the sample of an entry by its target (American flag sort).
-
-    An entry is put at the end of its sample's, and the one that lay there is the next. That one has not moved, so its
-    place gives its target. Entries of 0 or less are lost: first chains begin at the places that will be empty, and
-    each ends at such an entry; what is then left are cycles.
-
-    Args:
-        values: float32 (n_target * helpers,), a target after the other.
-        which: the pool sample of each, int32, afterwards the target.
-        helpers: places of a target.
-        starts: int64 (n_pool + 1,): where the entries of each sample will begin.
-        ends: int64 (n_pool,): where those of each that are sorted end; `starts` at first.
-    """
-    for place in range(starts[-1], len(values)):
-        value, i, j = values[place], which[place], place // helpers
-        while value > 0:
-            value, i, j = _put(values, which, helpers, ends, value, i, j)
-    for sample in range(len(ends)):
-        while ends[sample] < starts[sample + 1]:
-            place = ends[sample]
-            value, i, j = values[place], which[place], place // helpers
-            while i != sample:
-                value, i, j = _put(values, which, helpers, ends, value, i, j)
-            values[place] = value
-            which[place] = j
-            ends[sample] += 1
-
-
-@compiled
-def _put(
-    values: np.ndarray, which: np.ndarray, helpers: int, ends: np.ndarray, value: float, i: int, j: int
-) -> tuple[float, int, int]:
-    """Put an entry at the end of its sample's: the one that lay there, its sample and its target."""
-    place = ends[i]
-    found = values[place], which[place], place // helpers
-    values[place] = value
-    which[place] = j
-    ends[i] += 1
-    return found
 
 
 @compiled
