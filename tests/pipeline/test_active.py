@@ -157,7 +157,8 @@ def test_rows_have_targets_of_their_own_for_functions_that_cost_per_pair(tmp_pat
         assert not set(history["targets"]) & set(rows)
 
 
-def test_the_papers_recipe_labels_at_random(tmp_path: Path):
+def test_the_papers_recipe_labels_at_random(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nncift.pipeline.active.TARGETS_PER_ROW", 8)
     measured = Measured(noise=5.0)
     rounds(recipe="paper", target_fidelity=0.99).label(
         measured.pool, measured.target, tmp_path / "rounds.json", measured
