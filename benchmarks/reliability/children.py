@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -111,10 +112,24 @@ def import_libraries() -> None:
     import datasets
     import peft  # noqa: F401
     import pyarrow.parquet  # noqa: F401
+    import scipy.stats  # noqa: F401
     import sentence_transformers  # noqa: F401
     import torch
+    from transformers.models.bert import modeling_bert  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
 
+    import nncift.cli
+    import nncift.estimator.network
+    import nncift.matrix.kernels
     import nncift.pipeline.select  # noqa: F401
 
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
+    gc.freeze()  # a child's collections of garbage would copy every page of it
+
+
+def load_report(folder: Path) -> None:
+    """Load once what draws the report of a finished run: templates, fonts."""
+    from nncift.report.html import write_report
+
+    write_report(folder)

@@ -135,6 +135,7 @@ def _network(folder: Path) -> Path:
     features.write_bytes(_array(np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)))
     outcome = children.run(lambda: _select(pool, folder / "run", features=str(features)))
     assert outcome.kind == "ok", outcome
+    children.load_report(folder / "run")
     return folder / "run" / "network"
 
 

@@ -40,6 +40,7 @@ def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
     fitted = folder / "fitted"
     outcome = children.run(lambda: _select(data["pool"], fitted, cheap))
     assert outcome.kind == "ok", outcome
+    children.load_report(fitted)
     functions: dict[str, dict[str, Any]] = {
         "delift": _NOTHING,
         "selectit": _NOTHING,

@@ -174,19 +174,19 @@ def test_the_sides_may_have_different_widths():
 
 def test_posterior_variance_is_lower_near_labels():
     pool, target = sides(200, 20)
-    network = InfluenceNetwork().fit(pool, target, labelled(truth(pool, target)[:50]))
+    network = InfluenceNetwork().fit(pool, target, labelled(truth(pool, target)[:50], 0.3))
     found = network.uncertainty(pool)
     assert found.shape == (200,)
     assert (found > 0).all()
     assert found[:50].max() < np.median(found[50:])
-    more = InfluenceNetwork().fit(pool, target, labelled(truth(pool, target)[:100])).uncertainty(pool)
+    more = InfluenceNetwork().fit(pool, target, labelled(truth(pool, target)[:100], 0.3)).uncertainty(pool)
     assert more[100:].mean() < found[100:].mean()
 
 
 def test_a_prior_is_rescaled_by_least_squares(tmp_path: Path):
     pool, target = sides(160, 40)
     exact = truth(pool, target)
-    before = InfluenceNetwork().fit(pool, target, labelled(5 * exact[:80, :30] + 2))  # another unit and origin
+    before = InfluenceNetwork().fit(pool, target, labelled(5 * exact[:80, :30] + 2, 0.2))  # another unit and origin
     every = labelled(exact)
     few = every.take((every.pool_index >= 80) & (every.pool_index < 100) & (every.target_index >= 30))
     new = np.ix_(np.arange(100, 160), np.arange(30, 40))
@@ -204,7 +204,7 @@ def test_a_prior_is_rescaled_by_least_squares(tmp_path: Path):
     probes = Probes(np.array([3]), exact[:, [3]].astype(np.float32))
     nearer = np.abs(network.estimate(pool, target, probes=probes).columns([3]) - exact[:, [3]]).mean()
     assert nearer < np.abs(every[:, [3]] - exact[:, [3]]).mean()
-    wrong = InfluenceNetwork().fit(pool, target, labelled(np.random.default_rng(0).standard_normal((80, 30))))
+    wrong = InfluenceNetwork().fit(pool, target, labelled(np.random.default_rng(0).standard_normal((80, 30)), 0.2))
     network = InfluenceNetwork().fit(pool, target, few, prior=wrong)
     harmed = np.square(network.estimate(pool, target).block(EVERY, EVERY) - exact)[new].mean()
     assert harmed < 1.2 * error["none"]

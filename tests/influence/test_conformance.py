@@ -19,6 +19,7 @@ from nncift.influence.base import InfluenceFunction, PlainFunction, Setup, as_fu
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.influence.gradients.in_run import InRunTraining
 from nncift.matrix.products import product_matrix
+from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.prompts import PromptTemplate
 from nncift.run.checksums import SHARD_FILE
@@ -66,14 +67,18 @@ def target() -> Dataset:
 
 
 @pytest.fixture(params=[*BUILT_IN, *FORMS])
-def make(request, tiny_model, minilm, pool, target):
-    """Builds the function; one whose values depend on all samples is prepared with those of the block."""
+def make(request, tiny, minilm, pool, target):
+    """Builds the function; one whose values depend on all samples is prepared with those of the block.
+
+    Its language model, unless a test names one, has the weights of all others and counts for itself.
+    """
     name, form, tolerance = FORMS.get(request.param, (request.param, {}, 1e-5))
 
     def make(
-        *, ready: bool = True, model: str = tiny_model, encoder: str = minilm, own: dict | None = None, **options
+        *, ready: bool = True, model: str | None = None, encoder: str = minilm, own: dict | None = None, **options
     ) -> InfluenceFunction:
-        specs = ModelSpec(model, device="cpu", **options), EncoderSpec(encoder, device="cpu", **options)
+        loaded = model or LanguageModel(tiny.model, tiny.tokenizer, name=tiny.name)
+        specs = ModelSpec(loaded, device="cpu", **options), EncoderSpec(encoder, device="cpu", **options)
         kind = resolve(name, BUILT_IN, "nncift.influence")
         function = kind.build(Setup(specs[:1], specs[1]), **form | (own or {}))
         if ready and name in NEED_PREPARE:
@@ -93,8 +98,8 @@ def test_name_and_description(make, tiny_model, minilm):
     assert function.traits.asks_language_model == (make.name not in NO_MODEL | ENCODERS)
 
 
-def test_an_unprepared_function_is_pickled_without_its_model(make, pool, target):
-    function = make(ready=False)
+def test_an_unprepared_function_is_pickled_without_its_model(make, tiny_model, pool, target):
+    function = make(ready=False, model=tiny_model)
     copy = pickle.loads(pickle.dumps(function))
     assert copy.describe() == function.describe()
     for one in (function, copy):
@@ -270,8 +275,8 @@ def test_samples_that_were_not_prepared(make, pool, target):
 
 
 @pytest.mark.parametrize("make", ["gradient-similarity", "gradient-sketch", "in-run"], indirect=True)
-def test_a_value_that_is_not_finite_is_refused(make, pool, target):
-    function = make(ready=False)
+def test_a_value_that_is_not_finite_is_refused(make, tiny_model, pool, target):
+    function = make(ready=False, model=tiny_model)
     model = function.language_model
     with torch.no_grad():
         model.model.get_input_embeddings().weight[model.encode([pool[2]["response"]])[0][0]] = float("nan")

@@ -20,14 +20,17 @@ from nncift.errors import ConfigError, RunError
 from nncift.run.files import write_json
 from pipeline_runs import SAME_BYTES, arithmetic
 
-# Runs nncift in a child process for each file, which kills itself, as `kill -9` would, just before or after the rename
-# that completes the file; then to the end.
+# Runs nncift once that is left alone; then in a child process for each file, which kills itself, as `kill -9` would,
+# just before or after the rename that completes the file; then to the end.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import datasets, numba, sentence_transformers, torch, transformers  # once for all children
+import jinja2, matplotlib.backends.backend_svg, matplotlib.figure, peft, scipy.stats, sentence_transformers
+from transformers.models.bert import modeling_bert
+from transformers.models.llama import modeling_llama
+import nncift.estimator.network, nncift.matrix.kernels, nncift.pipeline.select  # once for all children
 from nncift.cli import main
-folder, points, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+folder, points, whole, killed = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 def deadly(plain, file, when):
     def rename(self, destination):
         if Path(destination) == file and when == "before":
@@ -37,14 +40,17 @@ def deadly(plain, file, when):
             os.kill(os.getpid(), signal.SIGKILL)
         return done
     return rename
+if (child := os.fork()) == 0:
+    main(whole)
+assert os.waitpid(child, 0)[1] == 0
 for name, when in points:
     if (child := os.fork()) == 0:
         Path.replace, Path.rename = (deadly(plain, folder / name, when) for plain in (Path.replace, Path.rename))
-        main(arguments)
+        main(killed)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (name, status)
     assert not (folder / "report.html").exists()
-main(arguments)
+main(killed)
 """
 
 
@@ -79,10 +85,13 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_mo
         return f"{given} --influence delift --labels 300 --budget 10% --device cpu --quiet".split()
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    one = {"capture_output": True, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    subprocess.run([sys.executable, "-m", "nncift", *arguments(whole)], check=True, **one)
-    script = [sys.executable, "-c", KILLED, str(killed), json.dumps(KILLED_AT), *arguments(killed)]
-    done = subprocess.run(script, **one)
+    given = [str(killed), *map(json.dumps, (KILLED_AT, arguments(whole), arguments(killed)))]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *given],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     for name in SAME_BYTES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name

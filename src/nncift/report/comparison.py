@@ -65,11 +65,11 @@ def comparison_page(results: Mapping[str, Any], costs: Mapping[str, Any]) -> str
     studied = [(view, pictures(view, k)) for k, view in enumerate(views(results.get("studies", ())))]
     version = importlib.metadata.version("nncift")
     if not cells and studied:
-        page = template("studies_page.html.jinja", {"listed": _listed})
+        page = template("studies_page.html.jinja", listed)
         return page.render(results=results, studies=studied, version=version)
     choices = {c["selector"]: (c["kind"], _function(c)) for c in cells if c["kind"] in _SHOWN}
     look, found = plots.looks(choices), answer(results)
-    return template("comparison.html.jinja", {"listed": _listed}).render(
+    return template("comparison.html.jinja", listed).render(
         results=results,
         answer=found,
         mark=_MARKS[found.mark],
@@ -93,7 +93,7 @@ def _function(cell: Cell) -> str:
     return ", ".join(filter(None, [cell["influence"], cell.get("objective", "")]))
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A setting as the page shows it: the parts of a list joined by commas."""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 

@@ -37,7 +37,7 @@ def evaluation_page(results: Mapping[str, Any]) -> str:
         for name in METRICS
         if name != "loss" and any(model["metrics"].get(name, {}).get("items") for model in results["models"])
     ]
-    return template("evaluation.html.jinja", {}).render(
+    return template("evaluation.html.jinja").render(
         results=results,
         found=found,
         metrics={name: METRICS[name] for name in names},

@@ -41,7 +41,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     said = () if run.fidelity is None else (run.fidelity.verdict, str(run.fidelity))
     columns = chosen.columns(run)
     found, gains = evaluations(run.folder), plots.gain_curve(run.gains)
-    page = template("report.html.jinja", {"relative": lambda path: relative(path, run.folder)}).render(
+    page = template("report.html.jinja", relative).render(
         config=run.config,
         summary=summary,
         folder=run.folder,

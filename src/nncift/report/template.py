@@ -6,9 +6,10 @@ are written as escapes.
 
 from __future__ import annotations
 
+import functools
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """A page's template, which may use those filters beside the common ones."""
+@functools.cache  # to compile the templates of a page takes longer than to fill them in
+def template(name: str, *filters: Callable[..., Any]) -> Template:
+    """A page's template, which may use those filters, by the names of the functions, beside the common ones."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -41,7 +43,7 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
         "share": percent,
         "value": shown_value,
         "signed": signed,
-        **filters,
+        **{function.__name__: function for function in filters},
     }
     return environment.get_template(name)
 

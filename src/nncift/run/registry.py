@@ -18,13 +18,15 @@ def resolve(name: str, built_in: Mapping[str, str], group: str) -> Any:
     "nncift.influence", or a path like those of `built_in` itself. Anything else is a ConfigError that lists the known
     names and the closest.
     """
-    plugins = {point.name: point.value for point in entry_points(group=group)}
-    path = built_in.get(name) or plugins.get(name) or (name if ":" in name else None)
-    if path is None:
-        raise ConfigError(
-            f"there is no {group.rpartition('.')[2].removesuffix('s')} {name!r}",
-            f'{suggest(name, sorted({*built_in, *plugins}))}, or your own "module:Class"',
-        )
+    path = built_in.get(name) or (name if ":" in name else None)
+    if path is None:  # only now, since all that is installed is read for it
+        plugins = {point.name: point.value for point in entry_points(group=group)}
+        if name not in plugins:
+            raise ConfigError(
+                f"there is no {group.rpartition('.')[2].removesuffix('s')} {name!r}",
+                f'{suggest(name, sorted({*built_in, *plugins}))}, or your own "module:Class"',
+            )
+        path = plugins[name]
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)

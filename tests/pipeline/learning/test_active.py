@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ from nncift.run.files import read_json, write_json
 from nncift.run.records import LabelHistory
 
 N, M = 400, 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_labels_of_the_likelihood() -> Iterator[None]:
+    """The hyperparameters of each round from 200 of its labels: of 1,000 they take seconds, and none is judged here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("likelihood", "gaussian_process"):
+            patch.setattr(f"nncift.estimator.{module}.LIKELIHOOD_PAIRS", 200)
+        yield
 
 
 def features(seed: int, n: int) -> np.ndarray:
@@ -83,7 +93,7 @@ def test_a_killed_round_resumes_with_the_same_labels(tmp_path: Path):
         assert [one["reached"] for one in read_json(path)["rounds"]] == [one["reached"] for one in history["rounds"]]
 
 
-def test_a_finished_hihistory_is_not_labelled_again(tmp_path: Path):
+def test_a_finished_history_is_not_labelled_again(tmp_path: Path):
     first = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
     before = (tmp_path / "rounds.json").read_bytes()
     again = rounds().label(features(1, N), features(2, M), tmp_path / "rounds.json", Measured())
@@ -147,7 +157,8 @@ def test_rows_have_targets_of_their_own_for_functions_that_cost_per_pair(tmp_pat
         assert not set(history["targets"]) & set(rows)
 
 
-def test_the_papers_recipe_labels_at_random(tmp_path: Path):
+def test_the_papers_recipe_labels_at_random(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nncift.pipeline.learning.active.TARGETS_PER_ROW", 8)
     measured = Measured(noise=5.0)
     rounds(recipe="paper", target_fidelity=0.99).label(
         measured.pool, measured.target, tmp_path / "rounds.json", measured
