@@ -152,7 +152,7 @@ class GaussianProcess(PosteriorMean):
             scale, bias = self.target_effects(y)
             out[part] = inner.numpy() * scale + bias
             if self.similarity is not None:
-                units = (self.similarity.units(side[part]) for side in (pool, target))
+                units: Any = [self.similarity.units(side[part]) for side in (pool, target)]
                 out[part] += self.numbers["similarity"] * self.similarity.pairs(*units).numpy()
             if self.prior is not None:
                 out[part] += self.numbers["prior"] * self.prior.predict(pool[part], target[part])
@@ -169,8 +169,8 @@ class GaussianProcess(PosteriorMean):
         scale, bias = self.target_effects(y)
         own = np.asarray(inner.numpy() * scale + bias)
         if self.similarity is not None:
-            units = (self.similarity.units(side) for side in (pool, target))
-            own += self.numbers["similarity"] * self.similarity.grid(*units).numpy()
+            units: Any = [self.similarity.units(side) for side in (pool, target)]
+            own = own + self.numbers["similarity"] * np.asarray(self.similarity.grid(*units))
         return own if self.prior is None else own + self.numbers["prior"] * self.prior.predict_grid(pool, target)
 
     def estimate(
