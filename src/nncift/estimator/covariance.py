@@ -49,6 +49,18 @@ def same_samples(a: Tensor, b: Tensor) -> Tensor:
     return (_squared_distance(a, b) < _SAME).to(a.dtype)
 
 
+def same_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """1 where the samples of a pair are identical, else 0: (n, width), (n, width) -> (n,) float64."""
+    return ((a - b).square().sum(1) < _SAME).to(a.dtype)
+
+
+def nystrom(cross: Tensor, kernel: Tensor) -> Tensor:
+    """The half of the Nyström approximation that meets similarities to the inducing points, (n, m), given theirs."""
+    jitter = 1e-6 * torch.eye(len(kernel), dtype=torch.float64)
+    solved: Tensor = torch.linalg.solve(kernel + jitter, cross.T)
+    return solved.T
+
+
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
 

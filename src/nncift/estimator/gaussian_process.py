@@ -24,6 +24,7 @@ from nncift.estimator.pca import Projection
 from nncift.estimator.similarity import LabelFreeSimilarity
 from nncift.estimator.towers import PosteriorMean
 from nncift.estimator.training_data import LabelledGrid, capped, shared_terms, smooth_scales
+from nncift.estimator.vector_process import VectorProcess, labelled_rows
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.matrix.matrix import InfluenceMatrix
@@ -46,13 +47,23 @@ class GaussianProcess(PosteriorMean):
         self.pointwise, self.seed = pointwise, seed
 
     def fit(
-        self, pool: Features, target: Features, labels: LabelledPairs, *, prior: GaussianProcess | None = None
+        self,
+        pool: Features,
+        target: Features,
+        labels: LabelledPairs,
+        *,
+        prior: GaussianProcess | None = None,
+        among: LabelledPairs | None = None,
     ) -> None:
-        """Fit the labels; unlabelled samples enter the projection of the features."""
+        """Fit the labels; unlabelled samples enter the projection of the features.
+
+        With `among`, labels on both sides, the mean is that of a `VectorProcess`, and this one has its uncertainty.
+        """
         labels, slope = capped(labels, self.seed), 0.0
         if prior is not None:
-            labels, slope = _residuals(labels, pool, target, prior)
-        grid, theta, alike = self._with_prior_mean(pool, target, labels)
+            labels, slope, among = *_residuals(labels, pool, target, prior), None
+        of_vectors = None if among is None or self.pointwise else self._with_vectors(pool, target, labels, among)
+        grid, theta, alike = of_vectors or self._with_prior_mean(pool, target, labels)
         solved = solve(theta, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * theta["terms"]).exp() / grid.term_std
@@ -68,8 +79,38 @@ class GaussianProcess(PosteriorMean):
         self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(theta, grid)}
         self.numbers["constant"] = -float((terms * grid.term_mean).sum())
         self.numbers |= {"prior": slope, "similarity": alike}
+        if of_vectors:  # what it leaves is not predicted better by pairs
+            zeros = {name: torch.zeros_like(self.arrays[name]) for name in ("profile", "bias", "terms")}
+            self.arrays |= zeros
+            self.numbers |= {"mean": 0.0, "constant": 0.0}
         self.prior, self.sharpness = prior, SHARPNESS
         self.__dict__.pop("posterior", None)  # of an earlier fit
+
+    def _with_vectors(
+        self, pool: Features, target: Features, labels: LabelledPairs, among: LabelledPairs
+    ) -> tuple[LabelledGrid, Theta, float] | None:
+        """What a process of vectors leaves of each row that it did not see, its hyperparameters, and the unit.
+
+        None if there is no such process, or each target's mean over the other rows predicts a row better.
+        """
+        whole = LabelledGrid.of(pool, target, labels, pointwise=False)
+        vectors = None
+        if whole.projections[0] is whole.projections[1]:
+            vectors = VectorProcess.of(whole.projections[0], pool, target, labels, among)
+        if vectors is None:
+            return None
+        columns = np.intersect1d(among.target_index, labels.target_index)
+        labels = labels.take(np.isin(labels.target_index, columns))
+        rows, place = labelled_rows(labels, columns), np.searchsorted(columns, labels.target_index)
+        residuals = vectors.left_out()[np.searchsorted(rows, labels.pool_index), place]
+        counts = np.bincount(place)
+        means = np.bincount(place, labels.influence) / counts
+        others = (labels.influence - means[place]) * (counts / np.maximum(counts - 1, 1))[place]
+        if len(rows) > 1 and residuals @ residuals >= others @ others:
+            return None
+        left = LabelledGrid.of(pool, target, replace(labels, influence=residuals), pointwise=False)
+        self.similarity = vectors
+        return left, maximize_likelihood(left, seed=self.seed), vectors.unit
 
     def _with_prior_mean(
         self, pool: Features, target: Features, labels: LabelledPairs
@@ -111,7 +152,7 @@ class GaussianProcess(PosteriorMean):
             scale, bias = self.target_effects(y)
             out[part] = inner.numpy() * scale + bias
             if self.similarity is not None:
-                units = (self.similarity.units(side[part]) for side in (pool, target))
+                units: Any = [self.similarity.units(side[part]) for side in (pool, target)]
                 out[part] += self.numbers["similarity"] * self.similarity.pairs(*units).numpy()
             if self.prior is not None:
                 out[part] += self.numbers["prior"] * self.prior.predict(pool[part], target[part])
@@ -128,8 +169,8 @@ class GaussianProcess(PosteriorMean):
         scale, bias = self.target_effects(y)
         own = np.asarray(inner.numpy() * scale + bias)
         if self.similarity is not None:
-            units = (self.similarity.units(side) for side in (pool, target))
-            own += self.numbers["similarity"] * self.similarity.grid(*units).numpy()
+            units: Any = [self.similarity.units(side) for side in (pool, target)]
+            own = own + self.numbers["similarity"] * np.asarray(self.similarity.grid(*units))
         return own if self.prior is None else own + self.numbers["prior"] * self.prior.predict_grid(pool, target)
 
     def estimate(
@@ -174,6 +215,8 @@ class GaussianProcess(PosteriorMean):
         """Which samples are training inputs, of the prior too: (n, width), (m, width) -> (n,), (m,) bool."""
         sides = (self.pool, pool), (self.target, target)
         own = [same_samples(side.coordinates(rows), side.train).any(1).numpy() for side, rows in sides]
+        if isinstance(self.similarity, VectorProcess):
+            own[0] |= self.similarity.trained_on(pool)
         before = (False, False) if self.prior is None else self.prior.learned_from(pool, target)
         return own[0] | before[0], own[1] | before[1]
 
@@ -187,7 +230,9 @@ class GaussianProcess(PosteriorMean):
         columns = [[[part.start, part.stop] for part, _ in p.weight] for p in projections]
         facts: dict[str, Any] = {"numbers": self.numbers, "columns": columns, "shared": shared}
         facts["sharpness"] = list(self.sharpness)
-        if self.similarity is not None:
+        if isinstance(self.similarity, VectorProcess):
+            arrays, facts["vectors"] = arrays | self.similarity.state(), True
+        elif self.similarity is not None:
             own, facts["similarity"] = self.similarity.state()
             arrays |= own
         if self.prior is not None:
@@ -209,7 +254,9 @@ class GaussianProcess(PosteriorMean):
         self.numbers = dict(facts["numbers"])
         self.sharpness = tuple(facts.get("sharpness", (5.0,)))
         self.prior = self.similarity = None  # networks of earlier versions have no similarity
-        if "similarity" in facts:
+        if facts.get("vectors"):
+            self.similarity = VectorProcess.from_state(arrays, pool, self.numbers["similarity"])
+        elif "similarity" in facts:
             self.similarity = LabelFreeSimilarity.from_state(arrays, facts["similarity"])
         if "prior" in facts:
             if "prior" not in self.numbers:

@@ -78,6 +78,7 @@ class InfluenceNetwork(ModelHubMixin):
         pairs: LabelledPairs,
         *,
         prior: InfluenceNetwork | None = None,
+        among_targets: LabelledPairs | None = None,
     ) -> Self:
         """Fit to labelled pairs.
 
@@ -87,6 +88,9 @@ class InfluenceNetwork(ModelHubMixin):
             pairs: exact influence; indices into the two arrays.
             prior: a network fitted earlier on the same features, to other data or another influence. Its predictions
                 are rescaled by least squares; this one is fitted to the residuals.
+            among_targets: exact influence of labelled targets on each other, indices into the targets on both sides: of
+                an influence that is an inner product of two samples' gradients, the most that labels can give. Not used
+                with a prior, by the recipe "paper", or where the two sides have different features.
 
         Raises:
             ConfigError: the recipe "paper" takes no prior.
@@ -95,11 +99,13 @@ class InfluenceNetwork(ModelHubMixin):
         if not len(pairs):
             raise ModelError("there is no labelled pair to fit", "raise `labels`")
         pool, target = Features.of(pool_features), Features.of(target_features)
-        if prior is None:
+        if isinstance(self.model, GaussianProcess):
+            if prior is not None:
+                prior._check_widths(pool, target)
+            before = None if prior is None else prior._process
+            self.model.fit(pool, target, pairs, prior=before, among=among_targets)
+        elif prior is None:
             self.model.fit(pool, target, pairs)
-        elif isinstance(self.model, GaussianProcess):
-            prior._check_widths(pool, target)
-            self.model.fit(pool, target, pairs, prior=prior._process)
         else:
             raise ConfigError('the recipe "paper" takes no prior', 'take the recipe "process"')
         self.widths = pool.shape[1], target.shape[1]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncift.estimator.covariance import nystrom
 from nncift.features.features import Features
 from nncift.features.sources import SKETCH
 from nncift.labels.pairs import LabelledPairs
@@ -94,6 +95,14 @@ class LabelFreeSimilarity:
         """Similarity of n pairs, given their unit vectors: (n,) float64."""
         found = [block.pairs(u, v) for block, u, v in zip(self.blocks, pool, target, strict=True)]
         return torch.stack(found).mean(0)
+
+    def pool_tower(self, rows: np.ndarray, inducing: Sequence[Tensor]) -> Tensor:
+        """The half of pool samples, features (n, d), in a product of two towers, given some targets: (n, width)."""
+        return self.grid(self.units(rows), inducing)
+
+    def target_tower(self, rows: np.ndarray, inducing: Sequence[Tensor]) -> Tensor:
+        """The half of targets: (m, width), by the Nyström approximation."""
+        return nystrom(*(self.grid(side, inducing) for side in (self.units(rows), inducing)))
 
     def residuals(self, pool: Features, target: Features, labels: LabelledPairs) -> tuple[LabelledPairs, float]:
         """The labels minus the scaled similarity, and the scale: least squares within each target, never negative."""

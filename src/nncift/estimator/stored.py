@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nncift.errors import ModelError
+from nncift.estimator.vector_process import kernel_count
 from nncift.features.sources import SketchSettings
 from nncift.run.checksums import verify
 from nncift.run.files import refuse_damaged
@@ -174,11 +175,26 @@ def _check_process(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], w
             raise ValueError(f"similarity is {numbers['similarity']!r}")
         for name in ("mean", "scale"):
             _check_shape(arrays, f"similarity.{number}.{name}", bounds[1] - bounds[0])
+    if facts.get("vectors"):
+        _check_vectors(arrays, components, numbers, shared=shared)
     if "prior" in facts:
         if "prior" not in numbers:
             raise ValueError("it weights its prior network in another way")
         own = {name.removeprefix("prior."): array for name, array in arrays.items() if name.startswith("prior.")}
         _check_process(own, _mapping(facts["prior"], "prior"), widths)
+
+
+def _check_vectors(
+    arrays: Mapping[str, np.ndarray], components: list[int], numbers: Mapping[str, Any], *, shared: bool
+) -> None:
+    """The labelled samples whose inner products with targets are known, and these."""
+    if not shared or not _is_number(numbers["similarity"]) or numbers["similarity"] <= 0:
+        raise ValueError("vectors are not those of both sides")
+    measured = arrays["vectors.measured"]
+    if measured.ndim != 2 or not 1 <= measured.shape[1] <= len(measured):
+        raise ValueError(f"vectors.measured has shape {measured.shape}")
+    _check_shape(arrays, "vectors.train", len(measured), sum(components))
+    _check_shape(arrays, "vectors.log_weights", kernel_count(components) + 1)
 
 
 def _blocks(value: Any, width: int, *, shared: bool) -> list[list[int]]:

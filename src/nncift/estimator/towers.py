@@ -14,8 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncift.estimator.covariance import SHARPNESS, Side, in_chunks, same_samples, similarities, unit_blocks
+from nncift.estimator.covariance import (
+    SHARPNESS,
+    Side,
+    in_chunks,
+    nystrom,
+    same_samples,
+    similarities,
+    unit_blocks,
+)
 from nncift.estimator.similarity import LabelFreeSimilarity
+from nncift.estimator.vector_process import VectorProcess
 
 RANK = 128  # of the estimate, at most
 _INDUCING = 512  # targets, at most
@@ -34,7 +43,7 @@ class PosteriorMean:
         arrays: `profile` (n, m), dual coefficients of the interaction; `bias` (m,) of c; `scale` (2, m) of log s,
             smooth and nugget; `terms` (terms,) coefficients of the similarities.
         numbers: mean and unit of the influence, and the other scalars.
-        similarity: the prior mean, before it is scaled; None where the features have none.
+        similarity: the prior mean, before it is scaled: label-free, or of labels on both sides; None without one.
         prior: a network fitted earlier, to other data or another influence.
         sharpness: of the similarities, see `covariance.similarities`.
     """
@@ -42,7 +51,7 @@ class PosteriorMean:
     pool: Side
     target: Side
     prior: PosteriorMean | None = None
-    similarity: LabelFreeSimilarity | None = None
+    similarity: LabelFreeSimilarity | VectorProcess | None = None
 
     def __init__(self) -> None:
         self.arrays: dict[str, Tensor] = {}
@@ -93,7 +102,7 @@ class PosteriorMean:
 
     def _inducing(self, rows: np.ndarray) -> _Inducing:
         """Of some targets' features."""
-        units = [] if self.similarity is None else self.similarity.units(rows)
+        units = None if self.similarity is None else self.similarity.units(rows)
         return _Inducing(self.target.coordinates(rows), units)
 
     def _pool_tower(self, rows: np.ndarray, inducing: _Inducing) -> Tensor:
@@ -108,8 +117,7 @@ class PosteriorMean:
             for u, v, weight in zip(units, unit_blocks(inducing.coordinates, projection), weights[1:].T, strict=True):
                 columns.append(torch.einsum("k,kij->ij", weight, torch.stack(similarities(u @ v.T, self.sharpness))))
         if self.similarity is not None:
-            alike = self.similarity.grid(self.similarity.units(rows), inducing.units)
-            columns.append(self.numbers["similarity"] * alike)
+            columns.append(self.numbers["similarity"] * self.similarity.pool_tower(rows, inducing.units))
         return torch.cat(columns, dim=1)
 
     def _target_tower(self, rows: np.ndarray, inducing: _Inducing) -> tuple[Tensor, np.ndarray]:
@@ -122,11 +130,10 @@ class PosteriorMean:
             units = unit_blocks(y, projection)
             columns += units
             for u, v in zip(units, unit_blocks(inducing.coordinates, projection), strict=True):
-                columns.append(_nystrom(*(similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))))
+                columns.append(nystrom(*(similarities(w @ v.T, self.sharpness[:1])[0] for w in (u, v))))
         columns = [column * torch.from_numpy(scale)[:, None] for column in columns]
         if self.similarity is not None:
-            sides = self.similarity.units(rows), inducing.units
-            columns.append(_nystrom(*(self.similarity.grid(side, inducing.units) for side in sides)))
+            columns.append(self.similarity.target_tower(rows, inducing.units))
         return torch.cat(columns, dim=1), bias
 
 
@@ -135,18 +142,11 @@ class _Inducing(NamedTuple):
 
     Attributes:
         coordinates: (m, width).
-        units: of the label-free similarity, each (m, width of a block).
+        units: as the prior mean has them.
     """
 
     coordinates: Tensor
-    units: list[Tensor]
-
-
-def _nystrom(cross: Tensor, kernel: Tensor) -> Tensor:
-    """The half of the Nyström approximation that meets similarities to the inducing points, (n, m), given theirs."""
-    jitter = 1e-6 * torch.eye(len(kernel), dtype=torch.float64)
-    solved: Tensor = torch.linalg.solve(kernel + jitter, cross.T)
-    return solved.T
+    units: Any
 
 
 def _subset(n: int, size: int) -> np.ndarray:

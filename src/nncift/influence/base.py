@@ -36,6 +36,9 @@ class Traits:
             targets of its own; otherwise all rows share a square grid.
         factored: influence is a function of the inner product of two samples' vectors (`vectors`), so a run computes it
             exactly for every pair, and needs neither labels nor a network.
+        both_sides: influence is an inner product of two samples' vectors, such as gradients, and the work of a sample
+            gives those of either side. Then labelled targets are measured as pool samples too, which tells the network
+            far more (`estimator.vector_process`).
         asks_language_model: it runs a language model, so that features from the same model are used too.
     """
 
@@ -43,6 +46,7 @@ class Traits:
     relative: bool = False
     per_pair: bool = False
     factored: bool = False
+    both_sides: bool = False
     asks_language_model: bool = False
 
 

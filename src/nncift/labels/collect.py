@@ -46,6 +46,7 @@ def collect(
     after_prepare: Callable[[], None] = lambda: None,
     after_block: Callable[[], None] = lambda: None,
     known: LabelledPairs | None = None,
+    among: Path | None = None,
     title: str = "exact influence",
 ) -> LabelledPairs:
     """Exact influence of pool rows on targets, block by block.
@@ -62,6 +63,8 @@ def collect(
         after_block: called after each computed block, for example to save the costs.
         known: exact values of pairs of these samples by this function, which are not computed again; of a function
             that is not relative.
+        among: keep the influence of these targets on each other here too, their indices on both sides; needs `folder`
+            and a function with the trait `both_sides`.
         title: of the progress bar.
 
     Returns:
@@ -79,11 +82,13 @@ def collect(
     width = columns.shape[-1]
     height = BLOCK_PAIRS if function.traits.pointwise else max(BLOCK_PAIRS // width, 1)
     blocks = Shards(len(rows), height, folder, "block", ".parquet")
-    if files is None or not files.labels.exists():
+    if files is None or not files.labels.exists() or not (among is None or among.exists()):
         function.progress = progress
         values = _Known.of(known, pointwise=function.traits.pointwise)
         new_rows, new_columns = values.missing(rows, columns)
-        if len(new_rows):
+        if among is not None:
+            new_columns = np.unique(columns)
+        if len(new_rows) or among is not None:
             function.prepare(pool.select(new_rows), target.select(new_columns), folder)
         after_prepare()
         executor = workers() if function.travels else LOCAL
@@ -110,9 +115,19 @@ def collect(
         pairs = LabelledPairs.joined([LabelledPairs(**block) for block in blocks])
         if files is None:
             return pairs
+        if among is not None:
+            among_targets(function, target, new_columns).save(among)
         pairs.save(files.labels)
     blocks.drop()
     return LabelledPairs.load(files.labels)
+
+
+def among_targets(function: InfluenceFunction, target: Dataset, targets: np.ndarray) -> LabelledPairs:
+    """Influence of targets (m,) on each other, each with itself too: m * m pairs of their indices, row by row."""
+    some = target.select(targets)
+    values = _Labelling(function).computed(some, some)
+    i, j = np.repeat(targets, len(targets)), np.tile(targets, len(targets))
+    return LabelledPairs(i.astype(np.int32), j.astype(np.int32), values.ravel())
 
 
 @dataclass(frozen=True)
@@ -221,11 +236,11 @@ class _Labelling:
         some_rows, some_columns = new.any(axis=1), new.any(axis=0)
         if some_rows.any():
             place = np.ix_(some_rows, some_columns)
-            computed = self._computed(*block.samples(rows[some_rows], columns[some_columns]))
+            computed = self.computed(*block.samples(rows[some_rows], columns[some_columns]))
             values[place] = np.where(new[place], computed, values[place])
         return values
 
-    def _computed(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
+    def computed(self, pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
         """Influence of some samples on others, (r, c) float32, computed and checked."""
         values = _influence(self.function, pool_rows, target_rows)
         if values.shape != (len(pool_rows), len(target_rows)):

@@ -101,6 +101,7 @@ class LabelFolder:
         self.history = path / "rounds.json"  # of active learning
         self.source = path / "source.json"  # checksums of the files of imported values
         self.known = path / "known.parquet"  # values of an earlier run that hold
+        self.among_targets = path / "among-targets" / "labels.parquet"  # of the labelled targets on each other
         self.warm_up = path / "warm-up"  # checkpoints of an influence function that trains first
         self.without_labels = path / "without-labels"  # of a similarity that the labels are compared with, until then
 

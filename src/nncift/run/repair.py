@@ -112,7 +112,8 @@ def _remove(run: RunFolder, path: Path) -> list[str]:
         remove(path)
         labelled = "labelled " if path == run.labels.notes else ""
         return [f"{name} was damaged and is removed: the report lacks the number of truncated {labelled}samples."]
-    if path.parent.parent == run.labels.path and run.labels.labels.is_file():
+    nothing_needs_it = path.parent.parent == run.labels.path and path != run.labels.among_targets
+    if nothing_needs_it and run.labels.labels.is_file():
         remove(path)
         return [f"{name} was damaged and is removed: nothing needs it any more."]
     together = [path]

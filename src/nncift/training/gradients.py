@@ -130,18 +130,33 @@ def batched_features(
         change: modifies a layer's gradients (n, out, width) in place first: `Adam.update`, `Adam.scale`.
         batch_size: samples in a batch, at most.
     """
+    return features_by_change(model, examples, layers, sketch, [change], batch_size=batch_size)[:, 0]
+
+
+def features_by_change(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    layers: Mapping[str, torch.nn.Module],
+    sketch: SignSketch,
+    changes: Sequence[Callable[[str, torch.Tensor], None] | None],
+    *,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """As `batched_features`, (n, changes, dimension), each change applied to the gradients of the same pass."""
 
     def work(batch: list[Example]) -> list[np.ndarray]:
-        features = torch.zeros(len(batch), sketch.dimension, device=model.device)
+        features = torch.zeros(len(batch), len(changes), sketch.dimension, device=model.device)
 
         def consume(name: str, g: torch.Tensor, x: torch.Tensor) -> None:
             gradients = sketch.gradients(name, g, x)
-            if change is not None:
-                change(name, gradients)
-            sketch.add(features, name, gradients)
+            for number, change in enumerate(changes):
+                own = gradients if number == len(changes) - 1 else gradients.clone()
+                if change is not None:
+                    change(name, own)
+                sketch.add(features[:, number], name, own)
 
         stream_gradients(model, batch, layers, consume)
         return list(features.cpu().numpy())
 
     found = in_example_batches(model, work, examples, batch_size=batch_size)
-    return np.stack(found) if found else np.zeros((0, sketch.dimension), np.float32)
+    return np.stack(found) if found else np.zeros((0, len(changes), sketch.dimension), np.float32)

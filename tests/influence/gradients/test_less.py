@@ -63,6 +63,14 @@ class TestLess:
         np.testing.assert_allclose(function(pool, target), expected, atol=1e-4)
         assert expected.std() > 0.01  # not trivially equal
 
+    def test_one_pass_of_a_target_gives_it_as_a_pool_sample_too(self, tiny, tiny_checkpoints, pool, target):
+        function = Less(tiny, checkpoints=tiny_checkpoints, dimension=WHOLE)
+        function.prepare(pool, target)
+        tokens = function.tokens(pool, target)
+        expected = expected_less(tiny, tiny_checkpoints, target, target, "pool")
+        np.testing.assert_allclose(function(target, target), expected, atol=1e-4)
+        assert function.forward_tokens == function.backward_tokens == tokens
+
     def test_of_a_layer_equals_the_definition(self, tiny, tiny_checkpoints, pool, target):
         """A projection of the layer's gradients alone, as if the adapter had no others."""
         given = {"checkpoints": tiny_checkpoints[1:], "dimension": WHOLE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from nncift.influence.base import Side
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example
 from nncift.training.checkpoints import read_moments
-from nncift.training.gradients import Adam, batched_features
+from nncift.training.gradients import Adam, features_by_change
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights
 from nncift.training.random_projection import SignSketch
 
@@ -70,9 +70,14 @@ class AdapterGradients(contextlib.ExitStack):
         Raises:
             DataError: a gradient is not finite.
         """
-        found = self.gradients(side, examples)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.asarray(found / np.maximum(lengths, np.float32(1e-30)))
+        return _unit(self.gradients(side, examples))
+
+    def features_of_sides(self, examples: Sequence[Example]) -> np.ndarray:
+        """Normalized features of the examples as pool samples and as targets, (n, 2, dimension), from one pass of each.
+
+        Raises as `features`.
+        """
+        return _unit(self._projected(("pool", "target"), examples))
 
     def gradients(self, side: Side, examples: Sequence[Example]) -> np.ndarray:
         """Projected gradients of the examples, (n, dimension) float32, preconditioned where the side is.
@@ -80,20 +85,27 @@ class AdapterGradients(contextlib.ExitStack):
         Raises:
             DataError: a gradient is not finite.
         """
+        return self._projected((side,), examples)[:, 0]
+
+    def _projected(self, sides: Sequence[Side], examples: Sequence[Example]) -> np.ndarray:
+        """Projected gradients of the examples on each side, (n, sides, dimension) float32."""
         settings = self._settings
         layers, sketch = self._layers
-        change = None
-        if settings.preconditioned in ("both", side):
-            change = self._adam.update if side == "pool" else self._adam.scale
-        found = batched_features(settings.model, examples, layers, sketch, change, batch_size=settings.batch_size)
+        changes = [self._change(side) for side in sides]
+        found = features_by_change(settings.model, examples, layers, sketch, changes, batch_size=settings.batch_size)
         self._check_finite(found, examples)
         return found
+
+    def _change(self, side: Side) -> Callable[[str, torch.Tensor], None] | None:
+        if self._settings.preconditioned not in ("both", side):
+            return None
+        return self._adam.update if side == "pool" else self._adam.scale
 
     def prepared(self, side: Side, examples: Sequence[Example], features: np.ndarray) -> None:
         """Called by `prepare` of the function with all features of a side."""
 
     def _check_finite(self, values: np.ndarray, examples: Sequence[Example]) -> None:
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
         if len(bad):
             name = examples[bad[0]].id
             raise DataError(f"the gradient of {name!r} is not finite", "drop the sample, or set `dtype` to float32")
@@ -118,6 +130,12 @@ class AdapterGradients(contextlib.ExitStack):
         (layers, sketch), model = self._layers, self._settings.model
         moments = read_moments(self._adapter, _shapes(model, layers))
         return Adam(moments, sketch.widths, device=model.device)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 along the last axis."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.float32(1e-30)))
 
 
 def _shapes(model: LanguageModel, layers: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError
-from nncift.influence.base import Footprint, Side, look_up
+from nncift.influence.base import Footprint, Side, Traits, look_up
 from nncift.influence.gradients.adapter_gradients import AdapterGradients, GradientSettings, Point, Preconditioned
 from nncift.influence.gradients.layer_choice import check_layers, layer_numbers
 from nncift.influence.model_functions import SHARD, LanguageModelFunction
@@ -60,6 +60,7 @@ class GradientInfluence(LanguageModelFunction):
 
     default_batch_size = 16
     seeded = True
+    traits = Traits(both_sides=True, asks_language_model=True)
     _settings = ("preconditioned", "dimension", "seed")
     preconditioned: Preconditioned = "no"
     """The side whose gradients are preconditioned with Adam's moments."""
@@ -106,22 +107,35 @@ class GradientInfluence(LanguageModelFunction):
         if place is not None:
             self._claim(place / "samples.json", examples)
         self._cache, known = {}, dict[tuple[int, Side], dict[str, np.ndarray]]()
-        points = self._adapters()
-        total = len(points) * sum(map(len, examples.values()))
+        points, groups = self._adapters(), self._groups(examples)
+        total = len(points) * sum(len(some) for _, some in groups)
         with tqdm(total=total, desc=self.name, unit=" samples", **drawn(self.progress)) as bar:
             for k in range(len(points)):
                 with self._attach(k) as attached:  # once for all shards of both sides
-                    for side in self._order:
-                        shards = Shards(len(examples[side]), SHARD, place, f"{side}-{k + 1}-by-{SHARD}", ".npy")
-                        shards.compute(partial(_shard, attached, side, examples[side]), bar=bar)
+                    for sides, some in groups:
+                        name = "-".join(sides)
+                        shards = Shards(len(some), SHARD, place, f"{name}-{k + 1}-by-{SHARD}", ".npy")
+                        shards.compute(partial(_shard, attached, sides, some), bar=bar)
                         features = [feature for shard in shards for feature in shard["values"]]
-                        known[k, side] = dict(zip((each.key for each in examples[side]), features, strict=True))
-                        attached.prepared(side, examples[side], np.array(features))
+                        for number, side in enumerate(sides):
+                            own = features if len(sides) == 1 else [both[number] for both in features]
+                            known.setdefault((k, side), {}).update(zip((each.key for each in some), own, strict=True))
+                            attached.prepared(side, some, np.array(own))
         self._cache = known
+
+    def _groups(self, examples: Mapping[Side, Sequence[Example]]) -> list[tuple[tuple[Side, ...], Sequence[Example]]]:
+        """Samples by the sides whose features are computed in one pass: of targets both, if the function has both."""
+        if not self.traits.both_sides:
+            return [((side,), examples[side]) for side in self._order]
+        keys = {example.key for example in examples["target"]}
+        alone = [example for example in examples["pool"] if example.key not in keys]
+        return [(("pool",), alone), (_SIDES, examples["target"])]
 
     def tokens(self, pool_rows: Dataset, target_rows: Dataset, pool: Dataset | None = None) -> int:
         """Tokens of all forward, and of all backward, passes of `prepare` on these rows."""
-        examples = [*distinct(self._examples(pool_rows)), *distinct(self._examples(target_rows))]
+        sides = self._examples(pool_rows), self._examples(target_rows)
+        groups = [[*sides[0], *sides[1]]] if self.traits.both_sides else sides
+        examples = [example for group in groups for example in distinct(group)]
         return self._passes() * sum(len(example.ids) - 1 for example in examples)
 
     def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
@@ -199,8 +213,9 @@ class GradientInfluence(LanguageModelFunction):
         )
 
 
-def _shard(attached: AdapterGradients, side: Side, examples: Sequence[Example], rows: range) -> Arrays:
-    return {"values": attached.features(side, examples[rows.start : rows.stop])}
+def _shard(attached: AdapterGradients, sides: Sequence[Side], examples: Sequence[Example], rows: range) -> Arrays:
+    some = examples[rows.start : rows.stop]
+    return {"values": attached.features(sides[0], some) if len(sides) == 1 else attached.features_of_sides(some)}
 
 
 class GradientSimilarity(GradientInfluence):

@@ -199,7 +199,7 @@ class FinishedRun:
         return make_objective(name, matrix, options)
 
     def _compared_by(self) -> Any:
-        """Vectors by which the objective compares samples, (n_pool, d), as `pipeline.choosing.choose` gives it these."""
+        """Vectors by which the objective compares samples, (n_pool, d), as `pipeline.choosing.choose` gives them."""
         if self.folder.vectors.is_finished("pool"):
             return read_vectors(self.folder.vectors, "pool")
         names = FeatureSources.described(self.network().description_).names("pool")

@@ -72,14 +72,22 @@ class ActiveLabelling:
             len(run.pool), run.n_target, traits.pointwise, own_targets, config.recipe, target_fidelity, config.seed
         )
 
-    def label(self, features: Any, target_features: Any, path: Path, measure: Measure) -> LabelledPairs:
+    def label(
+        self,
+        features: Any,
+        target_features: Any,
+        path: Path,
+        measure: Measure,
+        among: Callable[[], LabelledPairs | None] = lambda: None,
+    ) -> LabelledPairs:
         """All labels, those of the held-out rows included.
 
         Args:
             features: of the pool, (n_pool, d).
             target_features: of the targets, (n_target, d).
             path: keeps the `LabelHistory`.
-            measure: computes exact influence.
+            measure: computes exact influence, first of the held-out rows.
+            among: exact influence of the targets on each other, if it was measured with these.
         """
         history = LabelHistory.find(path) or self._begin()
         history.save(path)
@@ -95,7 +103,7 @@ class ActiveLabelling:
                 continue  # this round was finished before a kill
             train = LabelledPairs.joined(labelled)
             network = InfluenceNetwork(self.recipe, pointwise=self.pointwise, seed=self.seed)  # type: ignore[arg-type]
-            network.fit(features, target_features, train)
+            network.fit(features, target_features, train, among_targets=among())
             predicted = network.predict(features[held_out.pool_index], target_features[held_out.target_index])
             reached = self._reached(held_out, predicted, of_ranks=history.is_of_ranks)
             current |= {"pairs": len(train), "reached": reached}

@@ -42,15 +42,20 @@ def label(run: Run) -> LabelledPairs | None:
     with run.costs.stage("labels"):
         if not folder.plan.exists() and not (run.earlier and run.earlier.take_labels()):
             _write_plan(run)
+        planned = read_json(folder.plan)
+        among = bool(planned.get("among_targets"))  # not of earlier versions
         if not run.config.in_rounds:
-            measure(run, PairPlan.from_dict(read_json(folder.plan)), folder, "labels")
+            measure(run, PairPlan.from_dict(planned), folder, "labels", among_targets=among)
         elif not (folder.labels.is_file() and folder.history.is_file()):
             active = ActiveLabelling.of(run)
             pairs = active.label(
                 run.pool.features,
                 run.target.features,
                 folder.history,
-                lambda plan, name: measure(run, plan, folder.part(name), "labels"),
+                lambda plan, name: measure(
+                    run, plan, folder.part(name), "labels", among_targets=among and name == "held-out"
+                ),
+                lambda: among_targets(run),
             )
             pairs.save(folder.labels)
         labels = LabelledPairs.load(folder.labels)
@@ -58,6 +63,12 @@ def label(run: Run) -> LabelledPairs | None:
         if lost or not (run.folder.is_selected or folder.work.exists()):
             _work_of_all(run, labels).save(folder.work)
         return labels
+
+
+def among_targets(run: Run) -> LabelledPairs | None:
+    """Exact influence of the labelled targets on each other, where the run measured it."""
+    path = run.folder.labels.among_targets
+    return LabelledPairs.load(path) if path.exists() else None
 
 
 def _work_of_all(run: Run, labels: LabelledPairs) -> Work:
@@ -72,7 +83,9 @@ def _work_of_all(run: Run, labels: LabelledPairs) -> Work:
 
 
 def _write_plan(run: Run) -> None:
-    facts: dict[str, Any] = {"pointwise": run.function.traits.pointwise, "rate": None}
+    traits = run.function.traits
+    both_sides = traits.both_sides and not (traits.pointwise or traits.per_pair or traits.relative)
+    facts: dict[str, Any] = {"pointwise": traits.pointwise, "rate": None, "among_targets": both_sides}
     if run.config.in_rounds:
         plan = PairPlan(np.zeros(0, np.int64), np.zeros(0, np.int64))  # the history has the rows
     else:

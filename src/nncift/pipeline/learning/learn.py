@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.fidelity import measure_fidelity
 from nncift.labels.pairs import LabelledPairs
-from nncift.pipeline.learning.label import planned_held_out
+from nncift.pipeline.learning.label import among_targets, planned_held_out
 from nncift.pipeline.learning.without_labels import label_free
 from nncift.run.files import atomic_write, remove
 from nncift.run.progress import already, drawn
@@ -48,8 +49,9 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             already(bar, 1)
         else:
             train, held_out = _split(run, labels)
+            copies = _copies(run, held_out.take(~np.isin(held_out.pool_index, train.pool_index)))
             sides, others = (run.pool.features, run.target.features), label_free(run, labels)
-            measured = measure_fidelity(fit(train), *sides, held_out, train, others)
+            measured = measure_fidelity(fit(train, without=copies), *sides, held_out, train, others)
             replace(measured, influence=described["name"]).save(run.folder.fidelity)
             bar.update()
         remove(run.folder.labels.without_labels)
@@ -87,9 +89,29 @@ def refit(
     return _fit(run, both, pointwise=pointwise, prior=run.prior)
 
 
-def _fit(run: Run, pairs: LabelledPairs, *, pointwise: bool, prior: InfluenceNetwork | None) -> InfluenceNetwork:
+def _fit(
+    run: Run,
+    pairs: LabelledPairs,
+    *,
+    pointwise: bool,
+    prior: InfluenceNetwork | None,
+    without: Sequence[int] = (),
+) -> InfluenceNetwork:
+    """Fitted to the pairs, and to the influence of their targets on each other but those `without`."""
+    among = among_targets(run)
+    if among is not None:
+        among = among.take(~np.isin(among.pool_index, without) & ~np.isin(among.target_index, without))
     network = InfluenceNetwork(run.config.recipe, pointwise=pointwise, seed=run.config.seed)
-    return network.fit(run.pool.features, run.target.features, pairs, prior=prior)
+    return network.fit(run.pool.features, run.target.features, pairs, prior=prior, among_targets=among)
+
+
+def _copies(run: Run, held_out: LabelledPairs) -> list[int]:
+    """Targets with the text of a held-out pool sample: as pool samples they would reveal it."""
+    texts = {(row["prompt"], row["response"]) for row in run.pool.rows.select(np.unique(held_out.pool_index))}
+    among = among_targets(run)
+    targets = [] if among is None else np.unique(among.target_index).tolist()
+    rows = zip(targets, run.target.rows.select(targets), strict=True)
+    return [number for number, row in rows if (row["prompt"], row["response"]) in texts]
 
 
 def _split(run: Run, labels: LabelledPairs) -> tuple[LabelledPairs, LabelledPairs]:

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nncift")
 
 
-def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> LabelledPairs:
-    """Exact influence of the planned pairs, kept in `folder`; tokens and seconds count as the stage's."""
+def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str, *, among_targets: bool = False) -> LabelledPairs:
+    """Exact influence of the planned pairs, kept in `folder`; tokens and seconds count as the stage's.
+
+    With `among_targets`, that of the targets on each other is kept among the run's labels.
+    """
+    among = run.folder.labels.among_targets if among_targets else None
     function, count = run.function, run.costs.counter(stage, run.function)
     lap, known = run.costs.clock(stage), None
-    if not folder.labels.exists():
+    if not folder.labels.exists() or not (among is None or among.exists()):
         if stage == "labels":
             note_cut(run, run.folder.labels.notes)
             function.on_cut = functools.partial(note_cut, run, run.folder.labels.notes)
@@ -65,6 +69,7 @@ def measure(run: Run, plan: PairPlan, folder: LabelFolder, stage: str) -> Labell
         after_prepare=after_prepare,
         after_block=after_block,
         known=known,
+        among=among,
     )
     function.on_cut = None
     if function.oom_splits:
