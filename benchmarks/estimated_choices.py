@@ -6,10 +6,11 @@ On the samples of the committed outcomes.
     python benchmarks/estimated_choices.py --budgets 6 12 --verify 2    # chosen by exact values from a shortlist
     python benchmarks/estimated_choices.py --budgets 6 12 --verify 2 --sketch    # of gradient-sketch, without labels
 
-120 pool rows; the ten targets of one family at a time. A quarter of the rows is labelled on these targets, and an
-InfluenceNetwork estimates the others, as in a run; labelled rows keep their exact values. The objective is the
-default's, the mutual-information form of facility location. The model is trained on both choices as the outcomes were,
-and the losses of the targets are compared, paired, with a 95 % interval by Student's t over the ten.
+120 pool rows; the ten targets of one family at a time. A quarter of the rows is labelled on these targets, and the
+targets on each other (`--rows-alone`: not), and an InfluenceNetwork estimates the others, as in a run; labelled rows
+keep their exact values. The objective is the default's, the mutual-information form of facility location. The model is
+trained on both choices as the outcomes were, and the losses of the targets are compared, paired, with a 95 % interval
+by Student's t over the ten.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import torch
 from scipy.stats import t
 
 from fidelity import read_features
-from fidelity_methods import ours
 from fidelity_tasks import Sides, grid
+from nncift.estimator.network import InfluenceNetwork
 from nncift.features.features import Features
 from nncift.models.language_model import LanguageModel
 from objective_choices import Problem, facility_location
+from objective_influences import less_among_targets
 from objectives import Samples, Trainings
 
 SHARE = 0.25  # of the pool rows that are labelled
@@ -39,11 +41,20 @@ def labelled_rows(n: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 5]).permutation(n)[: round(SHARE * n)])
 
 
-def estimates(influence: np.ndarray, features: Sides, columns: np.ndarray, seed: int) -> np.ndarray:
-    """Influence on some targets: exact of a share of the rows, estimated of the others, (n_pool, len(columns))."""
+def estimates(
+    influence: np.ndarray, features: Sides, columns: np.ndarray, seed: int, among: np.ndarray | None = None
+) -> np.ndarray:
+    """Influence on some targets: exact of a share of the rows, estimated of the others, (n_pool, len(columns)).
+
+    With `among`, the influence of all targets on each other (n_target, n_target), that of these is labelled too.
+    """
     rows = labelled_rows(len(influence), seed)
     pool, target = features[0], Features({name: block[columns] for name, block in features[1].blocks.items()})
-    values = ours(pool, target, grid(influence[:, columns], rows, np.arange(len(columns))), seed).astype(np.float64)
+    every = np.arange(len(columns))
+    labels = None if among is None else grid(among[np.ix_(columns, columns)], every, every)
+    network = InfluenceNetwork(seed=seed)
+    network.fit(pool, target, grid(influence[:, columns], rows, every), among_targets=labels)
+    values = network.estimate(pool, target).rows(slice(None)).astype(np.float64)
     values[rows] = influence[np.ix_(rows, columns)]
     return values
 
@@ -69,10 +80,12 @@ class Way:
     Attributes:
         sketch: by gradient-sketch, without labels, instead of estimates from labels.
         times: size of the shortlist that is measured exactly, in budgets; 0 without one.
+        among: influence of the targets on each other, (n_target, n_target); None to estimate from labelled rows alone.
     """
 
     sketch: bool
     times: float
+    among: np.ndarray | None = None
 
     def choose(self, samples: Samples, features: Sides, columns: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
         """The rows for some targets, ascending."""
@@ -80,7 +93,8 @@ class Way:
         if self.sketch:
             values, labelled = samples.influence("sketch").on_target[:, columns], np.zeros(0, np.int64)
         else:
-            values, labelled = estimates(influence, features, columns, seed), labelled_rows(len(influence), seed)
+            values = estimates(influence, features, columns, seed, self.among)
+            labelled = labelled_rows(len(influence), seed)
         if not self.times:
             return chosen(values, samples, budget)
         return verified(values, influence[:, columns], samples, budget, self.times, labelled)
@@ -131,6 +145,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=[6, 12], help="rows of 120")
     parser.add_argument("--label-seeds", nargs="+", type=int, default=[0], help="which rows are labelled")
     parser.add_argument("--verify", type=float, default=0, help="size of the shortlist, in budgets; none unless given")
+    parser.add_argument("--rows-alone", action="store_true", help="label pool rows alone, not the targets as well")
     parser.add_argument("--sketch", action="store_true", help="choose by gradient-sketch instead of estimates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
@@ -140,9 +155,12 @@ def main() -> None:
     samples = Samples(model, options.folder)
     features = read_features(samples.pool, samples.target, "truth", options.folder, model)
     store = Trainings(samples, options.folder, [0])
-    seeds = [0] if options.sketch else options.label_seeds
+    seeds, among = [0] if options.sketch else options.label_seeds, None
+    if not (options.sketch or options.rows_alone):
+        labels = less_among_targets(model, samples.pool, samples.target, options.folder)
+        among = labels.influence.reshape(len(samples.target), -1)
     for budget in options.budgets:
-        compare(samples, store, features, budget, seeds, Way(options.sketch, options.verify))
+        compare(samples, store, features, budget, seeds, Way(options.sketch, options.verify, among))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from exact_values import FOLDER, ExactValues
-from functions import exact_values
+from functions import exact_values, make_function
 from nncift.influence.gradient_sketch import GradientSketch
+from nncift.labels.collect import collect
+from nncift.labels.pairs import LabelledPairs
 from nncift.models.language_model import LanguageModel
 from nncift.run.files import read_tensors, write_tensors
 
@@ -50,6 +52,17 @@ def less(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> 
     place = folder / "less-pool.safetensors"
     on_pool = read_tensors(place)["influence"].astype(np.float64) if place.exists() else None
     return Influence(stored.influence.astype(np.float64), on_pool)
+
+
+def less_among_targets(model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> LabelledPairs:
+    """LESS of the targets on each other, at the checkpoints of the same training on the pool; kept in `folder`."""
+    place, every = folder / "less-among-targets", np.arange(len(target))
+    path = place / "among.parquet"
+    if not path.exists():
+        function = make_function(LESS, model)
+        function.warm_up(pool, place, progress=True)
+        collect(function, pool, target, np.arange(1), every, folder=place, among=path, progress=True)
+    return LabelledPairs.load(path)
 
 
 def less_on_pool(model: LanguageModel, pool: Dataset, folder: Path) -> None:

@@ -333,7 +333,7 @@ def comparison(folder: Path) -> None:
     for file in folder.rglob("*.jsonl"):
         file.unlink()
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"methods": ["lora"]}))
+    (folder / "config.json").write_text(json.dumps(config | {"test": {"name": "test.jsonl"}}))
 
 
 def config_of_another_kind(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from builders import word_rows, write_rows
 from nncift import load_pool, select
@@ -98,6 +99,7 @@ def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
     if not child:
         import nncift.proof.trials as trials
 
+        torch.set_num_threads(1)  # others are not there after a fork, and would be waited for
         measured = trials.measure
         trials.measure = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL) if k["adapter"] else measured(*a, **k)
         evaluate(run, **call)

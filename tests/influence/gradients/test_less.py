@@ -63,8 +63,8 @@ class TestLess:
         np.testing.assert_allclose(function(pool, target), expected, atol=1e-4)
         assert expected.std() > 0.01  # not trivially equal
 
-    def test_one_pass_of_a_target_gives_it_as_a_pool_sample_too(self, tiny, tiny_checkpoints, pool, target):
-        function = Less(tiny, checkpoints=tiny_checkpoints, dimension=WHOLE)
+    def test_one_pass_of_a_target_gives_it_as_a_pool_sample_too(self, fresh, tiny, tiny_checkpoints, pool, target):
+        function = Less(fresh, checkpoints=tiny_checkpoints, dimension=WHOLE)
         function.prepare(pool, target)
         tokens = function.tokens(pool, target)
         expected = expected_less(tiny, tiny_checkpoints, target, target, "pool")
