@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
 # The files that must be the same bytes after a resume; the log, costs and what is drawn from them are exempt.
 SAME_BYTES = (
     "config.json",
@@ -25,3 +31,20 @@ def arithmetic(n: int, offset: int = 0) -> list[dict]:
         {"id": f"sum-{i}", "question": f"What is {i} plus {i % 7}?", "answer": f"{i + i % 7}", "family": "sums"}
         for i in range(offset, offset + n)
     ]
+
+
+@contextmanager
+def stopped_at(file: Path, *, after: bool) -> Iterator[None]:
+    """What is called here ends with KeyboardInterrupt where `file` is put in its place: just after that, or before."""
+    plain = Path.replace
+
+    def dead(self, destination):
+        done = plain(self, destination) if after or Path(destination) != file else None
+        if Path(destination) == file:
+            raise KeyboardInterrupt
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", dead)
+        with pytest.raises(KeyboardInterrupt):
+            yield

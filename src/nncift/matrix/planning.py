@@ -1,8 +1,9 @@
 """What a choice will cost in each form: operations counted by stage, times rates measured on a small matrix.
 
-Streamed and stored pairs are computed and read so many times. Of the sparse form each stage has a rate of its own: the
-comparison with means that divides both sides into cells, the search among the samples visited and, for the audit, among
-all, the sorting of what is kept by sample, and the reading of it by the choice and its certificate.
+The stored form computes each pair once and reads it in each pass of lazy greedy; the streamed form computes it in each
+pass. Each stage of the sparse form has a rate of its own: k-means, which divides both sides into cells; the search for
+the strongest helpers in the cells visited, and for the audit in all; sorting the entries by pool sample; the choice
+with its certificate.
 """
 
 from __future__ import annotations

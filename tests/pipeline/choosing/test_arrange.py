@@ -22,6 +22,7 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.report.terminal import summary_text
 from nncift.selection.arrangement import arranged, gain_weights
 from nncift.selection.selection import Selection
+from pipeline_runs import stopped_at
 
 ENDS = ("selection.parquet", "subset.jsonl")
 
@@ -139,18 +140,8 @@ def test_killed_in_the_stage_it_ends_with_the_same_bytes(options, asked, tmp_pat
     stops = [(name, when) for name in ("plan.json", "block-000001.parquet", "labels.parquet") for when in (0, 1)]
     stops = [(f"difficulty/{name}", when) for name, when in stops]
     for stop, after in (*stops, ("selection.parquet", 1), ("subset.jsonl", 0)):
-        plain = Path.replace
-
-        def dead(self, destination, stop=killed / stop, after=after, plain=plain):
-            done = plain(self, destination) if after or Path(destination) != stop else None
-            if Path(destination) == stop:
-                raise KeyboardInterrupt
-            return done
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", dead)
-            with pytest.raises(KeyboardInterrupt):
-                nncift.select(**given, output=killed)
+        with stopped_at(killed / stop, after=bool(after)):
+            nncift.select(**given, output=killed)
     nncift.select(**given, output=killed)
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     assert {path.relative_to(killed) for path in killed.rglob("*") if path.is_file()} == set(files)

@@ -28,6 +28,7 @@ from nncift.report.terminal import summary_text
 from nncift.run.files import write_json
 from nncift.run.registry import resolve
 from nncift.run.repair import repair
+from pipeline_runs import stopped_at
 
 FACTORED = [name for name in BUILT_IN if is_factored(name)]
 DRAWN = ["random", "stratified-random"]
@@ -207,17 +208,8 @@ def test_killed_at_every_file_it_ends_with_the_same_bytes(files, common, tmp_pat
     stops = ["function.json", *first, *shards, *then]
     for stop in (*stops, "influence.npy", "selection.parquet", "summary.json"):
         for after in (0, 1):
-
-            def dead(self, destination, stop=killed / stop, after=after, plain=Path.replace):
-                done = plain(self, destination) if after or Path(destination) != stop else None
-                if Path(destination) == stop:
-                    raise KeyboardInterrupt
-                return done
-
-            with monkeypatch.context() as patch:
-                patch.setattr(Path, "replace", dead)
-                with pytest.raises(KeyboardInterrupt):
-                    nncift.select(files["pool"], output=killed, **given)
+            with stopped_at(killed / stop, after=bool(after)):
+                nncift.select(files["pool"], output=killed, **given)
     nncift.select(files["pool"], output=killed, **given)
     assert state(killed).keys() == state(whole).keys()
     for file in (*ENDS, *vectors):
