@@ -14,9 +14,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 AXE = "axe_playwright_python"  # carries axe.min.js
 _SECONDS = 120  # until a page has what is waited for
 _OPTIONS = (
@@ -24,6 +26,7 @@ _OPTIONS = (
     *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"),
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse
     *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"),
+    "--use-vulkan=swiftshader",  # or what WebGPU draws on a canvas is not shown
     *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
 )
 
@@ -106,9 +109,9 @@ class Browser:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        port = _waited_for(lambda: _first_line(profile / "DevToolsActivePort"))
-        page = _waited_for(lambda: _first_page(port))
-        self._socket = connect(page, max_size=None, open_timeout=_SECONDS, proxy=None)
+        port = waited_for(lambda: _first_line(profile / "DevToolsActivePort"))
+        page = waited_for(lambda: _first_page(port))
+        self._socket = connect(page, max_size=None, open_timeout=_SECONDS, ping_interval=None, proxy=None)
         for name in ("Runtime", "Log", "Network", "Page"):
             self._call(f"{name}.enable")
 
@@ -125,6 +128,15 @@ class Browser:
         self._call("Page.navigate", url=url)
         self.wait("document.readyState == 'complete'")
 
+    @contextlib.contextmanager
+    def before_scripts(self, source: str) -> Iterator[None]:
+        """Have pages that are opened meanwhile run this JavaScript before their own."""
+        added = self._call("Page.addScriptToEvaluateOnNewDocument", source=source)
+        try:
+            yield
+        finally:
+            self._call("Page.removeScriptToEvaluateOnNewDocument", **added)
+
     def evaluate(self, expression: str):
         """The value of an expression in JavaScript, or of its promise."""
         found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
@@ -134,7 +146,7 @@ class Browser:
 
     def wait(self, expression: str):
         """The expression's first value that is true."""
-        return _waited_for(lambda: self.evaluate(expression))
+        return waited_for(lambda: self.evaluate(expression))
 
     def text(self) -> str:
         """The page's text, inside shadow roots too."""
@@ -204,7 +216,8 @@ class Browser:
             self.dialogs.append(facts["message"])
 
 
-def _waited_for(found):
+def waited_for(found: Callable[[], T]) -> T:
+    """The first value of a function that is true."""
     end = time.monotonic() + _SECONDS
     while not (value := found()):
         if time.monotonic() > end:

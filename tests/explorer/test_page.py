@@ -9,14 +9,16 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import nncift
 from builders import word_rows, write_rows
-from chromium import Browser, chromium, served_folder
+from chromium import Browser, chromium, served_folder, waited_for
 from nncift.cli import main
 from nncift.errors import ConfigError, DependencyError
 from nncift.explorer import site
@@ -107,6 +109,34 @@ def test_the_map_is_drawn_where_the_browser_can_and_else_says_what_it_needs(brow
     unavailable = "[...document.querySelectorAll('*')].some(some => some.textContent.includes('WebGPU is unavailable'))"
     browser.wait(f"{unavailable} || [...document.querySelectorAll('canvas')].some(canvas => canvas.width > 300)")
     assert browser.evaluate(unavailable) is not can
+
+
+def test_map_shows_the_points_that_the_filters_leave(browser: Browser, address: str, tmp_path: Path):
+    with browser.before_scripts(Path(__file__).with_name("wide_floats.js").read_text()):
+        browser.open(address)
+    if not browser.evaluate("navigator.gpu?.requestAdapter().then(adapter => !!adapter) ?? false"):
+        pytest.skip("this Chromium has no WebGPU adapter, not even in software")
+    before = drawn(browser, tmp_path, until=lambda orange, blue: orange and blue)
+    browser.click("chosen = 'chosen'")
+    assert drawn(browser, tmp_path, until=lambda orange, blue: orange and not blue)[0] > before[0] / 2
+    assert complaints(browser) == []
+
+
+def drawn(browser: Browser, folder: Path, *, until: Callable[[int, int], object]) -> tuple[int, int]:
+    """How many pixels of the map are orange (chosen) and blue (left out), once they are as wanted."""
+    box = browser.wait(
+        "[...document.querySelectorAll('canvas')].filter(canvas => canvas.width > 300).map("
+        "canvas => canvas.getBoundingClientRect()).map(box => [box.left, box.top + 60, box.right, box.bottom])[0]"
+    )  # below the legend
+
+    def counted() -> tuple[int, int] | None:
+        browser.screenshot(folder / "page.png")
+        pixels = np.asarray(Image.open(folder / "page.png").convert("RGB").crop(box), dtype=int)
+        redder = pixels[..., 0] - pixels[..., 2]
+        orange, blue = int((redder > 50).sum()), int((redder < -50).sum())
+        return (orange, blue) if until(orange, blue) else None
+
+    return waited_for(counted)
 
 
 @pytest.mark.parametrize("where", ["address", "static_address"])

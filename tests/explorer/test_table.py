@@ -319,3 +319,11 @@ def test_charts_are_of_few_values_and_of_numbers():
     assert charts == {"counted": ["task"], "binned": ["level"]}
     state = page_props(charts)["initialState"]["charts"]
     assert [chart.get("type") for chart in state.values()][:4] == ["embedding", "predicates", "instances", "count-plot"]
+
+
+@needs_packages
+def test_a_few_measured_values_are_no_categories():
+    columns = {"score": [0.5, 0.25] * 20, "stars": [4.0, 5.0] * 20, "left_out_twin": ["a", "b"] * 20}
+    columns["left_out_twin_row"] = [3, 5] * 20
+    charts = chart_columns({name: np.array(values) for name, values in columns.items()})
+    assert charts == {"counted": ["stars"], "binned": ["score"]}

@@ -11,7 +11,8 @@ ROW, X, Y, NEIGHBOURS = "row", "__map_x", "__map_y", "__neighbours"
 _MOST_VALUES = 30  # of a column that is counted by its values
 _MOST_COUNTED, _MOST_BINNED = 8, 12  # charts
 _NEVER_BINNED = {ROW, X, Y, "rank", "covered_by_row", "left_out_twin", "left_out_twin_row"}
-_NEVER_COUNTED = {"rank", "gain", "measured_targets", "prompt_characters", "response_characters", "tokens"}
+_LENGTHS = {"prompt_characters", "response_characters", "tokens"}
+_NEVER_COUNTED = {"rank", "gain", "measured_targets", "left_out_twin"} | _LENGTHS | (_NEVER_BINNED - {ROW, X, Y})
 _DISPLAYED_WHOLE = ("prompt", "response", "helps_1", "helps_2", "helps_3", "covered_by", "left_out_twin")
 
 
@@ -24,13 +25,21 @@ def chart_columns(columns: Mapping[str, Any]) -> dict[str, list[str]]:
     for name, values in columns.items():
         column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
         distinct = pc.count_distinct(column).as_py()
-        is_text = pa.types.is_string(column.type)
+        is_text, is_measured = pa.types.is_string(column.type), _is_measured(column)
         few = _MOST_VALUES if is_text else _MOST_VALUES // 3
-        if 2 <= distinct <= few and name not in _NEVER_COUNTED:
+        if 2 <= distinct <= few and not is_measured and name not in _NEVER_COUNTED:
             counted.append(name)
         elif not is_text and distinct > 1 and name not in _NEVER_BINNED:
             binned.append(name)
     return {"counted": counted[:_MOST_COUNTED], "binned": binned[:_MOST_BINNED]}
+
+
+def _is_measured(column: Any) -> bool:
+    """Whether it has fractions: in a small pool these are few values, too, but no categories."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pa.types.is_floating(column.type) and not pc.all(pc.equal(pc.floor(column), column)).as_py()
 
 
 def page_props(columns: Mapping[str, list[str]]) -> dict[str, Any]:
