@@ -154,10 +154,10 @@ def with_correlation(folder: RunFolder, value: float, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "outcome", "short", "plain"),
     [
-        (0.85, "better than", "closely: 0.85", "rely on them"),
-        (0.5, "better than", "partly: 0.50", "not for a single sample"),
-        (0.2, "better than", "weakly: 0.20", "verify the choice"),
-        (0.2, "not better than", "no better than free", "What needs no labels predicts as well"),
+        (0.85, "better than", "mostly: r = 0.85", "rely on them"),
+        (0.5, "better than", "partly: r = 0.50", "not for a single sample"),
+        (0.2, "better than", "hardly: r = 0.20", "verify the choice"),
+        (0.2, "not better than", "no better than without labels", "What needs no labels predicts as well"),
         (0.9, "too few samples to tell", "too few samples to tell", "More labelled samples are needed"),
     ],
 )
@@ -182,7 +182,7 @@ def test_trust_in_exact_influence_and_in_random_rows(tmp_path: Path):
     folder = make_run(tmp_path, exact="gradient-sketch", exact_all_pairs=None, warnings=[])
     folder.fidelity.unlink()
     found = trust(FinishedFiles(folder))
-    assert (found.mark, found.short, found.headline) == ("good", "exact", "Influence is exact for every pair")
+    assert (found.mark, found.short, found.headline) == ("good", "exact influence", "Influence is exact for every pair")
     dataclasses.replace(Summary.load(folder.summary), exact="random").save(folder.summary)
     assert trust(FinishedFiles(folder)).headline == "These rows were drawn at random"
 
@@ -202,7 +202,7 @@ def test_worth_against_random_rows(tmp_path: Path, verdict: str, headline: str, 
     page = Page(folder)
     section = page.section("worth-1")
     assert headline in section
-    assert "Test loss 2.000 beside 2.250 of 6 random rows: \u22120.250 [\u22120.300, \u22120.200]." in section
+    assert "Test loss 2.000, against 2.250 of 6 random rows: \u22120.250 [\u22120.300, \u22120.200]." in section
     assert f"24 items of test {HOSTILE[0]}.jsonl, 3 training seeds" in section
     assert ("verdict good" in page.source.partition('id="worth-1"')[2][:60]) == (mark == "good")
     assert "Fine-tuned on 6 random rows 2.250 [2.150, 2.350]" in page.section("models-1")

@@ -56,7 +56,7 @@ def select(
 
     Args:
         options: The options.
-        config: A YAML file of options, NAME: VALUE; those on the command line come first.
+        config: A YAML file of options, NAME: VALUE; the command line overrides it.
         dry_run: Print the plan (pairs, LLM tokens, seconds, memory, disk) and do nothing.
         quiet: No progress bars.
     """
@@ -102,7 +102,7 @@ def demo(
     influence: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """Run the main job on embedded real data and models, and train on the choice, in minutes and without a hub.
+    """Select from real data that come with the package, and train on the choice: minutes, without a hub.
 
     Args:
         output: The run folder.

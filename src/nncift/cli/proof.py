@@ -83,7 +83,7 @@ def evaluate(
     output: Annotated[str | None, OUTPUT] = None,
     quiet: Annotated[bool, OUTPUT] = False,
 ) -> None:
-    """Fine-tune the model on the choice of a run, and test it beside the model as it is and in-context learning.
+    """Fine-tune the model on a run's choice, and compare it with the model as it is and with in-context learning.
 
     Args:
         run: The folder of a finished run.
@@ -122,7 +122,7 @@ def compare(
     dry_run: Annotated[bool, OUTPUT] = False,
     quiet: Annotated[bool, OUTPUT] = False,
 ) -> None:
-    """Which influence function fits a pool, and is it worth it: train on what each chooses, beside random rows.
+    """Compare influence functions with each other and with random rows, by training on what each chooses.
 
     Args:
         select: The options of every run.

@@ -40,36 +40,36 @@ class Config:
     output: str | None = None
     """The run folder; the same command resumes it. By default runs/NAME-OF-THE-POOL."""
     from_run: str | None = None
-    """An earlier run whose options hold unless others are given; what it computed is taken where it still holds
-    (features, labels, network), and its test sets stay excluded. POOL may be left out: it is that run's."""
+    """An earlier run: its options apply unless given anew, and what it computed is reused where it still holds
+    (features, labels, network). Its test sets stay excluded. POOL may be left out: it is that run's."""
     append: tuple[str, ...] = ()
-    """New data, added to the pool of the run that --from names: these alone are read, and get features or vectors;
-    those of the others, labels and network are taken from it. Instead of POOL; may be given several times."""
+    """New data, added to the pool of the run that --from names: only they are read and get features or vectors;
+    everything else, labels and network too, is reused. Instead of POOL; may be given several times."""
     keep_selection: bool = False
-    """With --append: keep what that run selected, and select from all others in addition: --budget is how many more, a
-    fraction one of the new samples."""
+    """With --append: keep what that run selected, and select from all other samples in addition. --budget is then
+    how many more; a fraction is of the new samples."""
     target: str | None = None
     """Samples of the task to get better at; without it the subset represents the whole pool."""
     known: str | None = None
     """Samples that the model was trained on before (continual tuning): only what the subset adds to them counts."""
     influence: str | None = None
     """The influence function: a name that `nncift influences` lists, or your own "module:Class". By default
-    gradient-sketch. It, similarities, bm25, ifd and perplexity are computed exactly for every pair, without labels and
-    network; the others for --labels."""
+    gradient-sketch. It, the similarities, bm25, ifd and perplexity are computed exactly for every pair, without
+    labels or a network; the others for as many pairs as --labels says."""
     influence_options: Mapping[str, Any] | Sequence[str] | None = None
     """An option of the influence function itself, NAME=VALUE, such as training.epochs=2; may be given several times.
     `nncift influences NAME` lists them."""
     labels: str | None = None
-    """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01), a time
-    budget (90s, 15m), or all pairs of so many pool samples and targets (200samples), for functions whose cost is per
-    sample and not per pair, such as less. auto adds pairs by active learning until --fidelity is reached; 0 computes
-    none: gradient-sketch, exact for every pair, is the estimate of --influence, or with --network the network. For
-    pointwise functions it counts samples. By default 200samples where the cost is per sample, else 2000. Functions that
-    are exact for every pair need none."""
+    """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01), a
+    time budget (90s, 15m), or all pairs of so many pool samples and targets (200samples), for functions whose cost
+    is per sample and not per pair, such as less. auto adds pairs by active learning until --fidelity is reached; 0
+    computes none: gradient-sketch, exact for every pair, stands in for --influence, or the network that --network
+    names predicts it. For pointwise functions it counts samples. By default 200samples where the cost is per
+    sample, else 2000. Functions that are exact for every pair need none."""
     fidelity: float | None = None
-    """With --labels auto: the target fidelity, the subset-sum correlation within a target on held-out samples at which
-    labelling stops: the Pearson correlation of estimates and exact values, which is that of their sums over random
-    subsets. By default 0.6; similarities that need no labels have 0.2 to 0.4."""
+    """With --labels auto: the fidelity at which labelling stops, measured as the subset-sum correlation on held-out
+    samples: the correlation, within a target, of estimated and exact influence summed over random subsets. By
+    default 0.6; similarities that need no labels have 0.2 to 0.4."""
     labels_from: str | None = None
     """Exact values computed by another tool: a table (Parquet, CSV, JSONL) of pool_id, target_id, influence; or a
     matrix NAME.npy beside NAME.pool_ids.json and NAME.target_ids.json."""
@@ -124,20 +124,22 @@ class Config:
     keep_duplicates: bool = False
     """Keep exact duplicates."""
     near_duplicates: float | None = None
-    """Leave samples out of the choice that are near-duplicates: the cosine of the sentence embedding with that of an
-    earlier, kept sample is at least this, such as 0.95. pool/near_duplicates.jsonl lists each with its twin."""
+    """Leave near-duplicates out of the choice: samples whose sentence embedding has at least this cosine, such as
+    0.95, with that of an earlier, kept one. pool/near_duplicates.jsonl lists each with its twin."""
     max_row_bytes: int | str | None = None
-    """The longest row, such as 64MiB, which it is by default; a longer one cannot be used."""
+    """The longest row that can be used. By default 64MiB."""
     first_cut: float | None = None
-    """For pools beyond what a language model can read: keep only so many budgets of samples, such as 10, by embeddings
-    of a static encoder (thousands of samples a second), the most similar to each target, else representative ones; all
-    else reads only these. first-cut/rows.parquet lists all. Needs nncift[first-cut]."""
+    """For pools too large for a language model to read: first keep this many times the budget, such as 10, by the
+    embeddings of a static encoder (thousands of samples a second): the samples most similar to each target or,
+    without a target, representative ones. Everything else reads only these. first-cut/rows.parquet lists all. Needs
+    nncift[first-cut]."""
     quota: Mapping[str, Any] | Sequence[str] | None = None
-    """How much of each value of a column to choose: task=proportional (its share of the pool), task=equal, or amounts
-    as task=gsm8k:0.5,alpaca:200 (a fraction of the budget, or a number; 0.5+ for at least so much), the rest of the
-    others; may be given several times. `source` is that of a mixture; none drops the quotas of --from."""
+    """How much of each value of a column to choose: task=proportional (its share of the pool), task=equal, or
+    amounts as task=gsm8k:0.5,alpaca:200 (a fraction of the budget, or a number; 0.5+ for at least so much), the
+    rest from other values; may be given several times. The column `source` is that of a mixture; none drops the
+    quotas of --from."""
     cap: Mapping[str, Any] | Sequence[str] | None = None
-    """How much of each value of a column to choose at most: source=0.3 of each, or task=gsm8k:0.1; may be given several
+    """The most of each value of a column to choose: source=0.3 of each, or task=gsm8k:0.1; may be given several
     times. Quotas and caps may be on two columns."""
     recipe: Literal["process", "paper"] = "process"
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
@@ -151,16 +153,17 @@ class Config:
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
     redundancy: float | None = None
-    """Graph cut: weight of the redundancy of the chosen samples. By default 1: choosing no better than at random costs
-    all utility."""
+    """Graph cut: weight of the redundancy of the chosen samples. By default 1, at which a subset as redundant as
+    the pool has no utility left."""
     maximizer: Literal["lazy", "stochastic", "threshold", "partitioned"] | None = None
-    """How the objective is maximised: lazy, plain greedy's choice (the default); stochastic, the best of some random
-    samples at each step; threshold, what reaches a falling threshold; partitioned, in parts of the pool, then among
-    their choices, for pools beyond some 200,000 samples."""
+    """How the objective is maximised: lazy greedy (the default); stochastic greedy, the best of a random sample at
+    each step; threshold greedy, all whose gain reaches a falling threshold; or partitioned, first in parts of the
+    pool and then among what was chosen there, for pools of more than 200,000 samples or so."""
     matrix: Literal["auto", "stored", "streamed", "sparse"] = "auto"
-    """How the influence of all pairs is held for the choice: stored in memory; streamed, computed whenever it is read;
-    or sparse, each target's strongest helpers alone, with a bound on what that may lose (facility location in all its
-    forms). By default by memory and size: sparse for more than 20,000 targets where all pairs do not fit."""
+    """How the influence of all pairs is held for the choice: stored in memory; streamed, computed whenever it is
+    read; or sparse, only each target's strongest helpers, with a bound on what that may lose (facility location in
+    all its forms). By default by memory and size: sparse for more than 20,000 targets where all pairs do not
+    fit."""
     weights: bool = False
     """Weight the selected samples by their marginal gains, each between 0.2 and 5 with mean 1 (nncift_weight)."""
     difficulty: str | None = None
@@ -173,8 +176,8 @@ class Config:
     order: Literal["gain", "curriculum"] = "gain"
     """The order of the subset, or within each phase: gain, as selected, or curriculum, from easy to hard."""
     dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] | None = None
-    """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 where the device has
-    products of it (CUDA, CPUs with AVX512-BF16 or AMX), else float32; a run keeps the one that it began in."""
+    """Precision of the language model; 8bit and 4bit through bitsandbytes. By default bfloat16 where the device
+    multiplies in it (CUDA, CPUs with AVX512-BF16 or AMX), else float32; a resumed run keeps its own."""
     device: str | None = None
     """cuda, mps or cpu; the best there is by default."""
     batch_size: int | None = None
@@ -190,17 +193,18 @@ class Config:
     """Keep the checkpoints of an influence function that trains (less, in-run), which are removed when the run is
     complete."""
     no_cache: bool = False
-    """Neither use nor keep features in the cache for other runs ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE, 10GB)."""
+    """Do not read or write the cache of features that runs share ($NNCIFT_CACHE, at most $NNCIFT_CACHE_SIZE,
+    10GB)."""
     executor: Literal["local", "processes", "ray"] | None = None
-    """Where samples are read by the models: local, in this process (the default); processes, several on this machine,
-    one per GPU; ray, on a Ray cluster. The result is the same but for rounding, so an interrupted run may go on
+    """Where the models read the samples: local, in this process (the default); processes, several on this machine,
+    one per GPU; ray, on a Ray cluster. The result is the same up to rounding, so an interrupted run may be resumed
     elsewhere."""
     workers: int | None = None
-    """Number of worker processes, each with models of its own; alone it means --executor processes. By default one per
-    GPU; on Ray as many as the cluster has room for."""
+    """Number of worker processes, each with its own models; given alone, it implies --executor processes. By
+    default one per GPU; on Ray as many as the cluster has room for."""
     ray_address: str | None = None
-    """The Ray cluster: HOST:PORT of its head node, or auto, the default: the one of this machine or $RAY_ADDRESS. Alone
-    it means --executor ray."""
+    """The Ray cluster: HOST:PORT of its head node, or auto, the default: the one of this machine or $RAY_ADDRESS.
+    Given alone, it implies --executor ray."""
     gpus_per_worker: float | None = None
     """GPUs of each worker on Ray, such as 0.5; by default 1 where the cluster has any."""
     cpus_per_worker: int | None = None

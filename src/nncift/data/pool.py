@@ -92,7 +92,7 @@ def load_pool(
         exclude_fields: the fields of their questions, if they are not recognised; others are not compared then.
         skip_bad_rows: list rows that cannot be used, of the pool and of test sets, instead of raising.
         keep_duplicates: keep exact duplicates.
-        max_row_bytes: longest row; a longer one is a bad row. A number, or a text as "64MiB", which it is by default.
+        max_row_bytes: longest row that can be used, in bytes or as a text such as "64MiB", the default.
         seed: of the rows that a mixture draws.
         folder: where the samples and the lists of removed rows are written; a finished folder is only opened.
         name: of the data, for the progress bar and messages.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         evaluations=found,
         cost=machinery.costs(run),
         steps=next_steps(run, found, gains),
+        explore=f"nncift explore {shlex.quote(str(run.folder.path))}",
         fidelity=machinery.fidelity(run),
         history=machinery.history(run),
         verification=machinery.verification(run),

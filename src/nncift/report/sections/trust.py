@@ -61,18 +61,18 @@ def trust(run: FinishedFiles) -> Trust:
     if summary.in_place_of:
         sentence = (
             f"Nothing was lost to estimates of {summary.exact}; how well it predicts {summary.in_place_of} was not"
-            " measured. Whether a model is better for the choice, only training on it shows."
+            " measured. Only training on the choice shows whether it makes a better model."
         )
         facts = f"With labels 0 nothing of {summary.in_place_of} was computed: {summary.exact} stands in for it."
         headline = f"Influence by {summary.exact}, in place of {summary.in_place_of}"
         return Trust("", "=", "exact, of another function", headline, sentence, facts, figures)
     if summary.exact:
         sentence = (
-            "Nothing was lost to estimates, so the choice is as good as this influence function; whether that makes a"
-            " better model, only training on it shows."
+            "Nothing was lost to estimates: the choice is as good as this influence function. Only training on it shows"
+            " whether that makes a better model."
         )
         facts = f"{summary.exact} was computed for all {counted(summary.all_pairs, 'pair')}."
-        return Trust("good", "✓", "exact", "Influence is exact for every pair", sentence, facts, figures)
+        return Trust("good", "✓", "exact influence", "Influence is exact for every pair", sentence, facts, figures)
     reason = (unmeasured(summary, run.config) or "").partition(": ")[2]
     if reason:
         facts = f"{reason[:1].upper()}{reason[1:]} The report of the run that fitted it has its fidelity there."
@@ -102,7 +102,7 @@ def _of_estimates(run: FinishedFiles, fidelity: Fidelity, figures: list[Figure])
     else:
         short, sentence = _strength(found)
         if conclusion == NOT_BETTER:
-            short = "no better than free"
+            short = "no better than without labels"
             sentence = "What needs no labels predicts as well, so choose by that, or spend more labels."
     if run.verification is not None:
         sentence += " The chosen samples themselves were measured exactly afterwards."
@@ -113,17 +113,17 @@ def _of_estimates(run: FinishedFiles, fidelity: Fidelity, figures: list[Figure])
 def _strength(correlation: float | None) -> tuple[str, str]:
     """What a correlation of subset sums is worth, in a few words and in a sentence."""
     if correlation is None:
-        return "better than free", "The estimates are better than what costs nothing."
+        return "better than without labels", "The estimates are better than what costs nothing."
     shown = shown_value(correlation, 2)
     if correlation >= _CLOSE:
-        return f"closely: {shown}", "The estimates rank subsets almost as exact influence would: rely on them."
+        return f"mostly: r = {shown}", "The estimates rank subsets almost as exact influence would: rely on them."
     if correlation >= _PARTLY:
         sentence = "The estimates rank subsets partly as exact influence would: good for the choice as a whole, not for"
-        return f"partly: {shown}", f"{sentence} a single sample."
+        return f"partly: r = {shown}", f"{sentence} a single sample."
     sentence = (
         "The estimates follow exact influence weakly: better than chance, but verify the choice before relying on"
     )
-    return f"weakly: {shown}", f"{sentence} it."
+    return f"hardly: r = {shown}", f"{sentence} it."
 
 
 def subset_sums(fidelity: Fidelity) -> float | None:

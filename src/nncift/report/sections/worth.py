@@ -125,7 +125,9 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         sentences.append(note)
     if seeds == 1:
         sentences.append("With one seed, chance in the training is not in the interval.")
-    short = f"{verdict}: {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
+    short = (
+        f"{verdict}: loss {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
+    )
     told = (name, short, headline, tuple(sentences), mark, sign)
     return Evaluated(*told, models, compared, has_random=random is not None, facts=facts)
 
@@ -135,7 +137,7 @@ def _figures(results: Mapping[str, Any], compared: str, difference: Mapping[str,
     loss = shown_value(own["metrics"]["loss"]["value"], 3)
     other = shown_value(own["metrics"]["loss"]["value"] - difference["value"], 3)
     interval = f"[{signed(difference['low'])}, {signed(difference['high'])}]"
-    return f"Test loss {loss} beside {other} of {compared}: {signed(difference['value'])} {interval}."
+    return f"Test loss {loss}, against {other} of {compared}: {signed(difference['value'])} {interval}."
 
 
 def _differences(results: Mapping[str, Any], other: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
