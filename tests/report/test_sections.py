@@ -87,6 +87,22 @@ def test_composition_by_every_column_of_few_values(tmp_path: Path):
     assert chosen.contrast(tables["level"]) == ""
 
 
+def test_what_the_choice_lacks_of_the_target_is_named_and_comes_first_among_what_was_not_chosen(tmp_path: Path):
+    folder = with_columns(tmp_path)
+    for side, n, hard in (("pool", 60, 20), ("target", 20, 5)):
+        rows, _ = make_samples(n, seed=2)
+        for i, row in enumerate(rows):
+            row["original"] = json.dumps(
+                {"task": "hard" if i < hard else "easy" if i % 2 and side == "pool" else "odd"}
+            )
+        save_samples(folder, side, rows)
+    (table,) = chosen.columns(FinishedFiles(folder))
+    assert [(row["value"], row["chosen"]) for row in table["rows"]] == [("hard", 15), ("odd", 0), ("easy", 0)]
+    assert chosen.contrast(table).endswith(" Nothing was chosen of odd (75.0\u00a0% of the target).")
+    alike = {"differ": 0.0, "rows": table["rows"][1:2]}
+    assert chosen.contrast(alike) == "Nothing was chosen of odd (75.0\u00a0% of the target)."
+
+
 def test_lengths_are_quantiles_of_characters(run: RunFolder, page: Page):
     files = FinishedFiles(run)
     texts = files.pool["response"]
@@ -270,7 +286,9 @@ def test_the_commands_that_come_next_are_filled_in_and_can_be_typed(tmp_path: Pa
     assert shlex.split(compare)[2] == CONFIG["pool"]
     for line in (select, evaluate, verify, compare):
         parsed(shlex.split(line)[1:])
-    assert visible(select) in Page(folder).section("next-steps")
+    section = Page(folder).section("next-steps")
+    assert visible(select) in section
+    assert visible(f"nncift explore {shlex.quote(str(folder.path))}") in section
 
 
 @pytest.fixture

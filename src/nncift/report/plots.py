@@ -166,7 +166,7 @@ def _draw_map(points: Mapping[str, np.ndarray], explained: np.ndarray) -> Markup
     rasterised = sum(map(len, points.values())) > MOST_MARKS
     looks = {
         "not selected": {"color": OTHER, "s": 7, "alpha": 0.5},
-        "selected": {"color": SELECTED, "s": 8, "alpha": 0.6},
+        "selected": {"color": SELECTED, "s": 14, "alpha": 0.9},
         "target": {"color": TARGET, "s": 20, "alpha": 0.9, "marker": "D"},
     }
 

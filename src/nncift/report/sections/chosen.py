@@ -41,23 +41,29 @@ def columns(run: FinishedFiles) -> list[dict[str, Any]]:
                 "subset": _share(subset, value),
                 "target": None if target is None else _share(target, value),
             }
-            for value in sorted(+pool, key=lambda value: (-subset[value], -pool[value], str(value)))
+            for value in +pool
         ]
+        rows.sort(key=lambda row: (-row["chosen"], -(row["target"] or 0), -row["pool"], str(row["value"])))
         differ = sum(abs(row["subset"] - row["pool"]) for row in rows) / 2
         tables.append({"name": name, "rows": rows, "target": target is not None, "differ": differ})
     return sorted(tables, key=lambda table: -table["differ"])
 
 
 def contrast(table: Mapping[str, Any]) -> str:
-    """How the subset differs from the pool in a column, in a sentence; empty where it hardly does."""
+    """How the subset differs from the pool in a column, and what it lacks of the target; empty where it hardly does."""
     rows = [row for row in table["rows"] if row["value"] is not None]
     rows = sorted(rows, key=lambda row: -abs(row["subset"] - row["pool"]))
     more = [row for row in rows if row["subset"] > _MORE * row["pool"]][:_NAMED]
     less = [row for row in rows if row["subset"] * _MORE < row["pool"]][:_NAMED]
-    if table["differ"] < _HARDLY or not (more or less):
-        return ""
+    missing = [row for row in rows if not row["chosen"] and (row["target"] or 0) >= _HARDLY][:_NAMED]
     parts = [f"{word} {listed([*map(_in_words, some)])}" for word, some in (("more", more), ("less", less)) if some]
-    return f"Compared with the pool, the subset has {'; '.join(parts)}."
+    sentences = []
+    if parts and table["differ"] >= _HARDLY:
+        sentences.append(f"Compared with the pool, the subset has {'; '.join(parts)}.")
+    if missing:
+        named = listed([f"{row['value']} ({percent(row['target'])} of the target)" for row in missing])
+        sentences.append(f"Nothing was chosen of {named}.")
+    return " ".join(sentences)
 
 
 def _in_words(row: Mapping[str, Any]) -> str:
