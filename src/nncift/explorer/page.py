@@ -8,7 +8,8 @@ from typing import Any
 from nncift.explorer.columns import CHOSEN, LEFT_OUT
 
 ROW, X, Y, NEIGHBOURS = "row", "__map_x", "__map_y", "__neighbours"
-_MOST_VALUES = 30  # of a column that is counted by its values
+_MOST_VALUES, _MOST_NUMBERS = 100, 10  # of a column that is counted by its values: texts, whole numbers
+_SHOWN = 30  # values of a chart, the most frequent ones
 _MOST_COUNTED, _MOST_BINNED = 8, 12  # charts
 _NEVER_BINNED = {ROW, X, Y, "rank", "covered_by_row", "left_out_twin", "left_out_twin_row"}
 _LENGTHS = {"prompt_characters", "response_characters", "tokens"}
@@ -26,7 +27,7 @@ def chart_columns(columns: Mapping[str, Any]) -> dict[str, list[str]]:
         column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
         distinct = pc.count_distinct(column).as_py()
         is_text, is_measured = pa.types.is_string(column.type), _is_measured(column)
-        few = _MOST_VALUES if is_text else _MOST_VALUES // 3
+        few = max(2, min(_MOST_VALUES, len(column) // 2)) if is_text else _MOST_NUMBERS
         if 2 <= distinct <= few and not is_measured and name not in _NEVER_COUNTED:
             counted.append(name)
         elif not is_text and distinct > 1 and name not in _NEVER_BINNED:
@@ -82,7 +83,7 @@ def _questions() -> dict[str, Any]:
 
 
 def _counts(name: str) -> dict[str, Any]:
-    return {"type": "count-plot", "title": name, "data": {"field": name}, "labels": "#/#", "limit": _MOST_VALUES}
+    return {"type": "count-plot", "title": name, "data": {"field": name}, "labels": "#/#", "limit": _SHOWN}
 
 
 def _histogram(name: str) -> dict[str, Any]:
