@@ -30,8 +30,8 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.locate import embedded_language_model
 from nncift.models.text.examples import encode_examples
 from nncift.training.lora import Lora, adapted, adapter_weights
+from pair_scoring import processor
 from samples import shuffled_samples
-from selection import processor
 
 HERE = Path(__file__).resolve().parent
 MAKE = """python3.11 -m venv PEERS
