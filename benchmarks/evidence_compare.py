@@ -64,7 +64,8 @@ def of_default(letter: str, **others: Any) -> Setting:
 def large(**others: Any) -> Setting:
     """A setting with 5,000 rows."""
     free = ("gradient-sketch", "embedding-similarity", "stratified-random")
-    return of_default("a", pool="pool-large", seeds=5, free=free, curve=(125, 250, 500, 1000, 2000), **others)
+    shared = {"pool": "pool-large", "free": free, "budget": ("0.05",), "curve": (125, 250, 500), "seeds": 5}
+    return of_default("a", **{**shared, **others})
 
 
 OBJECTIVES = ("facility-location-mutual-information", "facility-location", "concave-cover")
@@ -77,8 +78,8 @@ SETTINGS = {
     "alpaca": Setting("b", target="target", curve=(25, 50, 100, 200, 500)),
     "large-none": large(),
     "large-broad": large(target="target"),
-    "large-gigaword": large(test="test-gigaword", target="target-gigaword"),
-    "large-qasc": large(test="test-qasc", target="target-qasc"),
+    "large-gigaword": large(test="test-gigaword", target="target-gigaword", seeds=3),
+    "large-qasc": large(test="test-qasc", target="target-qasc", seeds=3),
     "objectives": of_default("a", target="target", objectives=OBJECTIVES),
     "methods": of_default("a", methods=("lora", "phased", "weighted")),
     "methods-qasc": of_default("a", test="test-qasc", target="target-qasc", methods=("lora", "phased", "weighted")),
