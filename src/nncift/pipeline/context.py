@@ -141,9 +141,11 @@ class Run:
             for name in config.models
         )
         encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
-        function, verifier, setup = None, None, Setup(models, encoder, config.seed)
+        setup = Setup(models, encoder, config.seed)
+        function = verifier = None
         if config.measures:
-            function, verifier = (make(config, influence, setup) for make in (make_influence, make_verifier))
+            function = make_influence(config, influence, setup)
+            verifier = make_verifier(config, influence, setup)
             if function.traits.factored:
                 fitted = {} if prior is None else prior.description_.get("influence", {})
                 refuse_estimation(config, function.name, fitted.get("name"), verifies=verifier is not None)

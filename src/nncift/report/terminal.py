@@ -46,6 +46,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         )
     if (history := LabelHistory.find(run.labels.history)) is not None:
         lines.append(_history_line(history, target_fidelity(run, history)))
+    if (sides := summary.both_sides) is not None:
+        lines.append(f"Labels on both sides are {'used' if sides['used'] else 'not used'}: {sides['why']}.")
     if (fidelity := Fidelity.find(run.fidelity)) is not None:
         lines += ["", *_fidelity_lines(fidelity)]
     elif summary.exact:
