@@ -153,6 +153,13 @@ def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
     assert "\n" not in str(raised.value)
 
 
+def test_a_run_is_not_compared_with_itself(places, tmp_path):
+    run = Path(places["folder"], "run")
+    with pytest.raises(ConfigError, match=r"`against` .* is the run itself"):
+        evaluate(run, test=places["test"], against=run / ".." / "run", output=tmp_path / "out", **options())
+    assert not (tmp_path / "out").exists()
+
+
 def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
     run = Path(places["folder"], "run")
     arranged = {"from_run": run, "phases": 2, "weights": True, "difficulty": "perplexity", "output": tmp_path / "run"}

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from nncift.run.files import read_json, refuse_damaged, write_json
+from nncift.run.files import read_json, write_json
+from nncift.run.refusals import refuse_damaged
 
 
 @dataclass(frozen=True)
