@@ -232,6 +232,7 @@ class Summary(Record):
     sources: dict[str, list[int]] | None = None  # name to samples selected and samples there; None of a single source
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
+    averaged: list[int] | None = None  # targets that mean influence is over, of how many; None where it is over all
     in_place_of: str = ""  # name of the one that this is the estimate of, with `labels` 0
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
     served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target
