@@ -25,6 +25,7 @@ from kills import Whole, compared, with_cache
 Work = Callable[[], Any]
 
 _PAGE = 4096
+_CHECKPOINTS = ".partial-training"  # which an evaluation goes on from
 _ROOM = 1 << 30
 _SAID = ("o space left", "exceeds the largest size of a file", "check the space on the disk")
 
@@ -56,7 +57,7 @@ def campaign(
         for trial in range(share):
             failures += _trial(whole, folder / "disk", rng, trial, ended)
         table.append({"run": kind.name, "full disks": share, "refused": ended["refused"], "did without": ended["ok"]})
-        print(f"space: {kind.name} {share}, {len(failures)} failures so far", file=sys.stderr)
+        print(f"space: {kind.name} {share}, {len(failures)} failures so far", *failures, sep="\n  ", file=sys.stderr)
     names = ("full disks", "refused", "did without")
     return [*table, {"run": "all"} | {name: sum(int(str(row[name])) for row in table) for name in names}], failures
 
@@ -77,7 +78,7 @@ def _trial(whole: Whole, disk: Path, rng: random.Random, trial: int, ended: Coun
             failures.append(f"{where}: printed a traceback")
         if outcome.kind != "ok" and not (outcome.kind == "refused" and any(text in outcome.text for text in _SAID)):
             failures.append(f"{where}: {outcome.kind} {outcome.text}")
-        if left := [str(path.relative_to(disk)) for path in disk.rglob(".partial-*")]:
+        if left := [str(path.relative_to(disk)) for path in disk.rglob(".partial-*") if path.name != _CHECKPOINTS]:
             failures.append(f"{where}: left {', '.join(left)}")
         enlarge()
         outcome = children.run(with_cache(runs.start(whole.kind, run), cache))
