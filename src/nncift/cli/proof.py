@@ -20,7 +20,7 @@ _OTHERWISE = ("influence", "budget", "output")  # which a comparison takes in a 
 NAMES = {
     field.name: _OWN.get(field.name, f"--{field.name.replace('_', '-')}")
     for field in dataclasses.fields(CompareOptions)
-}
+} | {"against": "--against"}
 """How each field of the options is typed."""
 
 
