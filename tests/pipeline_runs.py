@@ -24,6 +24,13 @@ SAME_BYTES = (
     "selection.parquet",
     "subset.jsonl",
 )
+EXACT_FILES = ("influence.npy", "selection.parquet", "subset.jsonl")
+"""Those of a run whose influence is exact for every pair, beside its vectors."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file in a folder, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def arithmetic(n: int, offset: int = 0) -> list[dict]:

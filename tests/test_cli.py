@@ -88,6 +88,9 @@ def test_a_users_error_is_one_line_and_exit_code_2(capsys, pool, minilm, tmp_pat
         (["--quota", "task=equal"], "--quota is for one run: leave it out; to compare within quotas, run"),
         (["--weights"], "--weights is for one run: add weighted to --methods instead"),
         (["--from", "runs/one"], "--from is for one run: leave it out"),
+        (["--append", "new.jsonl"], "--append is for one run: leave it out"),
+        (["--keep-selection"], "--keep-selection is for one run: leave it out"),
+        (["--first-cut-encoder", "embedded"], "--first-cut-encoder is for one run: leave it out"),
     ],
 )
 def test_an_option_of_one_run_is_refused_by_compare_with_a_reason(capsys, pool, arguments, fix):

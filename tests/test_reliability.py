@@ -1,4 +1,4 @@
-"""The short version of the campaign in benchmarks/reliability: kills, mutated inputs and damaged run folders."""
+"""The short version of the campaign in benchmarks/reliability: kills, full disks, mutated inputs, damaged folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def campaign(smollm2, tmp_path_factory) -> dict[str, dict]:
     return json.loads((folder / "figures.json").read_text())
 
 
-@pytest.mark.parametrize("part", ["kills", "inputs", "damage"])
+@pytest.mark.parametrize("part", ["kills", "space", "inputs", "damage"])
 def test_the_short_campaign_finds_nothing(campaign, part):
     assert campaign[part]["failures"] == []
     assert campaign[part]["table"]

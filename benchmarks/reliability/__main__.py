@@ -1,4 +1,4 @@
-"""A campaign against nncift: runs killed at any instant, mutated inputs, damaged run folders.
+"""A campaign against nncift: runs killed at any instant, full disks, mutated inputs, damaged run folders.
 
     python benchmarks/reliability                  # the whole campaign, hours on two cores
     python benchmarks/reliability --short          # a short version, as in `make test`
@@ -6,6 +6,7 @@
 
 The promise under test (docs/reliability.md):
     kills    a run killed at any instant is resumed by the same call and ends with the same bytes;
+    space    a run whose disk is full is refused in one line, and the same call resumes it once there is room;
     inputs   any input either works or is refused in one line, a `NNCIFTError`;
     damage   a file of a run folder that has changed is noticed when it is used, named in one line, and repaired by
              `nncift repair` and the same call, with the same bytes.
@@ -25,10 +26,16 @@ from typing import Any
 import damage
 import inputs
 import kills
+import space
 
-PARTS: dict[str, Any] = {"kills": kills.campaign, "inputs": inputs.campaign, "damage": damage.campaign}
-FULL = {"kills": 200, "inputs": 10_000, "damage": 0}  # instants, inputs, runs (0: every kind of run)
-SHORT = {"kills": 8, "inputs": 600, "damage": 1}
+PARTS: dict[str, Any] = {
+    "kills": kills.campaign,
+    "space": space.campaign,
+    "inputs": inputs.campaign,
+    "damage": damage.campaign,
+}
+FULL = {"kills": 200, "space": 120, "inputs": 10_000, "damage": 0}  # instants, disks, inputs, runs (0: every kind)
+SHORT = {"kills": 8, "space": 1, "inputs": 600, "damage": 1}
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def campaign(
         if not share:
             continue
         stages: Counter[str] = Counter()
-        whole = _Whole(kind, folder / "whole")
+        whole = Whole(kind, folder / "whole")
         if whole.outcome.kind != "ok":
             failures.append(f"{kind.name}: {whole.outcome}")
             continue
@@ -62,22 +62,24 @@ def campaign(
     return [*table, {"run": "all", "kills": sum(total.values()), "while working on": held}], failures
 
 
-class _Whole:
-    """A run that nobody kills: its bytes, seconds and operations on files."""
+class Whole:
+    """A run that nothing disturbs: its bytes, seconds, operations on files, and size on the disk."""
 
     def __init__(self, kind: runs.Kind, folder: Path) -> None:
         self.kind = kind
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_cache(folder), ignore_errors=True)
         counted = folder.with_suffix(".operations")
         since = time.perf_counter()
         work = runs.start(kind, folder)
-        self.outcome = children.run(_with_cache(lambda: _counting(work, folder, counted), folder))
+        self.outcome = children.run(with_cache(lambda: _counting(work, folder, counted), _cache(folder)))
         self.seconds = time.perf_counter() - since
         self.operations = int(counted.read_text()) if counted.exists() else 0
         self.bytes = runs.contents(folder) if folder.exists() else {}
+        self.size = sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
 
 
-def _trial(whole: _Whole, folder: Path, rng: random.Random, trial: int, stages: Counter[str]) -> list[str]:
+def _trial(whole: Whole, folder: Path, rng: random.Random, trial: int, stages: Counter[str]) -> list[str]:
     """Kill a run, perhaps twice, resume it, and compare."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(_cache(folder), ignore_errors=True)
@@ -87,30 +89,35 @@ def _trial(whole: _Whole, folder: Path, rng: random.Random, trial: int, stages: 
         if rng.random() < 0.5:
             after = rng.uniform(0, whole.seconds)
             instants.append(f"after {after:.3f} s")
-            children.killed(_with_cache(work, folder), after)
+            children.killed(with_cache(work, _cache(folder)), after)
         else:
             operation = rng.randint(1, max(whole.operations, 1))
             instants.append(f"before operation {operation} of {whole.operations}")
-            children.run(_with_cache(lambda w=work, k=operation: _dying(w, folder, k), folder))
+            children.run(with_cache(lambda w=work, k=operation: _dying(w, folder, k), _cache(folder)))
         stages[_stage(folder)] += 1
-    outcome = children.run(_with_cache(runs.start(whole.kind, folder), folder))
+    outcome = children.run(with_cache(runs.start(whole.kind, folder), _cache(folder)))
     where = f"{whole.kind.name}, killed {' and '.join(instants)}"
+    return [f"{where}: {failed}" for failed in compared(whole, outcome, folder)]
+
+
+def compared(whole: Whole, outcome: children.Outcome, folder: Path) -> list[str]:
+    """How a run that has ended differs from the whole one."""
     if outcome.kind != "ok":
-        return [f"{where}: {outcome.kind} {outcome.text}"]
+        return [f"{outcome.kind} {outcome.text}"]
     found = runs.contents(folder)
     differ = sorted(name for name in found | whole.bytes if found.get(name) != whole.bytes.get(name))
-    return [f"{where}: differs in {', '.join(differ)}"] if differ else []
+    return [f"differs in {', '.join(differ)}"] if differ else []
 
 
 def _cache(folder: Path) -> Path:
     return folder.with_suffix(".cache")
 
 
-def _with_cache(work: Callable[[], Any], folder: Path) -> Callable[[], Any]:
+def with_cache(work: Callable[[], Any], cache: Path) -> Callable[[], Any]:
     """With a cache of its own: another trial's features must not make this one shorter."""
 
     def cached() -> Any:
-        os.environ["NNCIFT_CACHE"] = str(_cache(folder))
+        os.environ["NNCIFT_CACHE"] = str(cache)
         return work()
 
     return cached

@@ -37,10 +37,12 @@ def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
     cheap = {"influence": "estimated:EstimatedBM25", "features": data["features"], "labels": 200}
     similarity = {"influence": "estimated:EstimatedCosine", "encoder": "embedded", "labels": 200}
-    fitted = folder / "fitted"
-    outcome = children.run(lambda: _select(data["pool"], fitted, cheap))
-    assert outcome.kind == "ok", outcome
+    fitted, embedded = folder / "fitted", folder / "embedded"
+    for earlier, options in ((fitted, cheap), (embedded, similarity)):
+        outcome = children.run(lambda earlier=earlier, options=options: _select(data["pool"], earlier, options))
+        assert outcome.kind == "ok", outcome
     children.load_report(fitted)
+    grown = {"pool": None, "from_run": str(embedded), "append": data["more"]}
     functions: dict[str, dict[str, Any]] = {
         "delift": _NOTHING,
         "selectit": _NOTHING,
@@ -78,6 +80,15 @@ def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
         "recipe of the paper": cheap | {"recipe": "paper"},
         "fitted network": {"network": str(fitted), "features": data["features"]},
         "values of another tool": {"labels_from": data["labels"], "features": data["features"]},
+        "first cut": {"first_cut": 3, "first_cut_encoder": "embedded", "model": data["model"]},
+        "first cut for a target": cheap
+        | {"features": "sentence", "encoder": "embedded", "first_cut": 3, "first_cut_encoder": "embedded"}
+        | {"target": data["target"], "known": data["target"]},
+        "worker processes": {"influence": "gradient-sketch", "model": data["model"], "workers": 2},
+        "labels by worker processes": language_model | {"influence": "delift", "workers": 2},
+        "larger budget": {"pool": None, "from_run": str(fitted), "budget": 20},
+        "appended": grown,
+        "appended, choice kept": grown | {"keep_selection": True},
     }
     tried = {"test": data["target"], "methods": ["lora"], "metrics": ["loss"], "epochs": 1, "encoder": "embedded"}
     compared = {"influence": ["estimated:EstimatedBM25"], "free": ["bm25", "stratified-random"], "seeds": 1}
@@ -108,7 +119,7 @@ def start(kind: Kind, folder: Path) -> Callable[[], Any]:
     return lambda: len(call(options.pop("pool"), output=folder, progress=False, **options).results)
 
 
-def _select(pool: str, folder: Path, options: dict[str, Any]) -> int:
+def _select(pool: str | None, folder: Path, options: dict[str, Any]) -> int:
     import nncift
 
     return len(nncift.select(pool, output=folder, progress=False, **options))
@@ -133,12 +144,12 @@ def _hash(path: Path) -> str:
 def _data(folder: Path) -> dict[str, str]:
     """The pool (plain rows and chats, duplicates among them), targets, features, values, and a random model."""
     rng, paths = random.Random(0), {}
-    for side, n in (("pool", 80), ("target", 24)):
+    for side, n in (("pool", 80), ("target", 24), ("more", 30)):
         path = folder / f"{side}.jsonl"
         path.write_text("".join(json.dumps(_row(side, number, rng)) + "\n" for number in range(n)))
         features = np.random.default_rng(len(side)).standard_normal((n, 8)).astype(np.float32)
         np.save(folder / f"{side}.npy", features)
-        paths |= {side: str(path), "features" if side == "pool" else "target_features": str(folder / f"{side}.npy")}
+        paths |= {side: str(path), "features" if side == "pool" else f"{side}_features": str(folder / f"{side}.npy")}
     pairs = [(f"pool-{i}", f"pool-{j}", rng.random()) for i in range(0, 60, 2) for j in range(1, 40, 3) if i != j]
     lines = [json.dumps({"pool_id": i, "target_id": j, "influence": value}) for i, j, value in pairs]
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n")

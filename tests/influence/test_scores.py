@@ -13,7 +13,8 @@ import references
 from builders import chat, named, prepared, samples
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.influence.ifd import IFD, Perplexity, beginning
-from nncift.influence.selectit import RatingPrompts, SelectIT, answer_tokens, token_rating
+from nncift.influence.ratings import RatingPrompts, answer_tokens, token_rating
+from nncift.influence.selectit import SelectIT
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.prompts import PromptTemplate
 

@@ -16,9 +16,10 @@ from nncift.influence.delift import Delift
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.influence.gradients.gradient_similarity import GradientSimilarity
 from nncift.influence.ifd import IFD, Perplexity
+from nncift.influence.ratings import RatingPrompts
 from nncift.influence.representation_similarity import RepresentationSimilarity
 from nncift.influence.response_similarity import ResponseSimilarity
-from nncift.influence.selectit import RatingPrompts, SelectIT
+from nncift.influence.selectit import SelectIT
 from nncift.models.encoder import embed_texts
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import Conversation

@@ -57,6 +57,11 @@ def test_a_small_matrix_is_computed_once_and_a_large_one_on_access(monkeypatch):
     assert max(asked) == 10  # never the whole
 
 
+@pytest.mark.parametrize(("pool", "targets", "averaged"), [(1 << 17, 1 << 18, 1 << 18), (1 << 18, 1 << 18, 1 << 17)])
+def test_how_many_targets_means_are_over(pool, targets, averaged):
+    assert products.averaged_targets(pool, targets) == averaged
+
+
 def test_means_of_very_many_pairs_are_over_a_sample_of_the_targets(monkeypatch):
     u, v = np.random.default_rng(0).standard_normal((2, 40, 3), dtype=np.float32)
     monkeypatch.setattr(products, "MEANS_EXACT", 400)

@@ -15,6 +15,7 @@ import torch
 from builders import word_rows, write_rows
 from nncift import load_pool, select
 from nncift.cli import main
+from nncift.cli.messages import as_typed
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.datamodels import mean_losses
 from nncift.models.language_model import LanguageModel
@@ -151,6 +152,14 @@ def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
     with pytest.raises(error, match=said) as raised:
         evaluate(Path(places["folder"], "run"), **call)
     assert "\n" not in str(raised.value)
+
+
+def test_a_run_is_not_compared_with_itself(places, tmp_path):
+    run = Path(places["folder"], "run")
+    with pytest.raises(ConfigError, match=r"`against` .* is the run itself") as raised:
+        evaluate(run, test=places["test"], against=run / ".." / "run", output=tmp_path / "out", **options())
+    assert as_typed(raised.value).startswith("--against ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):

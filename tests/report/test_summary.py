@@ -111,6 +111,14 @@ def test_certificate(folder, certificate, line):
         assert line in text
 
 
+def test_means_over_a_sample_of_the_targets_are_said_to_be(folder):
+    selection = Selection(np.array([3, 1]), np.ones(2), 3.0, "facility-location")
+    summary = write_summary(folder, selection, all_pairs=40)
+    assert "nncift_influence" not in summary_text(folder)
+    dataclasses.replace(summary, averaged=[10, 4000]).save(folder.summary)
+    assert "nncift_influence: mean over a random sample of 10 of the 4,000 targets." in summary_text(folder)
+
+
 def test_rows_drawn_at_random_have_neither_influence_nor_optimality(folder):
     selection = Selection(np.array([3, 1]), np.ones(2), 2.0, "mean-influence", certificate=Certificate(2.0, 2.0, 40))
     dataclasses.replace(write_summary(folder, selection, all_pairs=40), exact="random").save(folder.summary)

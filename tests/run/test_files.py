@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,17 @@ def test_a_full_disk_is_one_clear_error():
         Path("/dev/full").write_text("x" * 10)
 
 
+def test_a_copy_that_finds_no_room_names_the_file_that_is_written(tmp_path: Path):
+    """The system's error names the source first."""
+    (tmp_path / "source").write_text("x")
+    refused = pytest.raises(RunError, match=r"no space left on the disk while writing .*copy")
+    with refused, atomic_write(tmp_path / "run" / "copy"):
+        shutil.copyfile(tmp_path / "source", "/dev/full")
+
+
 def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match=r"cannot write .*: work in another folder$"):  # not `output`
         write_json(tmp_path / "file" / "below.json", {})
 
 

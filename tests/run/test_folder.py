@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_a_refused_run_leaves_neither_lock_nor_folder(run):
             raise DataError("row 2 is broken")
         assert run.path.exists() == made
     assert list(run.path.iterdir()) == []
+
+
+def test_a_log_that_a_full_disk_cuts_short_ends_nothing(run, capsys):
+    with run.open({}):
+        pass
+    run.log.unlink()
+    run.log.symlink_to("/dev/full")
+    with run.open({}):
+        logging.getLogger("nncift").info("a stage has ended")
+    assert capsys.readouterr().err == ""
 
 
 def _hold(folder: Path, held, release) -> None:

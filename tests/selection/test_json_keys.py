@@ -35,6 +35,11 @@ def test_only_the_keys_change(text, expected):
     assert with_keys(text, KEYS) == expected
 
 
+def test_members_that_are_left_out():
+    text = '{"a": 1.10, "nncift_weight": 0.5, "b": {"nncift_weight": 1}}'
+    assert with_keys(text, KEYS, without=["nncift_weight"]) == f'{{"a": 1.10, "b": {{"nncift_weight": 1}}, {ADDED}}}'
+
+
 SPACE = st.sampled_from(["", " ", "\t "])
 NAMES = st.sampled_from(["a", "b", "nncift", "nncift_rank2", 'quoted"key', "back\\slash", ""]) | st.text(max_size=4)
 NUMBERS = ["1.10", "1E5", "-0", "12345678901234567890.5", "1e400", "0.30000000000000000001", "true", "null"]

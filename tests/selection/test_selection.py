@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -98,6 +99,16 @@ PLAIN = [{"instruction": "Add", "input": "1 and 2", "output": "3"}, {"instructio
 
 def subset(rows: list[dict], **options) -> Selection:
     return Selection(np.array([1, 0]), np.ones(2), 1.0).with_pool(load_pool(rows, **options))
+
+
+def test_a_subset_of_a_subset_has_nothing_of_the_earlier_choice():
+    stale = {"nncift_rank": 9, "nncift_weight": 3.5, "nncift_phase": 2, "nncift_difficulty": 0.1}
+    chosen = subset([stale | row for row in PLAIN])
+    plain = subset(PLAIN)
+    assert chosen.dataset[:] == plain.dataset[:]
+    weighted = dataclasses.replace(chosen, weights=np.array([1.5, 0.5])).dataset
+    assert weighted["nncift_weight"][:] == [1.5, 0.5]
+    assert "nncift_phase" not in weighted.column_names
 
 
 def test_load_with_the_pool_of_the_run(tmp_path):

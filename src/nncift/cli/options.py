@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
@@ -47,18 +47,29 @@ class _Given:
         object.__setattr__(made, "given", given)
         return made
 
+    @staticmethod
+    def refuse(given: Mapping[str, Any]) -> None:
+        """Refuse options that the command does not take; this one takes all."""
+
     def __post_init__(self) -> None:
         """Check the options as they stand; those that complete an earlier run's are checked with them (`inherited`)."""
+        self.refuse(self.given)
         if not getattr(self, "from_run"):  # noqa: B009 (of `Config`)
             super().__post_init__()  # type: ignore[misc]
 
 
-def options_class(*, without: Collection[str] = (), hidden: Collection[str] = ()) -> type[Config]:
+def options_class(
+    *,
+    without: Collection[str] = (),
+    hidden: Collection[str] = (),
+    refuse: Callable[[Mapping[str, Any]], None] = _Given.refuse,
+) -> type[Config]:
     """`Config` with each field under its heading, and the options of the influence function as NAME=VALUE texts.
 
     Args:
         without: fields that the command line does not take.
         hidden: those that its help leaves out, since they are refused: with a reason, not as a mistyped option.
+        refuse: refuses options by their values as given, before any other check.
     """
     hints = get_type_hints(Config) | dict.fromkeys(_TEXTS, tuple[str, ...])
     optional = () if "from_run" in {*without, *hidden} else ("pool",)  # that of the earlier run
@@ -78,9 +89,8 @@ def options_class(*, without: Collection[str] = (), hidden: Collection[str] = ()
             )
             field = dataclasses.field(default=default, kw_only=given[name].kw_only)
             fields.append((name, Annotated[hint, parameter], field))
-    return dataclasses.make_dataclass(
-        "Options", fields, bases=(_Given, Config), frozen=True, namespace={"__module__": __name__}
-    )
+    namespace = {"__module__": __name__, "refuse": staticmethod(refuse)}
+    return dataclasses.make_dataclass("Options", fields, bases=(_Given, Config), frozen=True, namespace=namespace)
 
 
 if TYPE_CHECKING:

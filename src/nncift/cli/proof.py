@@ -11,20 +11,16 @@ from cyclopts import Group, Parameter, Token
 from nncift.cli.options import OUTPUT, options_class
 from nncift.config import Config
 from nncift.errors import printable
-from nncift.proof.options import CompareOptions, ProofOptions
+from nncift.proof.options import OF_ONE_RUN, CompareOptions, ProofOptions, refuse_of_one_run
 
 _TEST = Group("Test and training", sort_key=-1)
 _OWN = {"influences": "--influence", "budgets": "--budget", "studies": "--study"}  # fields typed by another name
 _OTHERWISE = ("influence", "budget", "output")  # which a comparison takes in a form of its own
-_OF_ONE_RUN = (
-    *("first_cut", "first_cut_encoder", "quota", "cap", "near_duplicates", "maximizer", "from_run", "append"),
-    *("keep_selection", "network", "labels_from", "weights", "order"),
-)
 
 NAMES = {
     field.name: _OWN.get(field.name, f"--{field.name.replace('_', '-')}")
     for field in dataclasses.fields(CompareOptions)
-}
+} | {"against": "--against"}
 """How each field of the options is typed."""
 
 
@@ -67,7 +63,7 @@ if TYPE_CHECKING:
     SelectFlags = Config
 else:
     EvaluateFlags, CompareFlags = map(_proof_class, (ProofOptions, CompareOptions))
-    SelectFlags = options_class(without=_OTHERWISE, hidden=_OF_ONE_RUN)
+    SelectFlags = options_class(without=_OTHERWISE, hidden=OF_ONE_RUN, refuse=refuse_of_one_run)
 
 
 def evaluate(

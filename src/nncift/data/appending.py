@@ -18,8 +18,9 @@ from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.sources.sources import Source
 from nncift.data.writer import PoolWriter
 from nncift.run.checksums import content_hash
-from nncift.run.files import read_json, refuse_damaged
+from nncift.run.files import read_json
 from nncift.run.parts import SampleFolder
+from nncift.run.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

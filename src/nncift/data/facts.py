@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from nncift.run.checksums import verify
-from nncift.run.files import read_json, refuse_damaged
+from nncift.run.files import read_json
 from nncift.run.parts import SampleFolder
 from nncift.run.records import counted
+from nncift.run.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from datasets import Dataset

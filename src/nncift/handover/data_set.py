@@ -32,7 +32,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _COLUMNS = {
     "nncift_rank": "when the row was chosen, from 1",
     "nncift_gain": "its marginal gain of the objective then",
-    "nncift_influence": "its mean influence over the targets",
+    "nncift_influence": "its mean influence over the targets; of very many targets over a random sample",
     "nncift_source": "the source of the row",
     "nncift_weight": "its weight in the loss, mean 1",
     "nncift_difficulty": "its difficulty; larger is harder",

@@ -15,23 +15,19 @@ sample's score is their mean.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-from scipy.special import softmax
 
-from nncift.errors import ConfigError, DataError, ModelError
+from nncift.errors import ConfigError, DataError
 from nncift.influence.base import InfluenceFunction, Setup, Side, Traits, broadcast, look_up
 from nncift.influence.model_functions import LanguageModelFunction
+from nncift.influence.ratings import PARTS, RatingPrompts, answer_tokens, sentence_score, token_rating
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.models.text.chats import Conversation, mean_over_turns, trained_texts
@@ -44,8 +40,6 @@ from nncift.run.shards import SHARD, once_per_sample
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_PARTS = re.compile(r"\{prompt\}|\{response\}")
-
 
 class _Turn(NamedTuple):
     """A turn that is trained on, of the sample with this id."""
@@ -53,37 +47,6 @@ class _Turn(NamedTuple):
     id: str
     prompt: str
     response: str
-
-
-@dataclass(frozen=True)
-class RatingPrompts:
-    """Questions to be answered with 1..levels: text, {prompt}, {response}, and text that asks for it, in this order."""
-
-    levels: int
-    prompts: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.levels < 2 or not self.prompts:
-            raise ConfigError("rating prompts need at least one prompt and two levels")
-        for prompt in self.prompts:
-            pieces = _PARTS.split(prompt)
-            if _PARTS.findall(prompt) != ["{prompt}", "{response}"] or not pieces[0] or not pieces[-1]:
-                raise ConfigError(
-                    f"the rating prompt {prompt[:60]!r} is incomplete",
-                    "it needs text, {prompt}, {response}, and text that asks for the answer, in this order",
-                )
-
-    @classmethod
-    def load(cls, path: str | Path | None = None) -> Self:
-        """Read `{"levels": K, "prompts": [...]}` from a JSON file, by default `rating_prompts.json`."""
-        source = files("nncift.influence") / "rating_prompts.json" if path is None else Path(path)
-        try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-            return cls(int(data["levels"]), tuple(str(prompt) for prompt in data["prompts"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} contains no rating prompts", 'give a JSON file {"levels": 5, "prompts": ["..."]}'
-            ) from error
 
 
 class SelectIT(LanguageModelFunction):
@@ -213,7 +176,7 @@ class SelectIT(LanguageModelFunction):
 
     def _ratings(self, model: LanguageModel, rating_prompt: str, turns: Sequence[_Turn]) -> np.ndarray:
         """Token-level ratings of turns under one rating prompt, (n,) float64."""
-        answers = answer_tokens(model, _PARTS.split(rating_prompt)[-1], self.rating_prompts.levels)
+        answers = answer_tokens(model, PARTS.split(rating_prompt)[-1], self.rating_prompts.levels)
         before, queries = self._render(model, rating_prompt, turns)
         logits = model.next_token_logits(model.prefix(before), queries, answers, batch_size=self.batch_size)
         return token_rating(logits, softmax_again=self.softmax)
@@ -222,7 +185,7 @@ class SelectIT(LanguageModelFunction):
         self, model: LanguageModel, rating_prompt: str, turns: Sequence[_Turn]
     ) -> tuple[list[int], list[list[int]]]:
         """A rating prompt in token ids: the prefix shared by all turns, and the rest for each."""
-        before, between, after = model.encode(_PARTS.split(rating_prompt))
+        before, between, after = model.encode(PARTS.split(rating_prompt))
         room = self._room(model, before, between, after)
         queries = []
         prompts, responses = (model.encode([turn[side] for turn in turns]) for side in (1, 2))
@@ -250,7 +213,7 @@ class SelectIT(LanguageModelFunction):
         def refuse(sample: Conversation) -> str | None:
             if not rooms:
                 for model in (spec.tokenization for spec in self.models):
-                    pieces = (model.encode(_PARTS.split(prompt)) for prompt in self.rating_prompts.prompts)
+                    pieces = (model.encode(PARTS.split(prompt)) for prompt in self.rating_prompts.prompts)
                     rooms.append((model, min(self._room(model, *some) for some in pieces)))
             try:
                 for (model, room), turn in product(rooms, sample.parts):
@@ -267,37 +230,3 @@ def _turns(rows: Dataset) -> list[list[_Turn]]:
     """The turns of each sample."""
     samples = zip(rows["id"], trained_texts(rows), strict=True)
     return [[_Turn(name, *texts) for texts in turns] for name, turns in samples]
-
-
-def answer_tokens(model: LanguageModel, cue: str, levels: int) -> list[int]:
-    """Token ids of the answers "1".."levels" after the cue; raises `ModelError` unless each is a token of its own."""
-    (before,) = model.encode([cue])
-    answers = [str(level) for level in range(1, levels + 1)]
-    tokens = []
-    for answer, ids in zip(answers, model.encode([cue + answer for answer in answers]), strict=True):
-        if len(ids) != len(before) + 1 or ids[:-1] != before:
-            raise ModelError(
-                f"{answer!r} is not a single token of {model.name!r} after {cue[-20:]!r}",
-                "end the rating prompts in another way, use fewer levels, or take another model",
-            )
-        tokens.append(ids[-1])
-    if len(set(tokens)) < levels:
-        raise ModelError(
-            f"several of the answers 1..{levels} are the same token of {model.name!r}", "take another model"
-        )
-    return tokens
-
-
-def token_rating(logits: np.ndarray, *, softmax_again: bool = False) -> np.ndarray:
-    """The most probable answer times its mean margin over the others, (n,) float64 in [0, K], from logits (n, K)."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    if softmax_again:
-        probabilities = softmax(probabilities, axis=1)
-    best = probabilities.argmax(axis=1)
-    margins = probabilities.max(axis=1, keepdims=True) - probabilities
-    return np.asarray((best + 1) * margins.sum(axis=1) / (logits.shape[1] - 1))
-
-
-def sentence_score(ratings: np.ndarray, alpha: float) -> np.ndarray:
-    """Mean over prompts of ratings (prompts, n), penalized by their standard deviation, (n,)."""
-    return np.asarray(ratings.mean(axis=0) / (1 + alpha * ratings.std(axis=0)))

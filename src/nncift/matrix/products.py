@@ -56,6 +56,11 @@ def product_matrix(
     return in_memory(matrix) if 4 * matrix.shape[0] * matrix.shape[1] <= held else matrix
 
 
+def averaged_targets(n_pool: int, n_target: int) -> int:
+    """How many targets row means are over: all, or of very many as many as `MEANS_EXACT` pairs allow."""
+    return n_target if n_pool * n_target <= MEANS_EXACT else max(MEANS_EXACT // n_pool, 1)
+
+
 class ProductMatrix(InfluenceMatrix):
     """Computed block by block; made by `product_matrix`."""
 
@@ -73,9 +78,8 @@ class ProductMatrix(InfluenceMatrix):
     @property
     def averaged(self) -> slice | np.ndarray:
         """As of `InfluenceMatrix`; with more than `MEANS_EXACT` pairs a random sample."""
-        if self.shape[0] * self.shape[1] <= MEANS_EXACT:
+        if (count := averaged_targets(*self.shape)) == self.shape[1]:
             return super().averaged
-        count = max(MEANS_EXACT // self.shape[0], 1)
         return np.sort(np.random.default_rng(0).permutation(self.shape[1])[:count])
 
     def row_means(self) -> np.ndarray:

@@ -88,6 +88,8 @@ def evaluate(
     """
     check_installed()
     sides = [_Side.of("run", run), *([] if against is None else [_Side.of("against", against)])]
+    if against is not None and sides[0].folder.path.samefile(sides[1].folder.path):
+        raise ConfigError(f"`against` {os.fspath(against)} is the run itself", "give another run, or leave it out")
     proof, config = _options(sides[0], test, options)
     trials = [_trials(side, proof, config.seed) for side in sides]
     folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))

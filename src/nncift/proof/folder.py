@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nncift.errors import RunError
 from nncift.run.checksums import CHECKSUMS, begin, cut_torn_line, verify_folder
-from nncift.run.files import read_json, refuse_damaged, remove, write_json
+from nncift.run.files import read_json, remove, write_json
 from nncift.run.folder import RunFolder
+from nncift.run.refusals import cannot_lock, refuse_damaged
 
 
 class ProofFolder:
@@ -53,15 +53,16 @@ class ProofFolder:
             RunError: it holds something else, cannot be made, or a file in it is damaged.
         """
         self.run.check(config)
-        with self.locked(), refuse_damaged(self.path, "cannot be checked"):
-            new = not self.run.config.exists()
-            if new and not (self.path / CHECKSUMS).exists():
-                begin(self.path)
-            cut_torn_line(self.path)
-            verify_folder(self.path)
-            self.run.check(config)
-            if new:
-                write_json(self.run.config, dict(config))
+        with self.locked():
+            with refuse_damaged(self.path, "cannot be checked"):
+                new = not self.run.config.exists()
+                if new and not (self.path / CHECKSUMS).exists():
+                    begin(self.path)
+                cut_torn_line(self.path)
+                verify_folder(self.path)
+                self.run.check(config)
+                if new:
+                    write_json(self.run.config, dict(config))
             try:
                 yield
             except Exception:
@@ -86,8 +87,7 @@ class ProofFolder:
             lock = FileLock(self.run.lock)
             lock.acquire()
         except OSError as error:
-            problem = f"cannot make or lock the folder {self.path} ({error.strerror})"
-            raise RunError(problem, "choose another `output`") from error
+            raise cannot_lock(self.run.lock, error) from error
         try:
             yield
         finally:

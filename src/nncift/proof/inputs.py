@@ -23,7 +23,7 @@ from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.proof.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.folder import ProofFolder
 from nncift.proof.held_out import read_test, refuse_overlap
-from nncift.proof.options import CompareOptions
+from nncift.proof.options import CompareOptions, refuse_of_one_run
 from nncift.proof.selectors import Kind, Ranking, Selector, as_file_name
 from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored
 from nncift.proof.trials import Bench
@@ -44,17 +44,6 @@ _UNLEARNED: dict[str, Any] = {
 """Options of a run that learns nothing."""
 _UNARRANGED: dict[str, Any] = {"verify": None, "phases": None, "difficulty": None}
 """Options that concern some of the choices alone, so that the runs of a folder do not depend on them."""
-_ONE_RUN = (
-    *("output", "from_run", "append", "keep_selection", "network", "labels_from", "quota", "cap"),
-    *("near_duplicates", "maximizer", "first_cut", "first_cut_encoder"),
-)
-"""Options of `select` that a comparison does not take."""
-_INSTEAD = dict.fromkeys(
-    ("quota", "cap"),
-    "leave it out; to compare within quotas, run `select` with them for each function and for random, and `evaluate`"
-    " one run against the other",
-)
-"""What to do where a comparison does not take an option: its choices serve budgets in rows and in tokens at once."""
 _PHASES = 3
 
 
@@ -261,6 +250,7 @@ def prepare(
 def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, Any]]:
     """The options of the comparison, and those of its runs."""
     own, others = CompareOptions.split(options)
+    refuse_of_one_run(others)
     if (influence := others.pop("influence", None)) is not None:
         own["influences"] = (influence,) if isinstance(influence, str) else tuple(influence)
     if (budget := others.pop("budget", None)) is not None:
@@ -273,16 +263,9 @@ def _options(test: SourceLike | None, options: Mapping[str, Any]) -> tuple[Compa
     if str(others.get("labels")).strip() == "0":
         problem = "`labels` 0 estimates nothing, and gradient-sketch, which a run takes then, is compared as it is"
         raise ConfigError(problem, "leave it out, and name gradient-sketch in `influence`")
-    for name in _ONE_RUN:
-        if others.get(name) is not None:
-            raise ConfigError(f"`{name}` is for one run", _INSTEAD.get(name, "leave it out"))
     for name in ("phases", "difficulty"):
         if others.get(name) is not None and "phased" not in proof.methods:
             raise ConfigError(f"`{name}` is of phased training", "add phased to `methods`, or leave it out")
-    if others.get("weights"):
-        raise ConfigError("`weights` is for one run", "add weighted to `methods` instead")
-    if others.get("order", "gain") != "gain":
-        raise ConfigError("`order` is for one run", "leave it out; `methods` phased trains from easy to hard")
     if others.get("influence_options") and len(proof.influences) != 1:
         raise ConfigError("`influence_options` are those of one function", "give one `influence`")
     return proof, others | {"influence": proof.influences[0] if len(proof.influences) == 1 else None}

@@ -18,6 +18,18 @@ STUDIES = ("labels", "labels-subset", "depth", "width", "learning-rate")
 """The studies of the paper that a comparison can repeat."""
 _ADDED = ("methods", "seeds", "influences", "budgets", "free", "exact", "curve", "units", "objectives", "studies")
 """Options of a comparison that only add rows to its table, so that the same folder takes other values of them."""
+_WITHIN_QUOTAS = (
+    "leave it out; to compare within quotas, run `select` with them for each function and for random, and `evaluate`"
+    " one run against the other"
+)  # the choices of a comparison serve budgets in rows and in tokens at once
+OF_ONE_RUN = {
+    **dict.fromkeys(("from_run", "append", "keep_selection", "network", "labels_from"), "leave it out"),
+    **dict.fromkeys(("near_duplicates", "maximizer", "first_cut", "first_cut_encoder"), "leave it out"),
+    **dict.fromkeys(("quota", "cap"), _WITHIN_QUOTAS),
+    "weights": "add weighted to `methods` instead",
+    "order": "leave it out; `methods` phased trains from easy to hard",
+}
+"""Options of `select` that a comparison does not take, and what to do instead."""
 _LEAST = {"seeds": 1, "shots": 1, "epochs": 1, "tuning_batch_size": 1, "rank": 1, "max_new_tokens": 1}
 
 
@@ -148,3 +160,14 @@ class CompareOptions(ProofOptions):
     def identity(self) -> dict[str, Any]:
         """The options that every trial depends on, ready for JSON."""
         return {name: value for name, value in super().identity().items() if name not in _ADDED}
+
+
+def refuse_of_one_run(options: Mapping[str, Any]) -> None:
+    """Refuse options of `select` that a comparison does not take.
+
+    Raises:
+        ConfigError: the first of them, and what to do instead.
+    """
+    for name, instead in OF_ONE_RUN.items():
+        if options.get(name) not in (None, False, (), "gain"):  # the defaults
+            raise ConfigError(f"`{name}` is for one run", instead)

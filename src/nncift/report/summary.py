@@ -11,6 +11,7 @@ import numpy as np
 
 from nncift.data.facts import PoolFacts, open_samples
 from nncift.labels.pairs import LabelledPairs
+from nncift.matrix.products import averaged_targets
 from nncift.report.warnings import warnings_of
 from nncift.run.costs import Costs, Rates, Work
 from nncift.run.files import read_array, read_json
@@ -68,6 +69,7 @@ def write_summary(
             objective=selection.objective,
         ),
         exact=exact,
+        averaged=_averaged(folder, all_pairs) if exact else None,
         in_place_of=_in_place_of(config, exact),
         measured_by=_measured_by(folder),
         both_sides=_both_sides(folder),
@@ -102,6 +104,14 @@ def _tokens(folder: RunFolder, selection: Selection) -> int | None:
 def _exact_function(folder: RunFolder) -> str:
     """The influence function of a run that computed it exactly for every pair; "" of another run."""
     return str(read_json(folder.function)["name"]) if folder.vectors.is_finished("pool") else ""
+
+
+def _averaged(folder: RunFolder, all_pairs: int) -> list[int] | None:
+    """Over how many targets the mean influence is, and how many there are; None where it is over all."""
+    rows = max(len(read_array(folder.influence)), 1)
+    targets = all_pairs // rows
+    averaged = averaged_targets(rows, targets)
+    return [averaged, targets] if averaged < targets else None
 
 
 def _in_place_of(config: Mapping[str, Any], exact: str) -> str:

@@ -76,6 +76,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines.append(f"Optimality: value {summary.value:.4g}, {optimal}.")
     if summary.sparseness is not None:
         lines.append(f"Sparse: {summary.sparseness['text']}.")
+    if summary.averaged is not None:
+        lines.append(f"nncift_influence: {averaged_text(summary.averaged)}.")
     if summary.arrangement:
         lines.append(f"Arranged: {summary.arrangement}.")
     if (verification := Verification.find(run.verification)) is not None:
@@ -86,6 +88,11 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
     return "\n".join(printable(line) for line in lines)
+
+
+def averaged_text(averaged: Sequence[int]) -> str:
+    """What mean influence is over, where that is not all targets."""
+    return f"mean over a random sample of {averaged[0]:,} of the {averaged[1]:,} targets"
 
 
 def group_lines(groups: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from nncift.run.files import read_json, refuse_damaged, write_json
+from nncift.run.files import read_json, write_json
 from nncift.run.records import Record
+from nncift.run.refusals import refuse_damaged
 
 _log = logging.getLogger("nncift")
 

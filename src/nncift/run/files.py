@@ -7,7 +7,6 @@ and infinities. Every file of a run folder has a checksum (`checksums`), which a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import json
@@ -21,24 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DependencyError, RunError
 from nncift.run.checksums import DIFFERS, PARTIAL, Checksums, recorded, text_bytes, text_hash, verify
+from nncift.run.refusals import AGAIN, cannot_write, refuse_damaged
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 _SEAL = "checksum"  # key of a sealed JSON file
-_AGAIN = "run the same command again"
-_REASONS = {  # why a file cannot be written, and the remedy
-    errno.ENOSPC: ("no space left on the disk while writing {}", f"free some and {_AGAIN}"),
-    errno.EDQUOT: ("no space left in the disk quota while writing {}", f"free some and {_AGAIN}"),
-    errno.EFBIG: ("{} exceeds the largest size of a file", f"raise the limit (ulimit -f) and {_AGAIN}"),
-    errno.EMFILE: ("too many open files while writing {}", f"raise the limit (ulimit -n) and {_AGAIN}"),
-    errno.ENFILE: ("too many open files in the system while writing {}", f"close some and {_AGAIN}"),
-    errno.EIO: ("the disk failed while writing {}", "check the disk, or choose another `output`"),
-}
-_IN_THE_WAY = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY}
-_IN_THE_WAY |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.EBUSY}  # the last of a mounted folder
-
 _working: set[Path] = set()  # run folders that this process works in
 
 
@@ -69,7 +57,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         remove(temporary)
         _check_there(path)
-        if (refused := _cannot_write(path, error)) is not None:
+        if (refused := cannot_write(path, error)) is not None:
             raise refused from error
         raise
     except Exception:
@@ -98,24 +86,7 @@ def working_in(folder: Path) -> Iterator[None]:
 def _check_there(path: Path) -> None:
     for folder in _working.intersection(path.absolute().parents):
         if not folder.is_dir():
-            raise RunError(f"{folder} was removed while the run was working in it", _AGAIN)
-
-
-def _cannot_write(path: Path, error: OSError) -> RunError | None:
-    """The error in one line; None where it is no error of a file."""
-    if isinstance(error.filename, str | bytes) and error.errno is not None:
-        file = Path(os.fsdecode(error.filename))
-        if not (file.is_relative_to(path.parent) or path.parent.is_relative_to(file)):  # a source of the data
-            return RunError(f"cannot open {file} ({error.strerror})", f"make it readable, and {_AGAIN}")
-    if error.errno in _REASONS:
-        problem, fix = _REASONS[error.errno]
-        return RunError(problem.format(path), fix)
-    if error.errno in _IN_THE_WAY:
-        return RunError(f"cannot write {path} ({error.strerror})", "choose another `output`")
-    if error.errno is None and "requested and" in str(error):  # numpy's, for any reason
-        fix = f"check the space on the disk and the largest size of a file (ulimit -f), and {_AGAIN}"
-        return RunError(f"cannot write all of {path}", fix)
-    return None
+            raise RunError(f"{folder} was removed while the run was working in it", AGAIN)
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
@@ -149,23 +120,6 @@ def remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # an error that led here is the one to report
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def refuse_damaged(path: Path, problem: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn these errors of reading `path`, and the system's, into a RunError: the path, the problem and its repair."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist", "is this the folder of a finished run?") from error
-    except Exception as error:
-        if not isinstance(error, (OSError, *kinds)):
-            raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise RunError(f"cannot open {path} ({error.strerror})", f"make it readable, and {_AGAIN}") from error
-        if (checksums := Checksums.of(path)) is not None:
-            raise checksums.refusal(checksums.name(path), problem) from error
-        raise RunError(f"{path} {problem}", f"remove the file and {_AGAIN}") from error
 
 
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:

@@ -25,8 +25,9 @@ from nncift.run.checksums import (
     text_hash,
     verify_folder,
 )
-from nncift.run.files import json_text, read_json, refuse_damaged, remove, working_in, write_json
+from nncift.run.files import json_text, read_json, remove, working_in, write_json
 from nncift.run.parts import ExplorerFolder, FeatureFolder, FirstCutFolder, LabelFolder, SampleFolder
+from nncift.run.refusals import cannot_lock, refuse_damaged
 from nncift.run.vectors import VectorFolder
 
 NETWORK_FILES = ("config.json", "model.safetensors")
@@ -209,14 +210,11 @@ class RunFolder:
             if not self.lock.exists():  # the process that held it before was refused, and removed it
                 raise Timeout(str(self.lock))
         except Timeout as error:
-            raise RunError(
-                f"another process is working in {self.path}", "wait for it, or choose another `output`"
-            ) from error
+            problem = f"another process is working in {self.path}"
+            raise RunError(problem, "wait until it ends, or work in another folder") from error
         except OSError as error:
             _remove_empty(made)
-            raise RunError(
-                f"cannot make or lock the run folder {self.path} ({error.strerror})", "choose another `output`"
-            ) from error
+            raise cannot_lock(self.lock, error) from error
         try:
             yield
         finally:
@@ -229,7 +227,7 @@ class RunFolder:
     def _logged(self) -> Iterator[None]:
         """Append the messages of the logger "nncift" inside the block to the log: finished stages, halved batches."""
         with refuse_damaged(self.log, "cannot be written"):
-            handler = logging.FileHandler(self.log, encoding="utf-8")
+            handler = _Diary(self.log, encoding="utf-8")
         logger = logging.getLogger("nncift")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         level = logger.level
@@ -240,7 +238,8 @@ class RunFolder:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
     @property
     def _costly(self) -> tuple[FeatureFolder | LabelFolder | VectorFolder | FirstCutFolder, ...]:
@@ -251,6 +250,13 @@ class RunFolder:
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != self.lock.name:
                 remove(path)
+
+
+class _Diary(logging.FileHandler):
+    """A log that a full disk cuts short, without a word: what the run itself cannot write, it reports."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing on the terminal."""
 
 
 def _remove_empty(folders: list[Path]) -> None:

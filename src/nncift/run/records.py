@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from nncift.run.files import read_json, refuse_damaged, write_json
+from nncift.run.files import read_json, write_json
+from nncift.run.refusals import refuse_damaged
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,7 @@ class Summary(Record):
     sources: dict[str, list[int]] | None = None  # name to samples selected and samples there; None of a single source
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
+    averaged: list[int] | None = None  # targets that mean influence is over, of how many; None where it is over all
     in_place_of: str = ""  # name of the one that this is the estimate of, with `labels` 0
     measured_by: str = ""  # name of the one that measured the shortlist of that, from which the subset is chosen
     both_sides: dict[str, Any] | None = None  # whether labels on both sides are "used" by the network, and "why"

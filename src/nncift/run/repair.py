@@ -21,11 +21,11 @@ from nncift.run.files import (
     read_json,
     read_table,
     read_tensors,
-    refuse_damaged,
     remove,
 )
 from nncift.run.folder import RunFolder
 from nncift.run.records import counted
+from nncift.run.refusals import refuse_damaged
 
 _AGAIN = "the same command writes it again"
 _CHECKPOINT = re.compile(r"epoch-(\d+)")

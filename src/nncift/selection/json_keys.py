@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # A string, a bracket, a comma; whatever lies between them (numbers, literals, colons, white space) is passed over.
@@ -18,15 +18,17 @@ _LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")  # between tokens always: in a str
 _SPACE = " \t"
 
 
-def with_keys(text: str, keys: Mapping[str, Any]) -> str:
+def with_keys(text: str, keys: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
     """A valid JSON object's text, on one line, with `keys` as its last members in place of its own of those names.
 
     Args:
         text: the object; a line break in it becomes a space.
         keys: their values, as `json` writes them.
+        without: names of other members that are left out.
     """
     text = _LINE_BREAK.sub(" ", text.strip())
-    kept = [member for member in _members(text) if _name(member) not in keys]
+    removed = {*keys, *without}
+    kept = [member for member in _members(text) if _name(member) not in removed]
     members = ",".join(kept)
     body = members.rstrip(_SPACE)
     return "{" + body + (", " if body else "") + json.dumps(keys)[1:-1] + members[len(body) :] + "}"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 RANK, GAIN, INFLUENCE = "nncift_rank", "nncift_gain", "nncift_influence"
 SOURCE = "nncift_source"  # of rows from several sources, the name of theirs
 OPTIONAL = {"weights": "weight", "difficulty": "difficulty", "phase": "phase"}  # attribute to column, and nncift_ key
+_OF_A_CHOICE = {f"nncift_{name}" for name in OPTIONAL.values()}  # those in the pool's rows are of an earlier choice
 _METADATA = ("value", "objective", "objective_options", "served", "certificate", "groups", "sparseness")  # of the table
 _RECORDS = {
     "served": TargetsServed,
@@ -131,7 +132,8 @@ class Selection:
         """The selected rows in their original columns, with nncift_rank (from 1), nncift_gain, nncift_influence.
 
         Rows of a pool from several sources also have nncift_source; with weights, difficulty or phases, they have
-        nncift_weight, nncift_difficulty and nncift_phase. A column whose values have no common Arrow type, or one that
+        nncift_weight, nncift_difficulty and nncift_phase; without them these are left out, should the rows have them
+        from an earlier choice. A column whose values have no common Arrow type, or one that
         Parquet cannot hold, has each value's JSON text instead. Without a pool, this and the other methods that need
         one raise a ConfigError.
         """
@@ -243,7 +245,7 @@ class Selection:
         for i, row in enumerate(self._rows("original", optional=("source",))):
             source = {} if row.get("source") is None else {SOURCE: row["source"]}
             ours, others = ({name: values[i] for name, values in each.items()} for each in (keys, more))
-            yield with_keys(row["original"], {**ours, **source, **others})
+            yield with_keys(row["original"], {**ours, **source, **others}, without=_OF_A_CHOICE)
 
     def _optional(self) -> dict[str, np.ndarray]:
         """Weights, difficulty and phases, those that there are, by the names of their columns."""

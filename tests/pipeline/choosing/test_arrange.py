@@ -201,7 +201,7 @@ def test_a_verified_subset_within_tokens_from_several_sources(options, tiny_mode
         ({"difficulty": "bm25"}, "`difficulty` bm25 gives values that depend on the target: give one of .*perplexity"),
         ({"difficulty": "lossval"}, "lossval gives values that depend on all samples together"),
         ({"difficulty": "response"}, "row 1, field 'response': the difficulty is not a number"),
-        ({"difficulty": "score", "phases": 12}, "`phases` is 12, and 11 samples are selected"),
+        ({"difficulty": "score", "phases": 12}, "`phases` 12 is more than the 11 selected samples"),
         ({"difficulty": "os:path"}, "os:path is neither a class nor a factory"),
     ],
 )

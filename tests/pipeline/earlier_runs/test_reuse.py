@@ -16,6 +16,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.select import select
+from pipeline_runs import contents, stopped_at
 
 RUN_FILES = ("labels/labels.parquet", "labels/plan.json", "network/model.safetensors", "fidelity.json", "influence.npy")
 
@@ -73,16 +74,12 @@ def earlier(files, tmp_path_factory) -> Path:
     return run
 
 
-def state(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def notes(folder: Path) -> dict[str, str]:
     return json.loads((folder / "taken.json").read_text())["notes"]
 
 
 def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path: Path):
-    before = state(earlier)
+    before = contents(earlier)
     select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "again")
     select(**files, influence="builders:EstimatedBM25", labels=120, budget=9, seed=3, output=tmp_path / "fresh")
     for name in (*RUN_FILES, "selection.parquet", "subset.jsonl"):
@@ -94,7 +91,7 @@ def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path
         "network": "network and fidelity: taken",
         "selection": "selection: chosen anew (`eta` is 1.33333)",
     }
-    assert state(earlier) == before  # untouched
+    assert contents(earlier) == before  # untouched
 
 
 def test_the_command_line_says_what_was_taken(files, earlier, tmp_path: Path, capsys):
@@ -182,23 +179,14 @@ def test_targets_in_memory_are_taken(files, tmp_path: Path):
     assert notes(tmp_path / "again")["labels"] == "labels: 56 pairs taken"
 
 
-def test_killed_while_taking_over_it_ends_with_the_same_bytes(files, earlier, tmp_path: Path, monkeypatch):
+def test_killed_while_taking_over_it_ends_with_the_same_bytes(files, earlier, tmp_path: Path):
     select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "whole")
-    whole = state(tmp_path / "whole")
-    for stop in ("function.json", "plan.json", "network", "fidelity.json"):
-        plain = Path.replace
-
-        def dead(self, destination, stop=stop, plain=plain):
-            if Path(destination).name == stop:
-                raise KeyboardInterrupt
-            return plain(self, destination)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", dead)
-            with pytest.raises(KeyboardInterrupt):
-                select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "killed")
+    whole = contents(tmp_path / "whole")
+    for stop in ("function.json", "labels/plan.json", "network", "fidelity.json"):
+        with stopped_at(tmp_path / "killed" / stop, after=False):
+            select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "killed")
     select(files["pool"], from_run=earlier, budget=9, output=tmp_path / "killed")
-    killed = state(tmp_path / "killed")
+    killed = contents(tmp_path / "killed")
     assert set(killed) == set(whole)
     for name in (*RUN_FILES, "taken.json", "subset.jsonl", "selection.parquet"):
         assert killed[name] == whole[name], name

@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 
 from nncift.errors import ConfigError, DataError, ModelError
 from nncift.evaluation.answers.items import Items, choose_wording
-from nncift.influence.selectit import answer_tokens
+from nncift.influence.ratings import answer_tokens
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.chats import Style
 

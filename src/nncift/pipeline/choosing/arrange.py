@@ -22,6 +22,7 @@ from nncift.labels.work import grid_work
 from nncift.pipeline.components.model_files import identities
 from nncift.run.costs import PlannedCost
 from nncift.run.files import read_json, remove, write_json
+from nncift.run.records import counted
 from nncift.run.registry import is_known, resolve, suggest
 from nncift.selection.arrangement import arranged
 
@@ -167,7 +168,8 @@ def check_arrangement(run: Run) -> None:
     """
     phases = run.config.phases
     if phases is not None and run.budget.max_tokens is None and phases > (count := run.budget.count(run.size("pool"))):
-        raise ConfigError(f"`phases` is {phases}, and {count} samples are selected", "give fewer, or a larger `budget`")
+        problem = f"`phases` {phases} is more than the {counted(count, 'selected sample')}"
+        raise ConfigError(problem, "give fewer, or a larger `budget`")
     if run.difficulty is not None:
         run.difficulty.check(run.pool.rows, run.target.rows)
 

@@ -21,8 +21,9 @@ from nncift.pipeline.earlier_runs.growing import samples_budgeted, selection_kep
 from nncift.pipeline.inputs.featurize import cost_of_features
 from nncift.run.checksums import verify
 from nncift.run.costs import PlannedCost, seconds_of
-from nncift.run.files import atomic_write, refuse_damaged, remove
+from nncift.run.files import atomic_write, remove
 from nncift.run.records import counted
+from nncift.run.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from pathlib import Path
