@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nncift.estimator.acquisition import Posterior
 from nncift.estimator.covariance import CHUNK, SHARPNESS, Side, rounded, same_samples, similarities, unit_blocks
-from nncift.estimator.left_out import BothSides, compared
+from nncift.estimator.left_out import BothSides
 from nncift.estimator.likelihood import (
     LIKELIHOOD_PAIRS,
     Theta,
@@ -74,10 +74,9 @@ class GaussianProcess(PosteriorMean):
             self.both_sides = (
                 None if among is None else BothSides(False, "a network is given, whose errors are learned")
             )
-        grid, theta, alike = self._with_prior_mean(pool, target, labels)
         if among is not None and not self.pointwise and prior is None:
-            of_vectors = self._with_vectors(pool, target, labels, among, (grid, theta))
-            grid, theta, alike = of_vectors or (grid, theta, alike)
+            of_vectors = self._with_vectors(pool, target, labels, among)
+        grid, theta, alike = of_vectors or self._with_prior_mean(pool, target, labels)
         solved = solve(theta, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * theta["terms"]).exp() / grid.term_std
@@ -101,30 +100,22 @@ class GaussianProcess(PosteriorMean):
         self.__dict__.pop("posterior", None)  # of an earlier fit
 
     def _with_vectors(
-        self,
-        pool: Features,
-        target: Features,
-        labels: LabelledPairs,
-        among: LabelledPairs,
-        of_pairs: tuple[LabelledGrid, Theta],
+        self, pool: Features, target: Features, labels: LabelledPairs, among: LabelledPairs
     ) -> tuple[LabelledGrid, Theta, float] | None:
         """What a process of vectors leaves of each row that it did not see, its hyperparameters, and the unit.
 
-        None if there is no such process, or `of_pairs`, the labels and hyperparameters of the process over pairs,
-        predicts the labelled rows better.
+        None if there is no such process, or it does not predict these rows; `both_sides` says so.
         """
-        grid, theta = of_pairs
-        if grid.projections[0] is not grid.projections[1]:
+        whole = LabelledGrid.of(pool, target, labels, pointwise=False)
+        if whole.projections[0] is not whole.projections[1]:
             self.both_sides = BothSides(False, "pool and targets have different features")
             return None
-        vectors = VectorProcess.of(grid.projections[0], pool, target, labels, among)
+        vectors = VectorProcess.of(whole.projections[0], pool, target, labels, among)
         if vectors is None:
             self.both_sides = BothSides(False, "the targets' influence on each other is that of no vectors")
             return None
         targets = np.intersect1d(among.target_index, labels.target_index)
-        found = compared(vectors, theta, grid, labels, targets, seed=self.seed)
-        few = "too few labelled pool samples to compare gradients with labelled pairs"
-        self.both_sides = BothSides(found is None or found.by_vectors, str(found or few), found)
+        self.both_sides = BothSides.judged(vectors, labels, targets, seed=self.seed)
         if not self.both_sides.used:
             return None
         labels = labels.take(np.isin(labels.target_index, targets))

@@ -130,25 +130,19 @@ def solve(theta: Theta, grid: LabelledGrid) -> Tensor:
     if len(grid.value) <= DENSE_PAIRS:
         factor = torch.linalg.cholesky(_covariance(theta, grid))
         return _scatter(torch.cholesky_solve(grid.value[:, None], factor)[:, 0], grid)
-    product, counts = expectation(theta, grid), _scatter(torch.ones_like(grid.value), grid)
+    pool_main, pool, target, target_main = kernels(theta, grid)
+    counts = _scatter(torch.ones_like(grid.value), grid)
     mask = counts.clamp(max=1)
     noise = (theta["noise"].exp() + _MIN_NOISE) * grid.scale.square() / counts.clamp(min=1)
-    right = _scatter(grid.value, grid) / counts.clamp(min=1)
-    return conjugate_gradients(lambda x: mask * (product(x) + noise * x), right)
-
-
-def expectation(theta: Theta, grid: LabelledGrid) -> Callable[[Tensor], Tensor]:
-    """What gives all pairs of labelled samples their posterior mean, (n, m), from a solution of `solve`."""
-    pool_main, pool, target, target_main = kernels(theta, grid)
     terms = grid.terms * theta["terms"].exp()[:, None, None]
 
     def product(x: Tensor) -> Tensor:
         scaled = x * grid.scale
         inner = (pool_main @ scaled.sum(1))[:, None] + pool @ scaled @ target
         inner += torch.einsum("tij,t->ij", terms, torch.einsum("tij,ij->t", terms, scaled))
-        return inner * grid.scale + target_main @ x.sum(0)
+        return mask * (inner * grid.scale + target_main @ x.sum(0) + noise * x)
 
-    return product
+    return conjugate_gradients(product, _scatter(grid.value, grid) / counts.clamp(min=1))
 
 
 def conjugate_gradients(

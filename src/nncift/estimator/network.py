@@ -91,8 +91,8 @@ class InfluenceNetwork(ModelHubMixin):
                 are rescaled by least squares; this one is fitted to the residuals.
             among_targets: exact influence of labelled targets on each other, indices into the targets on both sides: of
                 an influence that is an inner product of two samples' gradients, the most that labels can give. Not used
-                with a prior, by the recipe "paper", where the two sides have different features, or where labelled
-                pairs alone predict labelled pool samples better that they did not see; see `both_sides`.
+                with a prior, by the recipe "paper", where the two sides have different features, or where they do not
+                predict labelled pool samples that are left out; see `both_sides`.
 
         Raises:
             ConfigError: the recipe "paper" takes no prior.

@@ -85,8 +85,9 @@ def test_it_is_for_one_language_model(tmp_path: Path):
         ({"influence": "less"}, "0", None),
         ({"network": "pretrained"}, None, "pretrained"),
         ({"network": "runs/mine"}, None, "runs/mine"),
-        ({"influence": "less", "verify": 2}, None, "pretrained"),  # which completes a network's estimate
-        ({"influence": "less", "probes": 2}, None, "pretrained"),
+        ({"influence": "less", "verify": 2}, "0", None),  # less measures the shortlist of gradient-sketch
+        ({"influence": "less", "probes": 2}, None, "pretrained"),  # which complete a network's estimate
+        ({"influence": "less", "probes": 2, "verify": 2}, None, "pretrained"),
     ],
 )
 def test_it_is_taken_without_labels_only_where_it_is_named_or_completed(options, labels, network):

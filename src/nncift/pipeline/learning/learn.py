@@ -64,9 +64,9 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             "influence": described | {"pointwise": pointwise},
             "pairs": len(labels),
         }
-        if (both := network.both_sides) is not None:
-            network.description_["both_sides"] = {"used": both.used, "why": both.why}
-            _log.log(logging.INFO if both.used else logging.WARNING, "network: %s", both)
+        if (found := network.both_sides) is not None:
+            network.description_["both_sides"] = {"used": found.used, "why": found.why}
+            _log.log(logging.INFO if found.used else logging.WARNING, "network: %s", found)
         with atomic_write(run.folder.network) as temporary:
             network.save_pretrained(temporary)
         return network
