@@ -78,14 +78,19 @@ def planned_choice(
     if form == "streamed":
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
-    once = seconds_of(lambda: in_memory(trial), clock) / size
+    once = _median_seconds(lambda: in_memory(trial), clock) / size
     copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)
-    again = seconds_of(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
+    again = _median_seconds(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
     reads = ((_WHOLE_PASSES + _STATISTICS) * passes + certified) * pool * targets
     queue = _EVALUATIONS * passes * pool * _queue_rate(min(pool, _QUEUED), min(targets, _NARROW), clock)
     return Planned((pool + known) * targets * once + _new_memory_seconds(memory, clock) + reads * again + queue, memory)
+
+
+def _median_seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Of three calls, since other processes disturb short ones."""
+    return sorted(seconds_of(work, clock) for _ in range(3))[1]
 
 
 def _new_memory_seconds(size: int, clock: Callable[[], float]) -> float:
