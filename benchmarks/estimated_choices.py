@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", nargs="+", type=int, default=[6, 12], help="rows of 120")
     parser.add_argument("--label-seeds", nargs="+", type=int, default=[0], help="which rows are labelled")
+    parser.add_argument("--training-seeds", nargs="+", type=int, default=[0], help="losses are means over these")
     parser.add_argument("--verify", type=float, default=0, help="size of the shortlist, in budgets; none unless given")
     parser.add_argument("--rows-alone", action="store_true", help="label pool rows alone, not the targets as well")
     parser.add_argument("--sketch", action="store_true", help="choose by gradient-sketch instead of estimates")
@@ -154,7 +155,7 @@ def main() -> None:
     model = LanguageModel.load("embedded")
     samples = Samples(model, options.folder)
     features = read_features(samples.pool, samples.target, "truth", options.folder, model)
-    store = Trainings(samples, options.folder, [0])
+    store = Trainings(samples, options.folder, options.training_seeds)
     seeds, among = [0] if options.sketch else options.label_seeds, None
     if not (options.sketch or options.rows_alone):
         labels = less_among_targets(model, samples.pool, samples.target, options.folder)

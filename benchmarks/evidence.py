@@ -3,7 +3,8 @@
     python benchmarks/evidence.py FOLDER
 
 a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 targets and 150 test rows of these families;
-   and for some of them, 100 targets and 150 test rows of that family alone.
+   and for some of them, 100 targets and 150 test rows of that family alone. `pool-large` has 5,000 rows, the same ones
+   among them; `known` 160 rows of half of the families, and `test-new` the test rows of the others.
 b: Alpaca, 500 rows, 100 targets, 93 test rows.
 c: P3, Alpaca, GSM8K and reasoning-gym mixed, with GSM8K targets and test rows.
 
@@ -30,6 +31,7 @@ Row = dict[str, Any]
 LONGEST = 800  # characters of prompt and response
 FAMILIES = 8  # the largest ones of P3 among such rows
 ALONE = ("gigaword", "qasc")  # families that are a target by themselves: one writes a title, one picks an answer
+LARGE = 5000  # rows of the large pool
 TASKS = ("basic_arithmetic", "caesar_cipher", "family_relationships", "letter_counting", "simple_equations")
 
 
@@ -97,9 +99,15 @@ def main() -> None:
     folder = parser.parse_args().folder
     rows = p3()
     write(folder / "a", pool=rows[:1000], target=rows[1000:1200], test=rows[1200:1350])
+    left = rows[1350:]
     for family in ALONE:
-        own = [row for row in rows[1350:] if row["task"] == family]
-        write(folder / "a", **{f"target_{family}": own[:100], f"test_{family}": own[100:250]})
+        own = [row for row in left if row["task"] == family][:250]
+        left = [row for row in left if row not in own]
+        write(folder / "a", **{f"target_{family}": own[:100], f"test_{family}": own[100:]})
+    write(folder / "a", pool_large=(rows[:1000] + left)[:LARGE])
+    half = sorted({row["task"] for row in rows})[::2]
+    known = [row for row in left[LARGE - 1000 :] if row["task"] in half][:160]
+    write(folder / "a", known=known, test_new=[row for row in rows[1200:1350] if row["task"] not in half])
     rows = alpaca()
     write(folder / "b", pool=rows[:500], target=rows[500:600], test=rows[600:693])
     train, test = gsm8k("train"), gsm8k("test")

@@ -2,11 +2,13 @@
 
     python benchmarks/evidence.py DATA
     python benchmarks/evidence_compare.py DATA --settings gigaword broad --seconds 600
+    python benchmarks/evidence_compare.py DATA --settings gigaword broad --tables
 
 Each process makes choices, then trains, the first seed of every comparison before the second of any, so that a short
-time gives something of each. Comparisons lie in DATA/compared, one folder each; a killed process loses its training
-alone. At the end, or at any time, `nncift compare` with the command that is printed gives the tables: it takes every
-training that is there, and does those that are missing.
+time gives something of each; 30 % of the pool, and choices of equal response tokens, come last. Comparisons lie in
+DATA/compared, one folder each; a killed process loses its training alone. `--tables` writes what the finished trainings
+give, and trains nothing. `nncift compare` with the command that is printed takes every training that is there, and does
+those that are missing.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nncift.proof.compare import cells_of
+from nncift.proof.analysis import analyse, overlaps
+from nncift.proof.cells import Cell
+from nncift.proof.compare import cells_of, costs
 from nncift.proof.inputs import Inputs, prepare
+from nncift.proof.options import FREE
+from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench, Trial
+from nncift.run.files import write_json
 
-CURVE = (25, 50, 100, 200, 400)  # rows of random choices
-ESTIMATED, EXACT = ("less", "delift"), ("less",)
+LATE = 0.2  # of the pool: choices of more rows than this are trained on last
 
 
 @dataclass(frozen=True)
@@ -34,44 +40,75 @@ class Setting:
     """One comparison: files of `evidence.py`, and what is compared."""
 
     letter: str
-    target: str | None
-    test: str
-    exact: tuple[str, ...] = EXACT
+    test: str = "test"
+    target: str | None = None
+    known: str | None = None
+    pool: str = "pool"
+    seeds: int = 3
+    influence: tuple[str, ...] = ("less", "delift")  # estimated
+    exact: tuple[str, ...] = ("less",)
+    free: tuple[str, ...] = FREE
     objectives: tuple[str, ...] = ()
-    curve: tuple[int, ...] = CURVE
+    methods: tuple[str, ...] = ("lora",)
+    units: tuple[str, ...] = ("rows",)
+    budget: tuple[str, ...] = ("0.05", "0.1", "0.3")
+    curve: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)  # rows of random choices
+
+
+def of_default(letter: str, **others: Any) -> Setting:
+    """A setting that looks at the default influence function alone."""
+    own = {"influence": ("gradient-sketch",), "exact": (), "free": ("gradient-sketch",), "budget": ("0.05", "0.1")}
+    return Setting(letter, **{**own, "curve": (50, 100), **others})
+
+
+def large(**others: Any) -> Setting:
+    """A setting with 5,000 rows."""
+    free = ("gradient-sketch", "embedding-similarity", "stratified-random")
+    shared = {"pool": "pool-large", "free": free, "budget": ("0.05",), "curve": (125, 250, 500), "seeds": 5}
+    return of_default("a", **{**shared, **others})
 
 
 OBJECTIVES = ("facility-location-mutual-information", "facility-location", "concave-cover")
 SETTINGS = {
-    "gigaword": Setting("a", "target-gigaword", "test-gigaword", (*EXACT, "delift", "selectit")),
-    "qasc": Setting("a", "target-qasc", "test-qasc"),
-    "gsm8k": Setting("c", "target", "test"),
-    "broad": Setting("a", "target", "test", (*EXACT, "selectit"), OBJECTIVES),
-    "alpaca": Setting("b", "target", "test", curve=(25, 50, 100, 200, 500)),
-    "none": Setting("a", None, "test"),
+    "gigaword": Setting("a", "test-gigaword", "target-gigaword", units=("rows", "tokens")),
+    "qasc": Setting("a", "test-qasc", "target-qasc", units=("rows", "tokens")),
+    "gsm8k": Setting("c", target="target", units=("rows", "tokens")),
+    "broad": Setting("a", target="target"),
+    "none": Setting("a"),
+    "alpaca": Setting("b", target="target", curve=(25, 50, 100, 200, 500)),
+    "large-none": large(),
+    "large-broad": large(target="target"),
+    "large-gigaword": large(test="test-gigaword", target="target-gigaword", seeds=3),
+    "large-qasc": large(test="test-qasc", target="target-qasc", seeds=3),
+    "objectives": of_default("a", target="target", objectives=OBJECTIVES),
+    "methods": of_default("a", methods=("lora", "phased", "weighted")),
+    "methods-qasc": of_default("a", test="test-qasc", target="target-qasc", methods=("lora", "phased", "weighted")),
+    "continual": of_default("a", test="test-new", known="known"),
+    "not-continual": of_default("a", test="test-new"),
 }
 
 
 def sources_of(setting: Setting, data: Path) -> dict[str, str]:
-    """Paths of the pool, the test set and the target."""
-    named = {"pool": "pool", "test": setting.test, "target": setting.target}
+    """Paths of the pool, the test set, the target and the known samples; those that there are."""
+    named = {"pool": setting.pool, "test": setting.test, "target": setting.target, "known": setting.known}
     return {side: str(data / setting.letter / f"{name}.jsonl") for side, name in named.items() if name}
 
 
 def options_of(setting: Setting, given: argparse.Namespace) -> dict[str, Any]:
     """The other options of the comparison."""
-    return {
-        "influence": ESTIMATED,
+    found = {
+        "influence": setting.influence,
         "exact": setting.exact,
-        "budget": ("0.05", "0.1"),
+        "free": setting.free,
+        "objectives": setting.objectives,
+        "methods": setting.methods,
+        "units": setting.units,
+        "budget": setting.budget,
         "curve": tuple(map(str, setting.curve)),
-        "units": ("rows",),
-        "seeds": given.seeds,
-        "model": given.model,
-        "encoder": given.encoder,
-        "dtype": "float32",
-        **({"objectives": setting.objectives} if setting.objectives else {}),
     }
+    shared: dict[str, Any] = {"model": given.model, "encoder": given.encoder, "dtype": given.dtype}
+    shared["seeds"] = given.seeds or setting.seeds
+    return {name: value for name, value in found.items() if value} | shared
 
 
 def command(setting: Setting, given: argparse.Namespace, output: Path) -> str:
@@ -95,12 +132,30 @@ def prepared(given: argparse.Namespace) -> Iterator[tuple[Inputs, Bench]]:
         yield inputs, replace(inputs.bench, model=shared)
 
 
-def trials_of(inputs: Inputs, bench: Bench) -> Iterator[tuple[int, float, Trial]]:
-    """Every trial, with the number of its seed and its place in the table, 0 to 1."""
+def trials_of(inputs: Inputs, bench: Bench) -> Iterator[tuple[tuple[bool, int, float], Trial]]:
+    """Every trial after its place in the order: late ones last, by the number of the seed, and as in the table."""
     cells = cells_of(inputs, bench)
     for place, cell in enumerate(cells):
+        late = cell.unit == "tokens" or cell.budget > LATE * len(inputs.samples)
         for number, trial in enumerate(cell.trials):
-            yield number, place / len(cells), trial
+            yield (late, number, place / len(cells)), trial
+
+
+def tables(inputs: Inputs, bench: Bench) -> None:
+    """Write the results of the cells whose trainings are all there."""
+
+    def finished(cell: Cell) -> bool:
+        return all(bench.path(trial).exists() for trial in cell.trials)
+
+    every = cells_of(inputs, bench)
+    cells = [cell for cell in every if finished(cell)]
+    print(f"{len(cells)} of {len(every)} rows of the table are finished")
+    if cells:
+        records = analyse(cells, bench.scores, bench.response_tokens)
+        results, spent = inputs.facts() | {"cells": records, "overlaps": overlaps(cells)}, costs(inputs, bench, cells)
+        write_json(inputs.folder.results, results)
+        write_json(inputs.folder.costs, spent)
+        write_tables(inputs.folder, results, spent)
 
 
 def main() -> None:
@@ -109,18 +164,24 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--first", type=int, default=0, help="setting that this process makes choices for first")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=None, help="of every setting; its own unless given")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no training is begun")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--encoder", default="embedded")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--tables", action="store_true", help="train nothing, write what is there")
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
+    if given.tables:
+        for inputs, bench in prepared(given):
+            tables(inputs, bench)
+        return
     todo = [
-        (number, place, k, trial, bench)
+        (place, k, trial, bench)
         for k, (inputs, bench) in enumerate(list(prepared(given)))
-        for number, place, trial in trials_of(inputs, bench)
+        for place, trial in trials_of(inputs, bench)
     ]
-    todo.sort(key=lambda one: one[:3])
+    todo.sort(key=lambda one: one[:2])
     for *_, trial, bench in tqdm(todo, desc="trainings", unit=""):
         if time.monotonic() > end:
             break

@@ -3,7 +3,8 @@
     python benchmarks/peers.py --peers-python /path/to/peers-venv/bin/python
 
 All get the same token ids, the same labels, the same model in float32, the same adapter's weights and the same number
-of threads, each in a process of its own on the CPU, one after the other. Loading and a first small batch are not timed.
+of threads, each in a process of its own, one after the other, on the CPU or, bergson alone (`--peers bergson --device
+cuda`), on a GPU. Loading and a first small batch are not timed.
 The peers try a few batch sizes on an eighth of the samples and take the fastest; nncift keeps its default. What each
 makes of the gradients is its own and stands beside its figures, with the root mean square norm of what came out:
 projections keep norms on average, so equal norms mean that the same gradients were taken. nncift runs before and after
@@ -19,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,8 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.locate import embedded_language_model
 from nncift.models.text.examples import encode_examples
 from nncift.training.lora import Lora, adapted, adapter_weights
+from pair_scoring import processor
 from samples import shuffled_samples
-from selection import processor
 
 HERE = Path(__file__).resolve().parent
 MAKE = """python3.11 -m venv PEERS
@@ -56,6 +58,7 @@ PEERS = {
     "dattri-less": Contestant("dattri-llm, LESS", "dattri_gradients.py", "less", "nncift, Adam"),
     "kronfluence": Contestant("kronfluence", "kronfluence_gradients.py", "self", "nncift"),
 }
+ON_GPU = ("bergson",)
 
 
 def write_job(folder: Path, options: argparse.Namespace) -> None:
@@ -74,21 +77,21 @@ def write_job(folder: Path, options: argparse.Namespace) -> None:
             if ".lora_B." in name:  # a fresh one is zero
                 torch.nn.init.normal_(weight, std=0.01, generator=torch.Generator().manual_seed(1))
         adapter.save_pretrained(folder / "adapter")
-    settings = {"model": str(source), "threads": options.threads, "dimension": options.dimension}
+    settings = {name: getattr(options, name) for name in ("device", "threads", "dimension")} | {"model": str(source)}
     (folder / "job.json").write_text(json.dumps(settings))
 
 
-def run(contestant: Contestant, python: str, folder: Path, threads: int) -> dict | None:
+def run(contestant: Contestant, python: str, folder: Path, threads: int, device: str) -> dict | None:
     """What a runner printed, or None when it failed; its last words go to the terminal then."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # each writes beside nothing of another's
         for name in ("job.json", "samples.jsonl", "adapter"):
             (Path(scratch) / name).symlink_to(folder / name)
         settings = {
-            "CUDA_VISIBLE_DEVICES": "",
             "HF_DATASETS_CACHE": f"{scratch}/datasets",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
+            **({} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
         }
         done = subprocess.run(
             [python, str(HERE / "peers" / contestant.script), scratch, "--method", contestant.method],
@@ -105,11 +108,12 @@ def run(contestant: Contestant, python: str, folder: Path, threads: int) -> dict
     return found
 
 
-def has_peers(python: str | None) -> bool:
-    """Whether the peers' python is there and finds them."""
+def has_peers(python: str | None, names: Sequence[str]) -> bool:
+    """Whether the peers' python is there and finds those of some names."""
     if not python:
         return False
-    check = "from importlib.metadata import version; [version(n) for n in ('bergson', 'dattri-llm', 'kronfluence')]"
+    packages = sorted({"dattri-llm" if name.startswith("dattri") else name for name in names})
+    check = f"from importlib.metadata import version; [version(name) for name in {packages}]"
     try:
         return subprocess.run([python, "-c", check], capture_output=True).returncode == 0
     except OSError:
@@ -140,11 +144,15 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=None)
     parser.add_argument("--model", default="embedded", help="a folder, or `embedded`")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers-python", default=os.environ.get("NNCIFT_PEERS_PYTHON"))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     options = parser.parse_args()
-    if not has_peers(options.peers_python):
+    on_cpu = [name for name in options.peers if name not in ON_GPU]
+    if options.device == "cuda" and on_cpu:
+        parser.error(f"{' and '.join(on_cpu)} run on the CPU here: leave them out of --peers")
+    if not has_peers(options.peers_python, options.peers):
         print(
             f"the peers are not found with --peers-python {options.peers_python}; make their environment:\n    {MAKE}\n"
             "then name PEERS/bin/python with --peers-python or NNCIFT_PEERS_PYTHON",
@@ -159,9 +167,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_job(folder, options)
-        results = [(c, run(c, python, folder, options.threads)) for c, python in turns]
+        results = [(c, run(c, python, folder, options.threads, options.device)) for c, python in turns]
 
-    print(f"{processor()}, {os.cpu_count()} cores, {options.threads} threads, float32, {options.model}")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    print(f"{processor()}, {os.cpu_count()} cores, {options.threads} threads, {where}, float32, {options.model}")
     versions = {c.script: found["versions"] for c, found in results if found}
     for who, all_of_them in versions.items():
         print(f"{who:28}" + ", ".join(f"{package} {number}" for package, number in all_of_them.items()))

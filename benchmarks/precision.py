@@ -1,10 +1,12 @@
-"""bfloat16 beside float32 on this CPU: seconds of one thread, and how far features and losses agree.
+"""bfloat16 beside float32: seconds of one thread of the CPU, or of a GPU, and how far features and losses agree.
 
     python benchmarks/precision.py                       # features with the gradient sketch
+    python benchmarks/precision.py --device cuda --rows 1000
     python benchmarks/precision.py --what training       # a LoRA epoch of LESS's warm-up, and of `nncift evaluate`
     python benchmarks/precision.py --what int8           # forward passes, also with int8 products (torch.ao, dynamic)
 
-Both precisions take turns, and CPU seconds are counted, so that other work on the machine disturbs the ratio little.
+Both precisions take turns, and on a CPU its seconds are counted, so that other work on the machine disturbs the ratio
+little.
 What the values are worth: `benchmarks/influence.py judge --dtype bfloat16`.
 """
 
@@ -119,15 +121,16 @@ def int8(specs: dict[str, ModelSpec], rows: Dataset, repeats: int) -> None:
 
 
 def table(title: str, work: Callable[[str], None], samples: int, repeats: int) -> None:
-    """Run the work in each precision in turn, and print the least CPU seconds of each."""
+    """Run the work in each precision in turn, and print the least seconds of each."""
+    clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in DTYPES}
     for _ in range(repeats):
         for name in DTYPES:
-            since = time.process_time()
+            since = clock()
             work(name)
-            seconds[name].append(time.process_time() - since)
+            seconds[name].append(clock() - since)
     plain, half = (min(seconds[name]) for name in DTYPES)
-    rates = f"{samples / plain:.2f} and {samples / half:.2f} samples per CPU second"
+    rates = f"{samples / plain:.2f} and {samples / half:.2f} samples per second"
     print(f"{title}: float32 {plain:.1f} s, bfloat16 {half:.1f} s: {rates}, {plain / half:.2f} times", flush=True)
 
 
@@ -138,12 +141,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"products of bfloat16 in this CPU: {'yes' if multiplies_bfloat16('cpu') else 'no'}")
+    if options.device == "cuda":
+        torch.cuda.init()
+        print(torch.cuda.get_device_name())
+    else:
+        print(f"products of bfloat16 in this CPU: {'yes' if multiplies_bfloat16('cpu') else 'no'}")
     order = np.random.default_rng(5).permutation(short_samples(LONGEST))
     rows = p3()[0].select(np.sort(order[: options.rows]))
-    specs = {name: ModelSpec(options.model, dtype=name, device="cpu") for name in DTYPES}
+    specs = {name: ModelSpec(options.model, dtype=name, device=options.device) for name in DTYPES}
     {"features": features, "training": training, "int8": int8}[options.what](specs, rows, options.repeats)
 
 

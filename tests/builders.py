@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
+from nncift.features.features import Features as Blocks
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.influence.bm25 import BM25
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
@@ -207,3 +208,27 @@ def tokenizer_of_bytes() -> transformers.PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
     )
     return found
+
+
+def smooth_vectors(
+    n: int = 24, m: int = 10, *, topics: int = 4, noise: float = 0.3
+) -> tuple[Blocks, Blocks, np.ndarray, np.ndarray]:
+    """Features of both sides; influence of pool samples and of targets on targets: vectors smooth in the features."""
+    rng, size = np.random.default_rng(0), n + m
+    place = np.eye(topics).repeat(2, axis=0)[rng.integers(2 * topics, size=size)]
+    place += 0.1 * rng.standard_normal((size, topics))
+    blocks = {"sentence": place @ rng.standard_normal((topics, 20)), "scalars": rng.standard_normal((size, 2))}
+    vectors = place @ rng.standard_normal((topics, 30)) + noise * rng.standard_normal((size, 30))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    sides = [
+        Blocks({name: block[part].astype(np.float32) for name, block in blocks.items()})
+        for part in (slice(n), slice(n, None))
+    ]
+    products = 3 * vectors @ vectors[n:].T
+    return sides[0], sides[1], products[:n], products[n:]
+
+
+def pairs_of(influence: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> LabelledPairs:
+    """The labels of rows x columns."""
+    pairs = labelled(influence)
+    return pairs.take(np.isin(pairs.pool_index, rows) & np.isin(pairs.target_index, columns))

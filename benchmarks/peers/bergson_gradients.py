@@ -19,7 +19,7 @@ from bergson.utils.worker_utils import create_processor, setup_data_pipeline, se
 from job import Job, best_batch_size, read_job, report, timed
 
 SIDE = 16  # of the projection of each matrix
-BUDGETS = (512, 1024, 2048)  # the last is bergson's default
+BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (2048, 8192, 32768)}  # 2048 is bergson's default
 
 
 def main(job: Job) -> None:
@@ -51,7 +51,7 @@ def main(job: Job) -> None:
             preprocess_cfg=PreprocessConfig(),
         )
 
-    size = best_batch_size(job, BUDGETS, build)
+    size = best_batch_size(job, BUDGETS[job.device], build)
     seconds, _ = timed(lambda: build(list(range(len(data))), size))
     found = np.asarray(load_gradients(config.partial_run_path))
     what = f"{SIDE} x {SIDE} of each factor, {found.shape[1]:,} numbers on disk; {size} tokens at a time"

@@ -1,8 +1,8 @@
 """What the runners share: the samples and the adapter to read, and the JSON line to print.
 
-A job is a folder: `job.json` (model, threads, dimension), `samples.jsonl` (token ids, and labels that are -100 outside
-the response; the longest sample first, so that batches cut in this order hold little padding) and `adapter/` as peft
-writes it. Needs torch, transformers and peft alone, so that it runs in the
+A job is a folder: `job.json` (model, device, threads, dimension), `samples.jsonl` (token ids, and labels that are -100
+outside the response; the longest sample first, so that batches cut in this order hold little padding) and `adapter/` as
+peft writes it. Needs torch, transformers and peft alone, so that it runs in the
 peers' environment too.
 """
 
@@ -30,6 +30,7 @@ class Job:
 
     folder: Path
     model: str
+    device: str
     dimension: int
     rows: list[dict[str, list[int]]]
     batch_size: int | None
@@ -59,16 +60,17 @@ def read_job(methods: Sequence[str]) -> Job:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    return Job(options.folder, settings["model"], settings["dimension"], rows, options.batch_size, options.method)
+    del settings["threads"]
+    return Job(options.folder, rows=rows, batch_size=options.batch_size, method=options.method, **settings)
 
 
 def adapted_model(job: Job) -> Any:
-    """The model in float32 on the CPU with the job's adapter, in evaluation mode, the adapter's weights trainable."""
+    """The model in float32 with the job's adapter, in evaluation mode, the adapter's weights trainable."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, job.adapter, is_trainable=True).eval()
+    return PeftModel.from_pretrained(base, job.adapter, is_trainable=True).eval().to(job.device)
 
 
 def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -89,9 +91,11 @@ def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Wall and processor seconds, and what the work gave."""
+    """Wall and processor seconds, and what the work gave; a GPU's work is waited for."""
     since, used = time.perf_counter(), time.process_time()
     found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - since, "processor": time.process_time() - used}, found
 
 

@@ -11,12 +11,12 @@ from nncift.training.gradients import Adam, batched_features
 from nncift.training.lora import adapted, adapter_layers, adapter_weights
 from nncift.training.random_projection import SignSketch
 
-DEFAULT = 16  # of batched_features; no other is tried
+SIZES = {"cpu": (16,), "cuda": (16, 64, 256)}  # on a CPU the default of batched_features alone
 
 
 def main(job: Job) -> None:
     """Measure and print."""
-    model = LanguageModel.load(job.model, device="cpu")
+    model = LanguageModel.load(job.model, device=job.device)
     examples = [
         Example.single(str(k), row["input_ids"], sum(label == -100 for label in row["labels"]))
         for k, row in enumerate(job.rows)
@@ -24,14 +24,14 @@ def main(job: Job) -> None:
     with adapted(model, job.adapter):
         layers = adapter_layers(model)
         shapes = {name: tuple(weight.shape) for name, weight in adapter_weights(model).items()}
-        sketch = SignSketch(shapes, job.dimension)
+        sketch = SignSketch(shapes, job.dimension, device=model.device)
         moments = {name: (torch.zeros(shape), torch.full(shape, 1e-6)) for name, shape in shapes.items()}
-        change = Adam(moments, sketch.widths).update if job.method == "adam" else None
+        change = Adam(moments, sketch.widths, device=model.device).update if job.method == "adam" else None
 
         def features(numbers: list[int], size: int):
             return batched_features(model, [examples[k] for k in numbers], layers, sketch, change, batch_size=size)
 
-        size = best_batch_size(job, (DEFAULT,), features)
+        size = best_batch_size(job, SIZES[job.device], features)
         seconds, found = timed(lambda: features(list(range(len(examples))), size))
     what = f"{'Adam, ' if change else ''}sign sketch to {job.dimension:,}; at most {size} at a time"
     report(job, what, seconds, torch.from_numpy(found).square().sum(1), ["peft"])

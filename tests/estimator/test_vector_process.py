@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders import labelled
+from builders import pairs_of, smooth_vectors
 from nncift.errors import ModelError
 from nncift.estimator.network import InfluenceNetwork
 from nncift.estimator.pca import fit_projections
@@ -20,31 +20,11 @@ EVERY = slice(None)
 ROWS, TARGETS = np.array([1, 4, 5, 9, 13]), np.array([0, 2, 3, 4, 5, 6, 8])
 
 
-def world(n: int = 24, m: int = 10) -> tuple[Features, Features, np.ndarray, np.ndarray]:
-    """Features of both sides; influence of pool samples and of targets on targets: vectors smooth in the features."""
-    rng = np.random.default_rng(0)
-    topics = np.eye(4).repeat(2, axis=0)[rng.integers(8, size=n + m)] + 0.1 * rng.standard_normal((n + m, 4))
-    blocks = {"sentence": topics @ rng.standard_normal((4, 20)), "scalars": rng.standard_normal((n + m, 2))}
-    vectors = topics @ rng.standard_normal((4, 30)) + 0.3 * rng.standard_normal((n + m, 30))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    sides = [
-        Features({name: block[part].astype(np.float32) for name, block in blocks.items()})
-        for part in (slice(n), slice(n, None))
-    ]
-    products = 3 * vectors @ vectors[n:].T
-    return sides[0], sides[1], products[:n], products[n:]
-
-
-def on(influence: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> LabelledPairs:
-    pairs = labelled(influence)
-    return pairs.take(np.isin(pairs.pool_index, rows) & np.isin(pairs.target_index, columns))
-
-
 def fitted(labels: LabelledPairs | None = None) -> tuple[VectorProcess, Features, Features, np.ndarray, np.ndarray]:
-    pool, target, influence, among = world()
-    labels = on(influence, ROWS, TARGETS) if labels is None else labels
+    pool, target, influence, among = smooth_vectors()
+    labels = pairs_of(influence, ROWS, TARGETS) if labels is None else labels
     projection, _ = fit_projections(pool, target, ROWS, TARGETS)
-    process = VectorProcess.of(projection, pool, target, labels, on(among, TARGETS, TARGETS))
+    process = VectorProcess.of(projection, pool, target, labels, pairs_of(among, TARGETS, TARGETS))
     assert process is not None
     return process, pool, target, influence, among
 
@@ -81,7 +61,9 @@ def test_it_is_the_expected_inner_product_of_vectors_given_the_labelled_ones():
     np.testing.assert_allclose(process.unit * found[np.ix_(ROWS, TARGETS)], influence[np.ix_(ROWS, TARGETS)], atol=1e-3)
     i, j = np.array([0, 4, 23]), np.array([1, 3, 9])
     pairs = process.pairs(process.units(pool[i]), process.units(target[j])).numpy()
-    np.testing.assert_allclose(pairs, found[i, j], atol=1e-9)
+    np.testing.assert_allclose(
+        pairs, found[i, j], atol=1e-6
+    )  # some processors round products of another size otherwise
 
 
 def test_left_out_rows_are_predicted_as_by_a_process_without_them():
@@ -93,7 +75,14 @@ def test_left_out_rows_are_predicted_as_by_a_process_without_them():
         )
         predicted = without.grid(without.units(pool[[row]]), without.units(target[TARGETS])).numpy()[0]
         expected = influence[row, TARGETS] - process.unit * predicted
-        np.testing.assert_allclose(process.left_out()[number], expected, atol=1e-4)
+        np.testing.assert_allclose(process.left_out(np.arange(len(ROWS)))[number], expected, atol=1e-4)
+    parts, kept = np.array([1, 0, 1, 2, 0]), np.array([0, 2, 3, *range(5, len(process.train))])
+    without = VectorProcess(
+        process.projection, process.train[kept], process.log_weights, process.measured[kept], process.unit
+    )
+    predicted = without.grid(without.units(pool[ROWS[[1, 4]]]), without.units(target[TARGETS])).numpy()
+    expected = influence[np.ix_(ROWS[[1, 4]], TARGETS)] - process.unit * predicted
+    np.testing.assert_allclose(process.left_out(parts)[[1, 4]], expected, atol=1e-4)
 
 
 def test_a_row_without_some_targets_is_completed_from_the_others():
@@ -107,15 +96,17 @@ def test_a_row_without_some_targets_is_completed_from_the_others():
     np.testing.assert_array_equal(found[1], exact[1])
     np.testing.assert_array_equal(found[0, :4], exact[0, :4])
     assert (found[0] - exact[0]).abs().max() < 0.1 * (before[0] - exact[0])[4:].abs().max()
-    process, *_ = fitted(on(world()[2], ROWS, TARGETS).take(np.arange(3, 35)))  # three targets of the first row lack
+    process, *_ = fitted(
+        pairs_of(smooth_vectors()[2], ROWS, TARGETS).take(np.arange(3, 35))
+    )  # three targets of the first row lack
     assert process.measured.isfinite().all()
     assert process.measured.shape == (12, 7)
 
 
 def test_labels_on_both_sides_predict_new_rows_far_better_and_are_stored(tmp_path: Path):
-    pool, target, influence, among = world()
+    pool, target, influence, among = smooth_vectors()
     rows = ROWS[:2]
-    labels, both = on(influence, rows, TARGETS), on(among, TARGETS, TARGETS)
+    labels, both = pairs_of(influence, rows, TARGETS), pairs_of(among, TARGETS, TARGETS)
     alone = InfluenceNetwork().fit(pool, target, labels)
     network = InfluenceNetwork().fit(pool, target, labels, among_targets=both)
     new = np.setdiff1d(np.arange(len(pool)), rows)
@@ -137,14 +128,13 @@ def test_labels_on_both_sides_predict_new_rows_far_better_and_are_stored(tmp_pat
         InfluenceNetwork.from_pretrained(tmp_path / "network")
 
 
-def test_what_is_no_product_of_vectors_or_predicts_no_row_is_left_out():
-    pool, target, influence, among = world()
-    labels, both = on(influence, ROWS, TARGETS), on(among, TARGETS, TARGETS)
-    rng = np.random.default_rng(1)
-    noise = LabelledPairs(labels.pool_index, labels.target_index, rng.standard_normal(len(labels)).astype(np.float32))
+def test_what_is_no_product_of_vectors_is_left_out():
+    pool, target, influence, among = smooth_vectors()
+    labels, both = pairs_of(influence, ROWS, TARGETS), pairs_of(among, TARGETS, TARGETS)
+    i, j = labels.pool_index, labels.target_index
+    expected = InfluenceNetwork().fit(pool, target, labels).predict(pool[i], target[j])
     negative = LabelledPairs(both.pool_index, both.target_index, -both.influence)
-    for pairs, others in ((noise, both), (labels, negative), (labels, both.take(both.target_index != both.pool_index))):
-        i, j = labels.pool_index, labels.target_index
-        found = InfluenceNetwork().fit(pool, target, pairs, among_targets=others).predict(pool[i], target[j])
-        expected = InfluenceNetwork().fit(pool, target, pairs).predict(pool[i], target[j])
-        np.testing.assert_array_equal(found, expected)
+    for others in (negative, both.take(both.target_index != both.pool_index)):
+        network = InfluenceNetwork().fit(pool, target, labels, among_targets=others)
+        np.testing.assert_array_equal(network.predict(pool[i], target[j]), expected)
+        assert str(network.both_sides).startswith("labels on both sides are not used: the targets' influence")

@@ -13,6 +13,7 @@ from builders import word_rows, write_rows
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.select import select
+from nncift.report.terminal import summary_text
 from nncift.run.folder import RunFolder
 
 FILES = ("labels/among-targets/labels.parquet", "labels/labels.parquet", "network/model.safetensors", "influence.npy")
@@ -65,6 +66,7 @@ def test_they_are_kept_resumed_and_taken_over(files, tmp_path: Path):
     assert len(among) == len(targets) ** 2
     assert files["influence"].prepared == [(len(np.unique(labels.pool_index)), len(targets))]
     assert json.loads((run / "network" / "config.json").read_text())["facts"]["vectors"] is True
+    assert "Labels on both sides are used: gradients predict no worse than labelled pairs on " in summary_text(run)
 
     folder, before = RunFolder(run), {name: (run / name).read_bytes() for name in FILES}
     for path in (folder.labels.among_targets.parent, folder.network, folder.fidelity, folder.influence):
@@ -78,6 +80,24 @@ def test_they_are_kept_resumed_and_taken_over(files, tmp_path: Path):
     select(**files | {"budget": 8}, labels=120, output=tmp_path / "more", from_run=run)
     assert {name: (tmp_path / "more" / name).read_bytes() for name in FILES[:3]} == {n: before[n] for n in FILES[:3]}
     assert files["influence"].prepared == []
+
+
+class Unlike(Letters):
+    """The less alike two samples are, the more they help each other: no product of vectors."""
+
+    name = "unlike"
+
+    def __call__(self, pool_rows, target_rows):
+        return -super().__call__(pool_rows, target_rows)
+
+
+def test_a_run_says_where_they_are_not_used(files, tmp_path: Path, caplog):
+    run = tmp_path / "run"
+    select(**files | {"influence": Unlike()}, labels=120, output=run)
+    reason = "abels on both sides are not used: the targets' influence on each other is that of no vectors"
+    assert [record.levelname for record in caplog.records if reason in record.message] == ["WARNING"]
+    assert reason in summary_text(run)
+    assert "not used: the targets&#39; influence" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_labelling_in_rounds_has_them_too(files, tmp_path: Path):

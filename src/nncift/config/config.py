@@ -63,9 +63,9 @@ class Config:
     """How many pairs to compute exactly (the training set of the network): a count (2000), a fraction (0.01), a time
     budget (90s, 15m), or all pairs of so many pool samples and targets (200samples), for functions whose cost is per
     sample and not per pair, such as less. auto adds pairs by active learning until --fidelity is reached; 0 computes
-    none: gradient-sketch, exact for every pair, is the estimate of --influence, or with --network the network. For
-    pointwise functions it counts samples. By default 200samples where the cost is per sample, else 2000. Functions that
-    are exact for every pair need none."""
+    none: gradient-sketch, exact for every pair, is the estimate of --influence (with --verify, --influence measures its
+    shortlist), or with --network the network. For pointwise functions it counts samples. By default 200samples where
+    the cost is per sample, else 2000. Functions that are exact for every pair need none."""
     fidelity: float | None = None
     """With --labels auto: the target fidelity, the subset-sum correlation within a target on held-out samples at which
     labelling stops: the Pearson correlation of estimates and exact values, which is that of their sums over random
@@ -78,7 +78,8 @@ class Config:
     targets. Much more accurate; costs that many pairs per sample."""
     verify: float | None = None
     """Size of a shortlist as a multiple of the budget: its influence is computed exactly, on at most 64 targets, and
-    the subset is selected from it by these exact values; 2 is a good value."""
+    the subset is selected from it by these exact values; 2 is a good value. With --labels 0 the shortlist is that of
+    gradient-sketch, and only it is measured by --influence."""
     network: str | None = None
     """A fitted InfluenceNetwork: a run folder, a saved network, a hub id, or "pretrained", which comes with nncift
     (write ./pretrained for a folder of that name): nothing is labelled or fitted. With --labels it is the prior: its
@@ -225,8 +226,7 @@ class Config:
         for name, rules in parse_all_rules(self.quota, self.cap).items():
             object.__setattr__(self, name, rules)
         if str(self.labels).strip() == "0":
-            completed = self.probes is not None or self.verify is not None  # which is a network's estimate
-            network = self.network or ("pretrained" if completed else None)
+            network = self.network or ("pretrained" if self.probes is not None else None)  # which a network completes
             object.__setattr__(self, "labels", None if network else "0")
             object.__setattr__(self, "network", network)
         if self.difficulty is None and (self.phases is not None or self.order == "curriculum"):

@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 
 from nncift.estimator.acquisition import Posterior
-from nncift.estimator.covariance import CHUNK, SHARPNESS, Side, kernel, rounded, same_samples, similarities, unit_blocks
-from nncift.estimator.likelihood import LIKELIHOOD_PAIRS, Theta, log_likelihood, maximize_likelihood, solve
+from nncift.estimator.covariance import CHUNK, SHARPNESS, Side, rounded, same_samples, similarities, unit_blocks
+from nncift.estimator.left_out import BothSides, compared
+from nncift.estimator.likelihood import (
+    LIKELIHOOD_PAIRS,
+    Theta,
+    log_likelihood,
+    maximize_likelihood,
+    noise_variances,
+    solve,
+)
 from nncift.estimator.pca import Projection
 from nncift.estimator.similarity import LabelFreeSimilarity
 from nncift.estimator.towers import PosteriorMean
@@ -41,6 +49,7 @@ class GaussianProcess(PosteriorMean):
     """
 
     prior: GaussianProcess | None = None
+    both_sides: BothSides | None = None
 
     def __init__(self, *, pointwise: bool = False, seed: int = 0) -> None:
         super().__init__()
@@ -59,11 +68,16 @@ class GaussianProcess(PosteriorMean):
 
         With `among`, labels on both sides, the mean is that of a `VectorProcess`, and this one has its uncertainty.
         """
-        labels, slope = capped(labels, self.seed), 0.0
+        labels, slope, self.both_sides, of_vectors = capped(labels, self.seed), 0.0, None, None
         if prior is not None:
-            labels, slope, among = *_residuals(labels, pool, target, prior), None
-        of_vectors = None if among is None or self.pointwise else self._with_vectors(pool, target, labels, among)
-        grid, theta, alike = of_vectors or self._with_prior_mean(pool, target, labels)
+            labels, slope = _residuals(labels, pool, target, prior)
+            self.both_sides = (
+                None if among is None else BothSides(False, "a network is given, whose errors are learned")
+            )
+        grid, theta, alike = self._with_prior_mean(pool, target, labels)
+        if among is not None and not self.pointwise and prior is None:
+            of_vectors = self._with_vectors(pool, target, labels, among, (grid, theta))
+            grid, theta, alike = of_vectors or (grid, theta, alike)
         solved = solve(theta, grid)
         scaled = solved * grid.scale
         terms = torch.einsum("tij,ij->t", grid.terms, scaled) * (2 * theta["terms"]).exp() / grid.term_std
@@ -76,7 +90,7 @@ class GaussianProcess(PosteriorMean):
         self.target = _side(grid.projections[1], grid.target, theta, "target", "target_main", "scale")
         arrays = {"profile": scaled, "bias": solved.sum(0), "scale": torch.stack(scale), "terms": terms}
         self.arrays = {name: rounded(array) for name, array in arrays.items()}
-        self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **_noise(theta, grid)}
+        self.numbers = {"mean": grid.mean, "unit": grid.unit, "scale_mean": mean, **noise_variances(theta, grid)}
         self.numbers["constant"] = -float((terms * grid.term_mean).sum())
         self.numbers |= {"prior": slope, "similarity": alike}
         if of_vectors:  # what it leaves is not predicted better by pairs
@@ -87,27 +101,35 @@ class GaussianProcess(PosteriorMean):
         self.__dict__.pop("posterior", None)  # of an earlier fit
 
     def _with_vectors(
-        self, pool: Features, target: Features, labels: LabelledPairs, among: LabelledPairs
+        self,
+        pool: Features,
+        target: Features,
+        labels: LabelledPairs,
+        among: LabelledPairs,
+        of_pairs: tuple[LabelledGrid, Theta],
     ) -> tuple[LabelledGrid, Theta, float] | None:
         """What a process of vectors leaves of each row that it did not see, its hyperparameters, and the unit.
 
-        None if there is no such process, or each target's mean over the other rows predicts a row better.
+        None if there is no such process, or `of_pairs`, the labels and hyperparameters of the process over pairs,
+        predicts the labelled rows better.
         """
-        whole = LabelledGrid.of(pool, target, labels, pointwise=False)
-        vectors = None
-        if whole.projections[0] is whole.projections[1]:
-            vectors = VectorProcess.of(whole.projections[0], pool, target, labels, among)
+        grid, theta = of_pairs
+        if grid.projections[0] is not grid.projections[1]:
+            self.both_sides = BothSides(False, "pool and targets have different features")
+            return None
+        vectors = VectorProcess.of(grid.projections[0], pool, target, labels, among)
         if vectors is None:
+            self.both_sides = BothSides(False, "the targets' influence on each other is that of no vectors")
             return None
-        columns = np.intersect1d(among.target_index, labels.target_index)
-        labels = labels.take(np.isin(labels.target_index, columns))
-        rows, place = labelled_rows(labels, columns), np.searchsorted(columns, labels.target_index)
-        residuals = vectors.left_out()[np.searchsorted(rows, labels.pool_index), place]
-        counts = np.bincount(place)
-        means = np.bincount(place, labels.influence) / counts
-        others = (labels.influence - means[place]) * (counts / np.maximum(counts - 1, 1))[place]
-        if len(rows) > 1 and residuals @ residuals >= others @ others:
+        targets = np.intersect1d(among.target_index, labels.target_index)
+        found = compared(vectors, theta, grid, labels, targets, seed=self.seed)
+        few = "too few labelled pool samples to compare gradients with labelled pairs"
+        self.both_sides = BothSides(found is None or found.by_vectors, str(found or few), found)
+        if not self.both_sides.used:
             return None
+        labels = labels.take(np.isin(labels.target_index, targets))
+        rows, place = labelled_rows(labels, targets), np.searchsorted(targets, labels.target_index)
+        residuals = vectors.left_out(np.arange(len(rows)))[np.searchsorted(rows, labels.pool_index), place]
         left = LabelledGrid.of(pool, target, replace(labels, influence=residuals), pointwise=False)
         self.similarity = vectors
         return left, maximize_likelihood(left, seed=self.seed), vectors.unit
@@ -285,20 +307,3 @@ def _side(projection: Projection, train: Tensor, theta: Theta, *kernels: str) ->
     log_weights = torch.stack([theta[name] for name in kernels])
     nugget = torch.stack([theta[f"{name}_nugget"].exp() for name in kernels])
     return Side(projection, train, rounded(log_weights), rounded(nugget))
-
-
-def _noise(theta: Theta, grid: LabelledGrid) -> dict[str, float]:
-    """Noise variance of a label, and of a labelled sample's main effect and interaction in the full-grid approximation.
-
-    An interaction is observed through noise in each eigendirection of the target kernel, weighted by its eigenvalue.
-    """
-    noise, per_row = float(theta["noise"].exp()), len(grid.value) / len(grid.pool)
-    targets = kernel(grid.target_kernels, theta["target"]) + theta["target_nugget"].exp() * torch.eye(len(grid.target))
-    strength = float(targets.square().sum() / targets.diagonal().sum().clamp(min=1e-12))
-    observed = max(strength * per_row / len(grid.target), 1e-12)
-    return {
-        "noise": noise,
-        "profile": float(targets.diagonal().mean()),
-        "profile_noise": min(noise / observed, 1e6) + float(theta["pool_nugget"].exp()) + 1e-9,
-        "level_noise": noise / per_row + float(theta["pool_main_nugget"].exp()) + 1e-9,
-    }

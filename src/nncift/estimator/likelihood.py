@@ -130,19 +130,25 @@ def solve(theta: Theta, grid: LabelledGrid) -> Tensor:
     if len(grid.value) <= DENSE_PAIRS:
         factor = torch.linalg.cholesky(_covariance(theta, grid))
         return _scatter(torch.cholesky_solve(grid.value[:, None], factor)[:, 0], grid)
-    pool_main, pool, target, target_main = kernels(theta, grid)
-    counts = _scatter(torch.ones_like(grid.value), grid)
+    product, counts = expectation(theta, grid), _scatter(torch.ones_like(grid.value), grid)
     mask = counts.clamp(max=1)
     noise = (theta["noise"].exp() + _MIN_NOISE) * grid.scale.square() / counts.clamp(min=1)
+    right = _scatter(grid.value, grid) / counts.clamp(min=1)
+    return conjugate_gradients(lambda x: mask * (product(x) + noise * x), right)
+
+
+def expectation(theta: Theta, grid: LabelledGrid) -> Callable[[Tensor], Tensor]:
+    """What gives all pairs of labelled samples their posterior mean, (n, m), from a solution of `solve`."""
+    pool_main, pool, target, target_main = kernels(theta, grid)
     terms = grid.terms * theta["terms"].exp()[:, None, None]
 
     def product(x: Tensor) -> Tensor:
         scaled = x * grid.scale
         inner = (pool_main @ scaled.sum(1))[:, None] + pool @ scaled @ target
         inner += torch.einsum("tij,t->ij", terms, torch.einsum("tij,ij->t", terms, scaled))
-        return mask * (inner * grid.scale + target_main @ x.sum(0) + noise * x)
+        return inner * grid.scale + target_main @ x.sum(0)
 
-    return conjugate_gradients(product, _scatter(grid.value, grid) / counts.clamp(min=1))
+    return product
 
 
 def conjugate_gradients(
@@ -162,6 +168,23 @@ def conjugate_gradients(
         before, size = size, float(residual.square().sum())
         direction = residual + size / before * direction
     return x
+
+
+def noise_variances(theta: Theta, grid: LabelledGrid) -> dict[str, float]:
+    """Noise variance of a label, and of a labelled sample's main effect and interaction in the full-grid approximation.
+
+    An interaction is observed through noise in each eigendirection of the target kernel, weighted by its eigenvalue.
+    """
+    noise, per_row = float(theta["noise"].exp()), len(grid.value) / len(grid.pool)
+    targets = kernel(grid.target_kernels, theta["target"]) + theta["target_nugget"].exp() * torch.eye(len(grid.target))
+    strength = float(targets.square().sum() / targets.diagonal().sum().clamp(min=1e-12))
+    observed = max(strength * per_row / len(grid.target), 1e-12)
+    return {
+        "noise": noise,
+        "profile": float(targets.diagonal().mean()),
+        "profile_noise": min(noise / observed, 1e6) + float(theta["pool_nugget"].exp()) + 1e-9,
+        "level_noise": noise / per_row + float(theta["pool_main_nugget"].exp()) + 1e-9,
+    }
 
 
 def _scatter(values: Tensor, grid: LabelledGrid) -> Tensor:

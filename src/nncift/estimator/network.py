@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from nncift.errors import ConfigError, ModelError, first_line
 from nncift.estimator.gaussian_process import GaussianProcess
+from nncift.estimator.left_out import BothSides
 from nncift.estimator.mlp import PaperNetwork
 from nncift.estimator.stored import read_network
 from nncift.features.features import Features
@@ -90,7 +91,8 @@ class InfluenceNetwork(ModelHubMixin):
                 are rescaled by least squares; this one is fitted to the residuals.
             among_targets: exact influence of labelled targets on each other, indices into the targets on both sides: of
                 an influence that is an inner product of two samples' gradients, the most that labels can give. Not used
-                with a prior, by the recipe "paper", or where the two sides have different features.
+                with a prior, by the recipe "paper", where the two sides have different features, or where labelled
+                pairs alone predict labelled pool samples better that they did not see; see `both_sides`.
 
         Raises:
             ConfigError: the recipe "paper" takes no prior.
@@ -181,6 +183,11 @@ class InfluenceNetwork(ModelHubMixin):
         """
         self._check_widths(pool_features, target_features)
         return self._process.learned_from(pool_features, target_features)
+
+    @property
+    def both_sides(self) -> BothSides | None:
+        """What `fit` made of labels on both sides; None without any, and of a stored network."""
+        return self.model.both_sides if isinstance(self.model, GaussianProcess) else None
 
     @property
     def recipe(self) -> str:

@@ -150,14 +150,24 @@ class VectorProcess:
         smooth = nystrom(self._smooth(y.coordinates, z), self._smooth(z, z))
         return torch.cat([y.target, smooth], dim=1)
 
-    def left_out(self) -> np.ndarray:
-        """Of each labelled pool row, exact minus expected influence by a process that did not see it: (r, m) float64.
+    def left_out(self, parts: np.ndarray) -> np.ndarray:
+        """Of each labelled pool row, exact minus expected influence by a process without its part: (r, m) float64.
 
-        Source: Rasmussen and Williams 2006, equation 5.12.
+        Source: Rasmussen and Williams 2006, equation 5.12, of several rows at once.
+
+        Args:
+            parts: number of each row's part, (r,) int64.
         """
-        inverse = torch.cholesky_inverse(self._factor)
-        residuals = (inverse @ self.measured / inverse.diagonal()[:, None])[: self._rows]
+        inverse, residuals = torch.cholesky_inverse(self._factor), torch.zeros_like(self.measured[: self._rows])
+        weighted = inverse @ self.measured
+        for one in np.unique(parts):
+            out = torch.from_numpy(np.flatnonzero(parts == one))
+            residuals[out] = torch.linalg.solve(inverse[out][:, out], weighted[out])
         return np.asarray(self.unit * residuals)
+
+    def rows_among_targets(self) -> np.ndarray:
+        """Whether each labelled pool row is a labelled target too: (r,) bool."""
+        return np.asarray(same_samples(self.train[: self._rows], self.train[self._rows :]).any(1))
 
     def trained_on(self, rows: np.ndarray) -> np.ndarray:
         """Whether samples are among the labelled ones, by their features: (n, d) -> (n,) bool."""

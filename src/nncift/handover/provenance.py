@@ -35,7 +35,7 @@ def lines_of(run: FinishedRun) -> list[Line]:
         ("objective", summary.objective.replace("-", " ")),
         ("budget", f"{options['budget']} ({counted(summary.selected, 'sample')})"),
         ("certificate", optimality(summary) or ""),
-        ("verified value", _verified(run)),
+        ("verified value", _verified(run, summary)),
         ("arrangement", summary.arrangement),
         ("other options", _options(run)),
         ("seed", str(options["seed"])),
@@ -73,7 +73,8 @@ def _influence(run: FinishedRun, summary: Summary) -> str:
     kind = (
         "exact for every pair" if summary.exact else f"estimated from {counted(summary.labelled_pairs, 'exact pair')}"
     )
-    return f"{name}{f' of {model}' if model else ''}, {kind}"
+    measured = f"; a shortlist of it measured by {summary.measured_by}" if summary.measured_by else ""
+    return f"{name}{f' of {model}' if model else ''}, {kind}{measured}"
 
 
 def _fidelity(run: FinishedRun) -> str:
@@ -81,15 +82,13 @@ def _fidelity(run: FinishedRun) -> str:
     return "" if found is None else str(found)
 
 
-def _verified(run: FinishedRun) -> str:
+def _verified(run: FinishedRun, summary: Summary) -> str:
     found = Verification.find(run.folder.verification)
     if found is None:
         return ""
     value = found.value
-    return (
-        f"best influence in the subset, mean over {counted(found.targets, 'target')}: {value['exact']:.4g} exact"
-        f" ({value['estimated']:.4g} estimated before)"
-    )
+    text = f"best influence in the subset, mean over {counted(found.targets, 'target')}: {value['exact']:.4g} exact"
+    return text if summary.measured_by else f"{text} ({value['estimated']:.4g} estimated before)"
 
 
 def _options(run: FinishedRun) -> str:

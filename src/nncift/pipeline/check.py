@@ -46,11 +46,14 @@ def check(run: Run) -> None:
         _check_wording(run)
         if run.is_exact:
             run.function.check(run.pool.rows, run.target.rows)
+            if run.verifier is not None:
+                _check_function(run, run.verifier)
         elif run.influence is not None:
             _check_function(run, run.influence)
             check_labels(run)
-    elif run.influence is not None:  # a lost file may have to be computed again
-        run.influence.check(run.pool.rows, run.target.rows)
+    else:  # a lost file may have to be computed again
+        for function in filter(None, (run.influence, run.verifier)):
+            function.check(run.pool.rows, run.target.rows)
     if run.config.labels_from is not None:
         with run.costs.stage("labels"):
             keep_labels(run.config.labels_from, run.pool.rows, run.target.rows, run.folder.labels)

@@ -26,7 +26,7 @@ from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.models.text.chats import any_turns
 from nncift.pipeline.choosing.arrange import make_difficulty
 from nncift.pipeline.choosing.exact import refuse_estimation, trial_vectors
-from nncift.pipeline.components.influences import default_features, feature_model, make_influence
+from nncift.pipeline.components.influences import default_features, feature_model, make_influence, make_verifier
 from nncift.pipeline.components.precision import settled
 from nncift.pipeline.components.prior import check_same_influence, load_prior
 from nncift.pipeline.components.workers import executor_of
@@ -60,6 +60,7 @@ class Run:
         prior: the network that the config names, to estimate with or to start from.
         features: where the network's features of each sample come from.
         influence: the exact influence function; None where nothing is measured.
+        verifier: the one that measures a shortlist of gradient-sketch; None where `influence` measures all.
         difficulty: what the selected samples are arranged by; None where they are not.
         model, encoder: the language model and the sentence encoder of the features.
         progress: show progress bars.
@@ -83,6 +84,7 @@ class Run:
     difficulty: InfluenceFunction | None
     model: ModelSpec
     encoder: EncoderSpec
+    verifier: InfluenceFunction | None = None
     progress: bool = False
     samples: dict[str, SampleSet] = field(default_factory=dict)
     measuring: bool = False
@@ -139,12 +141,14 @@ class Run:
             for name in config.models
         )
         encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
-        function, setup = None, Setup(models, encoder, config.seed)
+        setup = Setup(models, encoder, config.seed)
+        function = verifier = None
         if config.measures:
             function = make_influence(config, influence, setup)
+            verifier = make_verifier(config, influence, setup)
             if function.traits.factored:
                 fitted = {} if prior is None else prior.description_.get("influence", {})
-                refuse_estimation(config, function.name, fitted.get("name"))
+                refuse_estimation(config, function.name, fitted.get("name"), verifies=verifier is not None)
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
         names = config.feature_names or default_features(config, function)
@@ -166,6 +170,7 @@ class Run:
             prior=prior,
             features=features,
             influence=function,
+            verifier=verifier,
             difficulty=make_difficulty(config, setup),
             model=feature_model(models[0], features, function),
             encoder=encoder,
@@ -237,8 +242,8 @@ class Run:
 
     @property
     def functions(self) -> list[InfluenceFunction]:
-        """The influence function and the difficulty, those that there are."""
-        return [function for function in (self.influence, self.difficulty) if function is not None]
+        """The influence functions and the difficulty, those that there are."""
+        return [one for one in (self.influence, self.verifier, self.difficulty) if one is not None]
 
     @property
     def is_pointwise(self) -> bool:

@@ -97,7 +97,8 @@ def select(
             nu: conditional gain: how much the known samples count; 1 unless given.
             redundancy: graph cut: weight of the redundancy of the chosen samples; 1 unless given.
             maximizer: "lazy", the default, "stochastic", "threshold" or "partitioned".
-            verify: size of the shortlist to measure exactly, as a multiple of the budget.
+            verify: size of the shortlist to measure exactly, as a multiple of the budget; with `labels` 0 that of
+                "gradient-sketch", which `influence` measures.
             matrix: how the influence of all pairs is held: "auto", the default, "stored", "streamed" or "sparse".
             weights: weight the selected samples by their marginal gains.
             difficulty: of the selected samples: "ifd", "perplexity", "module:Class" or a column of the data.

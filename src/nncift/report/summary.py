@@ -69,6 +69,8 @@ def write_summary(
         ),
         exact=exact,
         in_place_of=_in_place_of(config, exact),
+        measured_by=_measured_by(folder),
+        both_sides=_both_sides(folder),
         network=given,
         arrangement=_arrangement(config, selection),
         sources={name: list(counts) for name, counts in selection.by_source().items()} or None,
@@ -107,6 +109,20 @@ def _in_place_of(config: Mapping[str, Any], exact: str) -> str:
     asked = str(config.get("influence") or "")
     name = str(json.loads(asked)["name"]) if asked.startswith("{") else asked
     return name if config.get("labels") == "0" and exact == _STAND_IN and name != exact else ""
+
+
+def _measured_by(folder: RunFolder) -> str:
+    """The influence function that measured a shortlist of gradient-sketch, as `pipeline.choosing.verify` keeps it."""
+    described = RunFolder(folder.shortlist.path).function
+    return str(read_json(described)["name"]) if described.is_file() else ""
+
+
+def _both_sides(folder: RunFolder) -> dict[str, Any] | None:
+    """What the run's network made of labels on both sides; None without any."""
+    if not folder.is_fitted:
+        return None
+    found: dict[str, Any] | None = read_json(folder.network / "config.json").get("description", {}).get("both_sides")
+    return found
 
 
 def _encoder(features: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -46,6 +46,8 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         )
     if (history := LabelHistory.find(run.labels.history)) is not None:
         lines.append(_history_line(history, target_fidelity(run, history)))
+    if (sides := summary.both_sides) is not None:
+        lines.append(f"Labels on both sides are {'used' if sides['used'] else 'not used'}: {sides['why']}.")
     if (fidelity := Fidelity.find(run.fidelity)) is not None:
         lines += ["", *_fidelity_lines(fidelity)]
     elif summary.exact:
@@ -77,7 +79,7 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     if summary.arrangement:
         lines.append(f"Arranged: {summary.arrangement}.")
     if (verification := Verification.find(run.verification)) is not None:
-        lines.append(_verification_line(verification))
+        lines.append(_verification_line(verification, summary))
     if run.taken.exists():
         taken = read_json(run.taken)
         lines.append(f"From {taken['run']}: {'; '.join(taken['notes'].values())}.")
@@ -164,6 +166,11 @@ def exactness(summary: Summary) -> str:
     """That the influence of a run is not estimated, or by which function's exact values without labels."""
     if summary.exact in DRAWN:
         return f"Influence: none was computed; the rows were drawn at random ({summary.exact})."
+    if summary.measured_by:
+        return (
+            f"Influence: shortlist by {summary.exact}, exact for every pair ({summary.all_pairs:,}); measured by"
+            f" {summary.measured_by}, by whose exact values the subset is chosen from it."
+        )
     if summary.in_place_of:
         return (
             f"Influence: {summary.exact}, exact for every pair ({summary.all_pairs:,}), in place of"
@@ -232,8 +239,15 @@ def _cell(value: float | None, span: Sequence[float] | None) -> str:
     return f"{value:.2f}" if span is None else f"{value:.2f} [{span[0]:.2f}, {span[1]:.2f}]"
 
 
-def _verification_line(verification: Verification) -> str:
+def _verification_line(verification: Verification, summary: Summary) -> str:
     value = verification.value
+    if summary.measured_by:
+        return (
+            f"Verified: {summary.measured_by} on a shortlist of {counted(verification.samples, 'sample')} and"
+            f" {counted(verification.targets, 'target')}. Best influence in the subset, mean over these targets:"
+            f" {value['exact']:.4g}; for the selection by {summary.exact} alone:"
+            f" {value['exact_of_the_choice_by_estimates']:.4g}."
+        )
     return (
         f"Verified: exact influence of a shortlist of {counted(verification.samples, 'sample')} on"
         f" {counted(verification.targets, 'target')}. Best influence in the subset, mean over these targets:"

@@ -232,6 +232,8 @@ class Summary(Record):
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
     in_place_of: str = ""  # name of the one that this is the estimate of, with `labels` 0
+    measured_by: str = ""  # name of the one that measured the shortlist of that, from which the subset is chosen
+    both_sides: dict[str, Any] | None = None  # whether labels on both sides are "used" by the network, and "why"
     known: dict[str, Any] | None = None  # also "value", their part in the value of the objective, or None
     served: dict[str, Any] | None = None  # `TargetsServed`, and the "id" of the most frequent target
     groups: list[dict[str, Any]] | None = None  # `GroupCount` of each value of the columns with quotas or caps

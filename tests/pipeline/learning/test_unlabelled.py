@@ -6,13 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nncift
 import nncift.pipeline.plan as planning
 from builders import EstimatedBM25, word_rows, write_rows
 from nncift.cli import main
+from nncift.data.pool import load_pool
 from nncift.errors import ConfigError
+from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.terminal import summary_text
@@ -71,6 +74,82 @@ def test_exact_functions_are_computed_as_without_it(files, common, sketched, tmp
     assert (tmp_path / "default/influence.npy").read_bytes() == (sketched / "influence.npy").read_bytes()
 
 
+def test_a_shortlist_of_gradient_sketch_is_measured_by_the_function_that_was_asked_for(
+    files, common, sketched, tmp_path: Path
+):
+    run = tmp_path / "run"
+    options = {"target": files["target"], "labels": 0, "verify": 2, "influence": "builders:EstimatedCosine"}
+    selection = nncift.select(files["pool"], output=run, **options, **common)
+    sketch = FinishedRun.open(sketched).matrix().block(slice(None), slice(None))
+    shortlist = np.sort(best(sketch, 10))
+    function = nncift.EmbeddingSimilarity(common["encoder"], device="cpu")
+    pool, target = load_pool(files["pool"]), load_pool(files["target"])
+    function.prepare(pool, target, None)
+    exact = np.asarray(function(pool, target))[shortlist]
+    assert selection.indices.tolist() == shortlist[best(exact, 5)].tolist()
+    np.testing.assert_allclose(selection.influence, exact[best(exact, 5)].mean(axis=1), rtol=1e-5)
+    facts = json.loads((run / "verify/verify.json").read_text())
+    by_sketch = [shortlist.tolist().index(row) for row in best(sketch, 5)]
+    alone = facts["value"]["exact_of_the_choice_by_estimates"]
+    assert alone == pytest.approx(exact[by_sketch].max(axis=0).mean(), rel=1e-5)
+    assert (facts["samples"], facts["targets"]) == (10, 5)
+    assert (run / "influence.npy").read_bytes() == (sketched / "influence.npy").read_bytes()
+    text, page = summary_text(run), (run / "report.html").read_text(encoding="utf-8")
+    assert "Influence: shortlist by gradient-sketch, exact for every pair (120); measured by estimated-cosine" in text
+    assert "Verified: estimated-cosine on a shortlist of 10 samples and 5 targets" in text
+    assert "Shortlist by gradient-sketch, measured by estimated-cosine" in page
+    assert not any((run / name).exists() for name in ("labels", "network", "features", "fidelity.json"))
+    assert FinishedRun.open(run).matrix().shape == (24, 5)
+    plan = planning.plan(make_config(files["pool"], output=tmp_path / "plan", **options, **common | {"budget": "5"}))
+    assert "the place of builders:EstimatedCosine; estimated-cosine measures a shortlist of 10 samples" in str(plan)
+    assert plan.pairs == 120
+    assert {"influence", "verify"} <= set(plan.seconds)
+
+
+def best(influence: np.ndarray, size: int) -> np.ndarray:
+    """The choice by mutual information, plainly greedy, best first."""
+    chosen, eta = [], influence.shape[1] / 5
+
+    def value(rows: list[int]) -> float:
+        covered, relevant = np.maximum(influence[rows].max(axis=0), 0), np.maximum(influence[rows].max(axis=1), 0)
+        return covered.sum() + eta * relevant.sum()
+
+    for _ in range(size):
+        rest = [row for row in range(len(influence)) if row not in chosen]
+        chosen.append(max(rest, key=lambda row: value([*chosen, row])))
+    return np.array(chosen)
+
+
+def test_less_measures_a_shortlist_and_a_killed_run_resumes(files, common, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {"target": files["target"], "labels": 0, "verify": 2, "influence": "less", "output": run, **common}
+    options["influence_options"] = {"training.epochs": 1, "dimension": 64}
+    first = nncift.select(files["pool"], **options)
+    measured = LabelledPairs.load(run / "verify/choice/labels.parquet")
+    assert len(measured) == 10 * 5
+    assert set(first.indices.tolist()) <= set(measured.pool_index.tolist())
+    described = [json.loads((run / name).read_text())["name"] for name in ("function.json", "verify/function.json")]
+    assert described == ["gradient-sketch", "less"]
+    assert not list(run.rglob("epoch-*"))
+    before = {name: (run / name).read_bytes() for name in ENDS}
+    for lost in (*ENDS[1:], "verify/verify.json"):
+        (run / lost).unlink()
+    nncift.select(files["pool"], **options)
+    assert {name: (run / name).read_bytes() for name in ENDS} == before
+    made = make_config(from_run=run, budget="6")
+    assert (made.labels, made.verify, made.influence_options["dimension"]) == ("0", 2, 64)
+
+
+def test_a_pool_that_is_its_own_target_is_not_measured_on_the_shortlist(files, common, tmp_path: Path):
+    run = tmp_path / "run"
+    options = {"labels": 0, "verify": 2, "influence": "builders:EstimatedCosine", "output": run, **common}
+    selection = nncift.select(files["pool"], **options)
+    plan = json.loads((run / "verify/choice/plan.json").read_text())
+    assert (len(plan["rows"]), len(plan["columns"])) == (10, 14)
+    assert not set(plan["rows"]) & set(plan["columns"])
+    assert set(selection.indices.tolist()) <= set(plan["rows"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -80,6 +159,8 @@ def test_exact_functions_are_computed_as_without_it(files, common, sketched, tmp
             {"influence": "less", "influence_options": {"sharpness": 3}},
             "`labels` 0 computes gradient-sketch in place of less, so `influence_options`",
         ),
+        ({"influence": "bm25", "verify": 2}, "bm25 is computed exactly for every pair, so `verify` 2"),
+        ({"influence": "selectit", "verify": 2}, "selectit is one score"),
         ({"features": "sentence"}, "gradient-sketch is computed exactly for every pair, so `features` sentence has no"),
         ({"influence": "less", "recipe": "paper"}, "gradient-sketch is computed exactly .* so `recipe` paper has no"),
     ],

@@ -40,29 +40,35 @@ _FEW = 4  # samples that these repeat
 _MEASURED = 512  # samples of which a dry run finds the longest
 
 
-def refuse_estimation(config: Config, name: str, fitted: str | None = None) -> None:
+def refuse_estimation(config: Config, name: str, fitted: str | None = None, *, verifies: bool = False) -> None:
     """Refuse options of labels and network for a function that is computed exactly for every pair.
 
     Args:
         config: the run's.
         name: of the function.
         fitted: the name of the function that the run's network was fitted to.
+        verifies: another function measures a shortlist.
 
     Raises:
         ConfigError: one is given.
     """
-    if (option := estimation_of(config)) is not None:
+    if (option := estimation_of(config, verifies=verifies)) is not None:
         problem = f"{name} is computed exactly for every pair, so {option} has no use"
         other = f"give `influence` {fitted or 'less'} to estimate that" if config.influence is None else ""
         raise ConfigError(problem, ", or ".join(filter(None, ["leave it out", other])))
 
 
-def estimation_of(config: Config) -> str | None:
-    """The first option given that only an estimate has a use for, as a message names it; None without any."""
+def estimation_of(config: Config, *, verifies: bool = False) -> str | None:
+    """The first option given that only an estimate has a use for, as a message names it; None without any.
+
+    With `verifies`, a shortlist is measured.
+    """
     defaults = default_fields()
     given = {option: getattr(config, option) for option in ESTIMATION}
     if config.unlabelled:  # which an exact function is anyway
         del given["labels"]
+    if verifies:
+        del given["verify"]
     return next((f"`{option}` {value}" for option, value in given.items() if value != defaults[option]), None)
 
 

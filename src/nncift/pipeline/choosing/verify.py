@@ -3,10 +3,14 @@
 Maximising over estimates picks over-estimated samples (the winner's curse). So the choice by estimates is measured
 exactly, on all targets or on some, and then, in parts with a refit in between, the samples that would add most to what
 was measured. The subset is chosen from all of these, and its value on those targets is measured, not estimated.
+
+Without labels the shortlist is that of gradient-sketch, and the influence function that was asked for measures it at
+once. Targets that it is not measured on count by the sketch, scaled to what was measured by least squares.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +26,8 @@ from nncift.pipeline.learning.learn import refit
 from nncift.pipeline.learning.measure import measure_block
 from nncift.run.costs import PlannedCost
 from nncift.run.files import read_array
-from nncift.run.records import Verification
+from nncift.run.folder import RunFolder
+from nncift.run.records import Verification, counted
 from nncift.selection.budget import check_shortlist
 
 if TYPE_CHECKING:
@@ -65,11 +70,14 @@ def verify(run: Run, matrix: InfluenceMatrix, selection: Selection, evidence: Ev
         selection: the choice by estimates.
         evidence: what led to the estimates; None where influence is exact for every pair.
     """
-    if evidence is None or run.config.verify is None or run.is_chosen:
+    if run.config.verify is None or run.is_chosen:
         return selection
     with run.costs.stage("verify"):
-        measured, updated = measure_shortlist(run, matrix, selection, evidence)
-        chosen, facts = choose_from(run, matrix, updated, measured)
+        if evidence is None:
+            measured, updated, scale = measure_sketched(run, matrix, selection)
+        else:
+            measured, updated, scale = *measure_shortlist(run, matrix, selection, evidence), 1.0
+        chosen, facts = choose_from(run, matrix, updated, measured, scale=scale)
         facts.save(run.folder.verification)
         influence = np.array(read_array(run.folder.influence))
         influence[measured.rows] = updated.row_means()
@@ -106,19 +114,55 @@ def measure_shortlist(
     return measured, _updated(run, evidence._replace(network=network), measured)
 
 
+def measure_sketched(
+    run: Run, matrix: InfluenceMatrix, selection: Selection
+) -> tuple[Measured, InfluenceMatrix, float]:
+    """The shortlist of gradient-sketch, its influence by the run's `verifier`, and the scale of the sketch.
+
+    Arguments as of `measure_shortlist`; the matrix is that of the sketch. Influence on targets that are not measured is
+    the sketch times the scale, which fits the measured pairs by least squares, never below 0.
+    """
+    own = _verifying(run)
+
+    def planned() -> tuple[np.ndarray, np.ndarray]:
+        shortlist = np.union1d(selection.indices, pick(run, matrix, times=float(run.config.verify or 1)).indices)
+        return shortlist, _measured_on(run, shortlist, None)
+
+    measured = Measured(*measure_block(own, run.folder.shortlist.part("choice"), "verify", planned))
+    rows, exact = measured
+    sketch = matrix.block(rows, exact.columns).astype(np.float64)
+    scale = max(float((sketch * exact.influence).sum() / max((sketch * sketch).sum(), 1e-300)), 0.0)
+    scaled = InfluenceMatrix((len(rows), matrix.shape[1]), lambda i, j: np.float32(scale) * matrix.block(rows[i], j))
+    return measured, overlaid(scaled, exact), scale
+
+
+def _verifying(run: Run) -> Run:
+    """The run as its `verifier` measures: what that is, and what it is trained with, lie in a folder of its own."""
+    return dataclasses.replace(
+        run, influence=run.verifier, verifier=None, folder=RunFolder(run.folder.shortlist.path), measuring=False
+    )
+
+
 def first_measured(
     run: Run, matrix: InfluenceMatrix, selection: Selection, labels: LabelledPairs | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The choice by estimates, and the targets to measure it on."""
-    choice, free = selection.indices, np.arange(len(run.target))
-    if run.own_target:  # no sample is measured on itself, nor on what may well be measured next
+    choice = shortlist = selection.indices
+    if run.own_target:  # no sample is measured on what may well be measured next
         shortlist = np.union1d(choice, pick(run, matrix, times=float(run.config.verify or 1)).indices)
-        check_shortlist(len(shortlist), matrix.shape[0])
+    return choice, _measured_on(run, shortlist, labels)
+
+
+def _measured_on(run: Run, shortlist: np.ndarray, labels: LabelledPairs | None) -> np.ndarray:
+    """The targets that a shortlist is measured on, none of its own samples, those with labels first: (c,) int64."""
+    free = np.arange(len(run.target))
+    if run.own_target:
+        check_shortlist(len(shortlist), len(free))
         free = np.setdiff1d(free, shortlist)
     order = np.random.default_rng(run.config.seed).permutation(free)
-    if labels is not None:  # targets whose influence is known come first
+    if labels is not None:
         order = order[np.argsort(~np.isin(order, labels.target_index), kind="stable")]
-    return choice, order[: _columns(run)]
+    return order[: _columns(run)]
 
 
 def _columns(run: Run) -> int:
@@ -166,7 +210,7 @@ def overlaid(estimate: InfluenceMatrix, exact: Probes) -> InfluenceMatrix:
 
 
 def choose_from(
-    run: Run, estimate: InfluenceMatrix, updated: InfluenceMatrix, measured: Measured
+    run: Run, estimate: InfluenceMatrix, updated: InfluenceMatrix, measured: Measured, *, scale: float = 1.0
 ) -> tuple[Selection, Verification]:
     """The choice from a measured shortlist, and the record of the measurement.
 
@@ -175,10 +219,11 @@ def choose_from(
         estimate: influence of all pool samples as estimated before, (n_pool, n_target).
         updated: influence of the shortlist given the measurement, (k, n_target).
         measured: the shortlist.
+        scale: of the estimates to what is measured.
     """
     rows, exact = measured
     chosen = pick(run, updated, rows=rows, certify=True)
-    before = InfluenceMatrix.from_array(estimate.block(rows, exact.columns))
+    before = InfluenceMatrix.from_array(np.float32(scale) * estimate.block(rows, exact.columns))
     plain = pick(run, InfluenceMatrix(updated.shape, lambda i, j: estimate.block(rows[i], j)), rows=rows)
     matrix = InfluenceMatrix.from_array(exact.influence)
     own, other = (np.searchsorted(rows, selection.indices) for selection in (chosen, plain))
@@ -225,5 +270,30 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("verify")
     if run.budget.max_tokens is not None:
         return PlannedCost("verify", at_least=True)
-    shortlist = min(run.budget.count(run.size("pool"), times), run.size("pool"))
-    return later_cost(run, "verify", shortlist, min(run.size("target"), _columns(run)))
+    rows, columns = shortlist_size(run)
+    if run.verifier is None:
+        return later_cost(run, "verify", rows, columns)
+    own = _verifying(run)
+    some, targets = (
+        side.rows.select(range(min(n, len(side.rows)))) for side, n in ((run.pool, rows), (run.target, columns))
+    )
+    taken, planned = own.function.footprint(some, targets, rows + columns), later_cost(own, "verify", rows, columns)
+    return dataclasses.replace(
+        planned, memory=taken.memory, disk=planned.disk + taken.disk, checkpoints=taken.checkpoints
+    )
+
+
+def shortlist_size(run: Run) -> tuple[int, int]:
+    """How many samples a shortlist has under a budget in samples, and on how many targets it is measured."""
+    rows = min(run.budget.count(run.size("pool"), run.config.verify or 1), run.size("pool"))
+    return rows, min(run.size("target"), _columns(run))
+
+
+def described(run: Run) -> str:
+    """What measures the shortlist of gradient-sketch in words; empty where labels or nothing is measured."""
+    if run.verifier is None:
+        return ""
+    if run.budget.max_tokens is not None:
+        return f"; {run.verifier.name} measures a shortlist of {run.config.verify:g} budgets"
+    rows, columns = shortlist_size(run)
+    return f"; {run.verifier.name} measures a shortlist of {counted(rows, 'sample')} on {counted(columns, 'target')}"

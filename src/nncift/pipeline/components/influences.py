@@ -3,6 +3,7 @@
 `labels` 0 computes no exact influence of a function that would be estimated. Its estimate is then gradient-sketch,
 which needs no label and no fit and predicts training better than the bundled network does on task families that
 neither saw (linear datamodeling score 0.44 and 0.40, `docs/measurements.md`). The network is for those who name it.
+With `verify` gradient-sketch makes a shortlist, and the function that was asked for measures that alone.
 """
 
 from __future__ import annotations
@@ -31,20 +32,37 @@ def make_influence(
         ConfigError: there is no such function, an option of its own cannot be used, or nothing stands in for it.
     """
     made = setup or Setup()
-    if isinstance(influence, str | None):
-        name = config.influence or DEFAULT_INFLUENCE
-        kind = resolve(name, BUILT_IN, "nncift.influence")
-        function = make_function(kind, made, config.influence_options or (), name=name)
-    else:
-        function = as_function(influence)
+    function = _asked_for(config, influence, made)
     return _without_labels(config, function, made) if config.unlabelled else function
+
+
+def make_verifier(
+    config: Config, influence: str | InfluenceFunction | None = None, setup: Setup | None = None
+) -> InfluenceFunction | None:
+    """The influence function that measures a shortlist of gradient-sketch; None where a run makes none.
+
+    That is, with `labels` 0 and `verify`, the one that was asked for, unless it is exact for every pair.
+    """
+    if not config.unlabelled or config.verify is None:
+        return None
+    function = _asked_for(config, influence, setup or Setup())
+    return None if function.traits.factored else function
+
+
+def _asked_for(config: Config, influence: str | InfluenceFunction | None, setup: Setup) -> InfluenceFunction:
+    """The influence function that the config names, with the options that it gives, or the object itself."""
+    if not isinstance(influence, str | None):
+        return as_function(influence)
+    name = config.influence or DEFAULT_INFLUENCE
+    kind = resolve(name, BUILT_IN, "nncift.influence")
+    return make_function(kind, setup, config.influence_options or (), name=name)
 
 
 def _without_labels(config: Config, function: InfluenceFunction, setup: Setup) -> InfluenceFunction:
     """The function where it is exact for every pair, else gradient-sketch.
 
     Raises:
-        ConfigError: the function is pointwise, or has options, which would change nothing.
+        ConfigError: the function is pointwise, or has options and measures nothing.
     """
     if function.traits.factored:
         return function
@@ -54,11 +72,11 @@ def _without_labels(config: Config, function: InfluenceFunction, setup: Setup) -
             " leaves it without an estimate",
             "give `labels` a number, or another `influence`",
         )
-    if config.influence_options:
+    if config.influence_options and config.verify is None:
         raise ConfigError(
             f"`labels` 0 computes {GradientSketch.name} in place of {function.name}, so `influence_options` of the"
             " latter have no use",
-            "leave them out, or give `labels` a number",
+            "leave them out, or give `labels` a number, or `verify`",
         )
     return GradientSketch.build(setup)
 

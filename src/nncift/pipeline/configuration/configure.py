@@ -138,11 +138,13 @@ def inherited(
         raise ConfigError(f"`append` adds to the pool of {run}, and `pool` is another", "leave `pool` out")
     if "labels" in given and stored.get("network") == PRETRAINED:  # which `labels` 0 meant in earlier versions
         replaced.add("network")
-    if _is_zero(given.get("labels")) and not _is_factored(stored, None):  # gradient-sketch stands in for that
+    verified = (given.get("verify") or stored.get("verify")) is not None
+    if _is_zero(given.get("labels")) and not (verified or _is_factored(stored, None)):  # gradient-sketch stands in
         replaced |= {"influence_options", *(["influence"] if _is_object(stored.get("influence")) else [])}
     options = {name: value for name, value in stored.items() if name not in replaced} | dict(given)
     if _is_unlabelled(options) or _is_factored(options, influence):  # an earlier run may have estimated
-        options = {name: value for name, value in options.items() if name in given or name not in ESTIMATION}
+        kept = set(given) if _is_factored(options, influence) else {*given, "labels", "verify"}
+        options = {name: value for name, value in options.items() if name in kept or name not in ESTIMATION}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     if "append" in given or (pool is None and earlier.get("append")):
         _refuse_changed(run, stored, options)
@@ -196,7 +198,7 @@ def _is_factored(options: Mapping[str, Any], influence: str | InfluenceFunction 
 
 def _is_unlabelled(options: Mapping[str, Any]) -> bool:
     """Whether these options are without labels and network, see `Config.unlabelled`."""
-    return _is_zero(options.get("labels")) and not any(options.get(name) for name in ("network", "probes", "verify"))
+    return _is_zero(options.get("labels")) and not any(options.get(name) for name in ("network", "probes"))
 
 
 def _is_zero(labels: Any) -> bool:

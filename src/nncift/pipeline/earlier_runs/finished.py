@@ -145,7 +145,7 @@ class FinishedRun:
         name = str(options["influence"] or read_json(self.folder.function)["name"])
         if name.startswith("{"):
             raise RunError("its influence function was given as an object", "give it by name")
-        own = {option: options[option] for option in ("influence_options", "model", "labels")}
+        own = {option: options[option] for option in ("influence_options", "model", "labels", "verify")}
         config = Config("pool", influence=name, **own)
         models = tuple(map(ModelSpec, config.models))
         setup = Setup(models, EncoderSpec(options["encoder"] or DEFAULT_ENCODER), options["seed"])

@@ -209,6 +209,7 @@ def later_cost(run: Run, stage: str, rows: int, columns: int) -> PlannedCost:
     """Planned cost of a grid of rows x columns that is measured after the labels, with whose warm-up it is."""
     targets = run.target.rows.select(range(min(columns, len(run.target))))
     work = grid_work(run.function, run.pool.rows, targets, rows, columns)
-    seconds = run.rates.seconds(work) - (run.rates.warm_up if run.config.learns else 0.0)
-    tokens = work.tokens if run.config.learns else work.all_tokens
+    labelled = run.config.learns and not run.config.unlabelled
+    seconds = run.rates.seconds(work) - (run.rates.warm_up if labelled else 0.0)
+    tokens = work.tokens if labelled else work.all_tokens
     return PlannedCost(stage, seconds, work.pairs, tokens, disk=_PAIR_BYTES * work.pairs)

@@ -64,6 +64,9 @@ def learn(run: Run, labels: LabelledPairs | None) -> InfluenceNetwork:
             "influence": described | {"pointwise": pointwise},
             "pairs": len(labels),
         }
+        if (sides := network.both_sides) is not None:
+            network.description_["both_sides"] = {"used": sides.used, "why": sides.why}
+            _log.log(logging.INFO if sides.used else logging.WARNING, "network: %s", sides)
         with atomic_write(run.folder.network) as temporary:
             network.save_pretrained(temporary)
         return network

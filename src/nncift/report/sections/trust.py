@@ -58,6 +58,14 @@ def trust(run: FinishedFiles) -> Trust:
         drawn = "These rows were drawn at random"
         sentence = "They are the baseline that a choice has to beat; nothing in this run can be wrong about them."
         return Trust("", "=", "drawn at random", drawn, sentence, "", [])
+    if summary.measured_by:
+        sentence = (
+            f"The subset was chosen by exact values of {summary.measured_by} from what {summary.exact} would choose"
+            " first. What it would have found among the others is not known."
+        )
+        facts = f"{summary.exact}, which needs no labels, was computed for all {counted(summary.all_pairs, 'pair')}."
+        headline = f"Shortlist by {summary.exact}, measured by {summary.measured_by}"
+        return Trust("", "=", "measured on a shortlist", headline, sentence, facts, figures)
     if summary.in_place_of:
         sentence = (
             f"Nothing was lost to estimates of {summary.exact}; how well it predicts {summary.in_place_of} was not"
@@ -181,8 +189,9 @@ def _verified(run: FinishedFiles) -> list[Figure]:
     exact, estimated, by_estimates = (
         shown_value(found.value[name]) for name in ("exact", "estimated", "exact_of_the_choice_by_estimates")
     )
-    meaning = (
-        f"best influence in the subset, mean over {counted(found.targets, 'target')}, measured exactly;"
-        f" estimated before: {estimated}, by estimates alone: {by_estimates}."
-    )
+    meaning = f"best influence in the subset, mean over {counted(found.targets, 'target')}, measured exactly;"
+    if run.summary.measured_by:
+        meaning += f" of the selection by {run.summary.exact} alone: {by_estimates}."
+    else:
+        meaning += f" estimated before: {estimated}, by estimates alone: {by_estimates}."
     return [Figure("Verified value", exact, meaning)]
