@@ -37,7 +37,7 @@ def test_gains_by_lists_are_those_of_whole_rows_bit_by_bit(entries):
         assert np.array_equal(lists.counts, np.where(above <= TARGETS // LISTED, above, -1))
         cover_entries(entries, np.array([i]), covered)
         assert np.array_equal(covered, np.maximum(rows[0 : i + 1 : 10].max(axis=0), 0))
-    assert (lists.counts >= 0).mean() > 0.9
+    assert (lists.counts >= 0).mean() > 0.5
 
 
 @pytest.mark.parametrize("equal_costs", [True, False])

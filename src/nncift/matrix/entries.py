@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 
 from nncift.matrix.factored import LANES, compiled
 
-LISTED = 16
-"""A list has room for one in so many entries of a row: an eighth of the matrix's memory, for all rows."""
+LISTED = 32
+"""A list has room for one in so many entries of a row: a sixteenth of the matrix's memory, for all rows."""
 
 _BYTES = 4 * LANES  # of a block of columns
 
