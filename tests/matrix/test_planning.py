@@ -7,7 +7,9 @@ from itertools import count
 import numpy as np
 import pytest
 
+from nncift.matrix import planning
 from nncift.matrix.cells import CELL, SMALL_NODE, work_to_divide
+from nncift.matrix.entries import LISTED
 from nncift.matrix.forms import control_group_limits, first_helpers, form_memory, memory_bytes
 from nncift.matrix.planning import planned_choice
 from nncift.matrix.products import product_matrix
@@ -26,9 +28,20 @@ def test_streamed_pairs_cost_their_passes():
     assert found == (pytest.approx((5 * 5000 + 7) * 300 / PAIRS), 0)
 
 
-def test_stored_pairs_are_computed_once_and_read_from_then_on():
+def test_stored_pairs_are_computed_once_and_read_while_rows_have_no_lists(monkeypatch):
+    evaluated = []
+    rate = planning._queue_rate
+    monkeypatch.setattr(planning, "_queue_rate", lambda *given: evaluated.append(rate(*given)) or evaluated[0])
     found = plan("stored", (32, 32), 4, certified=1.0)  # as small as the trial, so that it is read once
-    assert found == (pytest.approx(1 + 1 + 16 + 1), 4 * PAIRS)  # computed, written to new memory, and read
+    lists = 8 * 32 * (32 // LISTED)
+    queue = 8 * 32 * evaluated[0]  # seconds of eight evaluations of each sample
+    assert found == (pytest.approx(1 + 1 + 5 + 2 + 1 + queue), 4 * PAIRS + lists)  # computed, new memory, read
+
+
+def test_new_memory_counts_by_what_the_last_of_it_takes():
+    times = iter([0, 1, 1, 2, 2, 12])  # two pieces that were given back before, then the host's
+    some = 3 * planning._MEASURED * planning._PIECE
+    assert planning._new_memory_seconds(some, times.__next__) == 12 + 10 * (3 * planning._MEASURED - 3)
 
 
 @pytest.mark.parametrize("n", [60_000, 1_000_000])

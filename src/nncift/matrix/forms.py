@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from nncift.matrix.entries import LISTED
+
 Form = Literal["stored", "streamed", "sparse"]
 
 STORED = 1 << 32
@@ -24,7 +26,7 @@ FEW_TARGETS = 20_000
 """Targets up to which streaming is fast, however large the pool."""
 LEAST_HELPERS = 16
 _TIMES = 4  # helpers of a target among as many of the pool as there are for each sample to choose, at first
-_ENTRY_BYTES = 8  # of a kept entry
+_ENTRY_BYTES = 8  # of a kept entry, and of a listed one
 _STORED_SHARE, _SPARSE_SHARE = 4, 5  # parts of the machine's memory
 
 
@@ -91,5 +93,5 @@ def most_helpers(n_pool: int, n_target: int) -> int:
 def form_memory(form: Form, n_pool: int, n_target: int, expected: float) -> int:
     """Bytes that a form takes at its peak, beyond the vectors of the samples."""
     if form == "stored":
-        return 4 * n_pool * n_target
+        return n_pool * (4 * n_target + _ENTRY_BYTES * (n_target // LISTED))
     return 0 if form == "streamed" else _ENTRY_BYTES * n_target * first_helpers(n_pool, n_target, expected)

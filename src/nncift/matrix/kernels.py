@@ -25,6 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nncift.matrix.entries import add_gains, row_gain
 from nncift.matrix.factored import LANES, Factors, compiled
 
 
@@ -98,11 +99,9 @@ def _pool() -> ThreadPoolExecutor:
 def dense_coverage_gains(block: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """`coverage_gains` of a dense float32 block (rows, n_columns), bitwise equal."""
     out = np.empty(block.shape[0], dtype=np.float64)
+    sums = np.empty(LANES, dtype=np.float64)
     for i in range(block.shape[0]):
-        sums = np.zeros(LANES, dtype=np.float64)
-        for first in range(0, block.shape[1], LANES):
-            add_gains(block[i, first : first + LANES], covered[first : first + LANES], sums)
-        out[i] = sums.sum()
+        out[i], _ = row_gain(block[i], covered, sums)
     return out
 
 
@@ -138,14 +137,6 @@ def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indic
                     place -= 1
                 values[i, place] = entry
                 indices[i, place] = first_column + j
-
-
-@compiled
-def add_gains(entries: np.ndarray, covered: np.ndarray, sums: np.ndarray) -> None:
-    """Add max(0, entry - covered) of up to 64 columns to the sums of their lanes, float64 (64,)."""
-    for lane in range(len(covered)):
-        gain = entries[lane] - covered[lane]
-        sums[lane] += gain if gain > 0 else np.float32(0)
 
 
 @compiled

@@ -3,24 +3,24 @@
 The candidate with the highest upper bound is evaluated alone until the best one is up to date (Minoux, 1978). From a
 stored matrix a gain costs the reading of its row, so nothing is gained by evaluating many at a time, which is what a
 matrix computed on access asks for, and what the interpreter's queue in `selection.greedy` does.
+
+After the first samples, though, nearly every candidate's bound is above what is left of its gain, and evaluating one
+after the other would jump through memory. So where a small share of the candidates has been evaluated in a step without
+an end, all whose bound reaches the best gain so far are evaluated, in the order in which they lie, on all threads.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from nncift.matrix import kernels
+from nncift.matrix.entries import Entries, Lists, listed_gain, listed_gains, no_lists
 from nncift.matrix.factored import LANES, compiled
-from nncift.matrix.kernels import add_gains
 
-
-class Entries(NamedTuple):
-    """Stored influence: all entries, or those that a sparse matrix has, row by row."""
-
-    values: np.ndarray  # float32 (n_pool * n_target,), or (number of entries,)
-    starts: np.ndarray  # int64 (n_pool + 1,): where each row begins
-    columns: np.ndarray  # int32 (number of entries,); empty if all entries are stored
+_ALONE = 128  # one in so many candidates of the queue is evaluated alone in a step
+_LEAST_ALONE = 32
+_TOGETHER = 1 << 20  # entries that a thread reads at a time
+_NONE, _MORE = -1, -2  # in place of a candidate: there is none; many are to be evaluated first
 
 
 class CoverageQueue:
@@ -53,6 +53,7 @@ class CoverageQueue:
         self._keys = gains[order] / costs[order]
         self._heap = np.lexsort((np.arange(len(order)), -self._keys))  # places in the order: sorted, hence a heap
         self._size, self._evaluated = len(order), np.zeros(len(gains), dtype=np.int64)
+        self._lists = no_lists(entries, len(covered))
 
     def best(self, step: int, room: float) -> int | None:
         """Take out the candidate with the largest gain per cost among those that cost `room` at most.
@@ -61,67 +62,79 @@ class CoverageQueue:
             step: size of the subset, which `covered` belongs to; 0 for the one that the gains are of.
             room: those that cost more are dropped.
         """
-        found, self._size, work = _best(  # type: ignore[no-untyped-call]
-            self._entries,
-            (self._covered, self._modular),
-            (self._gains, self._evaluated, self._keys),
-            (self._order, self._costs),
-            (self._heap, self._size),
-            (step, float(room)),
+        alone = max(self._size // _ALONE, _LEAST_ALONE)
+        found = _MORE
+        while found == _MORE:
+            found, self._size, work, least = _best(  # type: ignore[no-untyped-call]
+                (*self._entries, *self._lists),
+                (self._covered, self._modular),
+                (self._gains, self._evaluated, self._keys),
+                (self._order, self._costs),
+                (self._heap, self._size),
+                (step, float(room), alone),
+            )
+            self.work += work
+            if found == _MORE:
+                self._evaluate(step, room, least)
+        return None if found == _NONE else int(found)
+
+    def _evaluate(self, step: int, room: float, least: float) -> None:
+        """Evaluate all candidates whose bound per cost is at least `least`."""
+        places = self._heap[: self._size]
+        places = places[self._keys[places] >= least]
+        rows = self._order[places]
+        stale = np.flatnonzero((self._evaluated[rows] != step) & (self._costs[rows] <= room))
+        stale = stale[np.argsort(rows[stale])]
+        rows, gains = rows[stale], np.empty(len(stale))
+        width = len(self._entries.values) // len(self._evaluated)
+        kernels.share(
+            lambda piece: listed_gains(self._entries, self._lists, rows[piece], self._covered, gains[piece]),
+            len(rows),
+            max(_TOGETHER // max(width, 1), 1),
         )
-        self.work += work
-        return None if found < 0 else int(found)
+        self._gains[rows] = gains + self._modular[rows]
+        self._evaluated[rows] = step
+        self._keys[places[stale]] = self._gains[rows] / self._costs[rows]
+        _make_heap(self._heap, self._size, self._keys)
+        self.work += len(rows)
 
 
 @compiled
-def _best(entries, state, bounds, candidates, queue, now):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _best(influence, state, bounds, candidates, queue, now):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """The best candidate or what stands for it, the size of the queue, gains evaluated, and the best of these."""
+    entries, lists = Entries(*influence[:3]), Lists(*influence[3:])
     (covered, modular), (gains, evaluated, keys), (order, costs) = state, bounds, candidates
-    (heap, size), (step, room) = queue, now
-    sums, work = np.empty(LANES, dtype=np.float64), 0
+    (heap, size), (step, room, alone) = queue, now
+    sums, work, best = np.empty(LANES, dtype=np.float64), 0, 0.0
     while size > 0:
         place = heap[0]
         i = order[place]
         if costs[i] <= room:
             if evaluated[i] == step or gains[i] <= 0:
-                return i, _drop_first(heap, size, keys), work
-            gains[i] = _gain(entries, i, covered, sums) + modular[i]
+                return i, _drop_first(heap, size, keys), work, best
+            if work == alone:
+                return _MORE, size, work, best
+            gains[i] = listed_gain(entries, lists, i, covered, sums) + modular[i]
             evaluated[i] = step
             keys[place] = gains[i] / costs[i]
-            _sift_down(heap, size, keys)
+            best = max(best, keys[place])
+            _sift_down(heap, 0, size, keys)
             work += 1
         else:
             size = _drop_first(heap, size, keys)
-    return -1, 0, work
+    return _NONE, 0, work, best
 
 
 @compiled
-def _gain(entries: Entries, i: int, covered: np.ndarray, sums: np.ndarray) -> float:
-    """Sum over targets of max(0, entry - covered); of all entries with the additions of `kernels.coverage_gains`."""
-    row = entries.values[entries.starts[i] : entries.starts[i + 1]]
-    if len(entries.columns) == 0:
-        sums[:] = 0
-        for first in range(0, len(row), LANES):
-            add_gains(row[first : first + LANES], covered[first : first + LANES], sums)
-        return sums.sum()  # type: ignore[no-any-return]
-    total, columns = 0.0, entries.columns[entries.starts[i] : entries.starts[i + 1]]
-    for place in range(len(row)):
-        gain = row[place] - covered[columns[place]]
-        total += gain if gain > 0 else 0.0
-    return total
+def _make_heap(heap: np.ndarray, size: int, keys: np.ndarray) -> None:
+    for at in range(size // 2 - 1, -1, -1):
+        _sift_down(heap, at, size, keys)
 
 
 @compiled
-def entries_gains(entries: Entries, rows: np.ndarray, covered: np.ndarray, out: np.ndarray) -> None:
-    """`coverage_gains` of some rows (int64), into float64 (len(rows),)."""
-    sums = np.empty(LANES, dtype=np.float64)
-    for place in range(len(rows)):
-        out[place] = _gain(entries, rows[place], covered, sums)
-
-
-@compiled
-def _sift_down(heap: np.ndarray, size: int, keys: np.ndarray) -> None:
-    """Put the first one where it belongs: the largest key first, of equal ones the lower place."""
-    moved, at = heap[0], 0
+def _sift_down(heap: np.ndarray, at: int, size: int, keys: np.ndarray) -> None:
+    """Put the one at `at` where it belongs: the largest key first, of equal ones the lower place."""
+    moved = heap[at]
     while True:
         child = 2 * at + 1
         if child >= size:
@@ -138,7 +151,7 @@ def _sift_down(heap: np.ndarray, size: int, keys: np.ndarray) -> None:
 @compiled
 def _drop_first(heap: np.ndarray, size: int, keys: np.ndarray) -> int:
     heap[0] = heap[size - 1]
-    _sift_down(heap, size - 1, keys)
+    _sift_down(heap, 0, size - 1, keys)
     return size - 1
 
 

@@ -30,7 +30,7 @@ from nncift.run.progress import advance
 
 if TYPE_CHECKING:
     from nncift.matrix.cells import Products
-    from nncift.matrix.lazy import Entries
+    from nncift.matrix.entries import Entries
 
 
 class InfluenceMatrix:

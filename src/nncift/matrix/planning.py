@@ -1,6 +1,7 @@
 """What a choice will cost in each form: operations counted by stage, times rates measured on a small matrix.
 
-The stored form computes each pair once and reads it in each pass of lazy greedy; the streamed form computes it in each
+The stored form computes each pair once, into new memory, and reads whole rows in the first passes of lazy greedy; from
+then on lists of a few entries, for which the queue itself is what costs. The streamed form computes each pair in each
 pass. Each stage of the sparse form has a rate of its own: k-means, which divides both sides into cells; the search for
 the strongest helpers in the cells visited, and for the audit in all; sorting the entries by pool sample; the choice
 with its certificate.
@@ -15,15 +16,21 @@ from typing import NamedTuple
 import numpy as np
 
 from nncift.matrix.cells import CELL, SMALL_NODE, Products, divide, nearest_means, strongest, work_to_divide
+from nncift.matrix.entries import Entries, cover_entries, entries_gains
 from nncift.matrix.forms import Form, first_helpers, form_memory
-from nncift.matrix.lazy import Entries, entries_gains
+from nncift.matrix.lazy import CoverageQueue
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.sparse import AUDITED, sparsified, visits_of
 from nncift.matrix.stored import in_memory
 from nncift.matrix.transposed import by_sample
 from nncift.run.costs import seconds_of
 
-_GREEDY_PASSES = 16  # over stored pairs, that lazy greedy takes: 12 to 26 were measured
+_WHOLE_PASSES = 5  # over stored pairs, of lazy greedy before rows have lists: 3 to 5.5 were measured
+_EVALUATIONS = 8  # of each sample in lazy greedy's queue: 4 to 11 were measured
+_STATISTICS = 2  # passes over stored pairs besides: the first gains, and each sample's largest entry
+_QUEUED, _NARROW, _STEPS = 1 << 16, 64, 16  # samples, targets and steps that the queue's rate is measured with, at most
+_PIECE, _PIECES = 1 << 26, 16  # bytes of new memory that its rate is measured on at a time, and how many times at most
+_MEASURED = 8  # one in so many bytes of what is needed is measured
 _SPARSE_PASSES = 6  # over the kept entries, that the choice and its certificate take
 _READ = 1 << 25  # stored entries that the rate of reading is measured on, at most
 _KEPT = 1 << 22  # kept entries that the rate of sorting and reading is measured on, at most: more than a cache holds
@@ -71,15 +78,55 @@ def planned_choice(
     if form == "streamed":
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
-    once = seconds_of(lambda: in_memory(trial), clock) / size
-    some = min(_READ, pool * targets)
-    once += seconds_of(lambda: np.ones(some, np.float32), clock) / some  # memory that no one has used yet
-    copies = max(some // size, 1)  # in a cache entries would be read faster than from memory
+    once = _median_seconds(lambda: in_memory(trial), clock) / size
+    copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
     stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
     all_copies = np.arange(copies * rows)
-    again = seconds_of(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
-    reads = (_GREEDY_PASSES * passes + certified) * pool * targets
-    return Planned((pool + known) * targets * once + reads * again, memory)
+    again = _median_seconds(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
+    reads = ((_WHOLE_PASSES + _STATISTICS) * passes + certified) * pool * targets
+    queue = _EVALUATIONS * passes * pool * _queue_rate(min(pool, _QUEUED), min(targets, _NARROW), clock)
+    return Planned((pool + known) * targets * once + _new_memory_seconds(memory, clock) + reads * again + queue, memory)
+
+
+def _median_seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Of three calls, since other processes disturb short ones."""
+    return sorted(seconds_of(work, clock) for _ in range(3))[1]
+
+
+def _new_memory_seconds(size: int, clock: Callable[[], float]) -> float:
+    """Seconds that the system takes to hand out this much memory.
+
+    The first of it is often what this process gave back a moment ago, and costs a tenth of what the rest does, which in
+    a virtual machine the host has to find. So each piece is held while the next one is measured, and the last counts
+    for all that is not measured.
+    """
+    held, seconds = list[np.ndarray](), list[float]()
+    for _ in range(min(max(size // (_MEASURED * _PIECE), 1), _PIECES)):
+        seconds.append(seconds_of(lambda: held.append(np.ones(min(_PIECE, size) // 4 or 1, np.float32)), clock))
+    measured = sum(piece.nbytes for piece in held)
+    return sum(seconds) + max(size - measured, 0) / held[-1].nbytes * seconds[-1]
+
+
+def _queue_rate(rows: int, columns: int, clock: Callable[[], float]) -> float:
+    """Seconds for a sample that lazy greedy's queue evaluates, besides the reading of a long row."""
+    values = np.random.default_rng(0).random((rows, columns), np.float32)
+    starts = np.arange(rows + 1, dtype=np.int64) * columns
+    entries = Entries(values.reshape(-1), starts, np.zeros(0, np.int32))
+    everyone, covered, gains = np.arange(rows), np.zeros(columns, np.float32), values.sum(axis=1, dtype=np.float64)
+
+    def choose(steps: int) -> CoverageQueue:
+        queue = CoverageQueue(entries, covered, np.zeros(rows), gains, everyone, np.ones(rows))
+        for step in range(steps):
+            if (i := queue.best(step, np.inf)) is None:
+                break
+            cover_entries(entries, everyone[i : i + 1], covered)
+        return queue
+
+    choose(1)  # compiles
+    covered[:] = 0
+    found = list[CoverageQueue]()
+    seconds = seconds_of(lambda: found.append(choose(_STEPS)), clock)
+    return seconds / max(found[0].work, 1)
 
 
 def _sparse_seconds(

@@ -26,8 +26,8 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.cells import NO_HELPER, Products, strongest
+from nncift.matrix.entries import Entries
 from nncift.matrix.factored import compiled
-from nncift.matrix.lazy import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
 from nncift.matrix.stored import EntriesMatrix
@@ -108,10 +108,6 @@ class SparseMatrix(EntriesMatrix):
     def row_width(self) -> int:
         """Entries kept, on average."""
         return -(-len(self._entries.values) // max(self.shape[0], 1))
-
-    def cover(self, rows: np.ndarray, covered: np.ndarray) -> None:
-        """As `InfluenceMatrix.cover`, by the entries kept."""
-        _cover(self._entries, rows, covered)
 
     def count_above(self, rows: np.ndarray, shares: np.ndarray, levels: np.ndarray) -> np.ndarray:
         """As `InfluenceMatrix.count_above`, of the entries kept."""
@@ -218,14 +214,6 @@ def _largest_possible(products: Products) -> np.ndarray:
         lengths = np.sqrt(np.square(columns).sum(axis=1))
         most[first : first + _ROWS] = columns @ mean + radius * lengths + float(products.constants.max())
     return most
-
-
-@compiled
-def _cover(entries: Entries, rows: np.ndarray, covered: np.ndarray) -> None:
-    for i in rows:
-        for place in range(entries.starts[i], entries.starts[i + 1]):
-            j = entries.columns[place]
-            covered[j] = max(covered[j], entries.values[place])
 
 
 @compiled

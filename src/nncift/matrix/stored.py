@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nncift.matrix import kernels
-from nncift.matrix.lazy import Entries, entries_gains
+from nncift.matrix.entries import Entries, cover_entries, entries_gains
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 
@@ -43,6 +43,10 @@ class EntriesMatrix(InfluenceMatrix):
             lambda piece: entries_gains(self._entries, rows[piece], covered, gains[piece]), len(rows), together
         )
         return gains
+
+    def cover(self, rows: np.ndarray, covered: np.ndarray) -> None:
+        """As `InfluenceMatrix.cover`, by the entries stored."""
+        cover_entries(self._entries, rows, covered)
 
 
 class StoredMatrix(EntriesMatrix):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from nncift.matrix import kernels
+from nncift.matrix.entries import Entries
 from nncift.matrix.factored import compiled
-from nncift.matrix.lazy import Entries
 
 _BITS = 32
 
