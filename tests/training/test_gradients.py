@@ -52,7 +52,8 @@ class TestStreamGradients:
             errors = {name: (found[plain_name(name)][k] - gradient).norm() for name, gradient in expected.items()}
             lengths = {name: gradient.norm() for name, gradient in expected.items()}
             assert set(map(plain_name, expected)) == set(found)
-            assert torch.stack([*errors.values()]).norm() < 1e-5 * torch.stack([*lengths.values()]).norm()
+            # Rounding of 30 layers in float32, which differs between CPUs: up to 1.1e-5 was seen.
+            assert torch.stack([*errors.values()]).norm() < 5e-5 * torch.stack([*lengths.values()]).norm()
             assert all(errors[name] < 1e-3 * lengths[name] for name in expected)
 
     def test_equal_one_backward_pass_per_sample(self, tiny, tiny_checkpoints, rows):
