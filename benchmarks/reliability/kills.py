@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,9 @@ def campaign(
         seed: of the instants.
         only: kinds whose names have one of these texts.
     """
-    children.import_libraries()
-    rng, failures, table = random.Random(seed), [], []
-    kinds = runs.kinds(folder, only)
-    rng.shuffle(kinds)
-    for number, kind in enumerate(kinds):
-        share = (instants * (number + 1)) // len(kinds) - (instants * number) // len(kinds)
-        if not share:
-            continue
-        stages: Counter[str] = Counter()
-        whole = Whole(kind, folder / "whole")
-        if whole.outcome.kind != "ok":
-            failures.append(f"{kind.name}: {whole.outcome}")
-            continue
+    rng, failures, table = random.Random(seed), list[str](), list[dict[str, object]]()
+    for whole, share in whole_runs(folder, instants, rng, only, failures):
+        kind, stages = whole.kind, Counter[str]()
         for trial in range(share):
             failures += _trial(whole, folder / "run", rng, trial, stages)
         held = "; ".join(f"{stage} {count}" for stage, count in sorted(stages.items()))
@@ -60,6 +50,32 @@ def campaign(
             total[stage] += int(count or 0)
     held = "; ".join(f"{stage} {count}" for stage, count in sorted(total.items()) if stage)
     return [*table, {"run": "all", "kills": sum(total.values()), "while working on": held}], failures
+
+
+def whole_runs(
+    folder: Path, trials: int, rng: random.Random, only: Sequence[str], failures: list[str]
+) -> Iterator[tuple[Whole, int]]:
+    """The undisturbed run of each kind that has a share of the trials, and that share; a run that fails is a failure.
+
+    Args:
+        folder: of the runs.
+        trials: how many, over all kinds.
+        rng: draws the order of the kinds.
+        only: kinds whose names have one of these texts.
+        failures: what failed so far.
+    """
+    children.import_libraries()
+    kinds = runs.kinds(folder, only)
+    rng.shuffle(kinds)
+    for number, kind in enumerate(kinds):
+        share = (trials * (number + 1)) // len(kinds) - (trials * number) // len(kinds)
+        if not share:
+            continue
+        whole = Whole(kind, folder / "whole")
+        if whole.outcome.kind == "ok":
+            yield whole, share
+        else:
+            failures.append(f"{kind.name}: {whole.outcome}")
 
 
 class Whole:

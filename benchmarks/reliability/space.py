@@ -20,7 +20,7 @@ from typing import Any
 
 import children
 import runs
-from kills import Whole, compared, with_cache
+from kills import Whole, compared, whole_runs, with_cache
 
 Work = Callable[[], Any]
 
@@ -41,18 +41,9 @@ def campaign(
         seed: of the sizes.
         only: kinds whose names have one of these texts.
     """
-    children.import_libraries()
-    rng, failures, table = random.Random(seed), [], []
-    kinds = runs.kinds(folder, only)
-    rng.shuffle(kinds)
-    for number, kind in enumerate(kinds):
-        share = (trials * (number + 1)) // len(kinds) - (trials * number) // len(kinds)
-        if not share:
-            continue
-        whole = Whole(kind, folder / "whole")
-        if whole.outcome.kind != "ok":
-            failures.append(f"{kind.name}: {whole.outcome}")
-            continue
+    rng, failures, table = random.Random(seed), list[str](), list[dict[str, object]]()
+    for whole, share in whole_runs(folder, trials, rng, only, failures):
+        kind = whole.kind
         ended: Counter[str] = Counter()
         for trial in range(share):
             failures += _trial(whole, folder / "disk", rng, trial, ended)
