@@ -5,7 +5,8 @@
     python benchmarks/evidence_compare.py DATA --settings gigaword broad --tables
 
 Each process makes choices, then trains, the first seed of every comparison before the second of any, so that a short
-time gives something of each; 30 % of the pool, and choices of equal response tokens, come last. Comparisons lie in
+time gives something of each; 30 % of the pool, and choices of equal response tokens, come last. Rows that several
+comparisons train on alike, random ones above all, are trained on once and tested for each. Comparisons lie in
 DATA/compared, one folder each; a killed process loses its training alone. `--tables` writes what the finished trainings
 give, and trains nothing. `nncift compare` with the command that is printed takes every training that is there, and does
 those that are missing.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from tqdm import tqdm
 from nncift.proof.analysis import analyse, overlaps
 from nncift.proof.cells import Cell
 from nncift.proof.compare import cells_of, costs
+from nncift.proof.folder import claimed
 from nncift.proof.inputs import Inputs, prepare
 from nncift.proof.options import FREE
 from nncift.proof.tables import write_tables
 from nncift.proof.trials import Bench, Trial
-from nncift.run.files import write_json
+from nncift.run.files import remove, write_json
 
 LATE = 0.2  # of the pool: choices of more rows than this are trained on last
 
@@ -141,6 +143,29 @@ def trials_of(inputs: Inputs, bench: Bench) -> Iterator[tuple[tuple[bool, int, f
             yield (late, number, place / len(cells)), trial
 
 
+def in_order(benches: Sequence[tuple[Inputs, Bench]]) -> dict[str, list[tuple[Bench, Trial]]]:
+    """The trials of all comparisons in the order of their places, by training: each at the first place it has."""
+    test = benches[0][1].test  # any: what is trained does not depend on it
+    found = [
+        (place, k, bench, trial)
+        for k, (inputs, bench) in enumerate(benches)
+        for place, trial in trials_of(inputs, bench)
+    ]
+    alike: dict[str, list[tuple[Bench, Trial]]] = {}
+    blind = [replace(bench, test=test, _keys={}) for _, bench in benches]
+    for _, k, bench, trial in sorted(found, key=lambda one: one[:2]):
+        alike.setdefault(blind[k].key(trial), []).append((bench, trial))
+    return alike
+
+
+def run(trials: Sequence[tuple[Bench, Trial]], adapter: Path) -> None:
+    """Train once, unless another process does, and test for each comparison."""
+    with claimed(adapter, wait=False):
+        for bench, trial in trials:
+            bench.run([trial], keep={trial: adapter}, wait=False)
+        remove(adapter)
+
+
 def tables(inputs: Inputs, bench: Bench) -> None:
     """Write the results of the cells whose trainings are all there."""
 
@@ -176,16 +201,11 @@ def main() -> None:
         for inputs, bench in prepared(given):
             tables(inputs, bench)
         return
-    todo = [
-        (place, k, trial, bench)
-        for k, (inputs, bench) in enumerate(list(prepared(given)))
-        for place, trial in trials_of(inputs, bench)
-    ]
-    todo.sort(key=lambda one: one[:2])
-    for *_, trial, bench in tqdm(todo, desc="trainings", unit=""):
+    todo = in_order(list(prepared(given)))
+    for key, trials in tqdm(todo.items(), desc="trainings", unit=""):
         if time.monotonic() > end:
             break
-        bench.run([trial], wait=False)
+        run(trials, given.data / "compared" / "adapters" / key)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,23 @@ def test_a_killed_fine_tuning_is_resumed(on_device, tmp_path):
     np.testing.assert_allclose(losses(on_device, fine_tune(spec, ROWS, SHORT, tmp_path / "resumed")), whole, rtol=1e-3)
 
 
+def test_activations_are_computed_anew_where_they_do_not_fit(on_device, tmp_path):
+    spec = ModelSpec(on_device)
+    whole = losses(on_device, fine_tune(spec, ROWS, SHORT, tmp_path / "whole"))
+    full = iter([True])
+
+    def fail_once(module, arguments):
+        if next(full, False):
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = on_device.model.get_input_embeddings().register_forward_pre_hook(fail_once)
+    try:
+        found = losses(on_device, fine_tune(spec, ROWS, SHORT, tmp_path / "little memory"))
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(found, whole, rtol=1e-3)
+
+
 def test_the_random_numbers_of_the_device_are_restored(on_device, device, tmp_path):
     torch.manual_seed(3)
     expected = torch.rand(4, device=device)

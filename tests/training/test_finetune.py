@@ -138,20 +138,24 @@ def test_finished_training_is_returned_and_others_refused(spec, trained, tmp_pat
         fine_tune(spec, ROWS, SHORT, tmp_path)
 
 
-@pytest.mark.parametrize("minutes", [10.0, 0.0], ids=["after an epoch", "within an epoch"])
-def test_interrupted_training_ends_with_the_same_bytes(spec, trained, tmp_path, monkeypatch, minutes):
-    monkeypatch.setattr(finetune, "_MINUTES", minutes)
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [((0.0, 600.0), 1), ((0.0, 0.0), 2), ((600.0, 600.0), 0)],
+    ids=["after an epoch", "within an epoch", "none in a short training"],
+)
+def test_interrupted_training_ends_with_the_same_bytes(spec, trained, tmp_path, monkeypatch, seconds, kept):
+    monkeypatch.setattr(finetune, "_SECONDS", seconds)
     folder = tmp_path / "adapter"
     interrupted(19, spec, ROWS, SHORT, folder)  # in the second step of the second epoch
     assert not (folder / "adapter_model.safetensors").exists()
-    assert len(list(folder.rglob("checkpoint-*"))) == (1 if minutes else 2)
+    assert len(list(folder.rglob("checkpoint-*"))) == kept
     assert mean_loss(spec.loaded, ROWS) == mean_loss(spec.loaded, ROWS)
     fine_tune(spec, ROWS, SHORT, folder)
     assert content(folder) == content(trained)
 
 
 def test_damaged_checkpoints_are_skipped(spec, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "_MINUTES", 0.0)
+    monkeypatch.setattr(finetune, "_SECONDS", (0.0, 0.0))
     folder = tmp_path / "adapter"
     interrupted(19, spec, ROWS, SHORT, folder)
     first, second = sorted(folder.rglob("checkpoint-*"))
@@ -342,12 +346,16 @@ class TestRefusals:
             hook.remove()
         assert mean_loss(spec.loaded, ROWS, folder) < mean_loss(spec.loaded, ROWS)
 
-    def test_files_that_cannot_be_written(self, spec, tmp_path):
+    @pytest.mark.parametrize(
+        ("seconds", "problem"), [((0.0, 0.0), "cannot write"), ((600.0, 600.0), "largest size of a file")]
+    )
+    def test_files_that_cannot_be_written(self, spec, tmp_path, monkeypatch, seconds, problem):
         resource = pytest.importorskip("resource")
+        monkeypatch.setattr(finetune, "_SECONDS", seconds)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
-            with pytest.raises(RunError, match="cannot write"):
+            with pytest.raises(RunError, match=problem):
                 fine_tune(spec, ROWS, SHORT, tmp_path / "adapter")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

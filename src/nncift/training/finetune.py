@@ -5,9 +5,10 @@ test loss read a sample alike. trl's own tokens of `Selection.sft_dataset()` dif
 chat template prints after the token that ends a response (a line break in most), which is never generated, and which
 trl trains on.
 
-While it is trained, an adapter's folder holds a folder of the trainer's checkpoints, one per epoch and one every few
-minutes. Each is sealed by checksums when it is complete, and a killed training resumes from the last sound one with the
-same bytes in the end. The model is loaded once for any number of trainings, which leave it as it was.
+While it is trained, an adapter's folder holds a folder of the trainer's checkpoints, one per epoch that takes a while
+and one every few minutes. Each is sealed by checksums when it is complete, and a killed training resumes from the last
+sound one with the same bytes in the end. The model is loaded once for any number of trainings, which leave it as it
+was.
 
 Phases (Pang et al. 2024) train one adapter on several sets of rows in turn, each with a learning rate schedule and a
 state of Adam of its own.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 PASS = 4  # samples per pass on the CPU, at most; on CUDA those of a step, halved when memory runs out
 _RECORD, _CARD, _WORK = "training.json", "README.md", f"{PARTIAL}training"
-_MINUTES = 10.0  # between two checkpoints, at most
+_SECONDS = 20.0, 600.0  # between two checkpoints, at least and at most
 
 
 def training_wording(model: ModelSpec, wording: Style | None = None) -> Style:
@@ -209,6 +210,10 @@ class _Tuning:
     folder: Path
     pass_size: int
     progress: bool
+    recompute: bool = field(init=False)  # activations in the backward pass, for a fraction of the memory
+
+    def __post_init__(self) -> None:
+        self.recompute = self.model.device.type == "mps"
 
     def run(self, parts: Sequence[np.ndarray], record: dict[str, Any]) -> None:
         """Train the phases that are not finished, and save the adapter."""
@@ -238,7 +243,7 @@ class _Tuning:
 
         output = self.folder / _WORK / f"checkpoints-{k}"
         rows = tokenized([self.examples[j] for j in part], None if self.weights is None else self.weights[part])
-        watch = Watch(bar, len(part), self.settings.batch_size, minutes=_MINUTES)
+        watch = Watch(bar, len(part), self.settings.batch_size, seconds=_SECONDS)
         initial = {name: weight.detach().clone() for name, weight in adapter_weights(self.model).items()}
 
         def attempt() -> bool:
@@ -249,14 +254,22 @@ class _Tuning:
             with silent(), writing(output), onednn_linears(self.model.model):
                 options = {"model": adapter, "train_dataset": rows, "callbacks": [watch]}
                 with trackers(self.settings.report_to, self.folder / "runs"):
-                    arguments = sft_arguments(self.model, self.settings, len(part), output, k, self.pass_size)
+                    sizes = len(part), output, k, self.pass_size
+                    arguments = sft_arguments(self.model, self.settings, *sizes, recompute=self.recompute)
                     trainer = LoraTrainer(self.model, self.settings.batch_size, args=arguments, **options)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return True
 
         while in_memory(attempt) is None:
-            if self.pass_size == 1:
-                fix = "lower `max_length`, use `dtype` 4bit, or take a smaller model"
-                raise ModelError(f"{self.model.name!r} ran out of memory while it was trained on one sample", fix)
-            self.pass_size //= 2
+            self._save_memory()
         remove(output)
+
+    def _save_memory(self) -> None:
+        """After a pass that did not fit, compute activations anew on CUDA (a third more work), then halve passes."""
+        if not self.recompute and self.model.device.type == "cuda":
+            self.recompute = True
+        elif self.pass_size > 1:
+            self.pass_size //= 2
+        else:
+            fix = "lower `max_length`, use `dtype` 4bit, or take a smaller model"
+            raise ModelError(f"{self.model.name!r} ran out of memory while it was trained on one sample", fix)

@@ -169,9 +169,19 @@ class LoraTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def sft_arguments(
-    model: LanguageModel, settings: FineTuning, rows: int, output: Path, phase: int, pass_size: int
+    model: LanguageModel,
+    settings: FineTuning,
+    rows: int,
+    output: Path,
+    phase: int,
+    pass_size: int,
+    *,
+    recompute: bool = False,
 ) -> SFTConfig:
-    """The arguments of the trainer of a phase with so many rows, whose passes have at most `pass_size` samples."""
+    """The arguments of the trainer of a phase with so many rows, whose passes have at most `pass_size` samples.
+
+    With `recompute` (gradient checkpointing) the backward pass computes activations anew in place of keeping them.
+    """
     device, precision = model.device.type, model.precision
     sizes = range(1, min(pass_size, settings.batch_size) + 1)
     size = max(size for size in sizes if settings.batch_size % size == 0)
@@ -185,7 +195,7 @@ def sft_arguments(
         optim="adamw_torch",
         per_device_train_batch_size=size,
         gradient_accumulation_steps=settings.batch_size // size,
-        gradient_checkpointing=device != "cpu",  # a third more work for a fraction of the memory
+        gradient_checkpointing=recompute,
         bf16=precision not in ("float32", "float16") and device != "mps",
         fp16=precision == "float16" and device == "cuda",
         use_cpu=device == "cpu",
@@ -196,7 +206,7 @@ def sft_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
-        save_strategy="epoch",
+        save_strategy="no",  # of itself: `Watch` asks for checkpoints
         save_total_limit=2,
         logging_strategy="steps" if settings.report_to else "no",
         logging_steps=1,
@@ -209,17 +219,18 @@ def sft_arguments(
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Moves the progress bar, saves a checkpoint every few minutes, and seals the finished ones.
+    """Moves the progress bar, asks for checkpoints at the ends of epochs and every few minutes, and seals them.
 
     Args:
         bar: one step for each sample and epoch.
         rows: samples of an epoch.
         batch_size: of them in a step.
-        minutes: longest time between two checkpoints.
+        seconds: between two checkpoints: an epoch that ends sooner has none; after the longest time one is made.
     """
 
-    def __init__(self, bar: tqdm, rows: int, batch_size: int, *, minutes: float) -> None:
-        self.bar, self.rows, self.batch_size, self.seconds = bar, rows, batch_size, 60 * minutes
+    def __init__(self, bar: tqdm, rows: int, batch_size: int, *, seconds: tuple[float, float]) -> None:
+        self.bar, self.rows, self.batch_size = bar, rows, batch_size
+        self.shortest, self.longest = seconds
         self._position, self._saved = 0, time.monotonic()
 
     def _moved(self, step: int) -> int:
@@ -237,7 +248,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         samples = self._moved(state.global_step)
         self.bar.update(samples)
         advance(samples)
-        if time.monotonic() - self._saved > self.seconds:
+        if time.monotonic() - self._saved > self.longest:
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint, unless there is one a moment ago; the last epoch's is the adapter itself."""
+        if time.monotonic() - self._saved >= self.shortest and state.global_step < state.max_steps:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
