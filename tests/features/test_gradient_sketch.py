@@ -19,6 +19,7 @@ from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
 from nncift.models.text.examples import encode_examples
+from nncift.training import token_products
 
 TEXTS = [
     ("What is the capital of France?", "Paris"),
@@ -62,9 +63,12 @@ def test_one_pass_gives_the_other_blocks_too(tiny, rows):
     assert source(rows.select([]))[SKETCH].shape == (0, found[SKETCH].shape[1])
 
 
-def test_rows_depend_on_their_sample_alone(tiny, rows):
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+def test_rows_depend_on_their_sample_alone(tiny, rows, monkeypatch, together):
     one, other = (GradientSketchFeatures(ModelSpec(tiny), SketchSettings(64)) for _ in range(2))
-    np.testing.assert_allclose(one(rows.select([2]))[SKETCH][0], other(rows)[SKETCH][2], atol=1e-5)
+    alone = one(rows.select([2]))[SKETCH][0]
+    monkeypatch.setitem(token_products._ENTRIES, "cpu", together * 32**2)
+    np.testing.assert_allclose(alone, other(rows)[SKETCH][2], atol=1e-5)
 
 
 def test_a_response_longer_than_the_context_is_cut(tiny_model):

@@ -123,5 +123,4 @@ def _read(
     with model.entering(module, stop=False) as states:
         logits, factors = logits_and_factors(model, [example.ids for example in batch], batch, layers)
     plain = pass_features(model, batch, logits, states[0])
-    vectors = [sketch.vector(one)[: sketch.width].cpu().numpy() for one in factors]
-    return [np.concatenate(parts) for parts in zip(plain, vectors, strict=True)]
+    return [*np.concatenate([plain, sketch.vectors(factors).cpu().numpy()], axis=1)]

@@ -154,12 +154,12 @@ def middle_layer(model: LanguageModel) -> torch.nn.Module:
 def _read(model: LanguageModel, module: torch.nn.Module, batch: Sequence[Example]) -> list[np.ndarray]:
     sequences = [example.ids for example in batch]
     rows, columns, _ = response_positions(sequences, [example.spans for example in batch])
-    return pass_features(model, batch, *model.logits_and_states(module, sequences, rows, columns))
+    return [*pass_features(model, batch, *model.logits_and_states(module, sequences, rows, columns))]
 
 
 def pass_features(
     model: LanguageModel, batch: Sequence[Example], logits: torch.Tensor, states: torch.Tensor
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """The blocks of each sample of a batch, side by side, from one forward pass over its tokens.
 
     Args:
@@ -169,34 +169,38 @@ def pass_features(
         states: entering the middle layer, (n, longest, hidden).
 
     Returns:
-        n of (2 * hidden + len(SCALARS),) float32.
+        (n, 2 * hidden + len(SCALARS)) float32.
     """
-    rows, _, wanted = response_positions([example.ids for example in batch], [example.spans for example in batch])
-    log_probabilities = token_log_probabilities(logits, wanted.to(model.device)).double().cpu().numpy()
-    found = []
-    for number, example in enumerate(batch):
-        values = log_probabilities[rows.numpy() == number]
-        turns = np.split(values, np.cumsum([end - start for start, end in example.spans])[:-1])
-        prompt = len(example.ids) - example.scored
-        lengths = [np.log(prompt), np.log(example.scored)]
-        scalars = [*np.mean([_scalars(turn) for turn in turns], axis=0), *lengths]
-        found.append(np.concatenate([*_means(model, states[number], example), scalars]).astype(np.float32))
-    return found
+    _, _, wanted = response_positions([example.ids for example in batch], [example.spans for example in batch])
+    values = token_log_probabilities(logits, wanted.to(model.device)).double().cpu().numpy()
+    shares = np.zeros((len(batch), 2, states.shape[1]), np.float32)
+    for of_sample, example in zip(shares, batch, strict=True):
+        _share(model, example, *of_sample)
+    means = torch.bmm(torch.from_numpy(shares).to(states.device), states.float())
+    return np.concatenate([means.flatten(1).cpu().numpy(), _scalars(values, batch).astype(np.float32)], axis=1)
 
 
-def _means(model: LanguageModel, states: torch.Tensor, example: Example) -> list[np.ndarray]:
-    """Mean states (hidden,) of the prompt, and of the responses: the mean of the turns' means."""
-    prompt, turns = torch.ones(len(example.ids), dtype=torch.bool, device=states.device), []
+def _share(model: LanguageModel, example: Example, prompt: np.ndarray, responses: np.ndarray) -> None:
+    """Each token's weight (longest,) in the mean states of the prompt, and in the mean of the turns' means."""
+    prompt[: len(example.ids)] = 1
     for start, end in example.spans:
-        prompt[start:end] = False
+        prompt[start:end] = 0
         last = end == len(example.ids)
         text = end - (len(model.end_ids) if last else int(model.ends_turn(example.ids[end - 1 :])))
-        turns.append(states[start : text if text > start else end].float().mean(dim=0))
-    means = states[: len(prompt)][prompt].float().mean(dim=0), torch.stack(turns).mean(dim=0)
-    return [mean.cpu().numpy() for mean in means]
+        tokens = slice(start, text if text > start else end)
+        responses[tokens] = 1 / (tokens.stop - start) / len(example.spans)
+    prompt /= prompt.sum()
 
 
-def _scalars(values: np.ndarray) -> list[float]:
-    """Loss, distance, first and last log-probability of one response's log-probabilities, (tokens,) float64."""
-    distance = np.sqrt(np.mean(np.square(1 - np.exp(values))))
-    return [-values.mean(), distance, values[0], values[-1]]
+def _scalars(values: np.ndarray, batch: Sequence[Example]) -> np.ndarray:
+    """`SCALARS` of n samples, (n, len(SCALARS)) float64, from their log-probabilities one after another."""
+    lengths = np.array([end - start for example in batch for start, end in example.spans])
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    mean, distance = (np.add.reduceat(some, starts) / lengths for some in (values, np.square(1 - np.exp(values))))
+    turns = np.stack([-mean, np.sqrt(distance), values[starts], values[ends - 1]], axis=1)
+    counts = np.array([len(example.spans) for example in batch])
+    scored = np.array([example.scored for example in batch])
+    prompts = np.array([len(example.ids) for example in batch]) - scored
+    averaged = np.add.reduceat(turns, np.cumsum(counts) - counts) / counts[:, None]
+    return np.column_stack([averaged, np.log(prompts), np.log(scored)])

@@ -35,7 +35,7 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.loading import best_device
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import Example, distinct, in_example_batches
-from nncift.models.token_gradients import TokenFactors
+from nncift.models.token_gradients import TokenFactors, join_factors, joined_factors
 from nncift.run.executors.base import workers
 from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
@@ -44,7 +44,7 @@ from nncift.training.token_products import (
     Sketch,
     WhitenedSample,
     cosines,
-    gradient_norm,
+    gradient_norms,
     whiten,
     whitening,
 )
@@ -135,7 +135,7 @@ class GradientSketch(TokenFactorFunction):
         if self.dimension:
             return self._vectors_and_norms(rows)[:, -1]
         found = self._factors_of(self._examples(rows))
-        return np.array([float(gradient_norm(factors)) for factors in found], dtype=np.float32)
+        return gradient_norms(joined_factors(join_factors(found))).numpy() if found else np.zeros(0, np.float32)
 
     def from_products(self, products: np.ndarray) -> np.ndarray:
         """Influence from the inner products of two samples' vectors, entry by entry."""
@@ -174,7 +174,7 @@ class GradientSketch(TokenFactorFunction):
             self._compute(factors, TokenFactorWork(self), first, bar)
             matrices = whitening(split_shards(factors), self.damping)
             sketch = self._sketch(matrices)
-            rows = np.stack([sketch.vector(one).cpu().numpy() for one in split_shards(factors)])
+            rows = np.concatenate([sketch.with_norms(joined_factors(shard)).cpu().numpy() for shard in factors])
             found = {"matrices": matrices, "vectors": rows}
             if stored is not None:
                 write_tensors(stored, found)
@@ -279,7 +279,7 @@ class GradientSketch(TokenFactorFunction):
         """New vectors with their norms, (n, d + 1) float32."""
 
         def work(batch: list[Example]) -> list[np.ndarray]:
-            return list(torch.stack([sketch.vector(factors) for factors in self._pass(batch)]).cpu().numpy())
+            return [*sketch.with_norms(self._pass(batch)).cpu().numpy()]
 
         return np.stack(in_example_batches(self.language_model, work, examples, batch_size=self.batch_size))
 

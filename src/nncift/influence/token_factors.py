@@ -15,7 +15,7 @@ import torch
 from nncift.errors import ConfigError, DataError
 from nncift.influence.model_functions import LanguageModelFunction
 from nncift.models.text.examples import Example, in_example_batches
-from nncift.models.token_gradients import TokenFactors, join_factors, split_factors, token_factors
+from nncift.models.token_gradients import BatchFactors, TokenFactors, batch_factors, join_factors, joined_factors
 from nncift.run.shards import Arrays, Shards
 from nncift.training.token_products import layers_at_sixths, states_layer
 
@@ -48,19 +48,21 @@ class TokenFactorFunction(LanguageModelFunction):
         """New token factors, on the CPU."""
 
         def work(batch: list[Example]) -> list[TokenFactors]:
-            return [TokenFactors(*(part.cpu() for part in factors)) for factors in self._pass(batch)]
+            return self._pass(batch).to("cpu").split()
 
         return in_example_batches(self.language_model, work, examples, batch_size=self.batch_size)
 
-    def _pass(self, batch: Sequence[Example]) -> list[TokenFactors]:
+    def _pass(self, batch: Sequence[Example]) -> BatchFactors:
         """One forward pass; raises `DataError` if a factor is not finite."""
-        found = token_factors(self.language_model, batch, self._layers())
-        for example, factors in zip(batch, found, strict=True):
-            if not all(bool(torch.isfinite(part).all()) for part in factors):
-                raise DataError(
-                    f"the gradient of {example.id!r} is not finite", "drop the sample, or set `dtype` to float32"
-                )
+        found = batch_factors(self.language_model, batch, self._layers())
+        if not _finite(found.factors):
+            wrong = next(one for one, own in zip(batch, found.split(), strict=True) if not _finite(own))
+            raise DataError(f"the gradient of {wrong.id!r} is not finite", "drop the sample, or set `dtype` to float32")
         return found
+
+
+def _finite(factors: TokenFactors) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in factors)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TokenFactorWork:
 
 def split_shards(shards: Shards) -> Iterator[TokenFactors]:
     """The token factors of each sample in turn."""
-    return (factors for shard in shards for factors in split_factors(shard))
+    return (factors for shard in shards for factors in joined_factors(shard).split())
 
 
 def first_tokens(examples: Sequence[Example], most: int) -> list[Example]:

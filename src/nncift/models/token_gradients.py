@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -43,6 +43,47 @@ class TokenFactors(NamedTuple):
     weights: torch.Tensor
 
 
+class BatchFactors(NamedTuple):
+    """Of n samples, the tokens of one after those of another.
+
+    Attributes:
+        factors: of all their tokens.
+        tokens: of each sample; at least one.
+    """
+
+    factors: TokenFactors
+    tokens: list[int]
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device."""
+        return self._replace(factors=TokenFactors(*(part.to(device) for part in self.factors)))
+
+    def split(self) -> list[TokenFactors]:
+        """Those of each sample."""
+        gradients, inputs, weights = self.factors
+        own = (torch.split(part, self.tokens, dim) for part, dim in ((gradients, 0), (inputs, 1), (weights, 0)))
+        return [TokenFactors(*parts) for parts in zip(*own, strict=True)]
+
+    def parts(self, size: int) -> list[BatchFactors]:
+        """Of at most `size` samples each."""
+        counts = [self.tokens[start : start + size] for start in range(0, len(self.tokens), size)]
+        whole = self._replace(tokens=[sum(some) for some in counts]).split()
+        return [BatchFactors(factors, some) for factors, some in zip(whole, counts, strict=True)]
+
+    def padded(self) -> TokenFactors:
+        """(n, longest, hidden), (layers, n, longest, hidden) and (n, longest), 0 after a sample's last token."""
+        taken = torch.arange(max(self.tokens)) < torch.tensor(self.tokens)[:, None]
+        places = taken.flatten().nonzero()[:, 0].to(self.factors.weights.device)
+
+        def spread(values: torch.Tensor, dim: int) -> torch.Tensor:
+            shape = (*values.shape[:dim], taken.numel(), *values.shape[dim + 1 :])
+            rows = values.new_zeros(shape).index_copy_(dim, places, values)
+            return rows.view(*values.shape[:dim], *taken.shape, *values.shape[dim + 1 :])
+
+        gradients, inputs, weights = self.factors
+        return TokenFactors(spread(gradients, 0), spread(inputs, 1), spread(weights, 0))
+
+
 def token_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequence[int]) -> list[TokenFactors]:
     """The factors of each sample of a batch, on the model's device.
 
@@ -55,13 +96,18 @@ def token_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequen
     Raises:
         ModelError: the layers cannot be identified, have no norm at their input, or differ in width.
     """
+    return batch_factors(model, batch, layers).split()
+
+
+def batch_factors(model: LanguageModel, batch: Sequence[Example], layers: Sequence[int]) -> BatchFactors:
+    """`token_factors`, side by side."""
     return logits_and_factors(model, [example.ids[:-1] for example in batch], batch, layers)[1]
 
 
 def logits_and_factors(
     model: LanguageModel, sequences: Sequence[list[int]], batch: Sequence[Example], layers: Sequence[int]
-) -> tuple[torch.Tensor, list[TokenFactors]]:
-    """`token_factors`, and the logits behind them, from one forward pass.
+) -> tuple[torch.Tensor, BatchFactors]:
+    """`batch_factors`, and the logits behind them, from one forward pass.
 
     Args:
         model: the language model.
@@ -92,7 +138,9 @@ def logits_and_factors(
     weights = torch.tensor(shares, device=model.device)
     gradients = gradients[places].float() * weights[:, None]
     states = torch.stack([inputs[layer] for layer in layers])
-    return logits.detach(), _split(gradients, states, weights, [example.scored for example in batch])
+    return logits.detach(), BatchFactors(
+        TokenFactors(gradients, states, weights), [example.scored for example in batch]
+    )
 
 
 def join_factors(samples: Sequence[TokenFactors]) -> dict[str, np.ndarray]:
@@ -105,19 +153,10 @@ def join_factors(samples: Sequence[TokenFactors]) -> dict[str, np.ndarray]:
     }
 
 
-def split_factors(arrays: Mapping[str, np.ndarray]) -> list[TokenFactors]:
-    """The inverse of `join_factors`."""
+def joined_factors(arrays: Mapping[str, np.ndarray]) -> BatchFactors:
+    """What `join_factors` has made arrays of."""
     gradients, inputs, weights = (torch.from_numpy(arrays[name]) for name in ("gradients", "inputs", "weights"))
-    return _split(gradients, inputs, weights, arrays["tokens"].tolist())
-
-
-def _split(
-    gradients: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor, tokens: list[int]
-) -> list[TokenFactors]:
-    parts = zip(
-        torch.split(gradients, tokens), torch.split(inputs, tokens, dim=1), torch.split(weights, tokens), strict=True
-    )
-    return [TokenFactors(*part) for part in parts]
+    return BatchFactors(TokenFactors(gradients, inputs, weights), arrays["tokens"].tolist())
 
 
 Places = tuple[torch.Tensor, torch.Tensor]

@@ -19,11 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nncift.models.token_gradients import TokenFactors
+from nncift.models.token_gradients import BatchFactors, TokenFactors
 from nncift.training.random_projection import SignSketch
 
 _PARTS = 6  # of the depth, each with a layer at its end
 _TINY = 1e-30  # a gradient of zero has cosine 0 with all others
+_ENTRIES = {"cpu": 2**19}  # of the matrices G that are formed at a time, as far as a CPU's cache holds them
+_ENTRIES_ACCELERATOR = 2**26  # 256 MiB, so that a kernel has work
 
 
 def layers_at_sixths(count: int) -> tuple[int, ...]:
@@ -57,10 +59,22 @@ def whitening(parts: Iterable[TokenFactors], damping: float) -> np.ndarray:
     return np.ascontiguousarray(inverses.transpose(0, 2, 1), dtype=np.float32)
 
 
-def gradient_norm(factors: TokenFactors) -> torch.Tensor:
-    """Mean over layers of the Frobenius norm of G_l before whitening, a float32 scalar on the factors' device."""
-    norms = [torch.linalg.vector_norm(factors.gradients.T @ inputs) for inputs in factors.inputs]
-    return torch.stack(norms).mean()
+def gradient_norms(batch: BatchFactors) -> torch.Tensor:
+    """Mean over layers of the Frobenius norm of G_l before whitening, (n,) float32 on the batch's device."""
+    found = []
+    for part in _parts(batch):
+        gradients, inputs, _ = part.padded()
+        turned = gradients.transpose(1, 2)
+        norms = [torch.linalg.vector_norm(torch.bmm(turned, layer).flatten(1), dim=1) for layer in inputs]
+        found.append(torch.stack(norms).mean(dim=0))
+    return torch.cat(found)
+
+
+def _parts(batch: BatchFactors) -> list[BatchFactors]:
+    """As many samples each as have their matrices G formed at once."""
+    gradients, inputs = batch.factors.gradients, batch.factors.inputs
+    entries = _ENTRIES.get(gradients.device.type, _ENTRIES_ACCELERATOR)
+    return batch.parts(max(entries // (gradients.shape[-1] * inputs.shape[-1]), 1))
 
 
 class Sketch:
@@ -87,28 +101,40 @@ class Sketch:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.states, self.states_layer = states, states_layer
+        self.states, self.states_layer, self.device = states, states_layer, device
         self._matrices = torch.from_numpy(matrices).to(device)
         shapes = {str(k): (hidden, matrices.shape[1]) for k in range(len(matrices))}
         self._sketch = SignSketch(shapes, dimension, seed=seed, device=device)
         self.width = dimension + (matrices.shape[1] if states else 0)
 
-    def vector(self, factors: TokenFactors) -> torch.Tensor:
-        """The vector, (width,) float32, and the gradient norm behind it: (width + 1,)."""
-        factors = TokenFactors(*(part.to(self._matrices.device) for part in factors))
-        gradients, inputs = factors.gradients[None], factors.inputs @ self._matrices  # (layers, T, hidden), whitened
-        found = torch.zeros(1, self._sketch.dimension, device=gradients.device)
+    def vectors(self, batch: BatchFactors) -> torch.Tensor:
+        """The vector of each sample, (n, width) float32."""
+        return torch.cat([self._vectors(part) for part in _parts(batch.to(self.device))])
+
+    def with_norms(self, batch: BatchFactors) -> torch.Tensor:
+        """`vectors` and, in the last column, `gradient_norms`, (n, width + 1) float32."""
+        batch = batch.to(self.device)
+        return torch.cat([self.vectors(batch), gradient_norms(batch)[:, None]], dim=1)
+
+    def _vectors(self, batch: BatchFactors) -> torch.Tensor:
+        gradients, inputs, weights = batch.padded()
+        inputs = torch.bmm(inputs.flatten(1, 2), self._matrices).view(inputs.shape)  # whitened
+        found = gradients.new_zeros(len(weights), self._sketch.dimension)
         for k, whitened in enumerate(inputs):
-            product = self._sketch.gradients(str(k), gradients, whitened[None])
-            self._sketch.add(found, str(k), _unit(product))
-        parts = [math.sqrt(1 - self.states) * _unit(found[0])]
+            product = self._sketch.gradients(str(k), gradients, whitened)
+            norms, projected = _norms(product.flatten(1)), torch.zeros_like(found)
+            self._sketch.add(projected, str(k), product)
+            found += projected / norms
+        parts = [math.sqrt(1 - self.states) * found / _norms(found)]
         if self.states:
-            parts.append(math.sqrt(self.states) * _unit(factors.weights @ inputs[self.states_layer]))
-        return torch.cat([*parts, gradient_norm(factors)[None]])
+            means = torch.bmm(weights[:, None], inputs[self.states_layer])[:, 0]
+            parts.append(math.sqrt(self.states) * means / _norms(means))
+        return torch.cat(parts, dim=1)
 
 
-def _unit(values: torch.Tensor) -> torch.Tensor:
-    return torch.div(values, torch.linalg.vector_norm(values).clamp(min=_TINY))
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return norms.clamp(min=_TINY)
 
 
 class WhitenedSample(NamedTuple):
