@@ -160,10 +160,11 @@ def in_order(benches: Sequence[tuple[Inputs, Bench]]) -> dict[str, list[tuple[Be
 
 def run(trials: Sequence[tuple[Bench, Trial]], adapter: Path) -> None:
     """Train once, unless another process does, and test for each comparison."""
-    with claimed(adapter, wait=False):
-        for bench, trial in trials:
-            bench.run([trial], keep={trial: adapter}, wait=False)
-        remove(adapter)
+    with claimed(adapter.with_suffix(".claim"), wait=False) as ours:  # a file that is never made
+        if ours:
+            for bench, trial in trials:
+                bench.run([trial], keep={trial: adapter}, wait=False)
+            remove(adapter)
 
 
 def tables(inputs: Inputs, bench: Bench) -> None:
