@@ -21,7 +21,7 @@ from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.influence.ifd import IFD
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.loading import quiet
-from nncift.run.files import package_folder
+from nncift.run.storage.files import package_folder
 
 TOKENS = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LAYERS = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -17,10 +17,10 @@ from datasets import Dataset
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.report.html import write_report
 from nncift.report.reasons import explain
-from nncift.run.costs import Costs, StageCost
-from nncift.run.files import atomic_write, write_array, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, Summary
+from nncift.run.folder.costs import Costs, StageCost
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, Summary
+from nncift.run.storage.files import atomic_write, write_array, write_json
 from nncift.selection.selection import Selection
 
 HOSTILE = [

@@ -14,8 +14,8 @@ import pytest
 from nncift.cli import main
 from nncift.cli.messages import as_typed
 from nncift.pipeline.configuration.options import GROUPS
-from nncift.run.files import write_json
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import write_json
 
 SIMILARITY = ("--influence", "builders:EstimatedCosine", "--encoder", "MINILM")
 

@@ -25,7 +25,7 @@ from nncift.differences.pools import matched
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import write_array
+from nncift.run.storage.files import write_array
 
 COMMON = 50
 """Rows that both pools have."""

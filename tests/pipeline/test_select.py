@@ -19,7 +19,7 @@ from nncift.features.features import stored_features
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.labels.design import PairPlan
 from nncift.pipeline.configuration.configure import make_config
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from pipeline_runs import SAME_BYTES, arithmetic
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nncift.report.html import write_report
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from report_pages import Page, make_run
 
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from comparison_results import choice, results
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.proof.tables import evaluation_text
+from nncift.proof.results.tables import evaluation_text
 from nncift.report.evaluation import evaluation_page
 from nncift.report.files import FinishedFiles
 from nncift.report.reasons import explain
@@ -25,9 +25,9 @@ from nncift.report.sections.next_steps import next_steps
 from nncift.report.sections.trust import trust
 from nncift.report.sections.worth import evaluated
 from nncift.report.template import visible
-from nncift.run.files import read_array, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, Reasons, Summary, percent
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, Reasons, Summary, percent
+from nncift.run.storage.files import read_array, write_json
 from nncift.selection.selection import Selection
 from report_pages import CONFIG, HOSTILE, Page, evaluation, make_run, make_samples, save_samples
 

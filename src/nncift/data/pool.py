@@ -11,7 +11,7 @@ A row is checked in this order, and listed if it is removed:
     excluded    it also occurs in a test set (only with `exclude`)
     duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
     rejected    a model of the run cannot take it (`screen`)
-The facts are written last: a folder that has them is finished (`run.parts.SampleFolder`).
+The facts are written last: a folder that has them is finished (`run.folder.parts.SampleFolder`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from nncift.data.sources.sampling import RowEstimate
 from nncift.data.sources.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.run.amounts import parse_bytes
-from nncift.run.files import read_json, write_json
-from nncift.run.parts import SampleFolder
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.options.amounts import parse_bytes
 from nncift.run.progress import drawn
+from nncift.run.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

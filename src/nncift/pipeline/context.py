@@ -31,11 +31,11 @@ from nncift.pipeline.components.precision import settled
 from nncift.pipeline.components.prior import check_same_influence, load_prior
 from nncift.pipeline.components.workers import executor_of
 from nncift.pipeline.earlier_runs.takeover import EarlierRun
-from nncift.run.amounts import parse_budget
-from nncift.run.costs import Costs, Rates
 from nncift.run.executors.base import computing_with
-from nncift.run.files import read_array, write_array
-from nncift.run.folder import RunFolder
+from nncift.run.folder.costs import Costs, Rates
+from nncift.run.folder.folder import RunFolder
+from nncift.run.options.amounts import parse_budget
+from nncift.run.storage.files import read_array, write_array
 from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.objectives.modular import MeanInfluence
 

@@ -9,10 +9,10 @@ from typing import Any
 from nncift.data.facts import PoolFacts
 from nncift.errors import printable
 from nncift.models.spec import DEFAULT_MODEL
-from nncift.run.costs import Costs, duration
-from nncift.run.files import read_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import BETTER, DRAWN, Fidelity, LabelHistory, Summary, Verification, counted, percent
+from nncift.run.folder.costs import Costs, duration
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import BETTER, DRAWN, Fidelity, LabelHistory, Summary, Verification, counted, percent
+from nncift.run.storage.files import read_json
 from nncift.selection.quotas import NO_VALUE
 
 _GROUPS = 20  # values of columns with quotas or caps

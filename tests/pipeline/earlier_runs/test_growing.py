@@ -22,7 +22,7 @@ from nncift.pipeline.configuration.configure import make_config, sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.growing import labels_held, share_computed
 from nncift.pipeline.inputs.read import read
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 from nncift.selection.selection import Selection
 
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")

@@ -18,7 +18,7 @@ from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.gradient_sketch import GradientSketch
 from nncift.influence.options import make_function
 from nncift.models.spec import ModelSpec
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 
 def make_influence(

@@ -8,7 +8,7 @@ from typing import Literal
 from nncift.report.files import FinishedFiles
 from nncift.report.template import shown_value
 from nncift.report.terminal import unmeasured
-from nncift.run.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, counted
+from nncift.run.folder.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, counted
 
 _CLOSE, _PARTLY = 0.7, 0.4  # subset-sum correlations
 _SUMS = ("subset_sum_correlation_within_target", "subset_sum_correlation")

@@ -15,9 +15,9 @@ from nncift.evaluation.comparisons import note_on_ties
 from nncift.report.answer import answer
 from nncift.report.choices import listed
 from nncift.report.template import shown_value, signed
-from nncift.run.files import read_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import DRAWN, counted
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import DRAWN, counted
+from nncift.run.storage.files import read_json
 
 Mark = Literal["good", "bad", ""]
 NO_TUNING, TUNED = "none", "lora"
