@@ -23,7 +23,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_score
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import read_array
+from nncift.run.storage.files import read_array
 from objective_influences import less, less_among_targets
 
 MEASURES = ("subset_sum_correlation_within_target", "recall_of_top_tenth_within_target", "r2")

@@ -24,7 +24,7 @@ from known_truth import p3, short_samples
 from nncift.features.features import stored_features
 from nncift.features.sources import FeatureSources
 from nncift.influence.catalogue import is_factored
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import FacilityLocation
 

@@ -21,7 +21,7 @@ import torch
 from nncift.influence.delift import Delift
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.prompts import PlainPrompts, PromptTemplate
-from nncift.run.costs import peak_memory
+from nncift.run.folder.costs import peak_memory
 from samples import shuffled_samples
 
 

@@ -24,15 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nncift.proof.analysis import analyse, overlaps
-from nncift.proof.cells import Cell
 from nncift.proof.compare import cells_of, costs
 from nncift.proof.folder import claimed
-from nncift.proof.inputs import Inputs, prepare
+from nncift.proof.inputs.inputs import Inputs, prepare
 from nncift.proof.options import FREE
-from nncift.proof.tables import write_tables
-from nncift.proof.trials import Bench, Trial
-from nncift.run.files import remove, write_json
+from nncift.proof.results.analysis import analyse, overlaps
+from nncift.proof.results.tables import write_tables
+from nncift.proof.trials.cells import Cell
+from nncift.proof.trials.trials import Bench, Trial
+from nncift.run.storage.files import remove, write_json
 
 LATE = 0.2  # of the pool: choices of more rows than this are trained on last
 

@@ -27,7 +27,7 @@ from known_truth import p3, short_samples, trained_samples
 from nncift.data.demo import embedded_data
 from nncift.data.pool import load_pool
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import cache_folder, read_json, read_tensors, write_json, write_tensors
+from nncift.run.storage.files import cache_folder, read_json, read_tensors, write_json, write_tensors
 from samples import DATA
 
 FOLDER = Path(__file__).parent / "exact"

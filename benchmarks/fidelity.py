@@ -63,8 +63,8 @@ from nncift.features.sources import SKETCH, FeatureReader, FeatureSources
 from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.files import write_json
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.storage.files import write_json
 
 Task = Callable[[int], Iterator[tuple[str, Row]]]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from nncift.data.cleaning.near_duplicates import unit
 from nncift.features.static import SHARD, StaticVectors
-from nncift.run.costs import peak_memory
+from nncift.run.folder.costs import peak_memory
 from nncift.selection.first_cut import Cut, most_similar, representative
 
 WIDTH, CLUSTERS, TARGETS = 256, 200, 1000

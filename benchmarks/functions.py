@@ -21,8 +21,8 @@ from nncift.influence.catalogue import BUILT_IN
 from nncift.labels.collect import collect
 from nncift.models.encoder import load_encoder
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import fingerprint, read_json, write_json
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
+from nncift.run.storage.files import fingerprint, read_json, write_json
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training
 

@@ -22,7 +22,7 @@ from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_s
 from nncift.models.hidden_states import layer_count
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example, encode_examples, in_example_batches
-from nncift.run.files import read_array, write_array
+from nncift.run.storage.files import read_array, write_array
 from nncift.training.checkpoints import read_moments
 from nncift.training.gradients import EPSILON, stream_gradients
 from nncift.training.lora import adapted, adapter_layers, adapter_weights

@@ -20,7 +20,7 @@ import torch
 
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example, encode_examples
-from nncift.run.costs import peak_memory
+from nncift.run.folder.costs import peak_memory
 from nncift.training.gradients import Adam, batched_features, stream_gradients
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights
 from nncift.training.random_projection import SignSketch

@@ -22,7 +22,7 @@ import torch
 
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example, encode_examples
-from nncift.run.costs import peak_memory
+from nncift.run.folder.costs import peak_memory
 from nncift.training.gradient_products import InnerProducts
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training, fine_tune, samples_per_step, steps_per_epoch

@@ -35,7 +35,7 @@ from nncift.features.sources import SKETCH
 from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
-from nncift.run.files import fingerprint, write_json
+from nncift.run.storage.files import fingerprint, write_json
 from public_outcomes import read_public
 from top_tail import top_tail
 

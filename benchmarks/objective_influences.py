@@ -17,7 +17,7 @@ from nncift.influence.gradient_sketch import GradientSketch
 from nncift.labels.collect import collect
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import read_tensors, write_tensors
+from nncift.run.storage.files import read_tensors, write_tensors
 
 LESS = "less, trained alike, both sides"
 SHARPNESS = 5.0  # of exp(sharpness (cosine - 1))

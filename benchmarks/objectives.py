@@ -30,7 +30,7 @@ from known_truth import OUTCOMES, trained_samples
 from nncift.evaluation.datamodels import TrainingOutcomes, measure_outcomes
 from nncift.models.encoder import embed_texts, load_encoder
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
+from nncift.run.storage.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from objective_choices import DRAWN, OBJECTIVES, Problem
 from objective_comparison import Choice, Comparison
 from objective_influences import (

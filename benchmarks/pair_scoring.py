@@ -24,7 +24,7 @@ import numba
 import numpy as np
 import torch
 
-from nncift.matrix import kernels
+from nncift.matrix.compiled import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 
 WIDTH, UNITS, RANK = 384, 99, 128

@@ -18,7 +18,7 @@ from datasets import Dataset
 from nncift.data.pool import load_pool
 from nncift.errors import DataError
 from nncift.evaluation.datamodels import TrainingOutcomes
-from nncift.run.files import atomic_write
+from nncift.run.storage.files import atomic_write
 
 FIELDS = ("id", "prompt", "response")
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from nncift.data.demo import embedded_data
 from nncift.data.pool import load_pool
-from nncift.run.files import cache_folder
+from nncift.run.storage.files import cache_folder
 
 DATA = Path(os.environ.get("NNCIFT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -6,7 +6,7 @@
 
 `pairs`: pairs scored per second (`pair_scoring.py`). `2k`, `5k`, `10k`: facility location of 30 % from a stored matrix
 and from two towers, beside submodlib and apricot where they are installed. `streamed`: 5 % of up to 20,000, nothing
-stored. `10k-own` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.forms` gives it.
+stored. `10k-own` to `1M`: the pool its own target, 1 % (52k: 10 %), in the form that `matrix.planning.forms` gives it.
 `1M-1000`: a million samples for a thousand targets, 1 %. `loss`: at 50,000, what the sparse form loses beside a choice
 that reads all pairs. Ten million samples: `large_pools.py`.
 
@@ -35,9 +35,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if has
 
 import numpy as np
 
-from nncift.matrix.forms import choose_form, first_helpers
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.planning import planned_choice
+from nncift.matrix.planning.costs import planned_choice
+from nncift.matrix.planning.forms import choose_form, first_helpers
 from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.selection.certificate import pairs_for_bound

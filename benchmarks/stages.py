@@ -29,7 +29,7 @@ from nncift.features.static import static_vectors
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.language_model import LanguageModel
 from nncift.models.static_encoder import StaticEncoder
-from nncift.run.files import fingerprint, read_array, write_array
+from nncift.run.storage.files import fingerprint, read_array, write_array
 from nncift.selection.first_cut import most_similar, representative
 from nncift.selection.maximizers.table import maximize
 from nncift.selection.objectives.table import ObjectiveOptions, make_objective

@@ -43,7 +43,7 @@ from nncift.evaluation.datamodels import TrainingOutcomes, linear_datamodeling_s
 from nncift.features.features import Features
 from nncift.features.sources import SKETCH
 from nncift.models.language_model import LanguageModel
-from nncift.run.files import read_json, read_tensors, write_json, write_tensors
+from nncift.run.storage.files import read_json, read_tensors, write_json, write_tensors
 
 FEATURES = "sentence,lm,gradient-sketch"
 OURS = ("sentence", "prompt states", "response states", "scalars")  # what a run reads by default

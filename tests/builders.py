@@ -1,4 +1,4 @@
-"""Samples and models that tests of several rooms build."""
+"""Samples and models that tests of several rooms build, and the command line called."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
+from nncift.cli import main
 from nncift.features.features import Features as Blocks
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.influence.bm25 import BM25
@@ -21,7 +22,7 @@ from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.influence.ifd import IFD
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.loading import quiet
-from nncift.run.files import package_folder
+from nncift.run.storage.files import package_folder
 
 TOKENS = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LAYERS = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -232,3 +233,13 @@ def pairs_of(influence: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> La
     """The labels of rows x columns."""
     pairs = labelled(influence)
     return pairs.take(np.isin(pairs.pool_index, rows) & np.isin(pairs.target_index, columns))
+
+
+def called(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()

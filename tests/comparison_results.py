@@ -38,7 +38,7 @@ def against(value: float, verdict: str, seeds_counted: bool = True) -> dict[str,
 
 
 def cell(kind: str, influence: str = "", *, budget: int, loss: float, **more: Any) -> dict[str, Any]:
-    """A record as `proof.analysis.analyse` makes them."""
+    """A record as `proof.results.analysis.analyse` makes them."""
     name = {"none": "no tuning", "full": "full pool", "random": "random", "free": influence, "stratified": influence}
     facts = {"selector": name.get(kind, f"{influence}, {kind}"), "kind": kind, "influence": influence}
     facts |= {"method": "none" if kind == "none" else "lora", "unit": "rows", "budget": budget, "curve": False}

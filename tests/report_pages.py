@@ -17,10 +17,10 @@ from datasets import Dataset
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.report.html import write_report
 from nncift.report.reasons import explain
-from nncift.run.costs import Costs, StageCost
-from nncift.run.files import atomic_write, write_array, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, Summary
+from nncift.run.folder.costs import Costs, StageCost
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, Summary
+from nncift.run.storage.files import atomic_write, write_array, write_json
 from nncift.selection.selection import Selection
 
 HOSTILE = [
@@ -239,3 +239,11 @@ class Page(HTMLParser):
 def missing(page: Page, facts: dict[str, list[str]]) -> list[str]:
     """Those of the facts of each section that are not in it."""
     return [fact for name, some in facts.items() for fact in some if fact not in page.section(name)]
+
+
+def with_correlation(folder: RunFolder, value: float, **changes: Any) -> None:
+    fidelity = Fidelity.load(folder.fidelity)
+    name = "subset_sum_correlation_within_target"
+    fidelity.quadrants["Q2"]["methods"]["network"][name] = value
+    fidelity.quadrants["Q2"]["intervals"] = {"network": {name: [value - 0.1, value + 0.1]}}
+    dataclasses.replace(fidelity, judged_by=name, **changes).save(folder.fidelity)

@@ -14,7 +14,7 @@ import pytest
 
 from nncift import doctor
 from nncift.cli import main
-from nncift.run.amounts import size_text
+from nncift.run.options.amounts import size_text
 
 HUB = "from nncift.doctor import hub_line; print(hub_line())"
 

@@ -120,7 +120,7 @@ def import_libraries() -> None:
 
     import nncift.cli
     import nncift.estimator.network
-    import nncift.matrix.kernels
+    import nncift.matrix.compiled.kernels
     import nncift.pipeline.select  # noqa: F401
 
     torch.set_num_threads(1)

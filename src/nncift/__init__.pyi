@@ -44,7 +44,7 @@ from .pipeline.select import select as select
 from .proof.compare import compare as compare
 from .proof.evaluate import evaluate as evaluate
 from .report.html import write_report as write_report
-from .run.repair import repair as repair
+from .run.folder.repair import repair as repair
 from .selection.maximizers.greedy import lazy_greedy as lazy_greedy
 from .selection.objectives.coverage import FacilityLocation as FacilityLocation
 from .selection.objectives.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain

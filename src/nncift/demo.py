@@ -20,20 +20,20 @@ from nncift.data.pool import load_pool
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.pipeline.select import select
-from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
-from nncift.proof.held_out import read_test
+from nncift.proof.inputs.held_out import read_test
+from nncift.proof.inputs.setup import bench_of, check_installed, models_of, read_options
 from nncift.proof.options import ProofOptions
-from nncift.proof.pages import write_page
-from nncift.proof.setup import bench_of, check_installed, models_of, read_options
-from nncift.proof.tables import as_text, with_interval
-from nncift.proof.trials import Bench, Trial
+from nncift.proof.results.analysis import as_record, differences, metric_record, table_of
+from nncift.proof.results.pages import write_page
+from nncift.proof.results.tables import as_text, with_interval
+from nncift.proof.trials.trials import Bench, Trial
 from nncift.report.html import write_report
 from nncift.report.terminal import summary_text
-from nncift.run.files import cache_folder, read_json, write_json
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import percent
 from nncift.run.progress import in_terminal
-from nncift.run.records import percent
+from nncift.run.storage.files import cache_folder, read_json, write_json
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection

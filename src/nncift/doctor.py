@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nncift.errors import ConfigError, first_line, printable
-from nncift.run.amounts import size_text
-from nncift.run.files import cache_folder
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
+from nncift.run.options.amounts import size_text
+from nncift.run.storage.files import cache_folder
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -25,7 +25,7 @@ from nncift.models.loading import default_dtype
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.examples import Example
 from nncift.models.token_gradients import token_factors
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation, FacilityLocationMutualInformation
 from nncift.training.lora import Lora

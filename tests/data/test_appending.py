@@ -13,7 +13,7 @@ from nncift.data.appending import rows_before
 from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.pool import ReadOptions, read_pool
 from nncift.errors import DataError
-from nncift.run.parts import SampleFolder
+from nncift.run.folder.parts import SampleFolder
 
 LISTS = ("duplicates.jsonl", "excluded.jsonl", "rejected.jsonl")
 

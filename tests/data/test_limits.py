@@ -13,7 +13,7 @@ from nncift.data.files.formats import file_rows
 from nncift.data.pool import load_pool
 from nncift.data.rows import json_text
 from nncift.errors import ConfigError, DataError
-from nncift.run.amounts import parse_bytes
+from nncift.run.options.amounts import parse_bytes
 
 GOOD = b'{"prompt": "a", "response": "b"}'
 LONG = 24 << 20

@@ -14,67 +14,18 @@ from datasets import Dataset
 from scipy.stats import pearsonr, spearmanr
 
 import nncift
-from builders import EstimatedBM25, prepared, word_rows, write_rows
-from nncift.cli import main
+from builders import EstimatedBM25, prepared
 from nncift.data.composition import count_values
 from nncift.data.pool import load_pool
 from nncift.differences.composition import joined_counts
-from nncift.differences.correlation import correlate
 from nncift.differences.difference import overlap_of
 from nncift.differences.pools import matched
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import write_array
+from nncift.run.storage.files import write_array
 
-COMMON = 50
-"""Rows that both pools have."""
-
-
-def shared_letters(pool_rows: Dataset, target_rows: Dataset) -> np.ndarray:
-    """Share of the target's letters that the sample has, less a half."""
-    samples, targets = ([{*row["prompt"], *row["response"]} for row in rows] for rows in (pool_rows, target_rows))
-    return np.array([[len(a & b) / len(b) - 0.5 for b in targets] for a in samples], np.float32)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, str]:
-    """Two pools that share 50 rows in another order, and a target."""
-    folder = tmp_path_factory.mktemp("data")
-    first = [{**row, "task": ("left", "right")[i % 2]} for i, row in enumerate(word_rows(60))]
-    second = [{**row, "id": f"other-{i}"} for i, row in enumerate([*first[:COMMON][::-1]])]
-    more = {"prompt": "Say \x1b[31mred <script>alert(1)</script> | stone", "response": "stone river", "task": "left"}
-    second += [more, *({**row, "task": "middle"} for row in word_rows(9, 200))]
-    np.save(folder / "features.npy", np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32))
-    np.save(folder / "targets.npy", np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32))
-    sides = {"first": first, "second": second, "target": word_rows(6, 100)}
-    return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in sides.items()} | {
-        name: str(folder / f"{name}.npy") for name in ("features", "targets")
-    }
-
-
-@pytest.fixture(scope="module")
-def runs(data, tmp_path_factory) -> dict[str, Path]:
-    """An exact run with a target, an estimated one of the other pool, and one that is its own target."""
-    folder = tmp_path_factory.mktemp("runs")
-    made = {name: folder / name for name in ("exact", "estimated", "own")}
-    own = {"features": data["features"], "target_features": data["targets"], "labels": 80, "probes": 2}
-    nncift.select(data["first"], target=data["target"], influence="bm25", budget=12, output=made["exact"])
-    nncift.select(
-        data["second"],
-        target=data["target"],
-        influence=shared_letters,
-        budget=15,
-        output=made["estimated"],
-        **own,
-    )
-    nncift.select(data["first"], influence="bm25", budget=9, output=made["own"])
-    return made
-
-
-@pytest.fixture(scope="module")
-def found(runs) -> nncift.RunDiff:
-    return nncift.diff(runs["exact"], runs["estimated"])
+COMMON = 50  # rows that both pools have
 
 
 def texts(run: Path) -> list[tuple[str, str]]:
@@ -160,28 +111,6 @@ def test_influence_is_correlated_over_the_common_rows(data, runs, found):
     assert correlation.rows == COMMON == len(common)
     assert correlation.pearson == pytest.approx(pearsonr(*values)[0], abs=1e-6)
     assert correlation.spearman == pytest.approx(spearmanr(*values)[0], abs=1e-6)
-
-
-def test_intervals_are_those_of_a_bootstrap_with_long_tails_too():
-    rng = np.random.default_rng(0)
-    x = rng.standard_t(6, 800)
-    y = 0.6 * x + rng.standard_t(6, 800)
-    found = correlate(x, y)
-    draws = [rng.integers(0, 800, 800) for _ in range(400)]
-    for interval, metric in ((found.pearson_interval, pearsonr), (found.spearman_interval, spearmanr)):
-        low, high = np.quantile([metric(x[some], y[some])[0] for some in draws], [0.025, 0.975])
-        assert interval[1] - interval[0] == pytest.approx(high - low, rel=0.25)
-        assert low - 0.03 < interval[0] < interval[1] < high + 0.03
-
-
-def test_correlation_of_few_equal_and_constant_values():
-    values = np.arange(20.0)
-    assert correlate(values[:9], values[:9]) is None
-    equal = correlate(values, 2 * values)
-    assert (equal.pearson, equal.spearman) == (pytest.approx(1), pytest.approx(1))
-    assert all(np.isfinite([*equal.pearson_interval, *equal.spearman_interval]))
-    constant = correlate(values, np.ones(20))
-    assert (constant.pearson, constant.spearman) == (0, 0)
 
 
 def mutual_information(influence: np.ndarray, rows: list[int], eta: float) -> float:
@@ -287,76 +216,3 @@ def test_hostile_texts_stay_inert_in_the_terminal(data, runs, tmp_path):
     text = str(nncift.diff(runs["exact"], copy))
     assert "\x1b" not in text
     assert "\\x1b" in text
-
-
-def called(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["diff", *map(str, arguments)])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, *capsys.readouterr()
-
-
-def test_the_command_prints_and_writes(capsys, runs, tmp_path):
-    code, out, err = called(capsys, runs["exact"], runs["estimated"], "--output", tmp_path / "diff.json", "--quiet")
-    assert (code, err) == (0, "")
-    for part in ("Overlap", "Only in subset 1", "Composition", "Pearson", "By the influence of run 2"):
-        assert part in out
-    assert json.loads((tmp_path / "diff.json").read_text())["overlap"]["common_rows"] == COMMON
-
-
-def unfinished(folder: Path) -> None:
-    (folder / "selection.parquet").unlink()
-
-
-def damaged(folder: Path) -> None:
-    path = folder / "selection.parquet"
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def damaged_pool(folder: Path) -> None:
-    path = folder / "pool" / "samples.arrow"
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def emptied(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-def removed(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def comparison(folder: Path) -> None:
-    for file in folder.rglob("*.jsonl"):
-        file.unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"test": {"name": "test.jsonl"}}))
-
-
-def config_of_another_kind(folder: Path) -> None:
-    (folder / "config.json").write_text("[1, 2]")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (unfinished, "is not finished: run its command again"),
-        (damaged, "selection.parquet"),
-        (damaged_pool, "samples.arrow"),
-        (emptied, "is not the folder of a run"),
-        (removed, "there is no folder"),
-        (comparison, "holds an evaluation or comparison"),
-        (config_of_another_kind, "config.json"),
-    ],
-)
-def test_a_folder_that_is_no_finished_run_is_one_line_and_exit_code_2(capsys, runs, tmp_path, spoil, message):
-    copy = tmp_path / "run"
-    shutil.copytree(runs["own"], copy)
-    spoil(copy)
-    code, out, err = called(capsys, runs["own"], copy)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.splitlines()) == 1

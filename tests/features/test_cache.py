@@ -23,7 +23,7 @@ from nncift.features.sentence import SentenceFeatures
 from nncift.models.encoder import load_encoder
 from nncift.models.locate import model_identity
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 
 
 class Letters(FeatureSource):

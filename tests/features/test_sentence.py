@@ -17,7 +17,7 @@ from nncift.features.custom import OwnFeatures
 from nncift.features.features import feature_facts
 from nncift.features.sentence import embed
 from nncift.models.encoder import embed_texts, load_encoder, sample_texts
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 
 
 @pytest.fixture(scope="module")

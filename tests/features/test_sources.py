@@ -21,8 +21,8 @@ from nncift.features.sentence import SentenceFeatures
 from nncift.features.sources import FeatureReader, FeatureSources, SketchSettings
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.run.executors.base import computing_with
-from nncift.run.files import write_tensors
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.storage.files import write_tensors
 from worker_jobs import Elsewhere
 
 N = 7

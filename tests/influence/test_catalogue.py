@@ -10,7 +10,7 @@ import pytest
 
 from nncift.errors import ConfigError
 from nncift.influence.catalogue import BUILT_IN, CATALOGUE, explain, markdown, overview
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "influences.md"
 

@@ -22,8 +22,8 @@ from nncift.matrix.products import product_matrix
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.prompts import PromptTemplate
-from nncift.run.checksums import SHARD_FILE
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
+from nncift.run.storage.checksums import SHARD_FILE
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training
 

@@ -15,7 +15,7 @@ from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
 from nncift.models.token_gradients import token_factors
-from nncift.run.files import read_tensors
+from nncift.run.storage.files import read_tensors
 
 POOL = [
     ("What is the capital of France?", "Paris"),

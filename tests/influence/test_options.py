@@ -16,7 +16,7 @@ from nncift.influence.base import InfluenceFunction, PlainFunction, Setup, Trait
 from nncift.influence.catalogue import BUILT_IN, explain
 from nncift.influence.options import make_function, nested, option_texts, options_of, read_options, read_value
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 
 class Lengths(InfluenceFunction):

@@ -24,7 +24,7 @@ from nncift.models.encoder import embed_texts
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import Conversation
 from nncift.models.text.examples import encode_examples
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 from nncift.training.lora import Lora, adapted
 
 TEXTS = ("one", "two three", "four", "five six seven", "eight", "nine")

@@ -15,7 +15,7 @@ from nncift.estimator.training_data import MAX_COLUMNS
 from nncift.influence.base import InfluenceFunction, Traits, as_function
 from nncift.labels.design import PairPlan, costs_samples, deal, number_of_pairs, plan_labels, plan_pairs
 from nncift.labels.rates import Rate
-from nncift.run.amounts import Amount
+from nncift.run.options.amounts import Amount
 
 seeds = st.integers(0, 5)
 

@@ -11,7 +11,7 @@ from nncift.influence.base import InfluenceFunction, Traits
 from nncift.labels.design import PairPlan
 from nncift.labels.rates import abridged, mean_rate, measure_rates
 from nncift.labels.work import grid_work, planned_work
-from nncift.run.costs import Rates, StageCost, Work
+from nncift.run.folder.costs import Rates, StageCost, Work
 
 MS = 0.001
 

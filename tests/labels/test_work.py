@@ -13,7 +13,7 @@ from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.work import grid_work, planned_work
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 UNCOUNTED = {"bm25", "embedding-similarity", "lossval", "random", "stratified-random"}  # which run no language model
 OPTIONS = {

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.errors import ConfigError, ModelError
-from nncift.matrix import kernels
+from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.factored import factor
 from nncift.matrix.estimated import DeviceMatrix
-from nncift.matrix.factored import factor
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import TILE
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nncift.errors import ConfigError
 from nncift.matrix import sparse
 from nncift.matrix.cells import CELL, NO_HELPER, divide, strongest
-from nncift.matrix.forms import choose_form, first_helpers, form_memory, most_helpers
 from nncift.matrix.matrix import InfluenceMatrix
+from nncift.matrix.planning.forms import choose_form, first_helpers, form_memory, most_helpers
 from nncift.matrix.products import product_matrix
 from nncift.matrix.sparse import Audit, sparsified
 from nncift.matrix.stored import in_memory
@@ -148,7 +148,7 @@ def test_the_same_for_any_number_of_threads(monkeypatch):
     x = clusters(3000)
     matrix = product_matrix(x, x, held=0)
     one = sparsified(matrix, 10, visits=600)
-    monkeypatch.setattr("nncift.matrix.kernels.THREADS", 3)
+    monkeypatch.setattr("nncift.matrix.compiled.kernels.THREADS", 3)
     other = sparsified(matrix, 10, visits=600)
     for a, b in zip((*one.stored, one.floor), (*other.stored, other.floor), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -162,7 +162,7 @@ def test_fewer_samples_than_helpers_leave_places_empty():
 
 
 def test_the_form_is_decided_by_memory_and_size(monkeypatch):
-    monkeypatch.setattr("nncift.matrix.forms.memory_bytes", lambda: 16 << 30)
+    monkeypatch.setattr("nncift.matrix.planning.forms.memory_bytes", lambda: 16 << 30)
     assert choose_form(10_000, 10_000, 1000, may_be_sparse=True) == "stored"
     assert choose_form(52_000, 52_000, 5200, may_be_sparse=True) == "sparse"
     assert choose_form(52_000, 52_000, 5200, may_be_sparse=False) == "streamed"
@@ -173,7 +173,7 @@ def test_the_form_is_decided_by_memory_and_size(monkeypatch):
     assert first_helpers(1_000_000, 1_000_000, 10_000) == 400
     assert most_helpers(1_000_000, 1_000_000) == 429
     assert form_memory("sparse", 52_000, 52_000, 5200) == 8 * 40 * 52_000
-    monkeypatch.setattr("nncift.matrix.forms.memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("nncift.matrix.planning.forms.memory_bytes", lambda: 1 << 30)
     assert choose_form(10_000, 10_000, 1000, may_be_sparse=True) == "streamed"
 
 

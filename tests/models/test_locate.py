@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from nncift.errors import ModelError
 from nncift.estimator.network import InfluenceNetwork
 from nncift.models.locate import embedded_language_model, ends_turns, find_model, network_folder
-from nncift.run.files import package_folder
+from nncift.run.storage.files import package_folder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from nncift.influence.base import InfluenceFunction, Traits
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.select import select
 from nncift.report.terminal import summary_text
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 FILES = ("labels/among-targets/labels.parquet", "labels/labels.parquet", "network/model.safetensors", "influence.npy")
 

@@ -14,9 +14,9 @@ import nncift
 from builders import word_rows, write_rows
 from nncift.errors import ConfigError, ModelError, NNCIFTError, RunError
 from nncift.report.html import write_report
-from nncift.run.checksums import CHECKSUMS
-from nncift.run.files import write_json
-from nncift.run.repair import repair
+from nncift.run.folder.repair import repair
+from nncift.run.storage.checksums import CHECKSUMS
+from nncift.run.storage.files import write_json
 from nncift.selection.selection import Selection
 
 # What two runs do not have in common: times, and what shows them.

@@ -21,7 +21,7 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.context import Run
 from nncift.pipeline.inputs.read import read
 from nncift.pipeline.learning import without_labels
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 
 def varied(n: int) -> list[dict]:

@@ -17,7 +17,7 @@ import nncift
 import nncift.pipeline.plan
 from builders import write_rows
 from nncift.errors import ConfigError, RunError
-from nncift.run.files import write_json
+from nncift.run.storage.files import write_json
 from pipeline_runs import SAME_BYTES, arithmetic
 
 # Runs nncift once that is left alone; then in a child process for each file, which kills itself, as `kill -9` would,
@@ -28,7 +28,7 @@ from pathlib import Path
 import jinja2, matplotlib.backends.backend_svg, matplotlib.figure, peft, scipy.stats, sentence_transformers
 from transformers.models.bert import modeling_bert
 from transformers.models.llama import modeling_llama
-import nncift.estimator.network, nncift.matrix.kernels, nncift.pipeline.select  # once for all children
+import nncift.estimator.network, nncift.matrix.compiled.kernels, nncift.pipeline.select  # once for all children
 from nncift.cli import main
 folder, points, whole, killed = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 def deadly(plain, file, when):

@@ -19,23 +19,14 @@ from nncift.features.features import stored_features
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.labels.design import PairPlan
 from nncift.pipeline.configuration.configure import make_config
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from pipeline_runs import SAME_BYTES, arithmetic
 
 
 def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_path: Path):
     run = tmp_path / "run"
-    selection = nncift.select(
-        pool,
-        target=target,
-        budget=5,
-        output=run,
-        model=smollm2,
-        encoder=minilm,
-        influence="delift",
-        labels=24,
-        device="cpu",
-    )
+    options = {"model": smollm2, "encoder": minilm, "influence": "delift", "labels": 24, "device": "cpu"}
+    selection = nncift.select(pool, target=target, budget=5, output=run, **options)
     assert len(selection.indices) == 5
     assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
     originals = {row["id"]: row for row in arithmetic(60)}
@@ -61,17 +52,7 @@ def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_pa
     assert costs["labels"]["forward_tokens"] > 24 * 10
     # The same call again recomputes nothing.
     before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
-    again = nncift.select(
-        pool,
-        target=target,
-        budget=5,
-        output=run,
-        model=smollm2,
-        encoder=minilm,
-        influence="delift",
-        labels=24,
-        device="cpu",
-    )
+    again = nncift.select(pool, target=target, budget=5, output=run, **options)
     np.testing.assert_array_equal(again.indices, selection.indices)
     assert again.value == pytest.approx(selection.value)
     assert {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES} == before

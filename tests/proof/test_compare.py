@@ -16,10 +16,10 @@ from nncift.errors import ConfigError
 from nncift.evaluation.answers.results import ItemScores
 from nncift.proof.compare import compare
 from nncift.proof.folder import claimed
-from nncift.proof.inputs import prepare
+from nncift.proof.inputs.inputs import prepare
 from nncift.proof.runs import opened
-from nncift.proof.selectors import Selector
-from nncift.proof.trials import Trial
+from nncift.proof.trials.selectors import Selector
+from nncift.proof.trials.trials import Trial
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from nncift.evaluation.datamodels import mean_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
 from nncift.proof.evaluate import evaluate
-from nncift.proof.held_out import refuse_overlap
+from nncift.proof.inputs.held_out import refuse_overlap
 from nncift.training.lora import adapted
 
 QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1", "shots": "2"}
@@ -98,7 +98,7 @@ def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
     run = Path(places["folder"], "run")
     child = os.fork()
     if not child:
-        import nncift.proof.trials as trials
+        import nncift.proof.trials.trials as trials
 
         torch.set_num_threads(1)  # others are not there after a fork, and would be waited for
         measured = trials.measure

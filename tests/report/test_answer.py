@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comparison_results import HOSTILE, Page, cell, choice, costs, results
 from nncift.evaluation.comparisons import TOO_FEW
-from nncift.proof.tables import markdown, text_table
+from nncift.proof.results.tables import markdown, text_table
 from nncift.report.answer import answer
 from nncift.report.comparison import comparison_page
 

@@ -16,7 +16,7 @@ from comparison_results import choice, costs, results
 from nncift.report.comparison import comparison_page
 from nncift.report.evaluation import evaluation_page
 from nncift.report.html import write_report
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from report_pages import evaluation, make_evaluation, make_reasons, make_run
 
 Browse = Callable[..., tuple[str, list[str]]]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nncift.report.terminal import summary_text
-from nncift.run.files import write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, LabelHistory, Summary, Verification
+from nncift.run.storage.files import write_json
 from report_pages import CONFIG, METRICS, NEW, Page, make_run, missing
 
 

@@ -19,9 +19,9 @@ from nncift.errors import RunError
 from nncift.report.html import write_report
 from nncift.report.template import visible
 from nncift.report.terminal import summary_text
-from nncift.run.files import read_table, write_array, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, Summary
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, Summary
+from nncift.run.storage.files import read_table, write_array, write_json
 from report_pages import FAMILIES, HOSTILE, Page, make_run, make_samples, missing, save_samples
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.proof.tables import markdown, studies_table, text_table
+from nncift.proof.results.tables import markdown, studies_table, text_table
 from nncift.report.comparison import comparison_page
 from nncift.report.studies import pictures, views
 

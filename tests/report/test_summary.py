@@ -11,9 +11,9 @@ from nncift.data.facts import PoolFacts
 from nncift.report.summary import write_summary
 from nncift.report.terminal import summary_text
 from nncift.report.warnings import warnings_of
-from nncift.run.files import write_array, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import Summary
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Summary
+from nncift.run.storage.files import write_array, write_json
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nncift.data.pool import load_pool
 from nncift.errors import ConfigError
-from nncift.run.files import read_table
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import read_table
 from nncift.selection.arrangement import LARGEST_WEIGHT, LEAST_WEIGHT, arranged, gain_weights
 from nncift.selection.selection import Selection
 

@@ -8,7 +8,7 @@ import pytest
 from builders import named
 from nncift.errors import ConfigError
 from nncift.models.spec import ModelSpec
-from nncift.run.amounts import parse_budget
+from nncift.run.options.amounts import parse_budget
 from nncift.selection.budget import Budget, check_shortlist, count_tokens
 
 

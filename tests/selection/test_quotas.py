@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.errors import ConfigError
-from nncift.run.quotas import parse_rules
+from nncift.run.options.quotas import parse_rules
 from nncift.selection.groups import GroupLimits, Groups
 from nncift.selection.quotas import GroupCount, group_counts, group_limits
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from nncift.data.pool import load_pool
 from nncift.errors import ConfigError, RunError
-from nncift.run.files import PARTIAL, read_table
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import PARTIAL, read_table
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 from nncift.selection.served import TargetsServed

@@ -13,7 +13,7 @@ import torch
 
 from nncift.errors import ConfigError, ModelError, RunError
 from nncift.models.text.examples import Example, response_losses
-from nncift.run.files import PARTIAL, fingerprint
+from nncift.run.storage.files import PARTIAL, fingerprint
 from nncift.training import gradient_products, trainer
 from nncift.training.checkpoints import read_checkpoint, read_moments
 from nncift.training.gradient_products import InnerProducts

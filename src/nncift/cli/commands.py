@@ -159,7 +159,7 @@ def pretrain(
     from nncift.data.demo import embedded_data
     from nncift.pipeline.select import select as run
     from nncift.report.terminal import summary_text
-    from nncift.run.files import cache_folder
+    from nncift.run.storage.files import cache_folder
 
     run(
         str(embedded_data(cache_folder() / "demo")[0]) if pool is None else pool,
@@ -200,7 +200,7 @@ def report(run: str) -> None:
     if not run or not Path(run).is_dir():  # before the imports, which take seconds
         raise RunError(f"there is no folder {run!r}", "give the folder of a finished run or comparison")
     from nncift.pipeline.earlier_runs.redraw import redraw
-    from nncift.proof.pages import write_again
+    from nncift.proof.results.pages import write_again
 
     print(printable(write_again(run) or redraw(run)))
 
@@ -226,7 +226,7 @@ def repair(run: str) -> None:
     Args:
         run: The run folder.
     """
-    from nncift.run.repair import repair as repaired
+    from nncift.run.folder.repair import repair as repaired
 
     print("\n".join(printable(line) for line in repaired(Path(run))))
 

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter, Token
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.pipeline.configuration.options import GROUPS
-from nncift.run.quotas import rule_texts
+from nncift.run.options.quotas import rule_texts
 
 NAMES = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}
 NAMES["influence_options"] = "--influence-option"

@@ -95,7 +95,7 @@ def evaluate(
         quiet: No progress bars.
     """
     from nncift.proof.evaluate import evaluate as run_evaluation
-    from nncift.proof.tables import evaluation_text
+    from nncift.proof.results.tables import evaluation_text
 
     given = {"model": model, "encoder": encoder, "dtype": dtype, "device": device, "seed": seed}
     done = run_evaluation(
@@ -132,7 +132,7 @@ def compare(
 
     check_paths(select)
     from nncift.proof.compare import compare as run_comparison
-    from nncift.proof.tables import text_table
+    from nncift.proof.results.tables import text_table
 
     given = dict(select.given) | _values(proof or CompareOptions())  # type: ignore[attr-defined]
     shown = False if quiet else None

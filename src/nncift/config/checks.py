@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nncift.data.schemas import schemas_for
 from nncift.errors import ConfigError
-from nncift.run.amounts import parse_labels
+from nncift.run.options.amounts import parse_labels
 
 if TYPE_CHECKING:
     from nncift.config.config import Config

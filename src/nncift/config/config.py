@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from nncift.config import checks
 from nncift.models.spec import DEFAULT_MODEL
-from nncift.run.amounts import parse_budget, parse_bytes
-from nncift.run.naming import folder_of
-from nncift.run.quotas import parse_all_rules
-from nncift.run.validation import check_types
+from nncift.run.folder.naming import folder_of
+from nncift.run.options.amounts import parse_budget, parse_bytes
+from nncift.run.options.quotas import parse_all_rules
+from nncift.run.options.validation import check_types
 
 DEFAULT_INFLUENCE = "gradient-sketch"
 BUILT_IN_FEATURES = ("sentence", "lm", "gradient-sketch")

@@ -17,10 +17,10 @@ from nncift.data.cleaning.deduplication import Deduplication
 from nncift.data.facts import PoolFacts, open_pool
 from nncift.data.sources.sources import Source
 from nncift.data.writer import PoolWriter
-from nncift.run.checksums import content_hash
-from nncift.run.files import read_json
-from nncift.run.parts import SampleFolder
-from nncift.run.refusals import refuse_damaged
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import read_json
+from nncift.run.storage.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

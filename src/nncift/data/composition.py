@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nncift.run.options.quotas import value_text
 from nncift.run.progress import advance
-from nncift.run.quotas import value_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

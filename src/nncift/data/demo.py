@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import DependencyError
-from nncift.run.files import atomic_write, package_folder
+from nncift.run.storage.files import atomic_write, package_folder
 
 PER_FAMILY = 40
 TARGETS = 40

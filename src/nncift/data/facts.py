@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nncift.run.checksums import verify
-from nncift.run.files import read_json
-from nncift.run.parts import SampleFolder
-from nncift.run.records import counted
-from nncift.run.refusals import refuse_damaged
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.folder.records import counted
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.files import read_json
+from nncift.run.storage.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from datasets import Dataset

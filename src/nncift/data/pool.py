@@ -11,7 +11,7 @@ A row is checked in this order, and listed if it is removed:
     excluded    it also occurs in a test set (only with `exclude`)
     duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
     rejected    a model of the run cannot take it (`screen`)
-The facts are written last: a folder that has them is finished (`run.parts.SampleFolder`).
+The facts are written last: a folder that has them is finished (`run.folder.parts.SampleFolder`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from nncift.data.sources.sampling import RowEstimate
 from nncift.data.sources.sources import Source, SourceLike, changed_file, open_source
 from nncift.data.writer import PoolWriter
 from nncift.errors import ConfigError, DataError, RunError
-from nncift.run.amounts import parse_bytes
-from nncift.run.files import read_json, write_json
-from nncift.run.parts import SampleFolder
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.options.amounts import parse_bytes
 from nncift.run.progress import drawn
+from nncift.run.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -155,11 +155,9 @@ def read_pool(
     _check_options(options)
     origin = open_source(source, split=options.split, limit=options.max_row_bytes, seed=options.seed)
     tests = [open_source(test, prefer="test", limit=options.max_row_bytes) for test in _several(options.exclude)]
-    recipe = {"source": origin.name, **vars(options), "exclude": [test.name for test in tests]}
-    recipe |= {"exclude_fields": list(options.exclude_fields)}
+    recipe = _recipe("source" if after is None else "appended", origin, tests, options)
     if after is not None:
-        origin, recipe = named(origin), {"appended": recipe.pop("source"), **recipe}
-    del recipe["seed"]  # of a mixture alone, which has it in its stamp
+        origin = named(origin)
     files = None if folder is None else SampleFolder(folder)
     if files is not None and files.facts.exists():
         _check_same(files, recipe, (origin, *tests))
@@ -189,26 +187,39 @@ def read_pool(
             problem = f"no row of the {name} remains: {kept.excluded} of {samples.read} also occur in a test set{also}"
             raise DataError(problem, "give other data", origin.name)
         pool = writer.finish()
-    facts = PoolFacts(
-        source=origin.name,
-        schema=", ".join(samples.schemas),
-        fields=samples.fields,
-        read=samples.read,
-        rows=writer.rows,
-        duplicates=kept.duplicates,
-        excluded=kept.excluded,
-        rejected=samples.bad,
-        undesired=samples.undesired,
-        schemas=samples.schemas,
-        notes=(*origin.notes, *(note for test in tests for note in test.notes), *samples.notes, *kept.notes),
-        has_named=has_named,
-    )
+    facts = _facts((origin, *tests), samples, kept, writer.rows, has_named)
     recipe["files"] = [stamp for each in (origin, *tests) for stamp in each.stamps]  # hashed while they were read
     if earlier is not None:
         facts, recipe = earlier.facts_with(facts), recipe | earlier.mark()
     if files is not None:
         write_json(files.facts, facts.to_dict() | recipe)
     return pool, facts
+
+
+def _recipe(name: str, origin: Source, tests: Sequence[Source], options: ReadOptions) -> dict[str, Any]:
+    """What the samples depend on, ready for JSON: the source under a name, and the options."""
+    test_sets = {"exclude": [test.name for test in tests], "exclude_fields": list(options.exclude_fields)}
+    found = {name: origin.name, **vars(options), **test_sets}
+    del found["seed"]  # of a mixture alone, which has it in its stamp
+    return found
+
+
+def _facts(sources: Sequence[Source], samples: Samples, kept: Deduplication, rows: int, has_named: bool) -> PoolFacts:
+    """The data summary of samples that were read from the first of the sources."""
+    return PoolFacts(
+        source=sources[0].name,
+        schema=", ".join(samples.schemas),
+        fields=samples.fields,
+        read=samples.read,
+        rows=rows,
+        duplicates=kept.duplicates,
+        excluded=kept.excluded,
+        rejected=samples.bad,
+        undesired=samples.undesired,
+        schemas=samples.schemas,
+        notes=(*(note for source in sources for note in source.notes), *samples.notes, *kept.notes),
+        has_named=has_named,
+    )
 
 
 def _shown(samples: Samples, title: str) -> Iterator[Sample]:

@@ -17,7 +17,7 @@ from nncift.data.rows import Row, is_unicode, json_text
 from nncift.data.schemas import SCHEMAS, Schema, Text
 from nncift.data.sources.sources import Source
 from nncift.errors import DataError
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
 
 SHOWN = 5  # bad rows in an error message
 _RAW = 2000  # characters of a bad row in the list

@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nncift.data.reader import Sample
 from nncift.data.rows import json_text
-from nncift.run.checksums import verify
-from nncift.run.files import atomic_write
-from nncift.run.parts import SampleFolder
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from datasets import Dataset

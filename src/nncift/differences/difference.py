@@ -20,8 +20,8 @@ from nncift.differences.pools import matched
 from nncift.differences.values import SubsetValue, value_under
 from nncift.errors import ConfigError
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import atomic_write, write_json
 from nncift.run.progress import drawn, in_terminal, moving
+from nncift.run.storage.files import atomic_write, write_json
 
 EXAMPLES = 3  # rows that one subset has alone
 _CHARACTERS = 160  # of an example's texts

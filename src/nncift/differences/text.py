@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.differences.composition import ColumnCounts, ValueCount
 from nncift.errors import printable
+from nncift.run.folder.records import counted, percent
 from nncift.run.markdown import escaped, table
-from nncift.run.records import counted, percent
 
 if TYPE_CHECKING:
     from nncift.differences.difference import Alone, RunDiff

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from nncift.errors import ModelError
 from nncift.estimator.vector_process import kernel_count
 from nncift.features.sources import SketchSettings
-from nncift.run.checksums import verify
-from nncift.run.refusals import refuse_damaged
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.refusals import refuse_damaged
 
 _NUMBERS = {"mean", "unit", "scale_mean", "noise", "profile", "profile_noise", "level_noise", "constant"}
 _NOT_NEGATIVE = {"unit", "noise", "profile", "profile_noise", "level_noise"}

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from nncift.errors import ConfigError, DependencyError
-from nncift.run.records import MIN_SAMPLES, counted
+from nncift.run.folder.records import MIN_SAMPLES, counted
 
 BETTER, WORSE, TIE, TOO_FEW = "better", "worse", "tie", "too few items to tell"
 _LEVEL = 0.95

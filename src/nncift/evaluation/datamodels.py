@@ -26,7 +26,7 @@ from nncift.errors import ConfigError, RunError
 from nncift.evaluation.metrics import rank_correlations
 from nncift.models.onednn import onednn_linears
 from nncift.models.text.examples import Example, encode_examples, in_example_batches, response_losses
-from nncift.run.files import fingerprint, read_json, read_tensors, write_json, write_tensors
+from nncift.run.storage.files import fingerprint, read_json, read_tensors, write_json, write_tensors
 from nncift.training.lora import adapted
 from nncift.training.trainer import Training, fine_tune
 

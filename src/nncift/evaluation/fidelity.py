@@ -26,7 +26,7 @@ from nncift.evaluation.intervals import interval, resampled
 from nncift.evaluation.metrics import measures
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.records import BETTER, MIN_SAMPLES, NOT_BETTER, TOO_FEW, Fidelity
+from nncift.run.folder.records import BETTER, MIN_SAMPLES, NOT_BETTER, TOO_FEW, Fidelity
 
 _SCATTER = 2000
 _NEGLIGIBLE = 0.02  # improvement of a correlation or of R2

@@ -22,7 +22,7 @@ from scipy.optimize import isotonic_regression
 
 from nncift.errors import ConfigError
 from nncift.evaluation.comparisons import Trained, contrast
-from nncift.run.records import Record
+from nncift.run.folder.records import Record
 
 _STEPS = 33  # of the interval's search between two budgets
 _ROUNDING = 1e-12  # relative to the losses: smaller differences are those of summation

@@ -10,9 +10,9 @@ import numpy as np
 from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.checksums import verify
-from nncift.run.files import read_array
-from nncift.run.refusals import refuse_damaged
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.files import read_array
+from nncift.run.storage.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nncift.run.options.quotas import value_text
 from nncift.run.progress import advance
-from nncift.run.quotas import value_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.explorer.space import nearest
-from nncift.matrix import kernels
+from nncift.matrix.compiled import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.run.progress import drawn

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ConfigError, DependencyError, RunError
-from nncift.run.checksums import content_hash
-from nncift.run.files import atomic_write
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import atomic_write
 
 PORT = 5055
 _PORTS = 20  # tried from there on

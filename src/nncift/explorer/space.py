@@ -16,9 +16,9 @@ import numpy as np
 from nncift.features.features import feature_facts
 from nncift.matrix.cells import NO_HELPER, Products, divide, strongest
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import read_array
 from nncift.run.progress import advance
-from nncift.run.vectors import read_vectors
+from nncift.run.storage.files import read_array
+from nncift.run.storage.vectors import read_vectors
 
 WIDTH = 64
 EXACT = 1 << 30  # pairs of samples up to which all are compared: 32,768 with each other

@@ -25,9 +25,9 @@ from nncift.explorer.reasons import HELPED, Reasons, find_reasons
 from nncift.explorer.space import divided, nearest, sample_space
 from nncift.explorer.texts import Texts
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.checksums import content_hash, verify
-from nncift.run.files import atomic_write, fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving
+from nncift.run.storage.checksums import content_hash, verify
+from nncift.run.storage.files import atomic_write, fingerprint, read_array, write_array
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import numpy as np
 
 from nncift.features.cache import Found
-from nncift.run.files import atomic_write, link_or_copy, read_array, read_tensors, write_tensors
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 from nncift.run.shards import Arrays
+from nncift.run.storage.files import atomic_write, link_or_copy, read_array, read_tensors, write_tensors
 
 _ROWS = 4096  # in memory at a time
 

@@ -26,10 +26,10 @@ from nncift.models.loading import best_device
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import chunks
 from nncift.run.executors.base import LOCAL, workers
-from nncift.run.files import read_json, write_json
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 from nncift.run.progress import already, drawn
 from nncift.run.shards import Arrays, Shards, TokenCounts
+from nncift.run.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

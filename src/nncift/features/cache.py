@@ -28,9 +28,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from nncift.run.amounts import parse_bytes
-from nncift.run.checksums import PARTIAL, content_hash
-from nncift.run.files import cache_folder, fingerprint, link_or_copy, remove
+from nncift.run.options.amounts import parse_bytes
+from nncift.run.storage.checksums import PARTIAL, content_hash
+from nncift.run.storage.files import cache_folder, fingerprint, link_or_copy, remove
 
 DEFAULT_SIZE = "10GB"
 _VERSION = 1  # to be raised when the same settings give other features

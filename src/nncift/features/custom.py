@@ -12,9 +12,9 @@ import numpy as np
 from nncift.errors import DataError, RunError
 from nncift.features.base import CONTENT, FeatureSource
 from nncift.features.features import feature_facts
-from nncift.run.checksums import content_hash
-from nncift.run.files import map_array
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import map_array
 
 if TYPE_CHECKING:
     from datasets import Dataset

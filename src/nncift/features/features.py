@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.run.files import read_array, read_json
-from nncift.run.parts import FeatureFolder
-from nncift.run.refusals import refuse_damaged
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.storage.files import read_array, read_json
+from nncift.run.storage.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from datasets import Dataset

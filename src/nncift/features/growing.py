@@ -14,8 +14,8 @@ import numpy as np
 from nncift.errors import RunError
 from nncift.features.base import TRUNCATED, FeatureSource, drop_shards, read_source
 from nncift.features.features import Features, feature_facts, stored_features
-from nncift.run.files import atomic_write, read_array, write_json
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.storage.files import atomic_write, read_array, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

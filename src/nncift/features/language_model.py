@@ -31,7 +31,7 @@ from nncift.models.locate import model_identity
 from nncift.models.memory import batch_memory
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.examples import Example, encode_examples, in_example_batches
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

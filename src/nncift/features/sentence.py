@@ -19,7 +19,7 @@ from nncift.models.locate import model_identity
 from nncift.models.memory import states_of
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import mean_over_turns
-from nncift.run.parts import FeatureFolder
+from nncift.run.folder.parts import FeatureFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,8 +19,8 @@ from nncift.features.features import Features, stored_features
 from nncift.features.growing import FirstFeatures, drop_new, extend_source
 from nncift.models.locate import PRETRAINED
 from nncift.models.spec import DEFAULT_MODEL, EncoderSpec, ModelSpec
-from nncift.run.parts import FeatureFolder
-from nncift.run.registry import resolve
+from nncift.run.folder.parts import FeatureFolder
+from nncift.run.options.registry import resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,11 +17,11 @@ import yaml
 from nncift.handover.provenance import lines_of
 from nncift.handover.public_names import without_paths
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.checksums import content_hash
-from nncift.run.files import fingerprint
+from nncift.run.folder.records import counted
 from nncift.run.markdown import escaped, table
 from nncift.run.progress import advance
-from nncift.run.records import counted
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import fingerprint
 from nncift.selection.selection import OPTIONAL, SOURCE, Selection
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from nncift.handover.ms_swift import MsSwift
 from nncift.handover.trainers import LeftOut, Trainer, in_ticks
 from nncift.handover.trl import Trl
 from nncift.pipeline.earlier_runs.finished import FinishedRun
+from nncift.run.folder.records import counted
+from nncift.run.options.registry import suggest
 from nncift.run.progress import drawn, in_terminal
-from nncift.run.records import counted
-from nncift.run.registry import suggest
 from nncift.selection.selection import Selection
 
 TRAINERS: dict[str, type[Trainer]] = {

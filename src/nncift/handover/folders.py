@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import RunError
-from nncift.run.files import atomic_write, read_json, write_json
-from nncift.run.refusals import refuse_damaged
+from nncift.run.storage.files import atomic_write, read_json, write_json
+from nncift.run.storage.refusals import refuse_damaged
 
 _MANIFEST = "nncift.json"
 

@@ -15,7 +15,7 @@ from typing import Any
 from nncift.data.chats.messages import SYSTEM_ROLES
 from nncift.handover.chats import TrainingChat
 from nncift.handover.trainers import LeftOut, Trainer, arguments_object, config_names, console, in_ticks, write_yaml
-from nncift.run.files import json_text
+from nncift.run.storage.files import json_text
 
 _TOOL_ROLES = ("tool", "function")
 _ODD, _EVEN = ("human", "observation"), ("gpt", "function_call")  # which alternate

@@ -15,9 +15,9 @@ from nncift.features.sources import FeatureSources
 from nncift.handover.provenance import Line, lines_of
 from nncift.handover.public_names import public_name, without_paths
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import read_json
-from nncift.run.folder import NETWORK_FILES
+from nncift.run.folder.folder import NETWORK_FILES
 from nncift.run.markdown import escaped, table
+from nncift.run.storage.files import read_json
 
 _OF_DATA = ("budget", "objective", "certificate", "verified value", "arrangement", "other options")  # not the network's
 

@@ -10,8 +10,8 @@ import nncift
 from nncift.handover.public_names import public_name, without_paths
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.terminal import optimality
-from nncift.run.files import read_json
-from nncift.run.records import Fidelity, Summary, Verification, counted
+from nncift.run.folder.records import Fidelity, Summary, Verification, counted
+from nncift.run.storage.files import read_json
 
 _OPTIONS = (  # of a config, that say how was chosen, beside those that have lines of their own
     "eta", "nu", "redundancy", "quota", "cap", "near_duplicates", "maximizer", "turns", "probes", "verify", "recipe"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data.files.formats import is_known
-from nncift.run.naming import IN_MEMORY
+from nncift.run.folder.naming import IN_MEMORY
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _HUB_FILE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(@[^/]*)?(/.*)?")

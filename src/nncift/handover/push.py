@@ -19,9 +19,9 @@ from nncift.handover.folders import new_folder, replaced_folder
 from nncift.handover.network import write_network
 from nncift.handover.provenance import facts_of
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.files import write_json
+from nncift.run.folder.records import counted
 from nncift.run.progress import drawn, in_terminal, moving
-from nncift.run.records import counted
+from nncift.run.storage.files import write_json
 
 Part = Literal["data", "network"]
 

@@ -39,9 +39,9 @@ from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.pipeline.inputs.first_cut import keep
-from nncift.run.files import read_array
 from nncift.run.progress import in_terminal
-from nncift.run.vectors import VectorFolder, read_vectors, write_vectors
+from nncift.run.storage.files import read_array
+from nncift.run.storage.vectors import VectorFolder, read_vectors, write_vectors
 
 if TYPE_CHECKING:
     from datasets import Dataset

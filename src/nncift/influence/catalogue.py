@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nncift.influence.options import options_of
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 BUILT_IN = {
     "delift": "nncift.influence.delift:Delift",

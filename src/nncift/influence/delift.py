@@ -27,8 +27,8 @@ from nncift.models.language_model import LanguageModel, Prefix
 from nncift.models.spec import ModelSpec
 from nncift.models.text.chats import chunks, mean_over_turns
 from nncift.models.text.prompts import Prompts, Query
-from nncift.run.files import fingerprint, read_array, write_array
 from nncift.run.progress import drawn, moving
+from nncift.run.storage.files import fingerprint, read_array, write_array
 
 if TYPE_CHECKING:
     from datasets import Dataset

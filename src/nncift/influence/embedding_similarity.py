@@ -18,8 +18,8 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits, look_up
 from nncift.models.encoder import embed_texts, mean_embeddings, sample_texts, truncated_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
 from nncift.run.executors.base import workers
-from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -37,9 +37,9 @@ from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import Example, distinct, in_example_batches
 from nncift.models.token_gradients import TokenFactors, join_factors, joined_factors
 from nncift.run.executors.base import workers
-from nncift.run.files import read_tensors, write_tensors
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
+from nncift.run.storage.files import read_tensors, write_tensors
 from nncift.training.token_products import (
     Sketch,
     WhitenedSample,

@@ -28,8 +28,8 @@ from nncift.models.spec import ModelSpec
 from nncift.models.text.chats import mean_over_turns
 from nncift.models.text.prompts import Prompts, Query
 from nncift.run.executors.base import workers
-from nncift.run.files import fingerprint
 from nncift.run.shards import once_per_sample
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -47,9 +47,9 @@ from nncift.models.encoder import embed_texts
 from nncift.models.loading import best_device
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
 from nncift.models.text.chats import trained_texts
-from nncift.run.files import fingerprint
 from nncift.run.progress import drawn
 from nncift.run.shards import once_per_sample
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

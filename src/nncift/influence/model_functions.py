@@ -14,7 +14,7 @@ from nncift.models.text.chat_prompts import ChatPrompts, check_wording, choose_p
 from nncift.models.text.chats import Style, any_chat
 from nncift.models.text.prompts import Prompts, PromptTemplate
 from nncift.models.text.screening import ExampleScreen, PromptScreen, Screen
-from nncift.run.files import fingerprint, read_json, write_json
+from nncift.run.storage.files import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

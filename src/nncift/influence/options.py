@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from nncift.errors import ConfigError, printable
 from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.models.spec import EncoderSpec, ModelSpec
-from nncift.run.registry import suggest
+from nncift.run.options.registry import suggest
 
 _NONE = inspect.Parameter.empty
 _SETUP = {field.name for kind in (Setup, ModelSpec, EncoderSpec) for field in dataclasses.fields(kind)}

@@ -20,8 +20,8 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.models.encoder import sample_texts
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec
-from nncift.run.costs import seconds_of
-from nncift.run.files import fingerprint
+from nncift.run.folder.costs import seconds_of
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

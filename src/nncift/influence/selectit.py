@@ -34,8 +34,8 @@ from nncift.models.text.chats import Conversation, mean_over_turns, trained_text
 from nncift.models.text.prompts import check_response, name_sample
 from nncift.models.text.screening import Screen, reason
 from nncift.models.text.tokenization import Tokenization, surely_fits
-from nncift.run.files import fingerprint
 from nncift.run.shards import SHARD, once_per_sample
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

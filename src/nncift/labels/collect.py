@@ -22,7 +22,7 @@ from nncift.influence.base import InfluenceFunction, as_function
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.batching import LESS_MEMORY, in_memory
 from nncift.run.executors.base import LOCAL, workers
-from nncift.run.parts import LabelFolder
+from nncift.run.folder.parts import LabelFolder
 from nncift.run.progress import drawn
 from nncift.run.shards import Arrays, Shards
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.influence.base import InfluenceFunction
-from nncift.run.amounts import Amount
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
+from nncift.run.options.amounts import Amount
 
 if TYPE_CHECKING:
     from nncift.labels.rates import Rate

@@ -19,9 +19,9 @@ from nncift.data.files.formats import file_rows
 from nncift.data.rows import json_text
 from nncift.errors import DataError, RunError
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.checksums import content_hash
-from nncift.run.files import map_array, read_json, write_json
-from nncift.run.parts import LabelFolder
+from nncift.run.folder.parts import LabelFolder
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import map_array, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

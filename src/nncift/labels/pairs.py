@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nncift.run.files import read_table, write_table
+from nncift.run.storage.files import read_table, write_table
 
 _COLUMNS = ("pool_index", "target_index", "influence")
 _HELD_OUT = 10  # pool samples

@@ -17,7 +17,7 @@ import numpy as np
 from nncift.influence.base import InfluenceFunction
 from nncift.labels.design import ROWS_PER_TARGET, TARGETS_PER_ROW
 from nncift.labels.work import grid_work
-from nncift.run.costs import Rates
+from nncift.run.folder.costs import Rates
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,7 +13,7 @@ import numpy as np
 
 from nncift.influence.base import InfluenceFunction
 from nncift.labels.design import PairPlan
-from nncift.run.costs import Work
+from nncift.run.folder.costs import Work
 
 if TYPE_CHECKING:
     from datasets import Dataset

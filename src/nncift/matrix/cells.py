@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nncift.matrix import kernels
-from nncift.matrix.factored import Factors, pack
-from nncift.matrix.top_k import NO_ROW, keep_largest_of_each, keep_top_k
+from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.factored import Factors, pack
+from nncift.matrix.compiled.top_k import NO_ROW, keep_largest_of_each, keep_top_k
 from nncift.run.progress import drawn
 
 CELL = 256  # samples of a cell, at most

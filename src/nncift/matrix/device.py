@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nncift.matrix.factored import Factors
+from nncift.matrix.compiled.factored import Factors
 from nncift.matrix.selectors import TILE, row_slices
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nncift.matrix import kernels
 from nncift.matrix.cells import Products
-from nncift.matrix.factored import LANES, Factors, pack, tower_row_means
+from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.factored import LANES, Factors, pack, tower_row_means
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import indices_of, length
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix import kernels
-from nncift.matrix.factored import factor, factor_towers
+from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.factored import factor, factor_towers
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
 from nncift.run.progress import advance
 
 if TYPE_CHECKING:
     from nncift.matrix.cells import Products
-    from nncift.matrix.entries import Entries
+    from nncift.matrix.compiled.entries import Entries
 
 
 class InfluenceMatrix:

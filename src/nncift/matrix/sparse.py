@@ -26,12 +26,12 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.cells import NO_HELPER, Products, strongest
-from nncift.matrix.entries import Entries
-from nncift.matrix.factored import compiled
+from nncift.matrix.compiled.entries import Entries
+from nncift.matrix.compiled.factored import compiled
+from nncift.matrix.compiled.transposed import by_sample
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import bounded, indices_of
 from nncift.matrix.stored import EntriesMatrix
-from nncift.matrix.transposed import by_sample
 
 EXACT_BELOW = 1 << 16
 """Pool samples up to which every pair is computed to find the strongest."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift.matrix import kernels
-from nncift.matrix.entries import Entries, cover_entries, entries_gains
+from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.entries import Entries, cover_entries, entries_gains
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 

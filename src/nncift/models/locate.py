@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from nncift.errors import DependencyError, ModelError, first_line
-from nncift.run.files import cache_folder, fingerprint, package_folder
-from nncift.run.folder import NETWORK_FILES, RunFolder
+from nncift.run.folder.folder import NETWORK_FILES, RunFolder
+from nncift.run.storage.files import cache_folder, fingerprint, package_folder
 
 PRETRAINED = "pretrained"  # the network that comes with nncift
 _TIMEOUT = 10.0  # seconds

@@ -18,24 +18,30 @@ import numpy as np
 from nncift.config import DEFAULT_LABELLED_SAMPLES, DEFAULT_LABELS, Config, default_fields
 from nncift.features.features import SampleSet
 from nncift.features.sources import FeatureSources
-from nncift.influence.base import InfluenceFunction, Setup
+from nncift.influence.base import InfluenceFunction
 from nncift.labels.design import costs_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import Rate, mean_rate, measure_rates
-from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import any_turns
 from nncift.pipeline.choosing.arrange import make_difficulty
 from nncift.pipeline.choosing.exact import refuse_estimation, trial_vectors
-from nncift.pipeline.components.influences import default_features, feature_model, make_influence, make_verifier
+from nncift.pipeline.components.influences import (
+    feature_model,
+    make_features,
+    make_influence,
+    make_setup,
+    make_verifier,
+)
 from nncift.pipeline.components.precision import settled
 from nncift.pipeline.components.prior import check_same_influence, load_prior
 from nncift.pipeline.components.workers import executor_of
 from nncift.pipeline.earlier_runs.takeover import EarlierRun
-from nncift.run.amounts import parse_budget
-from nncift.run.costs import Costs, Rates
 from nncift.run.executors.base import computing_with
-from nncift.run.files import read_array, write_array
-from nncift.run.folder import RunFolder
+from nncift.run.folder.costs import Costs, Rates
+from nncift.run.folder.folder import RunFolder
+from nncift.run.options.amounts import parse_budget
+from nncift.run.storage.files import read_array, write_array
 from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.objectives.modular import MeanInfluence
 
@@ -131,17 +137,7 @@ class Run:
         """The objects that the config names; no sample is read and no language model loaded yet."""
         prior = load_prior(config)
         needed = None if prior is None else FeatureSources.described(prior.description_)
-        shared: dict[str, Any] = {
-            "device": config.device,
-            "batch_size": config.batch_size,
-            "trust_remote_code": config.trust_remote_code,
-        }
-        models = tuple(
-            ModelSpec(name, dtype=config.dtype, max_length=config.max_length, wording=config.wording, **shared)
-            for name in config.models
-        )
-        encoder = EncoderSpec(config.encoder or (needed and needed.encoder) or DEFAULT_ENCODER, **shared)
-        setup = Setup(models, encoder, config.seed)
+        setup = make_setup(config, needed)
         function = verifier = None
         if config.measures:
             function = make_influence(config, influence, setup)
@@ -151,16 +147,7 @@ class Run:
                 refuse_estimation(config, function.name, fitted.get("name"), verifies=verifier is not None)
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
-        names = config.feature_names or default_features(config, function)
-        features = FeatureSources.named(names, encoder=encoder.name, model=config.models[0])
-        if needed is not None:
-            features = features.for_network(
-                str(config.network),
-                needed,
-                model=config.models[0],
-                encoder=config.encoder,
-                explicit=bool(config.feature_names),
-            )
+        features = make_features(config, function, setup.encoder, needed)
         return cls(
             config=config,
             folder=folder,
@@ -172,8 +159,8 @@ class Run:
             influence=function,
             verifier=verifier,
             difficulty=make_difficulty(config, setup),
-            model=feature_model(models[0], features, function),
-            encoder=encoder,
+            model=feature_model(setup.models[0], features, function),
+            encoder=setup.encoder,
             progress=progress,
         )
 

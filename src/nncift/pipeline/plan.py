@@ -32,10 +32,10 @@ from nncift.pipeline.earlier_runs.growing import samples_budgeted
 from nncift.pipeline.inputs import featurize, first_cut
 from nncift.pipeline.inputs.read import read, side_splits
 from nncift.pipeline.learning import label, without_labels
-from nncift.run.amounts import size_text
-from nncift.run.costs import PlannedCost, duration, peak_memory
-from nncift.run.folder import RunFolder
-from nncift.run.records import counted, percent
+from nncift.run.folder.costs import PlannedCost, duration, peak_memory
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import counted, percent
+from nncift.run.options.amounts import size_text
 
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs

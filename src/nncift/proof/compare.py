@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.pipeline.choosing.arrange import difficulty_of
-from nncift.proof.analysis import analyse, overlaps
-from nncift.proof.cells import STRATIFIED, Cell, by_importance
 from nncift.proof.folder import share
-from nncift.proof.inputs import Inputs, prepare
-from nncift.proof.pages import write_page
+from nncift.proof.inputs.inputs import Inputs, prepare
+from nncift.proof.results.analysis import analyse, overlaps
+from nncift.proof.results.pages import write_page
+from nncift.proof.results.tables import write_tables
 from nncift.proof.runs import opened
-from nncift.proof.selectors import (
+from nncift.proof.stratified import stratified_draws
+from nncift.proof.studies import study
+from nncift.proof.trials.cells import STRATIFIED, Cell, by_importance
+from nncift.proof.trials.selectors import (
     Ranking,
     Selector,
     costs_of,
@@ -34,12 +37,9 @@ from nncift.proof.selectors import (
     save_ranking,
     verified_rankings,
 )
-from nncift.proof.stratified import stratified_draws
-from nncift.proof.studies import study
-from nncift.proof.tables import write_tables
-from nncift.proof.trials import Bench
-from nncift.run.costs import Costs
-from nncift.run.files import read_array, read_json, write_array, write_json
+from nncift.proof.trials.trials import Bench
+from nncift.run.folder.costs import Costs
+from nncift.run.storage.files import read_array, read_json, write_array, write_json
 
 if TYPE_CHECKING:
     from nncift.data.sources.sources import SourceLike

@@ -20,18 +20,18 @@ from nncift.errors import ConfigError, DataError, RunError
 from nncift.evaluation.comparisons import adjust
 from nncift.models.spec import ModelSpec
 from nncift.pipeline.components.precision import settled
-from nncift.proof.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.folder import ProofFolder
-from nncift.proof.held_out import read_test, refuse_overlap
+from nncift.proof.inputs.held_out import read_test, refuse_overlap
+from nncift.proof.inputs.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
 from nncift.proof.options import ProofOptions
-from nncift.proof.pages import write_page
-from nncift.proof.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
-from nncift.proof.trials import UNTRAINED, Bench, Trial
+from nncift.proof.results.analysis import as_record, differences, metric_record, table_of
+from nncift.proof.results.pages import write_page
+from nncift.proof.trials.trials import UNTRAINED, Bench, Trial
 from nncift.report.html import write_report
-from nncift.run.checksums import content_hash
-from nncift.run.files import read_json, write_json
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from nncift.run.progress import in_terminal
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import read_json, write_json
 from nncift.selection.selection import Selection
 
 if TYPE_CHECKING:

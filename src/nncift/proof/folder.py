@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nncift.run.checksums import CHECKSUMS, begin, cut_torn_line, verify_folder
-from nncift.run.files import read_json, remove, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.refusals import cannot_lock, refuse_damaged
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.checksums import CHECKSUMS, begin, cut_torn_line, verify_folder
+from nncift.run.storage.files import read_json, remove, write_json
+from nncift.run.storage.refusals import cannot_lock, refuse_damaged
 
 
 class ProofFolder:

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
 from nncift.errors import ConfigError
-from nncift.run.validation import check_types
+from nncift.run.options.validation import check_types
 
 FREE = (
     *("bm25", "embedding-similarity", "gradient-sketch", "representation-similarity", "response-similarity"),

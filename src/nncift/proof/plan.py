@@ -22,12 +22,12 @@ from nncift.influence.random_rows import kmeans_seconds
 from nncift.models.text.examples import encode_examples
 from nncift.pipeline.plan import RunPlan
 from nncift.pipeline.plan import plan as plan_run
-from nncift.proof.cells import STRATIFIED
-from nncift.proof.inputs import Inputs, prepare
-from nncift.proof.selectors import Ranking, Selector
-from nncift.proof.trials import Bench, Trial
-from nncift.run.costs import duration, seconds_of
-from nncift.run.records import counted
+from nncift.proof.inputs.inputs import Inputs, prepare
+from nncift.proof.trials.cells import STRATIFIED
+from nncift.proof.trials.selectors import Ranking, Selector
+from nncift.proof.trials.trials import Bench, Trial
+from nncift.run.folder.costs import duration, seconds_of
+from nncift.run.folder.records import counted
 from nncift.training.finetune import fine_tune
 
 _ROWS, _ITEMS = 6, 6  # of the trial training and test

@@ -10,11 +10,11 @@ from nncift.pipeline.configuration.configure import sources_of
 from nncift.pipeline.context import Run
 from nncift.pipeline.inputs.read import read
 from nncift.proof.folder import claimed
-from nncift.proof.selectors import check_same_pool
+from nncift.proof.trials.selectors import check_same_pool
 
 if TYPE_CHECKING:
     from nncift.config import Config
-    from nncift.proof.inputs import Inputs
+    from nncift.proof.inputs.inputs import Inputs
 
 
 @contextlib.contextmanager

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.influence.random_rows import StratifiedRandom, stratified_values
-from nncift.proof.cells import STRATIFIED
 from nncift.proof.folder import share
 from nncift.proof.runs import opened
-from nncift.proof.selectors import costs_of
-from nncift.run.files import read_array, write_array, write_json
+from nncift.proof.trials.cells import STRATIFIED
+from nncift.proof.trials.selectors import costs_of
+from nncift.run.storage.files import read_array, write_array, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nncift.proof.inputs import Inputs
+    from nncift.proof.inputs.inputs import Inputs
 
 Draw = tuple[int, int]
 """A budget in rows, and the seed of a draw."""

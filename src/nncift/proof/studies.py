@@ -14,11 +14,11 @@ from nncift.pipeline.choosing.choose import objective_of
 from nncift.pipeline.components.influences import learned_features
 from nncift.pipeline.inputs.featurize import featurize
 from nncift.proof.folder import share
-from nncift.proof.inputs import Inputs
+from nncift.proof.inputs.inputs import Inputs
 from nncift.proof.runs import opened
-from nncift.proof.selectors import Selector, as_file_name, exact_influence
-from nncift.run.files import read_json, write_json
+from nncift.proof.trials.selectors import Selector, as_file_name, exact_influence
 from nncift.run.progress import already, drawn
+from nncift.run.storage.files import read_json, write_json
 
 
 def study(inputs: Inputs) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from nncift.evaluation.comparisons import BETTER, TIE, TOO_FEW, WORSE
 from nncift.report.choices import CHOICES, Cell, Choices, listed, loss_against
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
 
 _PLACES = tuple((method, unit) for method in ("lora", "phased", "weighted", "icl") for unit in ("rows", "tokens"))
 _THAN = {BETTER: "better than", TIE: "a tie with", WORSE: "worse than", TOO_FEW: "not distinguishable from"}

@@ -9,7 +9,7 @@ import numpy as np
 
 from nncift.evaluation.comparisons import BETTER, TIE, TOO_FEW, note_on_ties
 from nncift.report.template import shown_value, signed
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
 
 Cell = Mapping[str, Any]
 CHOICES = ("free", "exact", "estimated", "verified")

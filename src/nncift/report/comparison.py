@@ -21,7 +21,7 @@ from nncift.report.answer import answer, main_place
 from nncift.report.choices import CHOICES, Cell, loss_against, notes_on_ties
 from nncift.report.studies import pictures, views
 from nncift.report.template import template
-from nncift.run.files import atomic_write
+from nncift.run.storage.files import atomic_write
 
 _SHOWN = ("stratified", *CHOICES)
 _MARKS = {"good": ("good", "✓"), "mixed": ("", "≈"), "bad": ("bad", "!"), "unknown": ("", "?")}

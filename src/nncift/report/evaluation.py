@@ -14,7 +14,7 @@ from typing import Any
 from nncift.evaluation.answers.results import METRICS
 from nncift.report.sections.worth import evaluated
 from nncift.report.template import template
-from nncift.run.files import atomic_write
+from nncift.run.storage.files import atomic_write
 
 
 def write_evaluation_report(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:

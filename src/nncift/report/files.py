@@ -9,10 +9,10 @@ import numpy as np
 
 from nncift.data.facts import open_samples
 from nncift.errors import RunError
-from nncift.run.checksums import verify_folder
-from nncift.run.files import read_array, read_json, read_table
-from nncift.run.folder import RunFolder
-from nncift.run.records import Fidelity, Reasons, Summary, Verification
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Fidelity, Reasons, Summary, Verification
+from nncift.run.storage.checksums import verify_folder
+from nncift.run.storage.files import read_array, read_json, read_table
 
 
 class FinishedFiles:

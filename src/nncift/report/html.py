@@ -26,8 +26,8 @@ from nncift.report.sections.trust import trust
 from nncift.report.sections.worth import evaluations
 from nncift.report.template import template
 from nncift.report.terminal import averaged_text, known_coverage, limit_text, optimality, value_name
-from nncift.run.files import atomic_write
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import atomic_write
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
 
 MOST_MARKS = 2_000  # more points than this are rasterised
 DRAWN, FITTED = 5_000, 2_000  # points of a kind on the map, and samples for its principal components

@@ -12,9 +12,9 @@ import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.report.files import dense_features
-from nncift.run.files import read_array
-from nncift.run.folder import RunFolder
-from nncift.run.records import Reasons
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Reasons
+from nncift.run.storage.files import read_array
 from nncift.selection.selection import Selection
 
 SHOWN = 20  # samples that the report shows

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nncift.report.plots import INK, MUTED, QUADRANTS, svg
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
 
 Record = Mapping[str, Any]
 _TITLES = {

@@ -13,12 +13,12 @@ from nncift.data.facts import PoolFacts, open_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.matrix.products import averaged_targets
 from nncift.report.warnings import warnings_of
-from nncift.run.costs import Costs, Rates, Work
-from nncift.run.files import read_array, read_json
-from nncift.run.folder import RunFolder
-from nncift.run.parts import SampleFolder
-from nncift.run.records import Fidelity, FirstCut, Summary, counted
-from nncift.run.vectors import read_vectors
+from nncift.run.folder.costs import Costs, Rates, Work
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.parts import SampleFolder
+from nncift.run.folder.records import Fidelity, FirstCut, Summary, counted
+from nncift.run.storage.files import read_array, read_json
+from nncift.run.storage.vectors import read_vectors
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import Sparseness

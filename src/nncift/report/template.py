@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.run.costs import duration
-from nncift.run.records import counted, percent
+from nncift.run.folder.costs import duration
+from nncift.run.folder.records import counted, percent
 
 if TYPE_CHECKING:
     from jinja2 import Template

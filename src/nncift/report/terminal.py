@@ -9,10 +9,10 @@ from typing import Any
 from nncift.data.facts import PoolFacts
 from nncift.errors import printable
 from nncift.models.spec import DEFAULT_MODEL
-from nncift.run.costs import Costs, duration
-from nncift.run.files import read_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import BETTER, DRAWN, Fidelity, LabelHistory, Summary, Verification, counted, percent
+from nncift.run.folder.costs import Costs, duration
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import BETTER, DRAWN, Fidelity, LabelHistory, Summary, Verification, counted, percent
+from nncift.run.storage.files import read_json
 from nncift.selection.quotas import NO_VALUE
 
 _GROUPS = 20  # values of columns with quotas or caps
@@ -35,6 +35,13 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     """The run as a short text for the terminal, with everything from the data escaped."""
     run = RunFolder(folder)
     summary = Summary.load(run.summary)
+    lines = [*_cost_lines(run, summary), *_estimation_lines(run, summary), "", *_choice_lines(run, summary)]
+    lines += [f"Warning: {warning}" for warning in summary.warnings]
+    lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _cost_lines(run: RunFolder, summary: Summary) -> list[str]:
     lines = [f"{'stage':<10} {'seconds':>9} {'LLM tokens':>12}"]
     for name, cost in Costs(run.costs).stages.items():
         lines.append(f"{name:<10} {cost.seconds:>9.1f} {cost.forward_tokens + cost.backward_tokens:>12,}")
@@ -44,6 +51,11 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
             f"{summary.labelled_pairs:,} of {counted(summary.all_pairs, 'pair')} labelled; all of them would take"
             f" about {duration(exact['seconds'])}{tokens} (extrapolated)."
         )
+    return lines
+
+
+def _estimation_lines(run: RunFolder, summary: Summary) -> list[str]:
+    lines = []
     if (history := LabelHistory.find(run.labels.history)) is not None:
         lines.append(_history_line(history, target_fidelity(run, history)))
     if (sides := summary.both_sides) is not None:
@@ -54,7 +66,11 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
         lines += ["", exactness(summary)]
     elif (caveat := unmeasured(summary, read_json(run.config))) is not None:
         lines += ["", caveat]
-    lines.append("")
+    return lines
+
+
+def _choice_lines(run: RunFolder, summary: Summary) -> list[str]:
+    lines = []
     for side in ("pool", "target", "known"):
         if (facts := getattr(summary, side)) is not None:
             lines += _data_lines(side, facts)
@@ -85,9 +101,7 @@ def summary_text(folder: str | os.PathLike[str]) -> str:
     if run.taken.exists():
         taken = read_json(run.taken)
         lines.append(f"From {taken['run']}: {'; '.join(taken['notes'].values())}.")
-    lines += [f"Warning: {warning}" for warning in summary.warnings]
-    lines += [f"Subset: {run.subset}", f"Report: {run.report}"]
-    return "\n".join(printable(line) for line in lines)
+    return lines
 
 
 def averaged_text(averaged: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.run.records import BETTER, Fidelity, counted, percent
+from nncift.run.folder.records import BETTER, Fidelity, counted, percent
 from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
 
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from nncift.errors import RunError
 from nncift.run.executors.base import LOCAL, Executor
-from nncift.run.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
 from nncift.run.progress import already, drawn, moving
+from nncift.run.storage.files import read_array, read_table, read_tensors, write_array, write_table, write_tensors
 
 SHARD = 64  # of values that are computed once per distinct sample: what a kill loses at most
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.run.amounts import Amount
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
+from nncift.run.options.amounts import Amount
 
 if TYPE_CHECKING:
     from datasets import Dataset

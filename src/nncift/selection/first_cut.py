@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.data.cleaning.near_duplicates import centres_of
-from nncift.matrix import kernels
+from nncift.matrix.compiled import kernels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
 from nncift.selection.maximizers.greedy import lazy_greedy

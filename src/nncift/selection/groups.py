@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.run.quotas import MOST_COLUMNS
+from nncift.run.options.quotas import MOST_COLUMNS
 
 _LARGEST = 2**31 - 1  # of a flow
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.run.quotas import AT_LEAST, Rules, parse_amount, rule_text
-from nncift.run.records import counted
-from nncift.run.registry import suggest
+from nncift.run.folder.records import counted
+from nncift.run.options.quotas import AT_LEAST, Rules, parse_amount, rule_text
+from nncift.run.options.registry import suggest
 from nncift.selection.groups import Admission, GroupLimits, Groups
 
 NO_VALUE = "(none)"  # stands for samples without the column in reports
@@ -47,7 +47,7 @@ def group_limits(
     with less than its part has all it has, and the others share the rest equally.
 
     Args:
-        quota: rules of quotas, as `run.quotas.parse_rules` returns them.
+        quota: rules of quotas, as `run.options.quotas.parse_rules` returns them.
         cap: rules of caps.
         groups: of each column that they name.
         total: the budget, in samples or tokens.

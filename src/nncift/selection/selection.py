@@ -19,8 +19,8 @@ import numpy as np
 
 from nncift.data.facts import open_samples
 from nncift.errors import ConfigError, RunError
-from nncift.run.files import atomic_write, read_table, write_table
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import atomic_write, read_table, write_table
 from nncift.selection import sft
 from nncift.selection.certificate import Certificate
 from nncift.selection.json_keys import with_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
 
 ENOUGH = 0.01
 """The share by which a value may be understated: beyond it, more helpers of each target are found."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nncift.errors import ModelError, first_line
-from nncift.run.files import atomic_write, read_json, read_tensors, write_array, write_json, write_tensors
+from nncift.run.storage.files import atomic_write, read_json, read_tensors, write_array, write_json, write_tensors
 from nncift.training.gradients import Moments
 from nncift.training.lora import check_adapter_folder, plain_name, save_adapter
 

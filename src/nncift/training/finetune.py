@@ -34,9 +34,9 @@ from nncift.models.spec import ModelSpec
 from nncift.models.text.chats import Style
 from nncift.models.text.examples import Example, encode_examples
 from nncift.models.text.tokenization import Tokenization
-from nncift.run.checksums import PARTIAL
-from nncift.run.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.run.progress import drawn
+from nncift.run.storage.checksums import PARTIAL
+from nncift.run.storage.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.training.isolation import silent, trackers, unchanged, writing
 from nncift.training.lora import WEIGHTS, adapted, adapter_weights, save_adapter
 from nncift.training.model_card import base_name, model_card

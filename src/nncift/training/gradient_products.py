@@ -23,7 +23,7 @@ import torch
 
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example
-from nncift.run.files import fingerprint
+from nncift.run.storage.files import fingerprint
 from nncift.training.gradients import BETAS, EPSILON, stream_gradients, watched
 from nncift.training.lora import adapter_layers, adapter_weights
 from nncift.training.trainer import PASS, Step, TrainingCallback

@@ -16,7 +16,7 @@ from nncift.errors import ModelError, first_line
 from nncift.models.hidden_states import layer_names
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import quiet
-from nncift.run.files import read_tensors, write_json, write_tensors
+from nncift.run.storage.files import read_tensors, write_json, write_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

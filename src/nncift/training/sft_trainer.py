@@ -33,9 +33,9 @@ from trl import SFTConfig, SFTTrainer
 
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import Example
-from nncift.run.checksums import content_hash
-from nncift.run.files import read_json, remove, write_json
 from nncift.run.progress import advance, already
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import read_json, remove, write_json
 from nncift.training.trainer import schedule
 
 if TYPE_CHECKING:

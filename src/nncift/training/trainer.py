@@ -28,8 +28,8 @@ from nncift.models.batching import LESS_MEMORY, out_of_memory
 from nncift.models.language_model import LanguageModel
 from nncift.models.onednn import onednn_linears
 from nncift.models.text.examples import Example, response_losses
-from nncift.run.files import fingerprint
 from nncift.run.progress import advance, drawn, moving
+from nncift.run.storage.files import fingerprint
 from nncift.training.checkpoints import Checkpoint, read_checkpoint, read_moments, save_checkpoint
 from nncift.training.gradients import BETAS, EPSILON
 from nncift.training.lora import Lora, adapted, adapter_weights, forked_random

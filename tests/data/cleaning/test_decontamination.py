@@ -1,14 +1,17 @@
-"""Decontamination against a slow reference."""
+"""Decontamination against a slow reference, and of pools."""
 
 import json
 import unicodedata
 
+import datasets
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from builders import write_jsonl
 from nncift.data.cleaning.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
-from nncift.data.pool import load_pool
+from nncift.data.pool import ReadOptions, load_pool, read_pool
+from nncift.errors import DataError
 
 LONG = " ".join(f"w{i}" for i in range(NGRAM))
 
@@ -121,3 +124,72 @@ def test_a_test_set_without_a_header(tmp_path):
     (tmp_path / "mmlu.csv").write_text(f"{first},Mars,Jupiter,Venus,Earth,B\n{second},2,4,6,8,D\n")
     rows = [{"prompt": text, "response": "a"} for text in (first, second, "Something else that is no test question")]
     assert load_pool(rows, exclude=str(tmp_path / "mmlu.csv"))["prompt"] == [rows[2]["prompt"]]
+
+
+def row(i):
+    return {"prompt": f"p{i}", "response": f"r{i}"}
+
+
+def test_decontamination(tmp_path):
+    run = "the quick brown fox jumps over the lazy dog and then sleeps well"
+    shared = {"prompt": "P1!", "response": "x"}, {"prompt": "x", "response": f"so {run}"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row(0), *shared, row(0), row(3), row(0)])
+    first = write_jsonl(tmp_path / "t1.jsonl", [{"question": "p1", "answer": "?"}, {"question": run, "answer": "?"}])
+    second = write_jsonl(tmp_path / "t2.csv", ["instruction,output,id", "p0,r,seven"])
+    pool, facts = read_pool(path, ReadOptions(exclude=[first, second]), folder=tmp_path / "pool")
+    assert pool["source_row"][:] == [4]
+    assert (facts.read, facts.rows, facts.excluded, facts.duplicates) == (6, 1, 5, 0)
+    listed = [json.loads(line) for line in (tmp_path / "pool" / "excluded.jsonl").read_text().splitlines()]
+    assert {entry["row"]: entry["why"] for entry in listed} == dict.fromkeys((1, 2, 4, 6), "same prompt") | {
+        3: f"13 shared words in the response: {run}"
+    }
+    place = {"id": load_pool([row(0)])["id"][0], "row": 1, "file": str(path)}
+    assert listed[0] == place | {"why": "same prompt", "test_id": "seven", "test_file": str(second)}
+    assert listed[2]["test_id"] == load_pool(first)["id"][1]
+
+
+def test_test_sets_are_any_source(tmp_path):
+    rows = [row(i) for i in range(4)]
+    tests = datasets.Dataset.from_list([row(1)])
+    path = write_jsonl(tmp_path / "t.jsonl", [row(2)])
+    for exclude, left in [
+        (str(path), [0, 1, 3]),
+        (path, [0, 1, 3]),
+        ([path, tests], [0, 3]),
+        (tests, [0, 2, 3]),
+        ([row(0)], [1, 2, 3]),
+        (datasets.DatasetDict(train=datasets.Dataset.from_list([row(3)]), test=tests), [0, 2, 3]),
+        ((), [0, 1, 2, 3]),
+    ]:
+        assert load_pool(rows, exclude=exclude)["source_row"][:] == left
+
+
+def test_named_fields_apply_to_test_sets_too():
+    rows = [{"ask": f"p{i}", "reply": "r"} for i in range(3)]
+    tests = [[rows[0]], [{"question": "p1", "answer": "r"}]]
+    pool = load_pool(rows, prompt_field="ask", response_field="reply", exclude=tests)
+    assert pool["source_row"][:] == [2]
+
+
+def test_a_bad_test_set_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "t.jsonl", [row(0), "{"])
+    with pytest.raises(DataError, match=f"{path}, row 2: invalid JSON .*`skip_bad_rows`"):
+        load_pool([row(1)], exclude=path)
+    with pytest.raises(DataError, match="no such file"):
+        load_pool([row(1)], exclude=str(tmp_path / "none.jsonl"))
+    assert len(load_pool([row(0), row(1)], exclude=path, skip_bad_rows=True)) == 1
+
+
+# --- real data -----------------------------------------------------------------------------------------
+
+
+def test_a_contaminated_pool(shared_data):
+    """40 GSM8K test questions, reworded in case and punctuation, among 500 training questions."""
+    train = load_pool(shared_data / "gsm8k_train.jsonl.gz").select(range(500)).to_list()
+    test = shared_data / "gsm8k_test.jsonl.gz"
+    questions = load_pool(test)["prompt"][:40]
+    hidden = [{"question": text.upper().replace(".", " ;"), "answer": "unknown"} for text in questions]
+    clean = [{"question": sample["prompt"], "answer": sample["response"]} for sample in train]
+    pool, facts = read_pool([*clean, *hidden], ReadOptions(exclude=test))
+    assert set(range(500, 540)).isdisjoint(pool["source_row"][:])
+    assert 40 <= facts.excluded <= 45

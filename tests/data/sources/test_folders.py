@@ -6,7 +6,7 @@ import nncift
 from builders import write_jsonl, write_text
 from nncift.data.sources.sources import open_source
 from nncift.errors import DataError
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 
 def make(folder, *names, readme=None):

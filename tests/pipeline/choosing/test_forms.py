@@ -14,7 +14,7 @@ from nncift.errors import ConfigError
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
 from nncift.report.terminal import summary_text
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_the_dry_run_states_the_form(common: dict, tmp_path: Path, monkeypatch):
     assert "all pairs are stored in memory" in lines()
     assert "all pairs are streamed" in lines(matrix="streamed")
     assert "all pairs are sparse: the 20 strongest helpers" in lines(matrix="sparse")
-    monkeypatch.setattr("nncift.matrix.forms.STORED", 1000)
+    monkeypatch.setattr("nncift.matrix.planning.forms.STORED", 1000)
     assert "all pairs are streamed" in lines()  # few targets
-    monkeypatch.setattr("nncift.matrix.forms.FEW_TARGETS", 50)
+    monkeypatch.setattr("nncift.matrix.planning.forms.FEW_TARGETS", 50)
     assert "all pairs are sparse" in lines()
     assert "all pairs are streamed" in lines(objective="concave-cover")
 

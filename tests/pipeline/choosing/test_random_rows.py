@@ -142,7 +142,7 @@ def test_fewer_rows_than_clusters_and_equal_rows():
 @pytest.mark.parametrize(("n", "clusters", "times"), [(2048, 128, 1), (16384, 1280, 80), (8, 100, 1), (0, 5, 0)])
 def test_planned_time_of_clusters_grows_with_samples_and_clusters(monkeypatch, n, clusters, times):
     ticks = itertools.count()
-    monkeypatch.setattr("nncift.run.costs.time.perf_counter", lambda: next(ticks))  # a trial takes one second
+    monkeypatch.setattr("nncift.run.folder.costs.time.perf_counter", lambda: next(ticks))  # a trial takes one second
     assert kmeans_seconds(n, clusters, 4) == times
 
 

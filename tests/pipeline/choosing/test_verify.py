@@ -26,7 +26,7 @@ from nncift.pipeline.choosing.choose import pick
 from nncift.pipeline.choosing.verify import best_influence, first_measured, overlaid
 from nncift.pipeline.context import Run
 from nncift.report.terminal import summary_text
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import FacilityLocationMutualInformation
 from nncift.selection.objectives.table import ObjectiveOptions

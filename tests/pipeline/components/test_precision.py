@@ -14,7 +14,7 @@ from builders import write_rows
 from nncift.errors import ConfigError
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
-from nncift.run.files import write_json
+from nncift.run.storage.files import write_json
 
 NATIVE, OTHER = {"avx512_bf16": True}, {"avx512_f": True}
 

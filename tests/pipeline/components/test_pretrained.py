@@ -18,7 +18,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.models.locate import network_folder
 from nncift.models.spec import DEFAULT_MODEL
 from nncift.pipeline.context import Run
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 
 def qa(pairs: list[tuple[str, str]]) -> list[dict]:

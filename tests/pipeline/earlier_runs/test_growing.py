@@ -11,29 +11,16 @@ import pytest
 
 import nncift
 from builders import named, word_rows, write_rows
-from nncift.cli import main
-from nncift.errors import ConfigError, DataError
+from nncift.errors import ConfigError
 from nncift.influence.base import InfluenceFunction, Setup, Traits
 from nncift.influence.catalogue import BUILT_IN
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import ModelSpec
 from nncift.pipeline.choosing.near_duplicates import listed_rows
-from nncift.pipeline.configuration.configure import make_config, sources_of
-from nncift.pipeline.context import Run
-from nncift.pipeline.earlier_runs.growing import labels_held, share_computed
-from nncift.pipeline.inputs.read import read
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 from nncift.selection.selection import Selection
 
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("files")
-    rows = word_rows(60)
-    made = {"pool": rows[:40], "new": [*rows[40:52], rows[3]], "third": rows[52:], "target": word_rows(6, 100)}
-    return {side: write_rows(folder / f"{side}.jsonl", each) for side, each in made.items()}
 
 
 class Counted(InfluenceFunction):
@@ -92,13 +79,13 @@ def assert_same(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("target", [False, True])
 @pytest.mark.parametrize("name", ["bm25", "counted"])
-def test_the_choice_is_that_from_both_sources(files, tmp_path: Path, name, target):
-    given = {"budget": 8, "target": files["target"] if target else None}
+def test_the_choice_is_that_from_both_sources(sides, tmp_path: Path, name, target):
+    given = {"budget": 8, "target": sides["target"] if target else None}
     make = (lambda: "bm25") if name == "bm25" else Counted
-    nncift.select(files["pool"], influence=make(), output=tmp_path / "first", **given)
+    nncift.select(sides["pool"], influence=make(), output=tmp_path / "first", **given)
     before, function = state(tmp_path / "first"), make()
-    nncift.select(from_run=tmp_path / "first", append=files["new"], influence=function, output=tmp_path / "grown")
-    nncift.select([files["pool"], files["new"]], influence=make(), output=tmp_path / "whole", **given)
+    nncift.select(from_run=tmp_path / "first", append=sides["new"], influence=function, output=tmp_path / "grown")
+    nncift.select([sides["pool"], sides["new"]], influence=make(), output=tmp_path / "whole", **given)
     assert_same(tmp_path / "grown", tmp_path / "whole")
     assert state(tmp_path / "first") == before
     taken = notes(tmp_path / "grown")
@@ -109,16 +96,16 @@ def test_the_choice_is_that_from_both_sources(files, tmp_path: Path, name, targe
         assert taken["vectors pool"] == "vectors of the pool: 40 taken, 12 computed"
         assert len(function.asked) == 12  # and no target
     config = json.loads((tmp_path / "grown/config.json").read_text())
-    assert (config["pool"], config["append"]) == (files["pool"], [files["new"]])
+    assert (config["pool"], config["append"]) == (sides["pool"], [sides["new"]])
 
 
-def test_a_grown_run_grows_and_is_chosen_from_again(files, tmp_path: Path):
-    nncift.select(files["pool"], influence=Counted(), budget=5, output=tmp_path / "first")
+def test_a_grown_run_grows_and_is_chosen_from_again(sides, tmp_path: Path):
+    nncift.select(sides["pool"], influence=Counted(), budget=5, output=tmp_path / "first")
     for number, (earlier, new) in enumerate([("first", "new"), ("1", "third")], 1):
         function = Counted()
-        nncift.select(from_run=tmp_path / earlier, append=files[new], influence=function, output=tmp_path / str(number))
+        nncift.select(from_run=tmp_path / earlier, append=sides[new], influence=function, output=tmp_path / str(number))
     assert len(function.asked) == 8
-    sources = [files[name] for name in ("pool", "new", "third")]
+    sources = [sides[name] for name in ("pool", "new", "third")]
     nncift.select(sources, influence=Counted(), budget=9, output=tmp_path / "whole")
     function = Counted()
     nncift.select(from_run=tmp_path / "2", influence=function, budget=9, output=tmp_path / "again")
@@ -128,10 +115,10 @@ def test_a_grown_run_grows_and_is_chosen_from_again(files, tmp_path: Path):
     assert json.loads((tmp_path / "again/config.json").read_text())["pool"] == sources
 
 
-def test_a_relative_function_puts_new_samples_on_the_scale_of_the_first(files, tmp_path: Path):
+def test_a_relative_function_puts_new_samples_on_the_scale_of_the_first(sides, tmp_path: Path):
     first, function = Centred(), Centred()
-    nncift.select(files["pool"], influence=first, budget=5, output=tmp_path / "first")
-    nncift.select(from_run=tmp_path / "first", append=files["new"], influence=function, output=tmp_path / "grown")
+    nncift.select(sides["pool"], influence=first, budget=5, output=tmp_path / "first")
+    nncift.select(from_run=tmp_path / "first", append=sides["new"], influence=function, output=tmp_path / "grown")
     assert len(function.asked) == 12
     assert function.restored
     vectors = [np.load(tmp_path / run / "vectors/pool.npy") for run in ("first", "grown")]
@@ -141,8 +128,8 @@ def test_a_relative_function_puts_new_samples_on_the_scale_of_the_first(files, t
     # With another target the statistics are others.
     nncift.select(
         from_run=tmp_path / "first",
-        append=files["new"],
-        target=files["target"],
+        append=sides["new"],
+        target=sides["target"],
         influence=Centred(),
         output=tmp_path / "other",
     )
@@ -168,10 +155,10 @@ def test_a_restored_function_gives_the_vectors_that_it_gave_new_samples(tiny_mod
     assert not np.allclose(other.vectors(rows[1]), function.vectors(rows[1]), atol=1e-3)
 
 
-def test_features_labels_and_network_are_taken(files, tmp_path: Path, minilm):
+def test_features_labels_and_network_are_taken(sides, tmp_path: Path, minilm):
     given = {"influence": "builders:EstimatedCosine", "encoder": minilm, "device": "cpu", "labels": 60, "budget": 6}
-    nncift.select(files["pool"], output=tmp_path / "first", no_cache=True, probes=2, **given)
-    nncift.select(from_run=tmp_path / "first", append=files["new"], no_cache=True, output=tmp_path / "grown")
+    nncift.select(sides["pool"], output=tmp_path / "first", no_cache=True, probes=2, **given)
+    nncift.select(from_run=tmp_path / "first", append=sides["new"], no_cache=True, output=tmp_path / "grown")
     taken = notes(tmp_path / "grown")
     assert taken["features pool"] == "features pool: 40 taken, 12 computed"
     assert taken["labels"].endswith("pairs taken")
@@ -189,11 +176,11 @@ def test_features_labels_and_network_are_taken(files, tmp_path: Path, minilm):
 
 
 @pytest.mark.parametrize("budget", ["5", "0.5"])
-def test_a_selection_is_kept_and_added_to(files, tmp_path: Path, budget):
-    nncift.select(files["pool"], influence=Counted(), budget=7, output=tmp_path / "first")
+def test_a_selection_is_kept_and_added_to(sides, tmp_path: Path, budget):
+    nncift.select(sides["pool"], influence=Counted(), budget=7, output=tmp_path / "first")
     selection = nncift.select(
         from_run=tmp_path / "first",
-        append=files["new"],
+        append=sides["new"],
         influence=Counted(),
         keep_selection=True,
         budget=budget,
@@ -214,9 +201,9 @@ def test_a_selection_is_kept_and_added_to(files, tmp_path: Path, budget):
     assert notes(tmp_path / "grown")["selection"] == "selection: 7 samples taken"
 
 
-def test_near_duplicates_that_were_selected_stay(files, tmp_path: Path, minilm):
-    given = {"from_run": tmp_path / "first", "append": files["new"], "keep_selection": True, "encoder": minilm}
-    nncift.select(files["pool"], influence="bm25", budget=20, output=tmp_path / "first")
+def test_near_duplicates_that_were_selected_stay(sides, tmp_path: Path, minilm):
+    given = {"from_run": tmp_path / "first", "append": sides["new"], "keep_selection": True, "encoder": minilm}
+    nncift.select(sides["pool"], influence="bm25", budget=20, output=tmp_path / "first")
     nncift.select(**given, near_duplicates=0.75, budget=1, output=tmp_path / "one")
     kept, listed = Selection.load(tmp_path / "first").indices, listed_rows(tmp_path / "one/pool/near_duplicates.jsonl")
     assert len(np.intersect1d(kept, listed))
@@ -227,11 +214,11 @@ def test_near_duplicates_that_were_selected_stay(files, tmp_path: Path, minilm):
         nncift.select(**given, near_duplicates=0.75, budget=len(free) + 1, output=tmp_path / "more")
 
 
-def test_tokens_are_of_samples_beside_those_kept(files, tmp_path: Path, tiny_model):
+def test_tokens_are_of_samples_beside_those_kept(sides, tmp_path: Path, tiny_model):
     given = {"influence": "bm25", "model": tiny_model, "device": "cpu"}
-    nncift.select(files["pool"], budget=6, output=tmp_path / "first", **given)
+    nncift.select(sides["pool"], budget=6, output=tmp_path / "first", **given)
     nncift.select(
-        from_run=tmp_path / "first", append=files["new"], keep_selection=True, budget="60tok", output=tmp_path / "grown"
+        from_run=tmp_path / "first", append=sides["new"], keep_selection=True, budget="60tok", output=tmp_path / "grown"
     )
     grown, tokens = Selection.load(tmp_path / "grown"), np.load(tmp_path / "grown/tokens.npy")
     np.testing.assert_array_equal(grown.indices[:6], Selection.load(tmp_path / "first").indices)
@@ -255,14 +242,14 @@ def test_tokens_are_of_samples_beside_those_kept(files, tmp_path: Path, tiny_mod
         ({}, {"budget": 9, "influence_options": ["k1=3"]}, "the influence differs"),
     ],
 )
-def test_another_budget_goes_on_where_choices_are_nested(files, tmp_path: Path, tiny_model, first, then, reason):
+def test_another_budget_goes_on_where_choices_are_nested(sides, tmp_path: Path, tiny_model, first, then, reason):
     rows = [
         json.loads(line) | {"score": i % 7, "source": "a" if i % 2 else "b"}
-        for i, line in enumerate(Path(files["pool"]).read_text().splitlines())
+        for i, line in enumerate(Path(sides["pool"]).read_text().splitlines())
     ]
     pool = write_rows(tmp_path / "pool.jsonl", rows)
     first, then = (
-        {name: files["target"] if name == "target" else value for name, value in some.items()} for some in (first, then)
+        {name: sides["target"] if name == "target" else value for name, value in some.items()} for some in (first, then)
     )
     given = {"influence": "bm25", "budget": 5, "model": tiny_model, "device": "cpu"} | first
     nncift.select(pool, output=tmp_path / "first", **given)
@@ -276,13 +263,13 @@ def test_another_budget_goes_on_where_choices_are_nested(files, tmp_path: Path, 
     assert_same(tmp_path / "then", tmp_path / "fresh")
 
 
-def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path, monkeypatch):
-    nncift.select(files["pool"], influence=Centred(), budget=5, output=tmp_path / "first")
+def test_killed_while_it_grows_it_ends_with_the_same_bytes(sides, tmp_path: Path, monkeypatch):
+    nncift.select(sides["pool"], influence=Centred(), budget=5, output=tmp_path / "first")
 
     def grow(output: Path) -> None:
         nncift.select(
             from_run=tmp_path / "first",
-            append=files["new"],
+            append=sides["new"],
             influence=Centred(),
             keep_selection=True,
             budget=4,
@@ -309,80 +296,3 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(files, tmp_path: Path
         for name in ("pool/samples.arrow", "vectors/pool.npy", "vectors/statistics.safetensors", "prefix.npy", *ENDS):
             assert (output / name).read_bytes() == whole[name], (stop, name)
         assert {*state(output)} >= {*finished}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"append": "new"}, "`append` adds to the pool of an earlier run: name it with `from_run`"),
-        ({"from_run": "run", "keep_selection": True}, "there is no `append`"),
-        ({"from_run": "run", "append": "new", "pool": "third"}, "adds to the pool of .*, and `pool` is another"),
-        ({"from_run": "run", "append": "new", "exclude": "target"}, "`exclude` cannot be changed now"),
-        ({"from_run": "run", "append": "new", "influence": "less"}, "`influence` cannot be changed now"),
-        (
-            {"from_run": "run", "append": "new", "keep_selection": True, "quota": "task=equal"},
-            "`keep_selection` adds to a selection, so `quota`",
-        ),
-        (
-            {"from_run": "capped", "append": "new"},
-            "`cap` source was on a column of the data in .*: give another `cap`, or none",
-        ),
-        ({"from_run": "run", "append": "pool"}, "no row of the appended data remains: 0 of 40 .* and 40 in the pool"),
-        (
-            {"from_run": "run", "append": "new", "keep_selection": True, "budget": 50},
-            "`budget` 50 is more than the 47 samples that are not selected yet",
-        ),
-    ],
-)
-def test_what_cannot_be_is_refused(files, tmp_path: Path, options, message):
-    nncift.select(files["pool"], influence="bm25", budget=5, output=tmp_path / "run")
-    given = {name: files.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
-    if options.get("from_run") == "capped":
-        rows = [json.loads(line) | {"source": "web"} for line in Path(files["pool"]).read_text().splitlines()]
-        pool = write_rows(tmp_path / "pool.jsonl", rows)
-        nncift.select(pool, influence="bm25", budget=5, cap={"source": 5}, output=tmp_path / "capped")
-    if "from_run" in given:
-        given["from_run"] = tmp_path / given["from_run"]
-    else:
-        given["pool"] = files["pool"]
-    with pytest.raises((ConfigError, DataError), match=message):
-        nncift.select(output=tmp_path / "refused", **given)
-    assert not (tmp_path / "refused").exists()
-
-
-def test_on_the_command_line(files, tmp_path: Path, capsys):
-    run = tmp_path / "run"
-    nncift.select(files["pool"], influence="bm25", budget=5, output=run)
-
-    def call(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as end:
-            main(["select", *arguments, "--quiet"])
-        out, err = capsys.readouterr()
-        assert end.value.code == (2 if err else 0), err
-        return out + err
-
-    grow = ["--from", str(run), "--append", files["new"], "--append", files["third"], "--keep-selection"]
-    planned = call(*grow, "--budget", "3", "--dry-run")
-    assert "Pool: 60 samples; targets: 60; to choose: 3" in planned
-    assert f"Of the samples of {run} is deducted what holds there." in planned
-    made = call(*grow, "--budget", "3")
-    assert "pool: 40 samples taken, 20 appended" in made
-    assert "Selected: 8 of 60 samples" in made
-    assert f"from {files['new']}" in made
-    (folder,) = tmp_path.glob("run-append-*")  # beside the run, named after what differs
-    assert "Selected: 8 of 60 samples" in call(*grow, "--budget", "3")  # again: only opened
-    assert "`--append`" not in call("--append", files["new"])
-    assert "--append adds to the pool of an earlier run: name it with --from" in call(files["pool"], "--append", "new")
-    assert "--pool is empty" in call() or "POOL" in call()
-    assert "no such file" in call("--from", str(run), "--append", "./nowhere.jsonl")
-    assert f"{folder}" in made
-
-
-def test_a_dry_run_counts_the_new_samples(files, tmp_path: Path, minilm):
-    given = {"influence": "embedding-similarity", "encoder": minilm, "device": "cpu", "budget": 6}
-    nncift.select(files["pool"], output=tmp_path / "first", **given)
-    config = make_config(from_run=tmp_path / "first", append=files["new"])
-    with Run.open(config, sources_of(config, {}), progress=False) as run:
-        read(run)
-        assert share_computed(run) == pytest.approx(12 / 52)
-        assert not labels_held(run)  # it has none

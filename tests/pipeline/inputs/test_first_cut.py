@@ -21,8 +21,8 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.html import write_report
 from nncift.report.terminal import summary_text
-from nncift.run.files import read_array, read_json
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import read_array, read_json
 from nncift.selection.selection import Selection
 from static_encoders import write_static_encoder
 

@@ -20,8 +20,8 @@ from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.learning.active import ActiveLabelling
 from nncift.report.terminal import summary_text
-from nncift.run.files import read_json, write_json
-from nncift.run.records import LabelHistory
+from nncift.run.folder.records import LabelHistory
+from nncift.run.storage.files import read_json, write_json
 
 N, M = 400, 60
 

@@ -19,8 +19,8 @@ from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.terminal import summary_text
-from nncift.run.checksums import CHECKSUMS
-from nncift.run.files import write_json
+from nncift.run.storage.checksums import CHECKSUMS
+from nncift.run.storage.files import write_json
 
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
 

@@ -14,7 +14,7 @@ from nncift.data.cleaning.test_sets import sample_texts
 from nncift.data.reader import Sample, Samples, content_hash, short_hash
 from nncift.data.schemas import Text
 from nncift.data.writer import PoolWriter
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset

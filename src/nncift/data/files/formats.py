@@ -56,7 +56,7 @@ def file_rows(
         path: the file.
         name: what rows and messages call it.
         limit: bytes of the longest row; a longer one is a bad row.
-        hashed: takes the hash of the content (`run.checksums.content_hash`) when all rows are read.
+        hashed: takes the hash of the content (`run.storage.checksums.content_hash`) when all rows are read.
 
     Raises:
         DataError: the format is unknown, or the file is damaged beyond single rows.

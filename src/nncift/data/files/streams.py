@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nncift.errors import DataError
-from nncift.run.amounts import size_text
+from nncift.run.options.amounts import size_text
 
 BLOCK = 1 << 20  # bytes per read
 HEAD = 1 << 16  # bytes that a format is recognised by

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from nncift.data.files.formats import is_known, known_formats
 from nncift.errors import DataError, first_line
-from nncift.run.folder import RunFolder
-from nncift.run.parts import SampleFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.parts import SampleFolder
 
 _NOT_ROWS = {
     "config.json",

@@ -20,7 +20,7 @@ from nncift.data.rows import Row, is_unicode
 from nncift.data.sources.folders import choose_split, resolve
 from nncift.data.sources.memory import dataset_rows, is_table
 from nncift.errors import DataError, first_line
-from nncift.run.checksums import content_hash
+from nncift.run.storage.checksums import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,10 +24,10 @@ from nncift.evaluation.answers.text_metrics import ROUGE, embedding_similarity, 
 from nncift.evaluation.datamodels import mean_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import EncoderSpec
-from nncift.run.checksums import content_hash
-from nncift.run.files import fingerprint, read_json, write_json
 from nncift.run.progress import drawn
 from nncift.run.shards import SHARD, Arrays, Shards
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import fingerprint, read_json, write_json
 from nncift.training.lora import WEIGHTS, adapted, check_adapter_folder
 
 SCORES = "scores.parquet"

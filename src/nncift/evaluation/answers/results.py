@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nncift.errors import RunError
-from nncift.run.files import read_table, write_table
+from nncift.run.storage.files import read_table, write_table
 
 
 class Metric(NamedTuple):

@@ -33,7 +33,7 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.memory import adapter_size
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import Example
-from nncift.run.files import read_array
+from nncift.run.storage.files import read_array
 from nncift.training.gradient_products import SCORES, InnerProducts
 from nncift.training.lora import Lora
 from nncift.training.trainer import PASS, Training, fine_tune, samples_per_step, steps_per_epoch

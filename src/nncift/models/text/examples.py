@@ -21,7 +21,7 @@ from nncift.models.language_model import LanguageModel, response_positions
 from nncift.models.text.chats import Conversation, Style, conversations, plain_text
 from nncift.models.text.prompts import PLAIN, check_response, name_sample
 from nncift.models.text.tokenization import PLAIN_INSTEAD, Tokenization
-from nncift.run.files import fingerprint
+from nncift.run.storage.files import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

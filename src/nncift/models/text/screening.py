@@ -17,7 +17,7 @@ from nncift.models.text.chat_prompts import ChatPrompts
 from nncift.models.text.chats import Conversation, Style
 from nncift.models.text.prompts import PlainPrompts, Prompts, PromptTemplate
 from nncift.models.text.tokenization import surely_fits
-from nncift.run.files import fingerprint
+from nncift.run.storage.files import fingerprint
 
 
 class Screen(Protocol):

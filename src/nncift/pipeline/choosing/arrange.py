@@ -20,10 +20,10 @@ from nncift.labels.collect import collect
 from nncift.labels.rates import measure_rates
 from nncift.labels.work import grid_work
 from nncift.pipeline.components.model_files import identities
-from nncift.run.costs import PlannedCost
-from nncift.run.files import read_json, remove, write_json
-from nncift.run.records import counted
-from nncift.run.registry import is_known, resolve, suggest
+from nncift.run.folder.costs import PlannedCost
+from nncift.run.folder.records import counted
+from nncift.run.options.registry import is_known, resolve, suggest
+from nncift.run.storage.files import read_json, remove, write_json
 from nncift.selection.arrangement import arranged
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from nncift.matrix.products import product_matrix
 from nncift.pipeline.choosing import forms
 from nncift.pipeline.choosing.quotas import limits_of, with_groups
 from nncift.pipeline.earlier_runs.growing import prefix_of, samples_budgeted
-from nncift.run.costs import PlannedCost
-from nncift.run.files import read_array, write_array
-from nncift.run.vectors import read_vectors
+from nncift.run.folder.costs import PlannedCost
+from nncift.run.storage.files import read_array, write_array
+from nncift.run.storage.vectors import read_vectors
 from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.maximizers.table import maximize, planned_passes
 from nncift.selection.objectives.table import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective

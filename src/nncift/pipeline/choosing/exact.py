@@ -23,10 +23,10 @@ from nncift.models.text.chats import chunks
 from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.pipeline.earlier_runs.growing import first_vectors, joined_blocks, share_computed
 from nncift.pipeline.learning.measure import describe_once, keep_description, note_cut
-from nncift.run.costs import PlannedCost, seconds_of
-from nncift.run.files import remove, write_array, write_tensors
+from nncift.run.folder.costs import PlannedCost, seconds_of
 from nncift.run.progress import drawn, moving
-from nncift.run.vectors import read_vectors, write_vectors
+from nncift.run.storage.files import remove, write_array, write_tensors
+from nncift.run.storage.vectors import read_vectors, write_vectors
 
 if TYPE_CHECKING:
     from datasets import Dataset

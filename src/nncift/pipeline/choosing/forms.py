@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix.forms import Form, choose_form, first_helpers, most_helpers
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.planning import Planned, planned_choice
+from nncift.matrix.planning.costs import Planned, planned_choice
+from nncift.matrix.planning.forms import Form, choose_form, first_helpers, most_helpers
 from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
-from nncift.run.amounts import size_text
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
+from nncift.run.options.amounts import size_text
 from nncift.selection.maximizers.table import Make
 from nncift.selection.objectives.coverage import COVERAGE, FacilityLocation
 from nncift.selection.objectives.table import COMPARES_FEATURES, find_objective

@@ -19,11 +19,11 @@ from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader, FeatureSources
 from nncift.pipeline.earlier_runs.growing import samples_budgeted, selection_kept
 from nncift.pipeline.inputs.featurize import cost_of_features
-from nncift.run.checksums import verify
-from nncift.run.costs import PlannedCost, seconds_of
-from nncift.run.files import atomic_write, remove
-from nncift.run.records import counted
-from nncift.run.refusals import refuse_damaged
+from nncift.run.folder.costs import PlannedCost, seconds_of
+from nncift.run.folder.records import counted
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.files import atomic_write, remove
+from nncift.run.storage.refusals import refuse_damaged
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ import numpy as np
 
 from nncift.data.facts import open_samples
 from nncift.errors import ConfigError, DataError
-from nncift.run.quotas import value_text
-from nncift.run.registry import suggest
+from nncift.run.options.quotas import value_text
+from nncift.run.options.registry import suggest
 from nncift.selection.groups import GroupLimits, Groups
 from nncift.selection.quotas import group_counts, group_limits
 

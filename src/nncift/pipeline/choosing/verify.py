@@ -24,10 +24,10 @@ from nncift.pipeline.choosing.quotas import with_groups
 from nncift.pipeline.learning.label import later_cost
 from nncift.pipeline.learning.learn import refit
 from nncift.pipeline.learning.measure import measure_block
-from nncift.run.costs import PlannedCost
-from nncift.run.files import read_array
-from nncift.run.folder import RunFolder
-from nncift.run.records import Verification, counted
+from nncift.run.folder.costs import PlannedCost
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import Verification, counted
+from nncift.run.storage.files import read_array
 from nncift.selection.budget import check_shortlist
 
 if TYPE_CHECKING:

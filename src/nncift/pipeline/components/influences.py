@@ -1,4 +1,4 @@
-"""The influence function that a config names, what stands in for it without labels, and what a network of it reads.
+"""The influence function and the models that a config names, what stands in without labels, what a network reads.
 
 `labels` 0 computes no exact influence of a function that would be estimated. Its estimate is then gradient-sketch,
 which needs no label and no fit and predicts training better than the bundled network does on task families that
@@ -9,6 +9,7 @@ With `verify` gradient-sketch makes a shortlist, and the function that was asked
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from nncift.config import DEFAULT_INFLUENCE, Config
 from nncift.errors import ConfigError
@@ -17,8 +18,23 @@ from nncift.influence.base import InfluenceFunction, Setup, as_function
 from nncift.influence.catalogue import BUILT_IN
 from nncift.influence.gradient_sketch import GradientSketch
 from nncift.influence.options import make_function
-from nncift.models.spec import ModelSpec
-from nncift.run.registry import resolve
+from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
+from nncift.run.options.registry import resolve
+
+
+def make_setup(config: Config, fitted: FeatureSources | None) -> Setup:
+    """The models that the config names; with `fitted`, the features of a network, by default its encoder."""
+    shared: dict[str, Any] = {
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    models = tuple(
+        ModelSpec(name, dtype=config.dtype, max_length=config.max_length, wording=config.wording, **shared)
+        for name in config.models
+    )
+    encoder = config.encoder or (fitted and fitted.encoder) or DEFAULT_ENCODER
+    return Setup(models, EncoderSpec(encoder, **shared), config.seed)
 
 
 def make_influence(
@@ -79,6 +95,23 @@ def _without_labels(config: Config, function: InfluenceFunction, setup: Setup) -
             "leave them out, or give `labels` a number, or `verify`",
         )
     return GradientSketch.build(setup)
+
+
+def make_features(
+    config: Config, function: InfluenceFunction | None, encoder: EncoderSpec, fitted: FeatureSources | None
+) -> FeatureSources:
+    """The features that the config names; with `fitted`, those of the network that it names."""
+    names = config.feature_names or default_features(config, function)
+    features = FeatureSources.named(names, encoder=encoder.name, model=config.models[0])
+    if fitted is None:
+        return features
+    return features.for_network(
+        str(config.network),
+        fitted,
+        model=config.models[0],
+        encoder=config.encoder,
+        explicit=bool(config.feature_names),
+    )
 
 
 def default_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:

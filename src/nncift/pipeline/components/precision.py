@@ -13,8 +13,8 @@ from typing import Any
 
 from nncift.config import Config
 from nncift.models.loading import default_dtype, earlier_default_dtype, multiplies_bfloat16
-from nncift.run.files import read_json
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import read_json
 
 PRECISION = "precision"
 

@@ -11,7 +11,7 @@ import os
 from nncift.config import Config
 from nncift.errors import ConfigError
 from nncift.run.executors.base import LOCAL, Executor
-from nncift.run.records import counted
+from nncift.run.folder.records import counted
 
 
 def executor_of(config: Config) -> Executor:

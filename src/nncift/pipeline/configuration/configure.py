@@ -22,10 +22,10 @@ from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
 from nncift.pipeline.components.precision import stored_precision
 from nncift.pipeline.configuration.options import ESTIMATION, as_stored
-from nncift.run.files import fingerprint, read_json
-from nncift.run.folder import RunFolder
-from nncift.run.naming import IN_MEMORY, folder_beside
-from nncift.run.registry import resolve
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.naming import IN_MEMORY, folder_beside
+from nncift.run.options.registry import resolve
+from nncift.run.storage.files import fingerprint, read_json
 
 _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION)  # never inherited
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder

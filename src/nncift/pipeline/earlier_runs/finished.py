@@ -28,10 +28,10 @@ from nncift.matrix.products import product_matrix
 from nncift.models.locate import network_folder
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
 from nncift.pipeline.components.influences import make_influence
-from nncift.run.files import read_array, read_json
-from nncift.run.folder import RunFolder
-from nncift.run.refusals import refuse_damaged
-from nncift.run.vectors import read_vectors
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.files import read_array, read_json
+from nncift.run.storage.refusals import refuse_damaged
+from nncift.run.storage.vectors import read_vectors
 from nncift.selection.objectives.table import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective
 from nncift.selection.selection import Selection
 

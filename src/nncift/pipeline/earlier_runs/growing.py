@@ -26,9 +26,9 @@ from nncift.features.base import FeatureSource
 from nncift.features.growing import FirstFeatures
 from nncift.pipeline.choosing.forms import form_of
 from nncift.pipeline.configuration.options import GROUPS
-from nncift.run.checksums import content_hash
-from nncift.run.files import read_array, read_json, read_tensors, take_file, write_array, write_json
-from nncift.run.vectors import read_vectors
+from nncift.run.storage.checksums import content_hash
+from nncift.run.storage.files import read_array, read_json, read_tensors, take_file, write_array, write_json
+from nncift.run.storage.vectors import read_vectors
 from nncift.selection.objectives.table import GRAPH_CUT, OBJECTIVES, Objective
 from nncift.selection.selection import Selection
 

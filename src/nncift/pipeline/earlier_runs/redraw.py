@@ -10,7 +10,7 @@ from nncift.errors import NNCIFTError
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.report.html import write_report
 from nncift.report.reasons import explain
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
 
 
 def redraw(path: str | os.PathLike[str]) -> Path:

@@ -25,10 +25,10 @@ from nncift.features.features import feature_facts
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.components.model_files import identities
 from nncift.pipeline.earlier_runs.growing import begins_with, samples_kept
-from nncift.run.checksums import verify
-from nncift.run.files import atomic_write, read_json, take_file, write_json
-from nncift.run.folder import RunFolder
-from nncift.run.parts import LabelFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.parts import LabelFolder
+from nncift.run.storage.checksums import verify
+from nncift.run.storage.files import atomic_write, read_json, take_file, write_json
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run

@@ -13,7 +13,7 @@ from nncift.features.cache import FeatureCache
 from nncift.features.sources import FeatureReader
 from nncift.labels.rates import abridged
 from nncift.pipeline.earlier_runs.growing import features_held, first_features
-from nncift.run.costs import PlannedCost, seconds_of
+from nncift.run.folder.costs import PlannedCost, seconds_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,10 +17,10 @@ from nncift.features.features import SampleSet
 from nncift.features.static import drop_vectors, static_vectors
 from nncift.models.static_encoder import DEFAULT_STATIC_ENCODER, StaticEncoder, check_static_encoder
 from nncift.pipeline.check import check_models
-from nncift.run.amounts import Amount
-from nncift.run.costs import PlannedCost, StageCost, seconds_of
-from nncift.run.files import atomic_write, read_array, write_array, write_table_parts
-from nncift.run.records import FirstCut
+from nncift.run.folder.costs import PlannedCost, StageCost, seconds_of
+from nncift.run.folder.records import FirstCut
+from nncift.run.options.amounts import Amount
+from nncift.run.storage.files import atomic_write, read_array, write_array, write_table_parts
 from nncift.selection.budget import Budget, count_tokens
 from nncift.selection.first_cut import Cut, largest_similarity, most_similar, representative
 

@@ -10,9 +10,9 @@ from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.models.text.screening import ExampleScreen, RowScreen, Screen
-from nncift.run.checksums import checksums_of, content_hash, forget
-from nncift.run.files import remove, take_file
-from nncift.run.folder import RunFolder
+from nncift.run.folder.folder import RunFolder
+from nncift.run.storage.checksums import checksums_of, content_hash, forget
+from nncift.run.storage.files import remove, take_file
 
 if TYPE_CHECKING:
     from nncift.config import Config

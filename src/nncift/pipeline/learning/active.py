@@ -22,7 +22,7 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.metrics import measures
 from nncift.labels.design import PairPlan, deal
 from nncift.labels.pairs import LabelledPairs
-from nncift.run.records import LabelHistory, counted
+from nncift.run.folder.records import LabelHistory, counted
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run

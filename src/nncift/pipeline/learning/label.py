@@ -18,11 +18,11 @@ from nncift.labels.work import grid_work, planned_work
 from nncift.pipeline.earlier_runs.growing import labels_held
 from nncift.pipeline.learning.active import FIRST, HELD_OUT, TARGETS_PER_ROW, ActiveLabelling
 from nncift.pipeline.learning.measure import measure
-from nncift.run.amounts import Amount, parse_labels
-from nncift.run.checksums import checksums_of
-from nncift.run.costs import PlannedCost, Work
-from nncift.run.files import read_json, write_json
-from nncift.run.records import LabelHistory, counted
+from nncift.run.folder.costs import PlannedCost, Work
+from nncift.run.folder.records import LabelHistory, counted
+from nncift.run.options.amounts import Amount, parse_labels
+from nncift.run.storage.checksums import checksums_of
+from nncift.run.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
     from nncift.estimator.network import InfluenceNetwork

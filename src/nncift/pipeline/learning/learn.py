@@ -17,8 +17,8 @@ from nncift.evaluation.fidelity import measure_fidelity
 from nncift.labels.pairs import LabelledPairs
 from nncift.pipeline.learning.label import among_targets, planned_held_out
 from nncift.pipeline.learning.without_labels import label_free
-from nncift.run.files import atomic_write, remove
 from nncift.run.progress import already, drawn
+from nncift.run.storage.files import atomic_write, remove
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,9 +18,9 @@ from nncift.labels.collect import collect
 from nncift.labels.design import PairPlan
 from nncift.labels.pairs import LabelledPairs, Probes
 from nncift.pipeline.components.model_files import identities
-from nncift.run.checksums import checksums_of, text_hash
-from nncift.run.files import json_text, read_json, remove, write_json
-from nncift.run.parts import LabelFolder
+from nncift.run.folder.parts import LabelFolder
+from nncift.run.storage.checksums import checksums_of, text_hash
+from nncift.run.storage.files import json_text, read_json, remove, write_json
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run

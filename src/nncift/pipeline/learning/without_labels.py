@@ -23,7 +23,7 @@ from nncift.labels.pairs import LabelledPairs
 from nncift.labels.rates import measure_rates
 from nncift.labels.work import planned_work
 from nncift.pipeline.learning.label import planned_pairs
-from nncift.run.costs import PlannedCost
+from nncift.run.folder.costs import PlannedCost
 
 if TYPE_CHECKING:
     from nncift.pipeline.context import Run

@@ -11,7 +11,7 @@ import numpy as np
 from nncift.data.composition import count_values, is_grouping, length_quantiles
 from nncift.report.choices import listed
 from nncift.report.files import FinishedFiles
-from nncift.run.records import percent
+from nncift.run.folder.records import percent
 
 _SHOWN = 20  # samples at either end
 _SHORT, _LINES, _LONG = 400, 12, 20_000  # characters and lines of a text at first, and characters on demand

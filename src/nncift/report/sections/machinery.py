@@ -10,8 +10,8 @@ import numpy as np
 from nncift.report import plots
 from nncift.report.files import FinishedFiles
 from nncift.report.terminal import correlation_name, ending, measured_metrics, target_fidelity
-from nncift.run.costs import Costs
-from nncift.run.records import Fidelity, LabelHistory, Verification
+from nncift.run.folder.costs import Costs
+from nncift.run.folder.records import Fidelity, LabelHistory, Verification
 
 _QUADRANTS = ("Q2", "Q4", "Q3", "Q1")  # most relevant to selection first
 _METRICS = (  # columns of the table

@@ -10,9 +10,9 @@ from typing import Any
 
 from nncift.report.files import FinishedFiles
 from nncift.report.sections.worth import Evaluated
-from nncift.run.files import read_json
-from nncift.run.naming import IN_MEMORY
-from nncift.run.records import DRAWN, NOT_BETTER, TOO_FEW, counted
+from nncift.run.folder.naming import IN_MEMORY
+from nncift.run.folder.records import DRAWN, NOT_BETTER, TOO_FEW, counted
+from nncift.run.storage.files import read_json
 
 _MOST = 3
 _LABELS = 2000  # pairs, to measure fidelity where nothing was labelled

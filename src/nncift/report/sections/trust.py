@@ -8,7 +8,7 @@ from typing import Literal
 from nncift.report.files import FinishedFiles
 from nncift.report.template import shown_value
 from nncift.report.terminal import unmeasured
-from nncift.run.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, counted
+from nncift.run.folder.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, Summary, counted
 
 _CLOSE, _PARTLY = 0.7, 0.4  # subset-sum correlations
 _SUMS = ("subset_sum_correlation_within_target", "subset_sum_correlation")
@@ -53,35 +53,50 @@ def trust(run: FinishedFiles) -> Trust:
     figures = [*_correlation(run), *_certificate(run), *_verified(run)]
     if run.fidelity is not None:
         return _of_estimates(run, run.fidelity, figures)
-    summary = run.summary
+    return _of_exact(run.summary, figures) if run.summary.exact else _untested(run, figures)
+
+
+def _of_exact(summary: Summary, figures: list[Figure]) -> Trust:
+    pairs = counted(summary.all_pairs, "pair")
     if summary.exact in DRAWN:
-        drawn = "These rows were drawn at random"
         sentence = "They are the baseline that a choice has to beat; nothing in this run can be wrong about them."
-        return Trust("", "=", "drawn at random", drawn, sentence, "", [])
+        return Trust("", "=", "drawn at random", "These rows were drawn at random", sentence, "", [])
     if summary.measured_by:
-        sentence = (
-            f"The subset was chosen by exact values of {summary.measured_by} from what {summary.exact} would choose"
-            " first. What it would have found among the others is not known."
+        return Trust(
+            mark="",
+            sign="=",
+            short="measured on a shortlist",
+            headline=f"Shortlist by {summary.exact}, measured by {summary.measured_by}",
+            sentence=f"The subset was chosen by exact values of {summary.measured_by} from what {summary.exact} would"
+            " choose first. What it would have found among the others is not known.",
+            facts=f"{summary.exact}, which needs no labels, was computed for all {pairs}.",
+            figures=figures,
         )
-        facts = f"{summary.exact}, which needs no labels, was computed for all {counted(summary.all_pairs, 'pair')}."
-        headline = f"Shortlist by {summary.exact}, measured by {summary.measured_by}"
-        return Trust("", "=", "measured on a shortlist", headline, sentence, facts, figures)
     if summary.in_place_of:
-        sentence = (
-            f"Nothing was lost to estimates of {summary.exact}; how well it predicts {summary.in_place_of} was not"
-            " measured. Only training on the choice shows whether it makes a better model."
+        return Trust(
+            mark="",
+            sign="=",
+            short="exact, of another function",
+            headline=f"Influence by {summary.exact}, in place of {summary.in_place_of}",
+            sentence=f"Nothing was lost to estimates of {summary.exact}; how well it predicts {summary.in_place_of} was"
+            " not measured. Only training on the choice shows whether it makes a better model.",
+            facts=f"With labels 0 nothing of {summary.in_place_of} was computed: {summary.exact} stands in for it.",
+            figures=figures,
         )
-        facts = f"With labels 0 nothing of {summary.in_place_of} was computed: {summary.exact} stands in for it."
-        headline = f"Influence by {summary.exact}, in place of {summary.in_place_of}"
-        return Trust("", "=", "exact, of another function", headline, sentence, facts, figures)
-    if summary.exact:
-        sentence = (
-            "Nothing was lost to estimates: the choice is as good as this influence function. Only training on it shows"
-            " whether that makes a better model."
-        )
-        facts = f"{summary.exact} was computed for all {counted(summary.all_pairs, 'pair')}."
-        return Trust("good", "✓", "exact influence", "Influence is exact for every pair", sentence, facts, figures)
-    reason = (unmeasured(summary, run.config) or "").partition(": ")[2]
+    return Trust(
+        mark="good",
+        sign="✓",
+        short="exact influence",
+        headline="Influence is exact for every pair",
+        sentence="Nothing was lost to estimates: the choice is as good as this influence function. Only training on it"
+        " shows whether that makes a better model.",
+        facts=f"{summary.exact} was computed for all {pairs}.",
+        figures=figures,
+    )
+
+
+def _untested(run: FinishedFiles, figures: list[Figure]) -> Trust:
+    reason = (unmeasured(run.summary, run.config) or "").partition(": ")[2]
     if reason:
         facts = f"{reason[:1].upper()}{reason[1:]} The report of the run that fitted it has its fidelity there."
     elif (network := run.config.get("network")) is not None:

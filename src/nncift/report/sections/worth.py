@@ -15,9 +15,9 @@ from nncift.evaluation.comparisons import note_on_ties
 from nncift.report.answer import answer
 from nncift.report.choices import listed
 from nncift.report.template import shown_value, signed
-from nncift.run.files import read_json
-from nncift.run.folder import RunFolder
-from nncift.run.records import DRAWN, counted
+from nncift.run.folder.folder import RunFolder
+from nncift.run.folder.records import DRAWN, counted
+from nncift.run.storage.files import read_json
 
 Mark = Literal["good", "bad", ""]
 NO_TUNING, TUNED = "none", "lora"
@@ -108,14 +108,6 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         headline = "Nothing was trained on the choice and compared"
         return Evaluated(name, "not trained", headline, (), "", "?", models, compared, has_random=False, facts=facts)
     verdict = deciding["verdict"]
-    mark, sign = _MARKS.get(verdict, ("", "?"))
-    if random is None and mark == "good":
-        mark, sign = "", "?"  # almost any training improves the model: that says nothing about the choice
-    headline = f"Training on the choice {_WORDS.get(verdict, '')} on {compared}"
-    if compared == _UNTRAINED:
-        headline = f"Training on the choice {_CHANGES.get(verdict, '')}"
-    if verdict not in _WORDS:
-        headline = f"Too few test items to tell the choice from {compared}"
     sentences = [_figures(results, compared, deciding)]
     if random is None:
         sentences.append(_UNCOMPARED)
@@ -128,8 +120,20 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
     short = (
         f"{verdict}: loss {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
     )
+    headline = _headline(verdict, compared)
+    mark, sign = _MARKS.get(verdict, ("", "?"))
+    if random is None and mark == "good":
+        mark, sign = "", "?"  # almost any training improves the model: that says nothing about the choice
     told = (name, short, headline, tuple(sentences), mark, sign)
     return Evaluated(*told, models, compared, has_random=random is not None, facts=facts)
+
+
+def _headline(verdict: str, compared: str) -> str:
+    if verdict not in _WORDS:
+        return f"Too few test items to tell the choice from {compared}"
+    if compared == _UNTRAINED:
+        return f"Training on the choice {_CHANGES[verdict]}"
+    return f"Training on the choice {_WORDS[verdict]} on {compared}"
 
 
 def _figures(results: Mapping[str, Any], compared: str, difference: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ Under a count budget the greedy subset of a monotone submodular function has at 
 and a candidate whose bound is below another's current gain need not be evaluated (Minoux, "Accelerated greedy
 algorithms", 1978). Of a matrix computed on access the candidates with the highest bounds are evaluated in batches, each
 twice as large as the one before, since a kernel evaluates many rows for little more than the price of one; of a stored
-one they are evaluated one by one (`matrix.lazy`). The result is that of plain greedy, in the same order. Cost: one pass
-over the matrix for the first gains, then a few dozen rows a step, or a few stored ones.
+one they are evaluated one by one (`matrix.compiled.lazy`). The result is that of plain greedy, in the same order. Cost:
+one pass over the matrix for the first gains, then a few dozen rows a step, or a few stored ones.
 
 Under a token budget it takes the best gain per token among the samples that still fit, and compares the result with the
 best single sample: at least (1 - 1/e) / 2 of the best value (Leskovec et al., "Cost-effective outbreak detection in
@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.errors import ConfigError
-from nncift.matrix.lazy import CoverageQueue
+from nncift.matrix.compiled.lazy import CoverageQueue
 from nncift.run.progress import drawn
 from nncift.selection.certificate import BoundOnBest, Certificate, confidence_of, is_sparse, without_bound
 from nncift.selection.groups import Admission, GroupLimits

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.run.registry import suggest
+from nncift.run.options.registry import suggest
 from nncift.selection.certificate import BoundOnBest, Certificate, without_bound
 from nncift.selection.groups import GroupLimits
 from nncift.selection.maximizers.graph_cut_greedy import graph_cut_greedy

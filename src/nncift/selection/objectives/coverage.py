@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix.entries import Entries
+from nncift.matrix.compiled.entries import Entries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.selection.objectives.table import (

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from nncift.matrix.compiled.quadratic_forms import quadratic_forms
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.matrix.quadratic_forms import quadratic_forms
 from nncift.selection.objectives.feature_kernel import FeatureKernel
 from nncift.selection.objectives.table import ObjectiveOptions
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 
 OBJECTIVES = {
     "facility-location": "nncift.selection.objectives.coverage:FacilityLocation",

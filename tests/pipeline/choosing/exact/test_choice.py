@@ -14,7 +14,7 @@ from nncift.influence.base import InfluenceFunction, Setup
 from nncift.influence.catalogue import BUILT_IN, is_factored
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.report.terminal import summary_text
-from nncift.run.registry import resolve
+from nncift.run.options.registry import resolve
 from pipeline_runs import EXACT_FILES, contents
 
 FACTORED = [name for name in BUILT_IN if is_factored(name)]

@@ -13,8 +13,8 @@ import nncift
 from builders import EstimatedBM25
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
-from nncift.run.files import write_json
-from nncift.run.repair import repair
+from nncift.run.folder.repair import repair
+from nncift.run.storage.files import write_json
 from pipeline_runs import EXACT_FILES, contents, stopped_at
 
 

@@ -1,0 +1,1 @@
+"""From options and files to what is trained and tested, checked before anything costly."""

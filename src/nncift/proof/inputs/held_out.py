@@ -1,0 +1,64 @@
+"""The test file of an evaluation: read like a pool, and kept apart from what the model is trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nncift.data.cleaning.decontamination import words
+from nncift.data.pool import ReadOptions, read_pool
+from nncift.errors import DataError
+from nncift.run.folder.parts import SampleFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LISTED = 3  # rows that are named
+
+
+def read_test(source: Any, folder: SampleFolder, options: ReadOptions, *, progress: bool = False) -> Dataset:
+    """The items of a test file.
+
+    Args:
+        source: a file, folder, hub id or data in memory, with prompts and reference responses.
+        folder: where they are kept.
+        options: the columns, where the schema is not recognised.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: it cannot be read; the message names file and row.
+    """
+    test, _ = read_pool(source, options, folder=folder.path, name="test file", named_elsewhere=True, progress=progress)
+    return test
+
+
+def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subset") -> None:
+    """Refuse test items whose prompt also stands among the chosen rows, compared word by word (`decontamination`).
+
+    Shared n-grams are no reason: rows of one task often share its template.
+
+    Args:
+        test: the items.
+        chosen: the rows that the model will be trained on.
+        name: of the test file.
+        of: what these rows are, "subset" or "pool".
+
+    Raises:
+        DataError: some do; the message names them.
+    """
+    index = {tuple(words(row["prompt"])): row["id"] for row in chosen.select_columns(["id", "prompt"])}
+    found = []
+    index.pop((), None)  # prompts of symbols alone differ all the same
+    for row in test.select_columns(["prompt", "source_row"]):
+        if (identity := index.get(tuple(words(row["prompt"])))) is not None:
+            found.append((row["source_row"] + 1, identity))
+    if found:
+        number, identity = found[0]
+        more = ", ".join(str(row) for row, _ in found[1:_LISTED])
+        others = f", rows {more}{', ...' if len(found) > _LISTED else ''} too" if more else ""
+        raise DataError(
+            f"{len(found)} of {len(test)} test prompts are also in the {of}: this one in {identity!r}{others}",
+            f"{'choose again' if of == 'subset' else 'leave them out'} with `exclude` set to the test file, or give"
+            " `allow_overlap`",
+            file=name,
+            row=number,
+        )

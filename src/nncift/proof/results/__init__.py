@@ -1,0 +1,1 @@
+"""What the trials show: metrics with intervals, tables, pages."""
