@@ -41,7 +41,10 @@ def test_the_small_pool_has_all_families_and_the_test_rows_are_new(tmp_path: Pat
 
 def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("nncift.demo.BUDGET", 4)
-    for name, value in (("DEMO_PER_FAMILY", 1), ("DEMO_DIALOGUES", 60), ("TARGETS", 8), ("DEMO_TESTS", 4)):
+    monkeypatch.setattr("nncift.demo.EPOCHS", 1)
+    small = {"DEMO_PER_FAMILY": 1, "DEMO_DIALOGUES": 160, "TARGETS": 4, "DEMO_TESTS": 4}
+    families = (*TARGET_FAMILIES, "chain_sum", "coin_flip", "dice", "gcd", "leg_counting", "number_format", "products")
+    for name, value in {**small, "FAMILIES": families}.items():
         monkeypatch.setattr(f"nncift.data.demo.{name}", value)
     monkeypatch.setattr("nncift.demo.cache_folder", lambda: tmp_path)
     out = run_demo(output=tmp_path / "run")

@@ -14,10 +14,10 @@ CAMPAIGN = Path(__file__).resolve().parents[1] / "benchmarks" / "reliability"
 
 
 @pytest.fixture(scope="module")
-def campaign(smollm2, tmp_path_factory) -> dict[str, dict]:
-    """Figures by part, of a process of its own; its model's tokenizer is that of SmolLM2, which is cached by now."""
+def campaign(tiny_model, tmp_path_factory) -> dict[str, dict]:
+    """Figures by part, of a process of its own."""
     folder = tmp_path_factory.mktemp("campaign")
-    command = [sys.executable, str(CAMPAIGN), "--short", "--json", "figures.json"]
+    command = [sys.executable, str(CAMPAIGN), "--short", "--model", tiny_model, "--json", "figures.json"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -23,9 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import children
 import damage
 import inputs
 import kills
+import runs
 import space
 
 PARTS: dict[str, Any] = {
@@ -46,18 +48,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--kinds", nargs="*", default=(), help="kinds of runs whose names have one of these texts")
+    parser.add_argument("--model", type=Path, help="language model of the runs; a random one by default")
     parser.add_argument("--files", type=int, help="files of a run to damage, at random (by default all)")
     for part in PARTS:
         parser.add_argument(f"--{part}", type=int, help=f"how many (by default {FULL[part]})")
     options = parser.parse_args()
-    figures, failures = {}, []
+    children.import_libraries()
+    with tempfile.TemporaryDirectory(prefix="nncift-runs-") as folder:
+        kinds = runs.kinds(Path(folder), options.kinds, options.model) if options.parts != ["inputs"] else []
+        sys.exit(bool(_tried(options, kinds)))
+
+
+def _tried(options: argparse.Namespace, kinds: list[runs.Kind]) -> list[str]:
+    """What failed in the chosen parts."""
+    figures, failures = {}, list[str]()
     for part in options.parts:
         amount = getattr(options, part)
         if amount is None:
             amount = (SHORT if options.short else FULL)[part]
         since = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix=f"nncift-{part}-") as folder:
-            more: dict[str, Any] = {} if part == "inputs" else {"only": options.kinds}
+            more: dict[str, Any] = {} if part == "inputs" else {"kinds": kinds}
             more |= {"most": options.files} if part == "damage" else {}
             table, failed = PARTS[part](Path(folder), amount, options.seed, **more)
         figures[part] = {"table": table, "failures": failed, "seconds": round(time.perf_counter() - since)}
@@ -68,7 +79,7 @@ def main() -> None:
             print(f"FAILED {failure}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    sys.exit(bool(failures))
+    return failures
 
 
 def _print(table: list[dict[str, object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import resource
@@ -21,6 +20,7 @@ MEMORY = 8 << 30  # bytes of address space that a child may add to what it start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child must not inherit a pool of threads
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nor PyTorch's thread for a GPU
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _all(pipe: int) -> bytes:
 
 
 def import_libraries() -> None:
-    """Import once what every child needs, and start no thread."""
+    """Import once what every child needs."""
     import datasets
     import peft  # noqa: F401
     import pyarrow.parquet  # noqa: F401
@@ -125,11 +125,3 @@ def import_libraries() -> None:
 
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-    gc.freeze()  # a child's collections of garbage would copy every page of it
-
-
-def load_report(folder: Path) -> None:
-    """Load once what draws the report of a finished run: templates, fonts."""
-    from nncift.report.html import write_report
-
-    write_report(folder)

@@ -28,7 +28,7 @@ _NOT_AGAIN = {  # files that led to a result which is there: nothing needs them 
 
 
 def campaign(
-    folder: Path, n_runs: int, seed: int, only: Sequence[str] = (), most: int | None = None
+    folder: Path, n_runs: int, seed: int, kinds: Sequence[runs.Kind], most: int | None = None
 ) -> tuple[list[dict[str, object]], list[str]]:
     """Damage the files of `n_runs` kinds of runs, each once (0: of all kinds, some thoroughly).
 
@@ -36,15 +36,13 @@ def campaign(
         folder: of the runs.
         n_runs: how many kinds.
         seed: of the places.
-        only: kinds whose names have one of these texts.
+        kinds: of runs.
         most: files of a run, drawn at random; all unless given.
     """
-    children.import_libraries()
     rng, failures, table = random.Random(seed), [], []
-    kinds = runs.kinds(folder, only)
     os.environ["NNCIFT_CACHE"] = str(folder / "cache")
-    kinds.sort(key=lambda kind: _THOROUGH.index(kind.name) if kind.name in _THOROUGH else len(_THOROUGH))
-    for kind in kinds[: n_runs or None]:
+    first = sorted(kinds, key=lambda kind: _THOROUGH.index(kind.name) if kind.name in _THOROUGH else len(_THOROUGH))
+    for kind in first[: n_runs or None]:
         whole = folder / "whole"
         shutil.rmtree(whole, ignore_errors=True)
         outcome = children.run(runs.start(kind, whole))

@@ -25,7 +25,7 @@ _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", 
 
 
 def campaign(
-    folder: Path, instants: int, seed: int, only: Sequence[str] = ()
+    folder: Path, instants: int, seed: int, kinds: Sequence[runs.Kind]
 ) -> tuple[list[dict[str, object]], list[str]]:
     """Kill `instants` runs; a row of the table for each kind of run, and what failed.
 
@@ -33,10 +33,10 @@ def campaign(
         folder: of the runs.
         instants: how many, over all kinds.
         seed: of the instants.
-        only: kinds whose names have one of these texts.
+        kinds: of runs.
     """
     rng, failures, table = random.Random(seed), list[str](), list[dict[str, object]]()
-    for whole, share in whole_runs(folder, instants, rng, only, failures):
+    for whole, share in whole_runs(folder, instants, rng, kinds, failures):
         kind, stages = whole.kind, Counter[str]()
         for trial in range(share):
             failures += _trial(whole, folder / "run", rng, trial, stages)
@@ -53,7 +53,7 @@ def campaign(
 
 
 def whole_runs(
-    folder: Path, trials: int, rng: random.Random, only: Sequence[str], failures: list[str]
+    folder: Path, trials: int, rng: random.Random, kinds: Sequence[runs.Kind], failures: list[str]
 ) -> Iterator[tuple[Whole, int]]:
     """The undisturbed run of each kind that has a share of the trials, and that share; a run that fails is a failure.
 
@@ -61,11 +61,10 @@ def whole_runs(
         folder: of the runs.
         trials: how many, over all kinds.
         rng: draws the order of the kinds.
-        only: kinds whose names have one of these texts.
+        kinds: of runs.
         failures: what failed so far.
     """
-    children.import_libraries()
-    kinds = runs.kinds(folder, only)
+    kinds = [*kinds]
     rng.shuffle(kinds)
     for number, kind in enumerate(kinds):
         share = (trials * (number + 1)) // len(kinds) - (trials * number) // len(kinds)

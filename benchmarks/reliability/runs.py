@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import children
 import numpy as np
 
 WORDS = ("river", "stone", "engine", "garden", "planet", "violin", "harbour", "letter", "market", "window")
@@ -31,17 +31,19 @@ class Kind:
     call: Literal["select", "compare", "evaluate"] = "select"
 
 
-def kinds(folder: Path, only: Sequence[str] = ()) -> list[Kind]:
-    """All kinds, or those whose names have one of some texts, with their data made in `folder`."""
-    data = _data(folder)
+def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> list[Kind]:
+    """All kinds, or those whose names have one of some texts, with their data made in `folder`.
+
+    Two of them run in this process: what they import, compile and load is there for every child.
+    """
+    data = _data(folder, model)
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
     cheap = {"influence": "estimated:EstimatedBM25", "features": data["features"], "labels": 200}
     similarity = {"influence": "estimated:EstimatedCosine", "encoder": "embedded", "labels": 200}
     fitted, embedded = folder / "fitted", folder / "embedded"
     for earlier, options in ((fitted, cheap), (embedded, similarity)):
-        outcome = children.run(lambda earlier=earlier, options=options: _select(data["pool"], earlier, options))
-        assert outcome.kind == "ok", outcome
-    children.load_report(fitted)
+        _select(data["pool"], earlier, options)
+    gc.freeze()  # a child's collections of garbage would copy every page of it
     grown = {"pool": None, "from_run": str(embedded), "append": data["more"]}
     functions: dict[str, dict[str, Any]] = {
         "delift": _NOTHING,
@@ -141,8 +143,8 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(_SECONDS.sub(b"", data) if path.suffix == ".json" else data).hexdigest()
 
 
-def _data(folder: Path) -> dict[str, str]:
-    """The pool (plain rows and chats, duplicates among them), targets, features, values, and a random model."""
+def _data(folder: Path, model: Path | None) -> dict[str, str]:
+    """The pool (plain rows and chats, duplicates among them), targets, features, values, and a model."""
     rng, paths = random.Random(0), {}
     for side, n in (("pool", 80), ("target", 24), ("more", 30)):
         path = folder / f"{side}.jsonl"
@@ -153,9 +155,8 @@ def _data(folder: Path) -> dict[str, str]:
     pairs = [(f"pool-{i}", f"pool-{j}", rng.random()) for i in range(0, 60, 2) for j in range(1, 40, 3) if i != j]
     lines = [json.dumps({"pool_id": i, "target_id": j, "influence": value}) for i, j, value in pairs]
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n")
-    model = folder / "model"
-    outcome = children.run(lambda: _make_model(model))
-    assert outcome.kind == "ok", outcome
+    if model is None:
+        _make_model(model := folder / "model")
     return paths | {"labels": str(folder / "labels.jsonl"), "model": str(model)}
 
 

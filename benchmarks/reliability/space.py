@@ -31,7 +31,7 @@ _SAID = ("o space left", "exceeds the largest size of a file", "check the space 
 
 
 def campaign(
-    folder: Path, trials: int, seed: int, only: Sequence[str] = ()
+    folder: Path, trials: int, seed: int, kinds: Sequence[runs.Kind]
 ) -> tuple[list[dict[str, object]], list[str]]:
     """Fill the disk of `trials` runs; a row of the table for each kind of run, and what failed.
 
@@ -39,10 +39,10 @@ def campaign(
         folder: of the runs.
         trials: how many, over all kinds.
         seed: of the sizes.
-        only: kinds whose names have one of these texts.
+        kinds: of runs.
     """
     rng, failures, table = random.Random(seed), list[str](), list[dict[str, object]]()
-    for whole, share in whole_runs(folder, trials, rng, only, failures):
+    for whole, share in whole_runs(folder, trials, rng, kinds, failures):
         kind = whole.kind
         ended: Counter[str] = Counter()
         for trial in range(share):
