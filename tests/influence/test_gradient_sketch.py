@@ -205,7 +205,7 @@ def test_a_kill_between_whitening_and_clean_up_leaves_nothing(tiny, block, tmp_p
 def test_footprint_is_what_is_kept(tiny, block, tmp_path):
     for dimension in (0, 256):
         function, folder = GradientSketch(tiny, dimension=dimension), tmp_path / str(dimension)
-        planned = function.footprint(*block, 7)  # distinct samples
+        planned = function.footprint(*block, 7, 0)  # distinct samples
         function.prepare(*block, folder)
         found = sum(path.stat().st_size for path in folder.rglob("*.[sn]*") if path.suffix != ".json")
         assert found == pytest.approx(planned.disk, rel=0.25)

@@ -94,7 +94,7 @@ class Unlike(Letters):
 def test_a_run_says_where_they_are_not_used(files, tmp_path: Path, caplog):
     run = tmp_path / "run"
     select(**files | {"influence": Unlike()}, labels=120, output=run)
-    reason = "abels on both sides are not used: the targets' influence on each other is that of no vectors"
+    reason = "abels on both sides are not used: the targets' influence on each other is no inner product of vectors"
     assert [record.levelname for record in caplog.records if reason in record.message] == ["WARNING"]
     assert reason in summary_text(run)
     assert "not used: the targets&#39; influence" in (run / "report.html").read_text(encoding="utf-8")

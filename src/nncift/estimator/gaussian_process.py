@@ -112,7 +112,7 @@ class GaussianProcess(PosteriorMean):
             return None
         vectors = VectorProcess.of(whole.projections[0], pool, target, labels, among)
         if vectors is None:
-            self.both_sides = BothSides(False, "the targets' influence on each other is that of no vectors")
+            self.both_sides = BothSides(False, "the targets' influence on each other is no inner product of vectors")
             return None
         targets = np.intersect1d(among.target_index, labels.target_index)
         self.both_sides = BothSides.judged(vectors, labels, targets, seed=self.seed)

@@ -5,8 +5,9 @@ are: by the Pearson correlation within a target, which sums over subsets follow 
 squares, since a choice asks for no scale. Deviations are from the target's mean over the part: what is expected from
 the other rows contains their mean, which correlates negatively with what is left out.
 
-The process over pairs is no rival here. Its hyperparameters are fitted to the rows that are left out, which flatters
-it, and where it does correlate better its choices were worse (`docs/measurements.md`, "Labels on both sides").
+The process over pairs is no rival here. In closed form its hyperparameters are fitted to the rows that are left out,
+which flatters it; fitted anew without them it costs a fit for each part, and where it did correlate better its choices
+were worse (`docs/measurements.md`, "Labels on both sides").
 """
 
 from __future__ import annotations

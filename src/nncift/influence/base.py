@@ -214,13 +214,14 @@ class InfluenceFunction:
         """
         return 0.0
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """Memory and disk that measuring takes.
 
         Args:
             pool_rows: some of the pool samples that are measured.
             target_rows: some of the targets.
-            samples: how many samples are measured in all.
+            n_pool: how many pool samples are measured in all.
+            n_target: likewise, of the targets.
         """
         return Footprint()
 

@@ -219,10 +219,11 @@ class GradientSketch(TokenFactorFunction):
         examples = distinct([*self._examples(pool_rows), *self._examples(target_rows)])
         return sum(len(example.ids) - 1 for example in examples)
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """A batch's forward pass, whitening and signs of the layers; vectors, or token factors, of all samples."""
         hidden = int(self._config.hidden_size)
-        layers, examples = len(self._layers()), [*self._examples(pool_rows), *self._examples(target_rows)]
+        samples, layers = n_pool + n_target, len(self._layers())
+        examples = [*self._examples(pool_rows), *self._examples(target_rows)]
         scored = sum(example.scored for example in examples) / max(len(examples), 1) * samples
         token, square = 4 * ((layers + 1) * hidden + 1), 4 * layers * hidden**2
         work = self._batch_memory(pool_rows, target_rows) + 4 * square  # moments in float64

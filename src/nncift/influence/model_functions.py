@@ -93,7 +93,7 @@ class LanguageModelFunction(InfluenceFunction):
         """Ids of the samples truncated so far to fit the model's context."""
         return frozenset(self._cut)
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """The largest batch of a forward pass."""
         return Footprint(self._batch_memory(pool_rows, target_rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -210,6 +211,19 @@ class TestGradientSimilarity:
         assert (influence.argmax(axis=0)[:1] == [3]).all()
         assert influence[:2, 1].mean() > influence[2:, 1].mean()
         assert influence[2:, 2].mean() > influence[:2, 2].mean()
+
+    def test_footprint_is_what_is_kept(self, tiny, pool, target, tmp_path):
+        """On disk, or in memory without a folder; a target is kept as a pool sample too."""
+        function = GradientSimilarity(tiny, dimension=2**15)
+        planned, empty = (function.footprint(pool, target, *counts) for counts in ((6, 4), (0, 0)))
+        function.prepare(pool, target, tmp_path)
+        stored = sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+        assert stored == pytest.approx(planned.disk, rel=0.02)
+        tracemalloc.start()
+        function.prepare(pool, target)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept == pytest.approx(planned.memory - empty.memory, rel=0.1)
 
     def test_at_a_trained_adapter(self, tiny, tiny_checkpoints, pool, target):
         found = GradientSimilarity(tiny, adapter=str(tiny_checkpoints[0]))(pool, target)

@@ -138,12 +138,13 @@ class GradientInfluence(LanguageModelFunction):
         examples = [example for group in groups for example in distinct(group)]
         return self._passes() * sum(len(example.ids) - 1 for example in examples)
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """A batch's forward and backward pass, the gradients' features of all samples, and the random projection."""
         whole, states = self._adapter_size()
         count, chosen = layer_count(self.language_model), self._layer_numbers()
         weights, depth = (whole, count) if chosen is None else (whole * len(chosen) // count, count - chosen[0])
-        features = self._passes() * samples * min(self.dimension, weights) * 4
+        kept = n_pool + n_target * (2 if self.traits.both_sides else 1)  # of targets as pool samples too
+        features = self._passes() * kept * min(self.dimension, weights) * 4
         moments = 0 if self.preconditioned == "no" else 2 * 4 * weights
         batch = self._batch_memory(pool_rows, target_rows, adapted=states, depth=depth)
         memory = batch + 4 * (whole + weights) + moments + features

@@ -167,7 +167,7 @@ class InRun(LanguageModelFunction):
         rows = [self._scores[example.key][columns] for example in samples]
         return np.reshape(rows, (len(samples), len(targets))).astype(np.float32)
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """The training with its checkpoints, and the targets' gradients."""
         lora = self.training.lora
         weights, states = adapter_size(self.language_model, lora.modules, lora.rank)

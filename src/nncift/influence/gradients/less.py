@@ -197,9 +197,9 @@ class Less(GradientInfluence):
                 )
         return values[:, [known.index(task) for task in tasks]]
 
-    def footprint(self, pool_rows: Dataset, target_rows: Dataset, samples: int) -> Footprint:
+    def footprint(self, pool_rows: Dataset, target_rows: Dataset, n_pool: int, n_target: int) -> Footprint:
         """With the training of the warm-up and its checkpoints."""
-        features = super().footprint(pool_rows, target_rows, samples)
+        features = super().footprint(pool_rows, target_rows, n_pool, n_target)
         weights, states = self._adapter_size()
         if self.directions:  # with the sums of a batch, and those so far
             count = self._direction_count(target_rows)

@@ -184,5 +184,5 @@ def cost(run: Run) -> PlannedCost:
     work = grid_work(function, pool, target, count)
     rates = measure_rates(function, pool, target, n_pool=count, seed=run.config.seed)
     some = pool.select(range(min(_MEASURED, len(pool))))
-    memory = function.footprint(some, target, count).memory
+    memory = function.footprint(some, target, count, 0).memory
     return PlannedCost("difficulty", rates.seconds(work), tokens=work.tokens, memory=memory)

@@ -183,12 +183,14 @@ def cost(run: Run) -> PlannedCost:
     function, pool, own = run.function, run.pool.rows, run.own_target
     target = pool if own else run.target.rows
     work = grid_work(function, pool, target, run.size("pool"), run.size("target"))
-    samples = run.size("pool") + (0 if own else run.size("target"))
+    n_target = 0 if own else run.size("target")
+    samples = run.size("pool") + n_target
     more = run.size("known") / samples
     some, targets = (rows.select(range(min(_MEASURED, len(rows)))) for rows in (pool, target))
     vectors, once = _bytes_of(run.trial_vectors[0]) / _TRIAL, selection_cost(run)
-    joint = function.joint_seconds(some, run.size("pool") + run.size("known"))
-    taken, share = function.footprint(some, targets, samples + run.size("known")), share_computed(run)
+    read = run.size("pool") + run.size("known")
+    joint = function.joint_seconds(some, read)
+    taken, share = function.footprint(some, targets, read, n_target), share_computed(run)
     return PlannedCost(
         "influence",
         run.rates.warm_up + share * run.rates.unit * work.units * (1 + more) + joint + once.seconds,

@@ -277,7 +277,7 @@ def cost(run: Run) -> PlannedCost:
     some, targets = (
         side.rows.select(range(min(n, len(side.rows)))) for side, n in ((run.pool, rows), (run.target, columns))
     )
-    taken, planned = own.function.footprint(some, targets, rows + columns), later_cost(own, "verify", rows, columns)
+    taken, planned = own.function.footprint(some, targets, rows, columns), later_cost(own, "verify", rows, columns)
     return dataclasses.replace(
         planned, memory=taken.memory, disk=planned.disk + taken.disk, checkpoints=taken.checkpoints
     )

@@ -137,7 +137,7 @@ def cost(run: Run) -> PlannedCost:
     work = planned_work(run.function, pool, target, plan, n_pool=run.size("pool"))
     some = pool.select(np.unique(plan.rows % len(pool))[:_MEASURED])
     targets = target.select(np.unique(plan.targets % len(target))[:_MEASURED])
-    taken = run.function.footprint(some, targets, len(plan.rows) + len(plan.targets))
+    taken = run.function.footprint(some, targets, len(plan.rows), len(plan.targets))
     return PlannedCost(
         "labels",
         run.rates.seconds(work),

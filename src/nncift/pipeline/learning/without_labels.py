@@ -80,7 +80,7 @@ def cost(run: Run) -> PlannedCost:
         return PlannedCost("network")
     work = planned_work(function, pool, target, PairPlan(plan.rows, plan.targets))
     some, targets = pool.select(np.unique(plan.rows % len(pool))), target.select(np.unique(plan.targets % len(target)))
-    memory = function.footprint(some, targets, work.samples).memory
+    memory = function.footprint(some, targets, len(plan.rows), len(plan.targets)).memory
     return PlannedCost("network", rates.seconds(work), tokens=work.tokens, at_least=run.config.in_rounds, memory=memory)
 
 
