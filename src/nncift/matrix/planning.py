@@ -21,7 +21,7 @@ from nncift.matrix.forms import Form, first_helpers, form_memory
 from nncift.matrix.lazy import CoverageQueue
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.sparse import AUDITED, sparsified, visits_of
-from nncift.matrix.stored import in_memory
+from nncift.matrix.stored import fill
 from nncift.matrix.transposed import by_sample
 from nncift.run.costs import seconds_of
 
@@ -78,9 +78,10 @@ def planned_choice(
     if form == "streamed":
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
-    once = _median_seconds(lambda: in_memory(trial), clock) / size
+    values = np.ones(trial.shape, np.float32)  # touched: new memory has a rate of its own, and counts once
+    once = _median_seconds(lambda: fill(values, trial), clock) / size
     copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
-    stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
+    stored = InfluenceMatrix.from_array(np.tile(values, (copies, 1)))
     all_copies = np.arange(copies * rows)
     again = _median_seconds(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
     reads = ((_WHOLE_PASSES + _STATISTICS) * passes + certified) * pool * targets
