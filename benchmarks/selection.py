@@ -54,6 +54,7 @@ SIZES = {  # name to pool, targets (0: the pool itself), share to select
     "52k": (52_000, 0, 0.10),
     "100k": (100_000, 0, 0.01),
     "100k-uneven": (100_000, 0, 0.01),
+    "100k-1000": (100_000, 1000, 0.01),
     "300k": (300_000, 0, 0.01),
     "1M": (1_000_000, 0, 0.01),
     "1M-1000": (1_000_000, 1000, 0.01),
@@ -141,7 +142,7 @@ def large(name: str) -> None:
     form = choose_form(*matrix.shape, budget, may_be_sparse=True)
     lazy_greedy(FacilityLocation(sparsified(estimated(2000), 4, visits=300)), 4, certify=True)  # compiles
     before = _peak()
-    certified = pairs_for_bound(*matrix.shape) / (n * matrix.shape[1])
+    certified = pairs_for_bound(*matrix.shape, budget) / (n * matrix.shape[1])
     planned = planned_choice(form, matrix.shape, budget, estimated(2048), certified=certified, clock=time.process_time)
 
     def choose() -> tuple[Any, InfluenceMatrix, float]:

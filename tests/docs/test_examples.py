@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +73,42 @@ def test_training_on_a_choice_with_trl(tmp_path, tiny_model, capsys):
     run("train_with_trl.py", "--model", tiny_model, "--output", tmp_path, "--budget", 4)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert "over 4 rows" in capsys.readouterr().out
+
+
+def test_the_slurm_job_gives_its_arguments_to_select_on_the_cluster(tmp_path):
+    stand_ins = {"scontrol": "printf 'node7\\nnode8\\n'", "srun": 'echo "$SRUN_CPUS_PER_TASK"; printf "%s\\n" "$@"'}
+    for name, line in stand_ins.items():  # of Slurm's commands
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_CPUS_ON_NODE": "6",
+    }
+    given = ["a pool.jsonl", "--budget", "0.1"]
+    done = subprocess.run(
+        ["bash", EXAMPLES / "slurm.sh", *given],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **job},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ray = [
+        "ray",
+        "symmetric-run",
+        "--address",
+        "node7:22345",
+        "--min-nodes",
+        "2",
+        "--num-cpus",
+        "6",
+        "--num-gpus",
+        "0",
+        "--",
+    ]
+    expected = ["6", *ray, "nncift", "select", *given, "--ray-address", "node7:22345"]
+    assert done.stdout.splitlines() == expected
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])

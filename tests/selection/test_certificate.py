@@ -198,9 +198,11 @@ def test_a_subset_that_was_found_otherwise():
 
 
 def test_pairs_for_a_bound():
-    assert pairs_for_bound(10, 30) == 21 * 300
-    assert pairs_for_bound(1_000_000, 1000) == 3 * 10**9
-    assert pairs_for_bound(100_000, 100_000) == 2 * 10**10
+    assert pairs_for_bound(10, 30, 3) == 21 * 300
+    assert pairs_for_bound(1_000_000, 1000, 500) == 3 * 10**9
+    assert pairs_for_bound(100_000, 1000, 500) == 21 * 10**8
+    assert pairs_for_bound(100_000, 1000, 1000) == 2 * 10**8
+    assert pairs_for_bound(100_000, 100_000, 1000) == 2 * 10**10
 
 
 class Distances:

@@ -72,6 +72,11 @@ def in_memory(matrix: InfluenceMatrix) -> InfluenceMatrix:
     if matrix.stored is not None:
         return matrix
     values = np.empty(matrix.shape, np.float32)
+    fill(values, matrix)
+    return InfluenceMatrix.from_array(values)
+
+
+def fill(values: np.ndarray, matrix: InfluenceMatrix) -> None:
+    """Write all entries into float32 values of the matrix's shape."""
     for part in row_slices(*matrix.shape):
         values[part] = matrix.rows(part)
-    return InfluenceMatrix.from_array(values)

@@ -194,9 +194,13 @@ class BoundOnBest:
         return (total, largest, ones) if total <= fill else (fill, order[: whole + 1], shares)
 
 
-def pairs_for_bound(samples: int, targets: int) -> int:
-    """Entries of the matrix that a bound may take, where the choice takes one pass over it."""
-    return samples * targets * (1 + min(_STEPS, max(1, _PAIRS // (samples * targets))))
+def pairs_for_bound(samples: int, targets: int, expected: float) -> int:
+    """Entries of the matrix that a bound of about `expected` samples may take, where the choice takes one pass.
+
+    With a sample for each target nearly all are covered as far as they can be, and the first bound is close enough.
+    """
+    steps = 1 if expected >= targets else min(_STEPS, max(1, _PAIRS // (samples * targets)))
+    return samples * targets * (1 + steps)
 
 
 def is_sparse(objective: Objective) -> bool:

@@ -22,7 +22,7 @@ from nncift.matrix.compiled.transposed import by_sample
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.planning.forms import Form, first_helpers, form_memory
 from nncift.matrix.sparse import AUDITED, sparsified, visits_of
-from nncift.matrix.stored import in_memory
+from nncift.matrix.stored import fill
 from nncift.run.folder.costs import seconds_of
 
 _WHOLE_PASSES = 5  # over stored pairs, of lazy greedy before rows have lists: 3 to 5.5 were measured
@@ -78,9 +78,10 @@ def planned_choice(
     if form == "streamed":
         once = seconds_of(lambda: trial.coverage_gains(everyone, covered), clock) / size
         return Planned(((passes + certified) * pool + known) * targets * once, memory)
-    once = _median_seconds(lambda: in_memory(trial), clock) / size
+    values = np.ones(trial.shape, np.float32)  # touched: new memory has a rate of its own, and counts once
+    once = _median_seconds(lambda: fill(values, trial), clock) / size
     copies = max(min(_READ, pool * targets) // size, 1)  # in a cache entries would be read faster than from memory
-    stored = InfluenceMatrix.from_array(np.tile(in_memory(trial).rows(slice(None)), (copies, 1)))
+    stored = InfluenceMatrix.from_array(np.tile(values, (copies, 1)))
     all_copies = np.arange(copies * rows)
     again = _median_seconds(lambda: stored.coverage_gains(all_copies, covered), clock) / (copies * size)
     reads = ((_WHOLE_PASSES + _STATISTICS) * passes + certified) * pool * targets

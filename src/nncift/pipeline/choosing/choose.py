@@ -204,7 +204,8 @@ def cost(run: Run) -> PlannedCost:
     """
     rows, targets = run.size("pool") + run.size("known"), run.size("target")
     bounded = run.config.verify is None and run.objective not in COMPARES_FEATURES
-    certified = pairs_for_bound(run.size("pool"), targets) / (rows * targets) if bounded else 0
+    expected = run.budget.expected(run.size("pool"), run.tokens)
+    certified = pairs_for_bound(run.size("pool"), targets, expected) / (rows * targets) if bounded else 0
     seconds, memory = forms.planned(run, _trial_matrix(run), _passes(run), certified)
     if not run.is_exact:
         memory += (rows + targets) * (_TOWER_BYTES + 24)
