@@ -89,7 +89,7 @@ def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path
         "target": "target: the same samples",
         "labels": "labels: 110 pairs taken",
         "network": "network and fidelity: taken",
-        "selection": "selection: chosen anew (`eta` is 1.33333)",
+        "selection": "selection: chosen anew (`eta`, by default targets / budget, is 1.33333 now)",
     }
     assert contents(earlier) == before  # untouched
 
