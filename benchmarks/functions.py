@@ -48,13 +48,13 @@ def make_function(name: str, model: LanguageModel, encoder: str = "embedded", **
 
 
 def exact_values(
-    name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path
+    name: str, model: LanguageModel, pool: Dataset, target: Dataset, folder: Path, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Exact influence of every pool sample on every target, (n_pool, n_target), and the function's description.
 
     Values are kept in a folder of the function's name in `folder`.
     """
-    function: Any = make_function(name, model)
+    function: Any = make_function(name, model, **options)
     place = folder / name.replace(", ", "-").replace(" ", "-")
     description = json.loads(json.dumps(function.describe(), default=str))
     samples = [list(rows[column]) for rows in (pool, target) for column in ("id", "response")]

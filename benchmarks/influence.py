@@ -14,6 +14,7 @@ Everything that is computed is kept under `--folder`; the same command goes on w
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -100,8 +101,9 @@ def judge(options: argparse.Namespace, model: LanguageModel, folder: Path) -> di
         influence = {"random": np.random.default_rng(0).random((len(pool), len(target)))}
     else:
         pool, target, outcomes, influence = committed_outcomes(model)
-    influence |= {name: exact_values(name, model, pool, target, folder)[0] for name in options.functions}
-    if "gradient-sketch" in options.functions:
+    given = {name: json.loads(value) for name, _, value in (text.partition("=") for text in options.options)}
+    influence |= {name: exact_values(name, model, pool, target, folder, **given)[0] for name in options.functions}
+    if "gradient-sketch" in options.functions and not options.options:
         influence["the same as features"] = sketch_features(model, pool, target)
     table = {}
     for name, matrix in influence.items():
@@ -153,6 +155,7 @@ def main() -> None:
     tasks = {"families": families, "noise": noise, "judge": judge, "top-tail": top_tail, "train": train}
     parser.add_argument("what", choices=(*tasks, "speed"))
     parser.add_argument("--functions", nargs="*", default=list(NAMES), help="names, such as delift 'less, both sides'")
+    parser.add_argument("--options", nargs="*", default=[], help="of these functions, for judge: NAME=VALUE in JSON")
     parser.add_argument("--rows", type=int, default=1000, help="pool samples")
     parser.add_argument("--targets", type=int, default=20, help="targets; of each family for `families`")
     parser.add_argument("--pair-targets", type=int, default=4, help="the same for functions with a pass for each pair")
@@ -177,7 +180,7 @@ def main() -> None:
     settings = "-".join(str(getattr(options, name)) for name in given.get(options.what, "").split())
     if options.outcomes is not None:
         settings = fingerprint(str(options.outcomes.resolve()))
-    parts = [options.what, settings, "" if options.dtype == "float32" else options.dtype]
+    parts = [options.what, settings, "" if options.dtype == "float32" else options.dtype, *options.options]
     folder = options.folder / "-".join(filter(None, parts))
     table = tasks[options.what](options, model, folder)
     if table is None:

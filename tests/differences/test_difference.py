@@ -164,6 +164,11 @@ def test_the_same_run_twice(runs):
     assert "Only in subset" not in str(found).replace("Only in subset 1\n  0", "")
 
 
+def test_the_precision_that_a_run_takes_over_is_no_difference(runs, tmp_path):
+    nncift.select(from_run=runs["exact"], budget=6, output=tmp_path / "smaller")
+    assert nncift.diff(runs["exact"], tmp_path / "smaller").options.keys() == {"budget", "from_run"}
+
+
 def test_influence_that_cannot_be_computed_again_is_no_error(runs, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(runs["estimated"], copy)

@@ -122,7 +122,7 @@ def test_processes_that_need_the_same_run_take_turns(places, tmp_path):
 def arranged(places, tmp_path_factory) -> Path:
     """A comparison of verified choices by two objectives, trained with weights."""
     given = {"objectives": ["facility-location", "concave-cover"], "verify": 2, "methods": ["weighted"], "seeds": 1}
-    given |= {"influence": "builders:EstimatedCosine", "free": [], "exact": []}
+    given |= {"influence": "builders:EstimatedCosine", "free": [], "exact": [], "curve": []}
     return comparison(places, tmp_path_factory.mktemp("arranged"), **given).folder
 
 
@@ -182,12 +182,20 @@ def test_the_folder_takes_phases_later(places, arranged):
         ({"free": ["random"]}, "random rows are in every comparison: leave `influence` random out"),
         ({"influence": "stratified-random", "studies": ["depth"]}, "stratified-random has no influence to study"),
         ({"test": None}, "there is no `test` file"),
+        ({"budget": "1.0"}, "`budget` 1.0 is all 30 samples, so there is nothing to choose .* give a smaller one"),
     ],
 )
 def test_options_without_effect_or_sense_are_refused_in_one_line(places, tmp_path, changes, said):
     with pytest.raises(ConfigError, match=said) as raised:
         comparison(places, tmp_path / "out", **changes)
     assert "\n" not in str(raised.value)
+
+
+def test_a_pool_of_one_sample_is_refused(places, tmp_path):
+    pool = write_rows(tmp_path / "one.jsonl", word_rows(1))
+    options = {"model": places["model"], "encoder": "embedded", "epochs": 1, "progress": False}
+    with pytest.raises(ConfigError, match=r"the pool has one sample, so there is nothing to choose .* a pool of many"):
+        compare(pool, test=places["test"], output=tmp_path / "out", **options)
 
 
 def test_options_of_an_estimate_without_one_are_refused(places, tmp_path):
@@ -223,8 +231,12 @@ def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys)
 @pytest.fixture(scope="module")
 def studied(places, tmp_path_factory) -> Path:
     """A study of a function, without a test file."""
-    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth"]}
-    return comparison(places, tmp_path_factory.mktemp("studied"), **given).folder
+    return study(places, tmp_path_factory.mktemp("studied")).folder
+
+
+def study(places: dict[str, str], output: Path):
+    options = {"features": "sentence", "model": places["model"], "encoder": "embedded", "seeds": 1, "progress": False}
+    return compare(places["pool"], influence="embedding-similarity", studies=["depth"], output=output, **options)
 
 
 def test_studies_need_no_test_file_and_train_nothing(studied, capsys):
@@ -247,8 +259,7 @@ def test_studies_resume_with_the_same_bytes(places, studied):
     networks = sorted((studied / "studies" / "embedding-similarity").glob("*.json"))
     for path in (networks[0], networks[-1], studied / "results.json"):
         path.unlink()
-    given = {"test": None, "influence": "embedding-similarity", "seeds": 1, "studies": ["depth"]}
-    comparison(places, studied, **given)
+    study(places, studied)
     assert {name: (studied / name).read_bytes() for name in before} == before
 
 

@@ -24,7 +24,7 @@ from nncift.proof.evaluate import evaluate
 from nncift.proof.inputs.held_out import refuse_overlap
 from nncift.training.lora import adapted
 
-QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1", "shots": "2"}
+QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,8 @@ def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
         evaluate(run, test=test, output=tmp_path / "out", **options())
     assert "`allow_overlap`" in str(raised.value)
     assert not (tmp_path / "out").exists()
-    kept = evaluate(run, test=test, output=tmp_path / "out", allow_overlap=True, **options(methods=["icl"]))
+    icl = {name: value for name, value in options(methods=["icl"]).items() if name not in ("epochs", "learning_rate")}
+    kept = evaluate(run, test=test, output=tmp_path / "out", allow_overlap=True, **icl)
     assert kept.results["test"]["items"] == 5
 
 
@@ -174,7 +175,7 @@ def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
     assert ("phased", "lora") in pairs
     assert ("weighted", "lora") in pairs
     with pytest.raises(ConfigError, match="`methods` phased needs a run with phases"):
-        evaluate(run, test=places["test"], output=tmp_path / "none", **options(methods=["phased"]))
+        evaluate(run, test=places["test"], output=tmp_path / "none", methods=["phased"])
     assert not (tmp_path / "none").exists()
 
 

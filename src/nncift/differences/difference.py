@@ -19,6 +19,7 @@ from nncift.differences.correlation import InfluenceCorrelation, correlate
 from nncift.differences.pools import matched
 from nncift.differences.values import SubsetValue, value_under
 from nncift.errors import ConfigError
+from nncift.pipeline.components.precision import PRECISION, stored_precision
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.progress import drawn, in_terminal, moving
 from nncift.run.storage.files import atomic_write, write_json
@@ -250,8 +251,9 @@ def _compared(run: FinishedRun) -> ComparedRun:
 
 
 def _options(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = dict.fromkeys([*first, *second])
-    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+    sides = [{**options, "dtype": stored_precision(options)} for options in (first, second)]  # given, or by default
+    one, two = ({name: value for name, value in side.items() if name != PRECISION} for side in sides)
+    return {name: (one.get(name), two.get(name)) for name in one | two if one.get(name) != two.get(name)}
 
 
 def _alone(run: FinishedRun, elsewhere: np.ndarray, other: FinishedRun) -> Alone:

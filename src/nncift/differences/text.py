@@ -127,7 +127,9 @@ def _alone(number: int, alone: Alone) -> _Section:
     absent = f", {alone.not_in_pool:,} of them not in the pool of run {other}" if alone.not_in_pool else ""
     items = []
     for row in alone.examples:
-        where = "not in that pool" if row.above is None else f"above {percent(row.above)} of its pool by run {other}"
+        where = "not in that pool"
+        if row.above is not None:
+            where = f"ranked above {percent(row.above)} of the pool by run {other}"
         items.append(f"#{row.rank} {_cut(row.id)}: {_cut(row.prompt)} -> {_cut(row.response)} ({where})")
     return _Section(f"Only in subset {number}", [f"{counted(alone.rows, 'row')}{absent}."], items=items)
 

@@ -28,6 +28,8 @@ BUILT_IN = {
     "random": "nncift.influence.random_rows:Random",
     "stratified-random": "nncift.influence.random_rows:StratifiedRandom",
 }
+DRAWN = ("random", "stratified-random")
+"""Those that look at no influence: what every choice has to be better than."""
 
 
 def is_factored(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.errors import ConfigError
+from nncift.influence.random_rows import Random, StratifiedRandom
 from nncift.labels.imported import keep_labels
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.models.loading import check_device
@@ -42,6 +43,7 @@ def check(run: Run) -> None:
         check_quotas(run)
         check_form(run)
         check_arrangement(run)
+        _check_weights(run)
         check_models(run)
         _check_wording(run)
         if run.is_exact:
@@ -91,6 +93,12 @@ def _check_budget(run: Run) -> None:
     run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
     if run.own_target and run.config.verify is not None and in_samples:
         check_shortlist(run.budget.count(number, run.config.verify), number)
+
+
+def _check_weights(run: Run) -> None:
+    if run.config.weights and isinstance(run.influence, Random | StratifiedRandom):
+        problem = f"the gains of {run.influence.name} rows are random numbers, so `weights` would be random too"
+        raise ConfigError(problem, "leave it out")
 
 
 def _check_wording(run: Run) -> None:

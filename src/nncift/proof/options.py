@@ -30,6 +30,9 @@ OF_ONE_RUN = {
     "order": "leave it out; `methods` phased trains from easy to hard",
 }
 """Options of `select` that a comparison does not take, and what to do instead."""
+_OF_TRAINING = ("epochs", "learning_rate", "tuning_batch_size", "rank", "report_to")
+_OF_STUDIES = ("test", "influences", "studies", "seeds")
+"""Options of a comparison that trains nothing."""
 _LEAST = {"seeds": 1, "shots": 1, "epochs": 1, "tuning_batch_size": 1, "rank": 1, "max_new_tokens": 1}
 
 
@@ -94,6 +97,29 @@ class ProofOptions:
             raise ConfigError("`judge_url` needs the name of the endpoint's model", "give `judge` too")
         if self.rubric is not None and self.judge is None:
             raise ConfigError("`rubric` needs a judge", "give `judge` too")
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuse options that change nothing beside the others."""
+        methods = self.methods or ("lora", "icl")
+        named = f"`methods` {','.join(methods)}"
+        if "icl" not in methods:
+            self._refuse(f"is for examples in the context, and {named} shows none", "add icl to `methods`", "shots")
+        if methods == ("icl",):
+            spread = () if isinstance(self, CompareOptions) else ("seeds",)  # there it draws random rows too
+            problem = f"is for fine-tuning, and {named} trains nothing"
+            self._refuse(problem, "add lora to `methods`", *_OF_TRAINING, *spread)
+        if self.judge is None and set(self.wanted) == {"loss"}:
+            problem = "is for generated answers, which `metrics` loss does not need"
+            self._refuse(problem, "add exact_match, rouge or similarity to `metrics`", "max_new_tokens")
+
+    def _refuse(self, problem: str, instead: str, *names: str) -> None:
+        """Refuse these options where they are not at their defaults."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                shown = ",".join(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"`{field.name}` {shown} {problem}", f"leave it out, or {instead}")
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -153,9 +179,20 @@ class CompareOptions(ProofOptions):
     of all pairs, and no training of the language model."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.test is None and not self.studies:
             raise ConfigError("there is no `test` file to test trained models on", "give `test`, or `studies` alone")
+        super().__post_init__()
+
+    def _refuse_unused(self) -> None:
+        if self.test is None:
+            others = [field.name for field in fields(self) if field.name not in _OF_STUDIES]
+            problem = "is for training, and without a `test` file only `studies` are computed"
+            self._refuse(problem, "give `test`", *others)
+            return
+        super()._refuse_unused()
+        if "lora" not in self.methods or "rows" not in self.units:
+            problem = "is for fine-tuning with budgets in rows, which `methods` and `units` leave out"
+            self._refuse(problem, "give `methods` lora and `units` rows", "curve")
 
     def identity(self) -> dict[str, Any]:
         """The options that every trial depends on, ready for JSON."""

@@ -91,6 +91,15 @@ def test_what_a_draw_cannot_count_is_refused(files, call, name):
         call(name, "run", labels=50)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_random_rows_have_no_weights(call, minilm, tmp_path: Path, name):
+    with pytest.raises(ConfigError, match=f"the gains of {name} rows are random numbers, so `weights`"):
+        call(name, "refused", weights=True)
+    assert call("bm25", "weighted", weights=True).weights is not None
+    drawn = nncift.select(from_run=tmp_path / "weighted", influence=name, encoder=minilm, output=tmp_path / "drawn")
+    assert drawn.weights is None
+
+
 def test_every_row_has_the_same_chance_and_a_draw_of_its_own():
     rows = named([(f"prompt {k}", "response") for k in range(30)], "row")
     numbers = np.array([Random(draw=draw, seed=3).vectors(rows)[:, 0] for draw in range(400)])

@@ -234,7 +234,7 @@ def test_tokens_are_of_samples_beside_those_kept(sides, tmp_path: Path, tiny_mod
         ({}, {"budget": 2}, ""),
         ({"order": "curriculum", "difficulty": "score"}, {"budget": 9, "order": "gain", "difficulty": None}, ""),
         ({}, {"budget": 9, "objective": "concave-cover"}, "the objective is concave-cover"),
-        ({"target": "target"}, {"budget": 9}, "`eta` is"),
+        ({"target": "target"}, {"budget": 9}, "`eta`, by default"),
         ({"target": "target", "eta": 0.5}, {"budget": 9}, ""),
         ({}, {"budget": 9, "cap": "source=0.9"}, "choices with `cap` are not nested"),
         ({}, {"budget": "100tok"}, "choices by tokens are not nested"),

@@ -12,7 +12,7 @@ import pytest
 import nncift
 from builders import word_rows, write_rows
 from nncift.cli import main
-from nncift.errors import ConfigError, RunError
+from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.base import InfluenceFunction, Traits
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.select import select
@@ -89,7 +89,7 @@ def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path
         "target": "target: the same samples",
         "labels": "labels: 110 pairs taken",
         "network": "network and fidelity: taken",
-        "selection": "selection: chosen anew (`eta` is 1.33333)",
+        "selection": "selection: chosen anew (`eta`, by default targets / budget, is 1.33333 now)",
     }
     assert contents(earlier) == before  # untouched
 
@@ -190,6 +190,20 @@ def test_killed_while_taking_over_it_ends_with_the_same_bytes(files, earlier, tm
     assert set(killed) == set(whole)
     for name in (*RUN_FILES, "taken.json", "subset.jsonl", "selection.parquet"):
         assert killed[name] == whole[name], name
+
+
+def test_a_relative_path_of_the_earlier_run_is_explained_elsewhere(tmp_path: Path, monkeypatch):
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.mkdir()
+    other.mkdir()
+    write_rows(here / "pool.jsonl", word_rows(12))
+    monkeypatch.chdir(here)
+    nncift.select("./pool.jsonl", influence="random", budget=3, output=tmp_path / "run")
+    monkeypatch.chdir(other)
+    message = r"\./pool\.jsonl: no such file or folder: it is relative to the folder in which .*run was made: .* `pool`"
+    with pytest.raises(DataError, match=message):
+        nncift.select(from_run=tmp_path / "run", budget=4, output=tmp_path / "larger")
+    nncift.select(here / "pool.jsonl", from_run=tmp_path / "run", budget=4, output=tmp_path / "larger")
 
 
 def test_exclusions_of_the_earlier_run_apply(files, tmp_path: Path):

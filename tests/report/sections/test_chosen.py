@@ -82,6 +82,13 @@ def test_lengths_are_quantiles_of_characters(run: RunFolder, page: Page):
     assert f"subset {found['sides']['subset'][0]:,.0f}" in page.section("lengths").partition("Responses")[2]
 
 
+def test_samples_name_the_row_of_the_data_from_1(run: RunFolder, page: Page):
+    files = FinishedFiles(run)
+    first = files.pool[int(files.chosen[0])]
+    assert chosen.lowest_samples(files)[0]["row"] == files.pool[int(np.argmin(files.influence))]["source_row"] + 1
+    assert f"source row {first['source_row'] + 1:,}" in page.section("top")
+
+
 def explained(folder: RunFolder, matrix: np.ndarray) -> Reasons:
     return explain(folder, InfluenceMatrix.from_array(matrix.astype(np.float32)), Selection.load(folder.path))
 

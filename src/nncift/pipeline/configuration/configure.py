@@ -17,7 +17,7 @@ from nncift.data.sources.memory import is_table
 from nncift.data.sources.sources import SourceLike, is_several, open_source
 from nncift.errors import ConfigError, DataError, RunError
 from nncift.influence.base import InfluenceFunction, as_function
-from nncift.influence.catalogue import BUILT_IN, is_factored
+from nncift.influence.catalogue import BUILT_IN, DRAWN, is_factored
 from nncift.influence.options import nested, read_options
 from nncift.models.locate import PRETRAINED
 from nncift.pipeline.components.precision import stored_precision
@@ -145,6 +145,8 @@ def inherited(
     if _is_unlabelled(options) or _is_factored(options, influence):  # an earlier run may have estimated
         kept = set(given) if _is_factored(options, influence) else {*given, "labels", "verify"}
         options = {name: value for name, value in options.items() if name in kept or name not in ESTIMATION}
+    if given.get("influence") in DRAWN:  # rows to compare with, whose gains are random
+        options = {name: value for name, value in options.items() if name != "weights" or name in given}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     if "append" in given or (pool is None and earlier.get("append")):
         _refuse_changed(run, stored, options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nncift.data.facts import open_pool
 from nncift.data.pool import ReadOptions, read_pool
+from nncift.data.sources.sources import is_hub_name
 from nncift.errors import ConfigError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.models.text.screening import ExampleScreen, RowScreen, Screen
+from nncift.pipeline.configuration.configure import earlier_options
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.checksums import checksums_of, content_hash, forget
 from nncift.run.storage.files import remove, take_file
@@ -87,6 +90,9 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
+        if _is_elsewhere(config, side):
+            there = f"it is relative to the folder in which {config.from_run} was made"
+            error.fix = f"{there}: run the same command there, or give `{side}`"
         raise
     begun = any(made.path.exists() for made in (run.folder.features, run.folder.vectors, run.folder.first_cut))
     if begun and before and content_hash(folder.samples) not in before:
@@ -96,6 +102,14 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
             f"the {side} has changed since {run.folder.path} was written", "restore it, or choose another `output`"
         )
     return read
+
+
+def _is_elsewhere(config: Config, side: str) -> bool:
+    """Whether a side is a relative path of the earlier run, which is not there from here."""
+    path = getattr(config, side)
+    if config.from_run is None or not isinstance(path, str) or Path(path).is_absolute() or Path(path).exists():
+        return False
+    return earlier_options(config.from_run).get(side) == path and not is_hub_name(path)
 
 
 def _check_named_fields(run: Run) -> None:

@@ -275,6 +275,10 @@ def _check_budgets(inputs: Inputs) -> None:
     """Refuse budgets that the pool cannot fill, and shortlists of a whole pool that is its own target."""
     most, n = max(inputs.budgets), len(inputs.samples)
     _ = inputs.curve
+    if inputs.bench is not None and min(inputs.budgets) == n:
+        what = f"`budget` {','.join(inputs.proof.budgets)} is all {n:,} samples" if n > 1 else "the pool has one sample"
+        fix = "give a smaller one" if n > 1 else "give a pool of many"
+        raise ConfigError(f"{what}, so there is nothing to choose and to compare with random rows", fix)
     if inputs.shortlist is not None and inputs.base.target is None:
         check_shortlist(Budget(parse_budget(str(most))).count(n, inputs.shortlist), n)
 

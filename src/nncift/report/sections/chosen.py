@@ -122,7 +122,7 @@ def _samples(run: FinishedFiles, rows: np.ndarray) -> list[dict[str, Any]]:
     return [
         {
             "id": sample["id"],
-            "row": sample["source_row"],
+            "row": sample["source_row"] + 1,  # as messages count them
             "rank": rank.get(row),
             "gain": float(run.gains[rank[row] - 1]) if row in rank else None,
             "influence": float(run.influence[row]),
