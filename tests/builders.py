@@ -211,6 +211,15 @@ def tokenizer_of_bytes() -> transformers.PreTrainedTokenizerFast:
     return found
 
 
+def keep_first_tokens(file: Path, n: int) -> None:
+    """Cut the vocabulary of a `tokenizer.json` of byte-level BPE, whose merges are in the order of their tokens."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    model = stored["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < n}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    file.write_text(json.dumps(stored), encoding="utf-8")
+
+
 def smooth_vectors(
     n: int = 24, m: int = 10, *, topics: int = 4, noise: float = 0.3
 ) -> tuple[Blocks, Blocks, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does:
 
 import pytest
 
+from builders import keep_first_tokens
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import BFLOAT16
 from nncift.models.locate import embedded_encoder, embedded_language_model
@@ -65,19 +66,20 @@ def smollm2() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random-weight two-layer Llama with SmolLM2's tokenizer and chat template, where only shapes matter."""
+    """A random-weight two-layer Llama with SmolLM2's chat template and first tokens, where only shapes matter."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    keep_first_tokens(folder / "tokenizer.json", 4096)  # of 49,152, for which most of its time would go
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads, **special)
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import multiprocessing
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -137,13 +138,14 @@ class TestOutcomes:
         assert {name: (folder / name).stat().st_mtime_ns for name in stamps} == stamps
 
     def test_are_shared_by_processes(self, tiny_model, data, outcomes, tmp_path):
+        """By this process and another, which begin together."""
         context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=work, args=(tiny_model, *data, tmp_path)) for _ in range(2)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(240)
-        assert [worker.exitcode for worker in workers] == [0, 0]
+        arguments = tiny_model, *data, tmp_path, context.Barrier(2)
+        other = context.Process(target=work, args=arguments)
+        other.start()
+        work(*arguments)
+        other.join(240)
+        assert other.exitcode == 0
         shared = TrainingOutcomes.load(tmp_path / "outcomes.safetensors")
         assert shared.after == pytest.approx(outcomes[0].after, rel=1e-5)
 
@@ -170,9 +172,11 @@ def one_by_one(model: LanguageModel, examples: list) -> list[float]:
     return [float(response_losses(model, [example]).detach()) for example in examples]
 
 
-def work(model: str, pool: Dataset, target: Dataset, folder: Path) -> None:
+def work(model: str, pool: Dataset, target: Dataset, folder: Path, loaded: Barrier) -> None:
     """One of several processes on the same folder."""
-    found = measure_outcomes(LanguageModel.load(model, device="cpu"), pool, target, draw_subsets(6, 3), QUICK, folder)
+    language_model = LanguageModel.load(model, device="cpu")
+    loaded.wait(240)
+    found = measure_outcomes(language_model, pool, target, draw_subsets(6, 3), QUICK, folder)
     found.save(folder / "outcomes.safetensors")
 
 

@@ -46,7 +46,9 @@ def scores(function, rows, targets) -> np.ndarray:
 
 
 class TestSelectIT:
-    @pytest.mark.parametrize("softmax", [False, True])
+    @pytest.mark.parametrize(
+        ("model", "softmax"), [("tiny", False), ("tiny", True), ("smollm2_model", True)], indirect=["model"]
+    )
     def test_equals_the_reference(self, model, rows, one_target, softmax):
         given = RatingPrompts.load()
         expected = [

@@ -23,13 +23,13 @@ from nncift.run.folder.folder import RunFolder
 from pipeline_runs import SAME_BYTES, arithmetic
 
 
-def test_the_main_job_with_the_real_models(pool, target, smollm2, minilm, tmp_path: Path):
-    run = tmp_path / "run"
+def test_the_main_job_with_the_real_models(target, smollm2, minilm, tmp_path: Path):
+    run, pool = tmp_path / "run", write_rows(tmp_path / "pool.jsonl", arithmetic(24))
     options = {"model": smollm2, "encoder": minilm, "influence": "delift", "labels": 24, "device": "cpu"}
     selection = nncift.select(pool, target=target, budget=5, output=run, **options)
     assert len(selection.indices) == 5
     assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
-    originals = {row["id"]: row for row in arithmetic(60)}
+    originals = {row["id"]: row for row in arithmetic(24)}
     rows = [json.loads(line) for line in (run / "subset.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["nncift_rank"] for row in rows] == [1, 2, 3, 4, 5]
     for row in rows:

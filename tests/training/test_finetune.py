@@ -236,9 +236,9 @@ def test_phases(spec, trained, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["GPT2", "Qwen3"])
-def test_other_models(smollm2, tmp_path, architecture, dtype):
+def test_other_models(tiny_model, tmp_path, architecture, dtype):
     """Layers of other names and kinds, no chat template, and a narrower dtype."""
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = None
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4} if architecture == "GPT2" else SMALL
     special = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}

@@ -16,8 +16,8 @@ LENGTHS = (1, 5, 9, 17, 30, 31)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    found = AutoTokenizer.from_pretrained(smollm2)
+def tokenizer(tiny_model):
+    found = AutoTokenizer.from_pretrained(tiny_model)
     found.eos_token = None
     found.chat_template = None
     return found

@@ -124,7 +124,7 @@ class TestInRun:
     def test_samples_of_the_targets_family_score_higher(self, smollm2):
         pool = families("chain_sum", "spell_backward", size=4)
         target = families("chain_sum", "spell_backward", size=2, seed=9)
-        training = dataclasses.replace(SMALL, batch_size=4, min_steps_per_epoch=2, learning_rate=1e-4)
+        training = dataclasses.replace(SMALL, epochs=1, batch_size=4, min_steps_per_epoch=2, learning_rate=1e-4)
         function = prepared(InRun(smollm2, device="cpu", training=training), pool, target)
         scores = function(pool, target)
         assert scores[:4, 0].mean() > scores[4:, 0].mean()

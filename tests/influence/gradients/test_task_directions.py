@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nncift.models.text.examples import encode_examples
 from nncift.training.checkpoints import read_checkpoint, read_moments
 from nncift.training.directional_derivatives import combined_gradients, directional_derivatives
 from nncift.training.lora import Lora, adapted, adapter_layers, adapter_weights, plain_name
+from nncift.training.trainer import Training, fine_tune
 
 WHOLE = 2**16  # more than the weights of the tiny model's adapters: no projection
 
@@ -30,6 +32,18 @@ def pool() -> Dataset:
 @pytest.fixture(scope="module")
 def target() -> Dataset:
     return families("chain_sum", "caesar_cipher", size=3, seed=9).remove_columns("task")
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoints(tiny, pool, tmp_path_factory) -> list[Path]:
+    """Of a warm-up on the pool, as LESS has them.
+
+    A central difference needs a loss that is nearly linear within its step. Where training never met a sample's kind,
+    Adam's moments are near zero, and preconditioned directions take this sample far from linear.
+    """
+    training = Training(lora=Lora(rank=4, alpha=16), epochs=2, learning_rate=3e-3)
+    points = fine_tune(tiny, encode_examples(tiny, pool), training, tmp_path_factory.mktemp("checkpoints"))
+    return [point.folder for point in points]
 
 
 @pytest.fixture(scope="module")
