@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,9 @@ def prepared(function: InfluenceFunction, pool: Dataset, target: Dataset, folder
 
 def families(*names: str, size: int, seed: int = 0) -> Dataset:
     """Samples of task families of reasoning-gym, each with its family as `task`."""
-    import reasoning_gym
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs, where pip compiled nothing
+        import reasoning_gym
 
     rows = [
         {"id": f"{name}-{k}", "prompt": sample["question"], "response": sample["answer"], "task": name}

@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _dialogue_rows() -> Iterator[tuple[str, str, str]]:
 def _task_rows(families: tuple[str, ...], size: int, seed: int) -> Iterator[tuple[str, str, str]]:
     """`size` samples of each family of reasoning-gym: (family, prompt, response)."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs, where pip compiled nothing
             import reasoning_gym
     except ImportError as error:
         raise DependencyError("the demo needs the package reasoning-gym", "pip install 'nncift[demo]'") from error

@@ -237,7 +237,7 @@ def overview() -> str:
 def markdown() -> str:
     """All built-in functions as a Markdown table."""
     rows = [("name", *_TITLES), ("---",) * len(_COLUMNS), *(tuple(_cells(about)) for about in CATALOGUE)]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", TOKENS, ""])
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", textwrap.fill(TOKENS, 120), ""])
 
 
 def explain(name: str) -> str:
