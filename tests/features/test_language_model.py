@@ -8,8 +8,14 @@ import torch
 
 from builders import chat, named, samples
 from nncift.errors import DataError
-from nncift.features.language_model import LanguageModelFeatures, feature_blocks, read_language_features
-from nncift.models.language_model import LanguageModel
+from nncift.features.language_model import (
+    LanguageModelFeatures,
+    feature_blocks,
+    middle_layer,
+    pass_features,
+    read_language_features,
+)
+from nncift.models.language_model import LanguageModel, response_positions
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import encode_examples
 
@@ -48,6 +54,20 @@ def test_equals_one_plain_pass_for_each_sample(name, batch_size, request):
     scale = np.abs(expected).max(axis=0) + 1e-3
     np.testing.assert_allclose(found / scale, expected / scale, atol=2e-4)
     assert read_language_features(model, []).shape == (0, found.shape[1])
+
+
+def test_states_after_a_sample_do_not_count(tiny):
+    """Those of padding may be infinite in 16 bits."""
+    examples = encode_examples(tiny, named(TEXTS, "x"))
+    sequences = [example.ids for example in examples]
+    rows, columns, _ = response_positions(sequences, [example.spans for example in examples])
+    logits, states = tiny.logits_and_states(middle_layer(tiny), sequences, rows, columns)
+    found = pass_features(tiny, examples, logits, states)
+    padded = states.clone()
+    for of_sample, ids in zip(padded, sequences, strict=True):
+        of_sample[len(ids) :] = torch.inf
+    assert torch.isinf(padded).any()
+    np.testing.assert_array_equal(pass_features(tiny, examples, logits, padded), found)
 
 
 def test_a_response_longer_than_the_context_is_cut_and_counted(tiny_model):

@@ -176,7 +176,9 @@ def pass_features(
     shares = np.zeros((len(batch), 2, states.shape[1]), np.float32)
     for of_sample, example in zip(shares, batch, strict=True):
         _share(model, example, *of_sample)
-    means = torch.bmm(torch.from_numpy(shares).to(states.device), states.float())
+    weights = torch.from_numpy(shares).to(states.device)
+    counted = states.float().masked_fill((weights == 0).all(dim=1)[..., None], 0)  # else 0 times a padding's infinity
+    means = torch.bmm(weights, counted)
     return np.concatenate([means.flatten(1).cpu().numpy(), _scalars(values, batch).astype(np.float32)], axis=1)
 
 
