@@ -6,10 +6,10 @@
 
 Each process makes choices, then trains, the first seed of every comparison before the second of any, so that a short
 time gives something of each; 30 % of the pool, and choices of equal response tokens, come last. Rows that several
-comparisons train on alike, random ones above all, are trained on once and tested for each. Comparisons lie in
-DATA/compared, one folder each; a killed process loses its training alone. `--tables` writes what the finished trainings
-give, and trains nothing. `nncift compare` with the command that is printed takes every training that is there, and does
-those that are missing.
+comparisons train on alike, random ones above all, are trained on once and tested for each; the costs of the first
+comparison alone count that training. Comparisons lie in DATA/compared, one folder each; a killed process loses its
+training alone. `--tables` writes what the finished trainings give, and trains nothing. `nncift compare` with the
+command that is printed takes every training that is there, and does those that are missing.
 """
 
 from __future__ import annotations
