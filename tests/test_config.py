@@ -32,7 +32,6 @@ from nncift.errors import ConfigError
         ({"nu": 1.0}, "`nu` 1.0 needs `known`"),
         ({"known_split": "train"}, "`known_split` train needs `known`"),
         ({"known": "k.jsonl", "features": "f.npy"}, "and `known` has none"),
-        ({"known": "k.jsonl", "verify": 2}, "does not compare with exact values, so `verify`"),
         ({"target": ""}, "`target` is empty"),
         ({"fidelity": 0.6}, "`fidelity` 0.6 needs `labels` auto"),
         ({"labels": "auto", "fidelity": 1.5}, "at most 1"),

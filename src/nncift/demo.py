@@ -127,8 +127,8 @@ def _losses(tables: Mapping[str, dict[str, np.ndarray]]) -> str:
     """The test losses for the terminal."""
     as_it_is = metric_record(tables[AS_IT_IS]["loss"], "none")
     lines = [
-        f"test loss on {as_it_is['items']} new samples of these families, one training of {EPOCHS} epochs each"
-        " [95 % interval over the samples], and against random",
+        f"test loss on {as_it_is['items']} new samples of these families, after one training of {EPOCHS} epochs",
+        "[95 % interval over the samples], and the difference from random",
         f"  {AS_IT_IS:<26} {with_interval(as_it_is)}",
     ]
     for name in (CHOSEN, COSINE, RANDOM):

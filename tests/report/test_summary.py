@@ -90,6 +90,10 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side):
             "Optimality: value 3, at least 75 % of the optimal value for these estimates (upper bound 4).",
         ),
         (
+            Certificate(3.0, 3.0, 40),
+            "Optimality: value 3, 100 % of the optimal value for these estimates (upper bound 3).",
+        ),
+        (
             Certificate(3.0, 3.1, 12),
             "at least 96.7 % of the optimal value among subsets of the 12 shortlisted samples (upper bound 3.1)",
         ),

@@ -66,9 +66,6 @@ def _check_learning(config: Config) -> None:
     if config.labels_from is not None:
         reason = "`labels_from` provides the exact values"
         _refuse(config, reason, "network", "influence", "influence_options", "labels", "probes", "verify")
-    if config.known is not None:
-        reason = "the influence of `known` samples is estimated, and does not compare with exact values"
-        _refuse(config, reason, "probes", "verify")
     if config.recipe == "paper":
         _refuse(config, 'the `recipe` "paper" has no prior and no posterior variance', "network", "probes")
     if config.labels is not None and not (config.in_rounds or config.unlabelled):

@@ -25,7 +25,7 @@ from nncift.labels.rates import Rate, mean_rate, measure_rates
 from nncift.models.spec import EncoderSpec, ModelSpec
 from nncift.models.text.chats import any_turns
 from nncift.pipeline.choosing.arrange import make_difficulty
-from nncift.pipeline.choosing.exact import refuse_estimation, trial_vectors
+from nncift.pipeline.choosing.exact import refuse_beside_known, refuse_estimation, trial_vectors
 from nncift.pipeline.components.influences import (
     feature_model,
     make_features,
@@ -145,6 +145,7 @@ class Run:
             if function.traits.factored:
                 fitted = {} if prior is None else prior.description_.get("influence", {})
                 refuse_estimation(config, function.name, fitted.get("name"), verifies=verifier is not None)
+            refuse_beside_known(config, function.name if function.traits.factored else None)
             if prior is not None and not config.learns:
                 check_same_influence(prior, function)
         features = make_features(config, function, setup.encoder, needed)

@@ -25,7 +25,7 @@ from nncift.report.sections.next_steps import next_steps
 from nncift.report.sections.trust import trust
 from nncift.report.sections.worth import evaluations
 from nncift.report.template import template
-from nncift.report.terminal import averaged_text, known_coverage, limit_text, optimality, value_name
+from nncift.report.terminal import averaged_text, known_coverage, limit_text, optimal_share, optimality, value_name
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.files import atomic_write
 
@@ -65,6 +65,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         limit_text=limit_text,
         value_name=value_name,
         optimality=optimality(summary),
+        optimal_share=optimal_share,
         averaged_text=averaged_text,
         influence={
             side: values.mean(dtype=np.float64)

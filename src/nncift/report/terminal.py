@@ -172,7 +172,13 @@ def optimality(summary: Summary) -> str | None:
     elif summary.first_cut is not None:
         given += f" among subsets of the {counted(kept, 'sample')} that the first cut kept"
     sure = "" if found.get("confidence", 1.0) == 1 else f", with probability {percent(found['confidence'])}"
-    return f"at least {found['percent']} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
+    return f"{optimal_share(found)} of the optimal value{given} (upper bound {found['bound']:.4g}{sure})"
+
+
+def optimal_share(certificate: Mapping[str, Any]) -> str:
+    """The least share of the best possible value; that of the best value itself, up to rounding, is no least one."""
+    shown = str(certificate["percent"])
+    return shown if shown.startswith("100") else f"at least {shown}"
 
 
 def near_duplicates_text(found: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import nncift
 import nncift.pipeline.plan
 from builders import word_rows, write_rows
 from nncift.config import Config
-from nncift.errors import DataError
+from nncift.errors import ConfigError, DataError
 from nncift.estimator.network import InfluenceNetwork
 from pipeline_runs import arithmetic
 
@@ -65,3 +65,18 @@ def test_known_samples_have_a_split_of_their_own(pool, options, tmp_path: Path):
         nncift.select(pool, **options)
     nncift.select(pool, known_split="old", **options)
     assert json.loads((tmp_path / "run/summary.json").read_text())["known"]["rows"] == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"influence": "bm25", "verify": 2}, "bm25 is computed exactly for every pair, so `verify` 2 has no use"),
+        ({"influence": "builders:EstimatedBM25", "verify": 2}, "is estimated, which exact values by `verify` 2"),
+        ({"influence": "builders:EstimatedBM25", "probes": 8}, "is estimated, which exact values by `probes` 8"),
+        ({"influence": "delift", "labels": 0, "verify": 2}, "is by gradient-sketch, which exact values by"),
+    ],
+)
+def test_exact_values_of_the_pool_alone_are_refused(pool, tmp_path: Path, given, reason):
+    with pytest.raises(ConfigError, match=reason):
+        nncift.select(pool, known=pool, output=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()

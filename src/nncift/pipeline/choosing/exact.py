@@ -72,6 +72,27 @@ def estimation_of(config: Config, *, verifies: bool = False) -> str | None:
     return next((f"`{option}` {value}" for option, value in given.items() if value != defaults[option]), None)
 
 
+def refuse_beside_known(config: Config, exact: str | None) -> None:
+    """Refuse exact values of a part of the pool where there are known samples, of which none are measured.
+
+    Args:
+        config: the run's.
+        exact: the name of the function by which the known samples count, where it is exact; None where it is estimated.
+
+    Raises:
+        ConfigError: `probes` or `verify` is given with `known`.
+    """
+    given = next((name for name in ("probes", "verify") if getattr(config, name) is not None), None)
+    if config.known is None or given is None:
+        return
+    influence = "estimated" if exact is None else f"by {exact}"
+    problem = (
+        f"the influence of `known` samples is {influence}, which exact values by `{given}` {getattr(config, given):g}"
+        " do not compare with"
+    )
+    raise ConfigError(problem, "leave one of them out")
+
+
 def check_not_estimated(run: Run) -> None:
     """Refuse the folder of an earlier version's run, which estimated what is exact now.
 

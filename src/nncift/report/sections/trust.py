@@ -7,7 +7,7 @@ from typing import Literal
 
 from nncift.report.files import FinishedFiles
 from nncift.report.template import shown_value
-from nncift.report.terminal import unmeasured
+from nncift.report.terminal import optimal_share, unmeasured
 from nncift.run.folder.records import BETTER, DRAWN, NOT_BETTER, TOO_FEW, Fidelity, Summary, counted
 
 _CLOSE, _PARTLY = 0.7, 0.4  # subset-sum correlations
@@ -195,7 +195,7 @@ def _certificate(run: FinishedFiles) -> list[Figure]:
         among = f" of the {counted(kept, 'sample')} that the first cut kept"
     influence = "this influence" if run.summary.exact else "these estimates"
     meaning = f"of the best value that any subset{among} within the budget could have by {influence}."
-    return [Figure(title, f"at least {found['percent']}", meaning)]
+    return [Figure(title, optimal_share(found), meaning)]
 
 
 def _verified(run: FinishedFiles) -> list[Figure]:
