@@ -56,7 +56,7 @@ def test_a_draw_is_reproducible_and_leaves_duplicates_and_test_rows_out(files, c
     assert "12 of 55 samples" in summary_text(tmp_path / "one")
     assert call(name, "again", exclude=(files["test"],)).indices.tolist() == first.indices.tolist()
     assert call(name, "other", exclude=(files["test"],), seed=1).indices.tolist() != first.indices.tolist()
-    assert "Embedding map" not in (tmp_path / "one/report.html").read_text()
+    assert "Map of the pool" not in (tmp_path / "one/report.html").read_text()
 
 
 def test_random_rows_need_no_model_whatever_the_target(files, call, tmp_path: Path, capsys):

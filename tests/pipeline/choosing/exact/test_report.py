@@ -78,14 +78,14 @@ def test_report_terminal_and_plan_say_that_it_is_exact(files, common, tmp_path: 
     text, page = summary_text(run), (run / "report.html").read_text(encoding="utf-8")
     assert "Influence: embedding-similarity, exact for every pair (1,600): nothing was estimated" in text
     assert "Influence is exact for every pair" in page
-    assert "Embedding map" in page
+    assert "Map of the pool" in page
     assert not any(word in page for word in ("fidelity-title", "labelled exactly", "Estimated value"))
     again = write_report(run).read_bytes()
     with pytest.raises(SystemExit, match="0"):
         main(["report", str(run)])
     assert (run / "report.html").read_bytes() == again
     nncift.select(files["pool"], output=tmp_path / "words", influence="bm25", **common)
-    assert "Embedding map" not in (tmp_path / "words/report.html").read_text(encoding="utf-8")
+    assert "Map of the pool" not in (tmp_path / "words/report.html").read_text(encoding="utf-8")
     plan = planning.plan(make_config(files["pool"], output=tmp_path / "plan", **{**given, "budget": "5"}))
     assert (plan.pairs, plan.all_pairs, plan.exact_seconds, set(plan.seconds)) == (
         *(1600, 1600, None),
