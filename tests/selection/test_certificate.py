@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection.certificate import BoundOnBest, Certificate, pairs_for_bound
+from nncift.selection.groups import GroupLimits, Groups
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import FacilityLocation
 from nncift.selection.objectives.table import COMPARES_FEATURES, OBJECTIVES, ObjectiveOptions, make_objective
@@ -148,6 +149,48 @@ def test_a_modular_choice_is_the_best_one(seed, budget):
     found = lazy_greedy(objective, budget, certify=True).certificate
     assert found.bound == pytest.approx(found.value, rel=1e-12)
     assert found.percent == "100\u00a0%"
+
+
+@st.composite
+def limited(draw):
+    """An influence matrix, a budget of k samples or of tokens, and limits that a random subset meets."""
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    entries, costs = rng.random((7, 4), np.float32), rng.integers(1, 9, 7).astype(float)
+    tokens, columns = draw(st.booleans()), draw(st.integers(1, 2))
+    subset = rng.permutation(7)[: rng.integers(1, 6)]
+    limits = []
+    for name in "ab"[:columns]:
+        groups = Groups(name, ("x", "y", "z"), rng.integers(0, 3, 7).astype(np.int32))
+        used = np.bincount(groups.codes[subset], costs[subset] if tokens else None, minlength=3).astype(np.int64)
+        limits.append(GroupLimits(groups, np.maximum(used - rng.integers(0, 3, 3), 0), used + rng.integers(0, 3, 3)))
+    return entries, costs if tokens else None, float(costs[subset].sum()), len(subset), limits
+
+
+@pytest.mark.parametrize("name", ["facility-location", "concave-cover", "mean-influence"])
+@given(problem=limited())
+@settings(deadline=None, max_examples=25)
+def test_no_subset_within_quotas_and_caps_is_above_the_bound(name, problem):
+    entries, costs, room, k, limits = problem
+
+    def make():
+        return make_objective(name, InfluenceMatrix.from_array(entries), ObjectiveOptions())
+
+    def fits(subset) -> bool:
+        rows = list(subset)
+        each = np.ones(7) if costs is None else costs
+        for limit in limits:
+            used = np.bincount(limit.groups.codes[rows], each[rows], minlength=3)
+            if (used > limit.most).any() or (costs is None and (used < limit.least).any()):
+                return False
+        return len(rows) == k if costs is None else each[rows].sum() <= room
+
+    budget = {"budget": k} if costs is None else {"costs": costs, "max_cost": room}
+    found = lazy_greedy(make(), limits=limits, certify=True, **budget)
+    subsets = (s for size in range(8) for s in itertools.combinations(range(7), size) if fits(s))
+    best = max(value_of(make, subset) for subset in subsets)
+    assert best <= found.certificate.bound + NEAR
+    if name == "mean-influence" and costs is None and len(limits) == 1:
+        assert found.value == pytest.approx(best) == pytest.approx(found.certificate.bound)
 
 
 def near_points() -> InfluenceMatrix:

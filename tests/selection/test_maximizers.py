@@ -13,12 +13,20 @@ from hypothesis import strategies as st
 from nncift.errors import ConfigError
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.parts import of_targets
+from nncift.run.executors.base import computing_with
 from nncift.selection.groups import GroupLimits, Groups
 from nncift.selection.maximizers import partitioned_greedy, sampled_greedy
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.maximizers.table import MAXIMIZERS, maximize, planned_passes
 from nncift.selection.objectives.coverage import FacilityLocation
-from nncift.selection.objectives.table import OBJECTIVES, ObjectiveOptions, make_objective
+from nncift.selection.objectives.table import (
+    OBJECTIVES,
+    READS_MEANS,
+    SUMS_OVER_TARGETS,
+    ObjectiveOptions,
+    make_objective,
+)
+from worker_jobs import Elsewhere
 
 N = 300
 OWN = [name for name in OBJECTIVES if not name.endswith(("information", "gain"))]  # that need nothing more
@@ -97,6 +105,36 @@ def test_a_pool_that_is_one_part_is_chosen_from_by_plain_greedy(monkeypatch):
     make = maker("facility-location")
     found = maximize(make, 20, maximizer="partitioned", own_targets=True)
     assert found.indices.tolist() == lazy_greedy(make(), 20).indices.tolist()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("tokens", [False, True])
+def test_parts_are_chosen_from_elsewhere_likewise(name, tokens):
+    (matrix, x), own = near_points(), name in SUMS_OVER_TARGETS
+    costs = np.random.default_rng(2).integers(1, 40, N).astype(float) if tokens else None
+    known = np.full(N if own else 40, 0.1, np.float32) if name.endswith("gain") else None
+
+    def make(targets=None):
+        part = of_targets(matrix, np.arange(N if own else 40) if targets is None else targets)
+        given = {"features": x, "expected": 30.0, "costs": costs, "has_target": not own}
+        at = slice(None) if targets is None else targets
+        return make_objective(name, part, ObjectiveOptions(known=None if known is None else known[at], **given))
+
+    budget = {"costs": costs, "max_cost": 300} if tokens else {"budget": 30}
+    options = {"candidates": np.arange(1, N), "maximizer": "partitioned", "own_targets": own, **budget}
+    here = maximize(make, **options)
+    travelled = []
+
+    class Counting(Elsewhere):
+        def map(self, job, parts):
+            travelled.extend(parts := [*parts])
+            return super().map(job, parts)
+
+    with computing_with(Counting()):
+        there = maximize(make, **options)
+    assert there.indices.tolist() == here.indices.tolist()
+    assert there.gains.tolist() == here.gains.tolist()
+    assert {part.objective.n for part in travelled} == (set() if name in READS_MEANS else {99, 100})
 
 
 @given(seed=st.integers(0, 10_000))

@@ -8,6 +8,7 @@ subset of both sides.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nncift.estimator.covariance import (
+    CHUNK,
     SHARPNESS,
     Side,
     in_chunks,
@@ -25,11 +27,13 @@ from nncift.estimator.covariance import (
 )
 from nncift.estimator.similarity import LabelFreeSimilarity
 from nncift.estimator.vector_process import VectorProcess
+from nncift.run.executors.base import LOCAL, workers
 
 RANK = 128  # of the estimate, at most
 _INDUCING = 512  # targets, at most
 _REFERENCE = 1024  # samples of a side that the truncation is computed on
 _TOLERANCE = 1e-7  # share of the squared Frobenius norm that the truncation may lose
+_SPREAD = 1 << 17  # pool samples from which workers compute the tower: less than their start takes
 
 
 class PosteriorMean:
@@ -91,7 +95,7 @@ class PosteriorMean:
         rank = min(int((lost > _TOLERANCE).sum()) + 1, RANK, len(size))
         root = size[:rank].clamp(min=1e-12 * float(size[0]) + 1e-30).sqrt()
         basis, target_basis = right.T @ v[:rank].T / root, left.T @ u[:, :rank] / root
-        (left_all,) = in_chunks(pool, lambda x: ((self._pool_tower(x, inducing) @ basis).float().numpy(),))
+        left_all = _of_pool(_PoolTower(self, inducing, basis), pool)
 
         def projected(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             tower, bias = self._target_tower(rows, inducing)
@@ -147,6 +151,40 @@ class _Inducing(NamedTuple):
 
     coordinates: Tensor
     units: Any
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The features of some samples; written in messages as their numbers."""
+
+    first: int
+    features: np.ndarray
+
+    def __str__(self) -> str:
+        return f"samples {self.first} to {self.first + len(self.features) - 1} of the estimate"
+
+
+@dataclass(frozen=True, eq=False)
+class _PoolTower:
+    """The pool's tower of some samples, truncated; picklable."""
+
+    mean: PosteriorMean
+    inducing: _Inducing
+    basis: Tensor  # float64 (width, rank)
+
+    def __call__(self, rows: _Rows) -> tuple[int, np.ndarray]:
+        tower = self.mean._pool_tower(rows.features, self.inducing) @ self.basis
+        return rows.first, tower.float().numpy()
+
+
+def _of_pool(tower: _PoolTower, pool: Any) -> np.ndarray:
+    """The tower of all pool samples, float32 (n, rank), of many by the run's workers."""
+    executor = workers() if len(pool) >= _SPREAD else LOCAL
+    found = np.empty((len(pool), tower.basis.shape[1]), np.float32)
+    parts = (_Rows(first, pool[first : first + CHUNK]) for first in range(0, len(pool), CHUNK))
+    for first, rows in executor.map(tower, parts):
+        found[first : first + len(rows)] = rows
+    return found
 
 
 def _subset(n: int, size: int) -> np.ndarray:

@@ -38,6 +38,11 @@ class FactoredMatrix(InfluenceMatrix):
             packed = pack(packed[columns // whole, :, columns % whole])
         return self._factors._replace(columns=packed, n_columns=length(columns))
 
+    def of_rows(self, rows: np.ndarray) -> FactoredMatrix:
+        """The matrix of some pool samples, int64 (k,), whose factors are copied."""
+        factors = self._factors
+        return FactoredMatrix(factors._replace(rows=factors.rows[rows], constants=factors.constants[rows]))
+
     def coverage_gains(self, rows: np.ndarray, covered: np.ndarray) -> np.ndarray:
         """Fused: no entry is stored."""
         return kernels.coverage_gains(self._factors, *self._checked(rows, covered))

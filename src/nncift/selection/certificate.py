@@ -7,7 +7,8 @@ For a monotone submodular function f, whatever the subset S, and for every subse
 so f(S) plus the largest sum of gains that fits the budget bounds the best value: the k largest gains under a budget of
 k samples, and the fractional knapsack's fill by gain per token under one of tokens (Leskovec et al., "Cost-effective
 outbreak detection in networks", 2007, section 3.2; Dantzig, "Discrete-variable extremum problems", 1957). It is often
-far closer than the guarantee of greedy, 1 - 1/e.
+far closer than the guarantee of greedy, 1 - 1/e. Under quotas and caps the sum is the largest within them
+(`selection.largest_sum`).
 
 Every subset on greedy's way gives such a bound, and the smallest counts. An earlier gain is never below a later one, so
 the gains that lazy greedy holds give one at any step for nothing but a partial sort (after 0, 1, 2, 4, 8, ... samples;
@@ -28,6 +29,7 @@ rounding of the gains, float32 sums: about 1e-6 of the value.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,8 @@ from tqdm import tqdm
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
+from nncift.selection.groups import GroupLimits
+from nncift.selection.largest_sum import LinearBudget
 from nncift.selection.objectives.coverage import COVERAGE
 from nncift.selection.objectives.table import Objective
 from nncift.selection.relaxation import Relaxation, relaxation_of
@@ -80,14 +84,21 @@ class BoundOnBest:
         costs: of every sample of the pool, float64 (n,), above 0.
         limit: number of samples at most.
         room: cost of a subset at most; infinite under a budget in samples.
+        limits: on how much of each value of a column is selected.
     """
 
-    def __init__(self, candidates: np.ndarray, costs: np.ndarray, limit: int, room: float) -> None:
+    def __init__(
+        self,
+        candidates: np.ndarray,
+        costs: np.ndarray,
+        limit: int,
+        room: float,
+        limits: Sequence[GroupLimits] = (),
+    ) -> None:
         self.value = float("inf")
         self.work = len(candidates)  # rows of the matrix that the choice took; those of the first gains at first
-        self._limit, self._room = limit, room
         self._fitting = candidates[costs[candidates] <= room]
-        self._costs = costs[self._fitting]
+        self._budget = LinearBudget(costs[self._fitting], limit, room, [each.take(self._fitting) for each in limits])
 
     def lower(self, value: float, gains: np.ndarray) -> None:
         """Take a subset into account.
@@ -96,7 +107,7 @@ class BoundOnBest:
             value: of the subset.
             gains: over the subset of every sample of the pool, or upper bounds of these, float64 (n,); 0 of its own.
         """
-        self.value = min(self.value, value + self._largest_sum(gains[self._fitting])[0])
+        self.value = min(self.value, value + self._budget.largest_sum(gains[self._fitting])[0])
 
     def close(
         self,
@@ -143,7 +154,7 @@ class BoundOnBest:
                     bar.update(len(part))
                 present[stale] = True
                 now = gains[self._fitting]
-                total, largest, _ = self._largest_sum(now)
+                total, largest, _ = self._budget.largest_sum(now)
                 stale = largest[~present[largest] & (now[largest] > 0)]
                 if not len(stale):
                     break
@@ -168,30 +179,10 @@ class BoundOnBest:
                     part = slice(first, first + _ROWS)
                     weights[part] = relaxation.weights(self._fitting[part])
                     bar.update(len(weights[part]))
-                total, places, shares = self._largest_sum(weights)
+                total, places, shares = self._budget.largest_sum(weights)
                 found = relaxation.constant + total
                 self.value = min(self.value, found)
                 relaxation.move(self._fitting[places], shares, max(found - value, 0.0))
-
-    def _largest_sum(self, gains: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The largest sum within the budget, the places of all gains that count in it, and the part of each."""
-        gains = np.maximum(gains, 0)
-        if self._limit < len(gains):
-            largest = np.argpartition(gains, len(gains) - self._limit)[-self._limit :]
-        else:
-            largest = np.arange(len(gains))
-        total, ones = float(gains[largest].sum()), np.ones(len(largest))
-        if np.isinf(self._room):
-            return total, largest, ones
-        order = np.argsort(-gains / self._costs)
-        filled = np.cumsum(self._costs[order])
-        if filled[-1] <= self._room:
-            return total, largest, ones
-        whole = int(np.searchsorted(filled, self._room, side="right"))  # of these all, of the next a part
-        left = self._room - (filled[whole - 1] if whole else 0.0)
-        shares = np.append(np.ones(whole), left / self._costs[order[whole]])
-        fill = float(gains[order[: whole + 1]] @ shares)
-        return (total, largest, ones) if total <= fill else (fill, order[: whole + 1], shares)
 
 
 def pairs_for_bound(samples: int, targets: int, expected: float) -> int:

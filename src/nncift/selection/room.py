@@ -63,6 +63,10 @@ class Task:
         room = max(self.max_cost * share, float(self.costs[candidates].min()))
         return replace(self, candidates=candidates, limit=limit, max_cost=room, limits=())
 
+    def alone(self) -> Task:
+        """This task without limits on groups, of its candidates as all the samples that there are."""
+        return replace(self, candidates=np.arange(len(self.candidates)), costs=self.costs[self.candidates])
+
     @property
     def per(self) -> np.ndarray:
         """What the gain of every sample is divided by, float64 (n,)."""

@@ -260,8 +260,9 @@ class Selection:
         """Of a pool from several sources: how many samples of each are selected, and how many there are."""
         if self.pool is None or "source" not in self.pool.column_names:
             return {}
-        whole, chosen = Counter(self.pool.data.column("source").to_pylist()), Counter(self._sources())
-        return {name: (chosen[name], count) for name, count in whole.items() if name is not None}
+        whole, chosen = self.pool.data.column("source").value_counts(), Counter(self._sources())
+        counts = ((each["values"], each["counts"]) for each in whole.to_pylist())
+        return {name: (chosen[name], count) for name, count in counts if name is not None}
 
     def _influences(self) -> list[float | None]:
         return [None] * len(self) if self.influence is None else _shortest(self.influence)

@@ -16,8 +16,25 @@ from builders import word_rows, write_rows
 from nncift.errors import DependencyError, NNCIFTError
 from nncift.pipeline.components.workers import described
 from nncift.pipeline.configuration.configure import make_config
+from nncift.run.executors.ray_cluster import RayExecutor
 
 EXEMPT = {"run.log", "costs.json", "checksums.jsonl", "report.html", ".lock"}
+SKETCH = {"influence": "worker_influence:DeadlySketch"}
+ESTIMATE = {
+    "influence": "worker_influence:DeadlyDelift",
+    "labels": 120,
+    "maximizer": "partitioned",
+    "matrix": "streamed",
+}
+SMALL = {  # so that each stage has several parts
+    "nncift.influence.gradient_sketch.SHARD": 8,
+    "nncift.influence.gradient_sketch.WHITENING_TOKENS": 60,
+    "nncift.features.base.SHARD": 16,
+    "nncift.labels.collect.BLOCK_PAIRS": 8,
+    "nncift.estimator.towers.CHUNK": 16,
+    "nncift.estimator.towers._SPREAD": 1,
+    "nncift.selection.maximizers.partitioned_greedy.PART": 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,48 +82,68 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr("nncift.influence.gradient_sketch.SHARD", 8)
-    monkeypatch.setattr("nncift.influence.gradient_sketch.WHITENING_TOKENS", 60)
+@pytest.fixture(scope="module", autouse=True)
+def small_parts():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in SMALL.items():
+            patch.setattr(name, size)
+        yield
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[str]:
+    """The parts that went to Ray, by name."""
+    names, compute = list[str](), RayExecutor.map
+
+    def map_parts(self, job, parts):
+        def named():
+            for part in parts:
+                names.append(str(part))
+                yield part
+
+        return compute(self, job, named())
+
+    monkeypatch.setattr(RayExecutor, "map", map_parts)
+    return names
 
 
 def state(folder: Path) -> dict[str, bytes]:
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     stages = json.loads((folder / "costs.json").read_text())["stages"]
     tokens = {name: cost["forward_tokens"] for name, cost in stages.items()}
-    assert tokens["influence"]
+    assert tokens["influence" if "influence" in tokens else "labels"]
     files = {name: path.read_bytes() for name, path in found.items() if path.name not in EXEMPT}
-    return files | {"tokens": json.dumps(tokens).encode()}
+    summary = json.loads(files["summary.json"])
+    (summary["exact_all_pairs"] or {}).pop("seconds", None)  # as measured
+    return files | {"tokens": json.dumps(tokens).encode(), "summary.json": json.dumps(summary).encode()}
 
 
 @pytest.fixture(scope="module")
 def local(options, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("local") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncift.influence.gradient_sketch.SHARD", 8)
-        patch.setattr("nncift.influence.gradient_sketch.WHITENING_TOKENS", 60)
-        nncift.select(**options, influence="worker_influence:DeadlySketch", output=folder)
+    nncift.select(**options, **SKETCH, output=folder)
     return state(folder)
 
 
 def test_processes_give_the_same_bytes_though_one_is_killed(options, local, deaths, tmp_path: Path):
     (deaths / "worker").touch()
-    nncift.select(
-        **options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", workers=2, cpus_per_worker=1
-    )
+    nncift.select(**options, **SKETCH, output=tmp_path / "run", workers=2, cpus_per_worker=1)
     assert not [*deaths.iterdir()]
     assert state(tmp_path / "run") == local
 
 
-def test_ray_gives_the_same_bytes_though_a_worker_and_a_machine_die(options, local, cluster, deaths, tmp_path: Path):
+def test_all_that_travels_to_ray_while_a_worker_and_a_machine_die_amid_labels(
+    options, cluster, deaths, sent, tmp_path: Path
+):
+    nncift.select(**options, **ESTIMATE, output=tmp_path / "local")
+    assert not sent
     (deaths / "worker").touch()
     (deaths / next(iter(cluster.worker_nodes)).node_id).touch()
-    nncift.select(
-        **options, influence="worker_influence:DeadlySketch", output=tmp_path / "run", ray_address=cluster.address
-    )
+    nncift.select(**options, **ESTIMATE, output=tmp_path / "run", ray_address=cluster.address)
     assert not [*deaths.iterdir()]
-    assert state(tmp_path / "run") == local
+    assert state(tmp_path / "run") == state(tmp_path / "local")
+    for stage in ("features/pool", "labels/block", "of the estimate", "of the choice"):
+        assert sum(stage in name for name in sent) > 1, (stage, sent)
 
 
 def test_refusals(options, monkeypatch, tmp_path: Path):

@@ -19,7 +19,13 @@ from nncift.run.storage.files import read_array, write_array
 from nncift.run.storage.vectors import read_vectors
 from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.maximizers.table import maximize, planned_passes
-from nncift.selection.objectives.table import COMPARES_FEATURES, Objective, ObjectiveOptions, make_objective
+from nncift.selection.objectives.table import (
+    COMPARES_FEATURES,
+    READS_MEANS,
+    Objective,
+    ObjectiveOptions,
+    make_objective,
+)
 from nncift.selection.selection import Selection
 from nncift.selection.served import targets_served
 
@@ -203,7 +209,7 @@ def cost(run: Run) -> PlannedCost:
     A choice from a shortlist has a certificate that needs the shortlist alone.
     """
     rows, targets = run.size("pool") + run.size("known"), run.size("target")
-    bounded = run.config.verify is None and run.objective not in COMPARES_FEATURES
+    bounded = run.config.verify is None and run.objective not in READS_MEANS
     expected = run.budget.expected(run.size("pool"), run.tokens)
     certified = pairs_for_bound(run.size("pool"), targets, expected) / (rows * targets) if bounded else 0
     seconds, memory = forms.planned(run, _trial_matrix(run), _passes(run), certified)
@@ -214,8 +220,8 @@ def cost(run: Run) -> PlannedCost:
 
 def _passes(run: Run) -> float:
     """Passes over all pairs that the choice takes where they are streamed, without its certificate."""
-    if run.objective in COMPARES_FEATURES:
-        return 1.0  # the mean influence of each sample; the rest is read from the features
+    if run.objective in READS_MEANS:
+        return 1.0
     n, tokens = run.size("pool"), run.tokens
     passes = planned_passes(run.config.maximizer, n, run.budget.expected(n, tokens), own_targets=run.own_target)
     return passes if tokens is None else 2 * passes  # by gain per token and by gain

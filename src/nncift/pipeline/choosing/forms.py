@@ -17,7 +17,7 @@ from nncift.run.folder.records import percent
 from nncift.run.options.amounts import size_text
 from nncift.selection.maximizers.table import Make
 from nncift.selection.objectives.coverage import COVERAGE, FacilityLocation
-from nncift.selection.objectives.table import COMPARES_FEATURES, find_objective
+from nncift.selection.objectives.table import READS_MEANS, find_objective
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import ENOUGH, Sparseness
 
@@ -64,8 +64,8 @@ def form_of(run: Run) -> Form:
     """The form for the choice from the whole pool."""
     if run.config.matrix != "auto":
         return run.config.matrix
-    if run.objective in COMPARES_FEATURES:
-        return "streamed"  # they read each sample's mean influence, once
+    if run.objective in READS_MEANS:
+        return "streamed"
     may_be_sparse = not _without_sparse_form(run)
     return choose_form(run.size("pool"), run.size("target"), _expected(run), may_be_sparse=may_be_sparse)
 

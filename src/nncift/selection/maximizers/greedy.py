@@ -88,7 +88,7 @@ def lazy_greedy(
     order = everyone[np.lexsort((everyone, -first_by[everyone]))]
     total = limit if max_cost is None else room
     admission = Admission(limits, everyone, each, total) if limits else None
-    bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room)
+    bound = None if not certify or without_bound(objective) else BoundOnBest(everyone, each, limit, room, limits)
     complete = not is_sparse(objective)  # so that gains bound the best value
     latest, begun, checks = first_gains.copy(), list[float](), (admission, bound if complete else None)
     if len(first):

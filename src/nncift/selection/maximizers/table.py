@@ -222,7 +222,7 @@ def _certificate(
 ) -> Certificate:
     """The bound for a subset that is in the objective."""
     value, chosen = selection.value, selection.indices
-    bound = BoundOnBest(task.candidates, task.costs, task.limit, task.max_cost)
+    bound = BoundOnBest(task.candidates, task.costs, task.limit, task.max_cost, task.limits)
     reason = without_bound(objective)
     if isinstance(objective, GraphCut):  # whose relaxation bounds it even where it is not monotone
         bound.relax(GraphCutRelaxation(objective, chosen), value, progress=progress)

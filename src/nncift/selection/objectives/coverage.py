@@ -8,10 +8,14 @@ matrix never store for facility location.
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import numpy as np
 
 from nncift.errors import ConfigError
 from nncift.matrix.compiled.entries import Entries
+from nncift.matrix.estimated import FactoredMatrix
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.selection.objectives.table import (
@@ -38,6 +42,17 @@ class _Coverage:
         covered = None if options is None else options.covered
         self.start = np.zeros(matrix.shape[1], np.float32) if covered is None else _on_targets(covered, matrix)
         self._covered = self.start.copy()
+
+    def alone(self, rows: np.ndarray) -> Self | None:
+        """The same empty objective of the samples `rows`, int64 (k,), with nothing of the others.
+
+        None where its matrix is not estimated, and a part may need the whole.
+        """
+        if not isinstance(self.matrix, FactoredMatrix):
+            return None
+        part = copy.copy(self)
+        part.matrix, part.n, part._covered = self.matrix.of_rows(rows), len(rows), self._covered.copy()
+        return part
 
 
 class FacilityLocation(_Coverage):
@@ -110,6 +125,12 @@ class FacilityLocationMutualInformation(FacilityLocation):
         self._relevance = self.relevance()
         self._relevance_chosen = 0.0
 
+    def alone(self, rows: np.ndarray) -> Self | None:
+        """As of facility location."""
+        if (part := super().alone(rows)) is not None:
+            part._relevance = self._relevance[rows]
+        return part
+
     @property
     def modular(self) -> np.ndarray:
         """What each sample adds besides coverage, float64 (n_pool,): relevance, 0 of the samples in the subset."""
@@ -178,6 +199,12 @@ class ConcaveCover(_Coverage):
         self._covered = self.start.copy()
         self._chosen = np.zeros(self.n, bool)
 
+    def alone(self, rows: np.ndarray) -> Self | None:
+        """As of facility location."""
+        if (part := super().alone(rows)) is not None:
+            part._chosen = self._chosen[rows]
+        return part
+
     @property
     def value(self) -> float:
         """Value of the subset so far."""
@@ -216,6 +243,14 @@ def coverage_terms(objective: Objective) -> tuple[Entries, np.ndarray, np.ndarra
     assert isinstance(objective, FacilityLocation)
     entries = objective.matrix.stored
     return None if entries is None else (entries, objective.covered, objective.modular)
+
+
+def alone(objective: Objective, rows: np.ndarray) -> Objective | None:
+    """An empty built-in objective of coverage, of the samples `rows`, int64 (k,), alone.
+
+    None of another objective, and of one whose matrix is not estimated.
+    """
+    return objective.alone(rows) if type(objective) in (*COVERAGE, ConcaveCover) else None  # type: ignore[attr-defined]
 
 
 def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:

@@ -35,10 +35,12 @@ OBJECTIVES = {
     "log-determinant": "nncift.selection.objectives.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
-FACILITY_LOCATION, MUTUAL_INFORMATION, CONDITIONAL_GAIN, CONCAVE_COVER, _, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
+FACILITY_LOCATION, MUTUAL_INFORMATION, CONDITIONAL_GAIN, CONCAVE_COVER, _MEAN, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
 
 COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
+READS_MEANS = COMPARES_FEATURES | {_MEAN}
+"""Objectives that read the mean influence of each sample and nothing else of the matrix."""
 SUMS_OVER_TARGETS = frozenset({FACILITY_LOCATION, CONDITIONAL_GAIN, CONCAVE_COVER})
 """Objectives whose value on some of the targets estimates that on all: a sum of a term for each."""
 
