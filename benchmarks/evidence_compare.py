@@ -48,6 +48,7 @@ class Setting:
     pool: str = "pool"
     seeds: int = 3
     influence: tuple[str, ...] = ("less", "delift")  # estimated
+    influence_options: tuple[str, ...] = ()  # of the one function that is estimated: NAME=VALUE
     exact: tuple[str, ...] = ("less",)
     free: tuple[str, ...] = FREE
     objectives: tuple[str, ...] = ()
@@ -70,6 +71,14 @@ def large(**others: Any) -> Setting:
     return of_default("a", **{**shared, **others})
 
 
+def of_layers(*chosen: str) -> Setting:
+    """LESS as a training like the one to come has it, of some layers, exact and estimated, on one narrow target."""
+    alike = ("epochs=3", "learning_rate=2e-4", "batch_size=8", "fraction=1.0", "lora.rank=16", "lora.alpha=32")
+    options = ("preconditioned=both", "sharpness=3", *(f"training.{option}" for option in alike), *chosen)
+    own = {"influence": ("less",), "exact": ("less",), "free": ("gradient-sketch",), "influence_options": options}
+    return Setting("a", "test-qasc", "target-qasc", budget=("0.05",), curve=(50,), **own)
+
+
 OBJECTIVES = ("facility-location-mutual-information", "facility-location", "concave-cover")
 SETTINGS = {
     "gigaword": Setting("a", "test-gigaword", "target-gigaword", units=("rows", "tokens")),
@@ -87,6 +96,9 @@ SETTINGS = {
     "methods-qasc": of_default("a", test="test-qasc", target="target-qasc", methods=("lora", "phased", "weighted")),
     "continual": of_default("a", test="test-new", known="known"),
     "not-continual": of_default("a", test="test-new"),
+    "layers-all": of_layers(),
+    "layers-last": of_layers("layers=last:16"),
+    "layers-one": of_layers("layers=15"),
 }
 
 
@@ -100,6 +112,7 @@ def options_of(setting: Setting, given: argparse.Namespace) -> dict[str, Any]:
     """The other options of the comparison."""
     found = {
         "influence": setting.influence,
+        "influence_options": setting.influence_options,
         "exact": setting.exact,
         "free": setting.free,
         "objectives": setting.objectives,
@@ -117,7 +130,10 @@ def command(setting: Setting, given: argparse.Namespace, output: Path) -> str:
     """The command of the same comparison."""
     sources = sources_of(setting, given.data)
     parts = ["nncift", "compare", sources.pop("pool")]
-    for name, value in [*sources.items(), *options_of(setting, given).items(), ("output", str(output))]:
+    options = options_of(setting, given)
+    for option in options.pop("influence_options", ()):
+        parts += ["--influence-option", option]
+    for name, value in [*sources.items(), *options.items(), ("output", str(output))]:
         parts += [f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(parts)
 
