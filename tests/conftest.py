@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from builders import keep_first_tokens
 from nncift.models.language_model import LanguageModel
 from nncift.models.loading import BFLOAT16
 from nncift.models.locate import embedded_encoder, embedded_language_model
+from nncift.run.storage.files import read_json, write_json
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -56,6 +58,19 @@ def shared_data() -> Path:
 def minilm() -> str:
     """The folder of the real MiniLM sentence encoder."""
     return str(embedded_encoder())
+
+
+@pytest.fixture(scope="session")
+def small_encoder(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """MiniLM without all but its first layer, for runs in which no quality of the embeddings is judged."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(minilm, tmp_path_factory.mktemp("small-encoder") / "encoder"))
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"num_hidden_layers": 1})
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".layer." not in name or ".layer.0." in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -97,35 +97,43 @@ def test_help_of_select_is_grouped_and_names_the_config_file(capsys):
     assert places[-1] < out.index("--config") < out.index("--dry-run")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["nowhere"], "nowhere: no such file or folder, nor a hub id"),
-        (["POOL", "--target", "nowhere.csv"], "nowhere.csv: no such file"),
-        (["POOL", "--known", "./nowhere"], "./nowhere: no such file"),
-        (["POOL", "--exclude", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["POOL", "--labels-from", "nowhere.csv"], "nowhere.csv: no such file"),
-        (["POOL", "--features", "nowhere.npy"], "--features: there is no file nowhere.npy"),
-        (["POOL", "--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
-        ([""], "--pool is empty"),
-        (["POOL", "--output", ""], "--output is empty"),
-        (["POOL", "--seed", "1.5"], "'1.5' is not a whole number"),
-    ],
-)
-def test_a_mistyped_path_is_refused_before_the_heavy_imports(pool, tmp_path, arguments, message):
-    script = (
-        "import sys, nncift.cli\n"
-        "try:\n    nncift.cli.main()\n"
-        "finally:\n    print([m for m in ('torch', 'transformers', 'datasets', 'numba') if m in sys.modules])"
-    )
-    arguments = [str(pool) if argument == "POOL" else argument for argument in arguments]
+MISTYPED = [
+    (["nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+    (["nowhere"], "nowhere: no such file or folder, nor a hub id"),
+    (["pool.jsonl", "--target", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["pool.jsonl", "--known", "./nowhere"], "./nowhere: no such file"),
+    (["pool.jsonl", "--exclude", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    (["pool.jsonl", "--labels-from", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["pool.jsonl", "--features", "nowhere.npy"], "--features: there is no file nowhere.npy"),
+    (["pool.jsonl", "--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+    ([""], "--pool is empty"),
+    (["pool.jsonl", "--output", ""], "--output is empty"),
+    (["pool.jsonl", "--seed", "1.5"], "'1.5' is not a whole number"),
+]
+EACH_REFUSED = """
+import contextlib, io, json, sys
+import nncift.cli
+for arguments in json.loads(sys.argv[1]):
+    code, errors = 0, io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            nncift.cli.main(["select", *arguments])
+        except SystemExit as stop:
+            code = stop.code
+    heavy = [name for name in ("torch", "transformers", "datasets", "numba") if name in sys.modules]
+    print(json.dumps([code, errors.getvalue(), heavy]))
+"""
+
+
+def test_a_mistyped_path_is_refused_before_the_heavy_imports(pool, tmp_path):
+    given = json.dumps([arguments for arguments, _ in MISTYPED])
     done = subprocess.run(
-        [sys.executable, "-c", script, "select", *arguments], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", EACH_REFUSED, given], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert (done.returncode, done.stdout) == (2, "[]\n")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    for (arguments, message), (code, errors, heavy) in zip(MISTYPED, outcomes, strict=True):
+        assert (code, errors.count("\n"), heavy) == (2, 1, []), arguments
+        assert message in errors
     assert [path.name for path in tmp_path.iterdir()] == [pool.name]
 
 

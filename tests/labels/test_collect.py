@@ -51,9 +51,9 @@ class Pointwise(Product):
     traits = Traits(pointwise=True)
 
 
-@pytest.mark.parametrize("most", [10, 3, 1])
+@pytest.mark.parametrize("most", [3, 1])
 def test_a_block_that_does_not_fit_is_halved_and_logged(pool, tmp_path, caplog, most):
-    rows, columns = np.arange(3, 7), np.arange(20, 26)
+    rows, columns = np.arange(3, 5), np.arange(20, 23)
     whole = collect(Product(), pool, pool, rows, columns)
     function = Product(most)
     with caplog.at_level(logging.INFO, "nncift"):
@@ -62,7 +62,7 @@ def test_a_block_that_does_not_fit_is_halved_and_logged(pool, tmp_path, caplog, 
         np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name))
     np.testing.assert_array_equal(halved.influence, (halved.pool_index * halved.target_index).astype(np.float32))
     assert max(height * width for height, width in function.blocks) <= most
-    assert "a block of 4 x 6 pairs ran out of memory and was halved" in caplog.text
+    assert "a block of 2 x 3 pairs ran out of memory and was halved" in caplog.text
 
 
 def test_a_pair_that_does_not_fit_is_named(pool):

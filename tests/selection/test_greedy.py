@@ -58,7 +58,7 @@ def matrices(draw) -> np.ndarray:
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("tokens", [False, True])
 @given(entries=matrices(), data=st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 def test_equals_plain_greedy(name, tokens, entries, data):
     matrix, n = InfluenceMatrix.from_array(entries), len(entries)
     some = np.array(data.draw(st.permutations(range(n))))[: data.draw(st.integers(1, n))]
@@ -218,7 +218,7 @@ def test_bad_budgets(options, message):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(entries=matrices(), data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_a_smaller_budgets_choice_is_continued_as_if_chosen_anew(name, entries, data):
     n, matrix = len(entries), InfluenceMatrix.from_array(entries)
     budget = data.draw(st.integers(1, n))

@@ -28,6 +28,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"}
 _THEMED = {**_VARIABLES, SELECTED: "chosen", OTHER: "left", TARGET: "target"}  # of pictures with their own legends
 _STYLE = {
     "svg.fonttype": "none",  # real text: it can be read aloud, searched and copied
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -200,17 +201,18 @@ def svg(
         variables: colour to the CSS variable that takes its place.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():  # neither the user's matplotlibrc nor our settings leave this block
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         matplotlib.rcParams["svg.hashsalt"] = name
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained", dpi=200)
         paint(figure.add_subplot())
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", dpi=200, transparent=True, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)  # `savefig` would draw it twice
     return Markup(_inline(text.getvalue(), name, variables))
 
 
