@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from builders import write_jsonl
 from nncift import doctor
 from nncift.cli import main
 from nncift.run.options.amounts import size_text
@@ -52,6 +53,18 @@ def called(*arguments: str) -> None:
     assert stop.value.code == 0
 
 
+def test_doctor_says_what_a_run_on_a_pool_would_need(capsys, tmp_path, tiny_model):
+    pool = tmp_path / "pool.jsonl"
+    write_jsonl(pool, [{"prompt": f"Say {number}.", "response": str(number)} for number in range(6)])
+    called("doctor", str(pool), "--model", tiny_model)
+    machine, run = capsys.readouterr().out.split("\n\n", 1)
+    assert "Disk: " in machine
+    assert "Pool: 6 samples" in run
+    assert "LLM tokens" in run
+    assert "memory" in run
+    assert [path.name for path in tmp_path.iterdir()] == [pool.name]
+
+
 def test_doctor_names_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / "evil\x1b[31m"))
     monkeypatch.setenv("NNCIFT_CACHE_SIZE", "3GiB")
@@ -74,7 +87,7 @@ def test_doctor_names_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):
         assert "Hub: not asked, since HF_HUB_OFFLINE is set" in out
         assert f"{size_text(2048)} in all" in out
         assert "Disk: " in out
-        assert "nncift select POOL --dry-run" in out
+        assert "nncift doctor POOL" in out
         assert "\x1b" not in out
 
 

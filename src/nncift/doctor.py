@@ -37,7 +37,6 @@ _TIMEOUT = 3.0  # seconds that the hub has for an answer
 def diagnosis() -> str:
     """Versions, devices, precision, threads, cache, disk, hub and optional packages, a line or two for each."""
     lines = [*_versions(), *_machine(), *_cache(), *_disk(), hub_line(), *_optional(requires("nncift") or [])]
-    lines.append("What a run would take (LLM tokens, time, memory, disk): nncift select POOL --dry-run")
     return "\n".join(printable(line) for line in lines)
 
 

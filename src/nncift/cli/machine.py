@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from nncift.cli.messages import as_typed
 from nncift.errors import ConfigError, RunError, printable
 
 if TYPE_CHECKING:
@@ -12,11 +13,25 @@ if TYPE_CHECKING:
 Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 
-def doctor() -> None:
-    """Check this machine: versions, devices, threads, cache, disk, the hub, optional packages. For bug reports too."""
+def doctor(pool: str | None = None, *, model: str | None = None, encoder: str | None = None) -> None:
+    """Check this machine: versions, devices, threads, cache, disk, the hub, optional packages. For bug reports too.
+
+    Args:
+        pool: A file, folder or hub id: what a run on it would need here, as `nncift select POOL --dry-run` says.
+        model: The language model of that run.
+        encoder: Its sentence encoder.
+    """
     from nncift.doctor import diagnosis
 
     print(diagnosis())
+    if pool is None:
+        print("What a run would take (LLM tokens, time, memory, disk): nncift doctor POOL, or the run with --dry-run")
+        return
+    from nncift.pipeline.configuration.configure import make_config
+    from nncift.pipeline.plan import plan
+
+    given = {name: value for name, value in (("model", model), ("encoder", encoder)) if value is not None}
+    print(f"\n{as_typed(plan(make_config(pool, **given)))}")
 
 
 def add_completion(app: App) -> None:
