@@ -37,7 +37,7 @@ PARTS: dict[str, Any] = {
     "damage": damage.campaign,
 }
 FULL = {"kills": 200, "space": 120, "inputs": 10_000, "damage": 0}  # instants, disks, inputs, runs (0: every kind)
-SHORT = {"kills": 5, "space": 1, "inputs": 400, "damage": 1}
+SHORT = {"kills": 3, "space": 1, "inputs": 200, "damage": 1}
 
 
 def main() -> None:
