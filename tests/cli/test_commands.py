@@ -24,9 +24,20 @@ def test_repair_names_what_it_removed(capsys, pool, tmp_path):
     assert called(capsys, "repair", tmp_path)[0] == 2
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, minilm, tmp_path):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, small_encoder, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    arguments = ["--model", tiny_model, "--encoder", minilm, "--labels", "50", "--budget", "10%", "--device", "cpu"]
+    arguments = [
+        "--model",
+        tiny_model,
+        "--encoder",
+        small_encoder,
+        "--labels",
+        "50",
+        "--budget",
+        "10%",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--influence", "delift"]
     code, out, err = called(capsys, "select", pool, "--output", tmp_path / "run", *arguments, "--dry-run", "--quiet")
     assert (code, err) == (0, "")
@@ -42,12 +53,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, pool, tiny_model, 
     assert "not a run of nncift" in err
 
 
-def test_a_dry_run_of_what_has_run_is_planned(capsys, pool, minilm, tmp_path):
+def test_a_dry_run_of_what_has_run_is_planned(capsys, pool, small_encoder, tmp_path):
     command = [
         "select",
         pool,
         "--encoder",
-        minilm,
+        small_encoder,
         "--influence",
         "builders:EstimatedCosine",
         "--labels",

@@ -31,9 +31,11 @@ def test_an_option_of_one_run_is_refused_by_compare_with_a_reason(capsys, pool, 
     assert len(err.splitlines()) == 1
 
 
-def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, minilm, tmp_path):
+def test_a_config_file_gives_options_and_the_command_line_overrides_them(capsys, pool, small_encoder, tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(f"encoder: {minilm}\ninfluence: builders:EstimatedCosine\nlabels: '60'\nbudget: '4'\ndevice: cpu\n")
+    file.write_text(
+        f"encoder: {small_encoder}\ninfluence: builders:EstimatedCosine\nlabels: '60'\nbudget: '4'\ndevice: cpu\n"
+    )
     code, out, err = called(
         capsys, "select", pool, "--config", file, "--budget", "3", "--output", tmp_path / "run", "--quiet"
     )
@@ -146,9 +148,9 @@ def test_a_mistyped_path_is_refused_before_the_heavy_imports(pool, tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work_and_leaves_nothing(
-    capsys, pool, minilm, tiny_model, tmp_path, arguments, message
+    capsys, pool, small_encoder, tiny_model, tmp_path, arguments, message
 ):
-    common = ["--encoder", minilm, "--model", tiny_model, "--influence", "builders:EstimatedCosine", "--quiet"]
+    common = ["--encoder", small_encoder, "--model", tiny_model, "--influence", "builders:EstimatedCosine", "--quiet"]
     code, _, err = called(capsys, "select", pool, *common, "--output", tmp_path / "run", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err

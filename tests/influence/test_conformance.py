@@ -45,6 +45,8 @@ CACHE = {  # functions that keep something in a folder, and an option that gives
     "stratified-random": {"clusters": 2},
 }
 SHORT = Training(lora=Lora(rank=4, modules=("v_proj", "down_proj")), epochs=1)
+QUICK = {"less": {"training": SHORT}, "lossval": {"epochs": 2}}
+"""Options with which a function's training is short."""
 FORMS = {  # of a function with options that change what it computes: its name, the options, and what rounding changes
     "less-directions": ("less", {"preconditioned": "both", "directions": "task", "training": SHORT}, 0.02),
 }
@@ -67,7 +69,7 @@ def target() -> Dataset:
 
 
 @pytest.fixture(params=[*BUILT_IN, *FORMS])
-def make(request, tiny, minilm, pool, target):
+def make(request, tiny, small_encoder, pool, target):
     """Builds the function; one whose values depend on all samples is prepared with those of the block.
 
     Its language model, unless a test names one, has the weights of all others and counts for itself.
@@ -75,12 +77,17 @@ def make(request, tiny, minilm, pool, target):
     name, form, tolerance = FORMS.get(request.param, (request.param, {}, 1e-5))
 
     def make(
-        *, ready: bool = True, model: str | None = None, encoder: str = minilm, own: dict | None = None, **options
+        *,
+        ready: bool = True,
+        model: str | None = None,
+        encoder: str = small_encoder,
+        own: dict | None = None,
+        **options,
     ) -> InfluenceFunction:
         loaded = model or LanguageModel(tiny.model, tiny.tokenizer, name=tiny.name)
         specs = ModelSpec(loaded, device="cpu", **options), EncoderSpec(encoder, device="cpu", **options)
         kind = resolve(name, BUILT_IN, "nncift.influence")
-        function = kind.build(Setup(specs[:1], specs[1]), **form | (own or {}))
+        function = kind.build(Setup(specs[:1], specs[1]), **QUICK.get(name, {}) | form | (own or {}))
         if ready and name in NEED_PREPARE:
             function.prepare(pool, target)
         return function
@@ -89,11 +96,11 @@ def make(request, tiny, minilm, pool, target):
     return make
 
 
-def test_name_and_description(make, tiny_model, minilm):
+def test_name_and_description(make, tiny_model, small_encoder):
     function = make()
     assert function.name == function.describe()["name"] == make.name
     assert json.loads(json.dumps(function.describe())) == function.describe()
-    used = {"bm25": "k1", "random": "draw", **dict.fromkeys(ENCODERS, minilm)}.get(make.name, tiny_model)
+    used = {"bm25": "k1", "random": "draw", **dict.fromkeys(ENCODERS, small_encoder)}.get(make.name, tiny_model)
     assert used in json.dumps(function.describe())
     assert function.traits.asks_language_model == (make.name not in NO_MODEL | ENCODERS)
 

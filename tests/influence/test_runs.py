@@ -30,8 +30,8 @@ def pool(tmp_path) -> Path:
 
 
 @pytest.fixture
-def options(tiny_model, minilm) -> dict:
-    return {"model": tiny_model, "encoder": minilm, "device": "cpu", "labels": 60, "budget": 5}
+def options(tiny_model, small_encoder) -> dict:
+    return {"model": tiny_model, "encoder": small_encoder, "device": "cpu", "labels": 60, "budget": 5}
 
 
 def stage_costs(run: Path) -> dict:
@@ -184,8 +184,8 @@ class TestOptions:
         assert run(*given.split(), "--influence-option", "k=2", "--dry-run") == 2
         assert capsys.readouterr().err == "nncift: bm25 has no option 'k': did you mean 'k1'? Known: b, k1\n"
 
-    def test_a_dry_run_takes_them(self, pool, tiny_model, minilm, capsys):
-        given = f"select {pool} --model {tiny_model} --encoder {minilm} --device cpu --influence ifd"
+    def test_a_dry_run_takes_them(self, pool, tiny_model, small_encoder, capsys):
+        given = f"select {pool} --model {tiny_model} --encoder {small_encoder} --device cpu --influence ifd"
         assert run(*given.split(), "--dry-run", "--quiet", "--influence-option", "zero_above_one=true") == 0
         assert "LLM tokens" in capsys.readouterr().out
 

@@ -140,7 +140,7 @@ def test_a_matrix_without_ids_or_numbers(block, tmp_path):
 
 class TestRun:
     @pytest.fixture
-    def options(self, minilm, tmp_path) -> dict:
+    def options(self, small_encoder, tmp_path) -> dict:
         """A pool whose even samples help every target, by imported values."""
         pool, target = tmp_path / "pool.jsonl", tmp_path / "target.jsonl"
         for path, n in ((pool, 40), (target, 6)):
@@ -152,7 +152,7 @@ class TestRun:
         labels = [(f"pool-{i}", f"target-{j}", float(i % 2 == 0) + 0.01 * j) for i in range(30) for j in range(6)]
         # The language model does not exist: none is loaded.
         given = {"labels_from": table(tmp_path / "exact.parquet", labels), "model": "./none", "budget": 4}
-        return {"pool": pool, "target": target, "encoder": minilm, "device": "cpu", **given}
+        return {"pool": pool, "target": target, "encoder": small_encoder, "device": "cpu", **given}
 
     def test_estimates_selects_and_reports(self, options, tmp_path):
         run = tmp_path / "run"

@@ -21,5 +21,5 @@ def target(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def options(tiny_model, minilm):
-    return {"model": tiny_model, "encoder": minilm, "budget": 0.1, "labels": 300, "device": "cpu"}
+def options(tiny_model, small_encoder):
+    return {"model": tiny_model, "encoder": small_encoder, "budget": 0.1, "labels": 300, "device": "cpu"}

@@ -23,12 +23,12 @@ from nncift.proof.trials.trials import Trial
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: str) -> dict[str, str]:
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, small_encoder: str) -> dict[str, str]:
     """A pool, a test file and the models."""
     folder = tmp_path_factory.mktemp("proof")
     pool = write_rows(folder / "pool.jsonl", word_rows(30))
     test = write_rows(folder / "test.jsonl", word_rows(12, offset=500))
-    return {"pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
+    return {"pool": pool, "test": test, "model": tiny_model, "encoder": small_encoder}
 
 
 def comparison(places: dict[str, str], output: Path, **changes):

@@ -28,7 +28,7 @@ QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1"}
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: str) -> dict[str, str]:
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, small_encoder: str) -> dict[str, str]:
     """A pool, a test file, a finished run, and the models."""
     folder = tmp_path_factory.mktemp("proof")
     rng = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, minilm: st
     options = {"influence": "builders:EstimatedBM25", "labels": 60, "features": features, "model": tiny_model}
     for name, seed in (("run", 0), ("other", 1)):
         select(pool, budget=6, output=folder / name, seed=seed, **options)
-    return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": minilm}
+    return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": small_encoder}
 
 
 def options(**changes) -> dict:

@@ -18,9 +18,9 @@ from nncift.run.folder.folder import RunFolder
 
 
 @pytest.fixture
-def common(tmp_path: Path, minilm) -> dict:
+def common(tmp_path: Path, small_encoder) -> dict:
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(60))
-    shared = {"encoder": minilm, "device": "cpu", "budget": 12, "influence": "embedding-similarity"}
+    shared = {"encoder": small_encoder, "device": "cpu", "budget": 12, "influence": "embedding-similarity"}
     return {"pool": pool, "no_cache": True, **shared}
 
 

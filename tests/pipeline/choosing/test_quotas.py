@@ -79,8 +79,8 @@ def test_sources_of_a_mixture_and_another_column(tmp_path: Path):
     assert read_groups(rows, "task").values[-1] is None
 
 
-def test_a_verified_choice_and_a_token_budget(pool, minilm, tiny_model, tmp_path: Path):
-    options = {"influence": "builders:EstimatedCosine", "encoder": minilm, "model": tiny_model, "device": "cpu"}
+def test_a_verified_choice_and_a_token_budget(pool, small_encoder, tiny_model, tmp_path: Path):
+    options = {"influence": "builders:EstimatedCosine", "encoder": small_encoder, "model": tiny_model, "device": "cpu"}
     target = write_rows(tmp_path / "target.jsonl", word_rows(8, 200))
     first = {"target": target, "labels": 100, "budget": 9, "verify": 2, "quota": "task=equal", **options}
     assert counts(select(pool, output=tmp_path / "one", **first)) == {"a": 3, "b": 3, "c": 3}

@@ -41,8 +41,8 @@ def data(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture
-def options(minilm, tiny_model) -> dict:
-    common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 6, "labels": 120}
+def options(small_encoder, tiny_model) -> dict:
+    common = {"encoder": small_encoder, "model": tiny_model, "device": "cpu", "budget": 6, "labels": 120}
     return {**common, "influence": "builders:EstimatedCosine"}
 
 

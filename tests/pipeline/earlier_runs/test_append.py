@@ -84,8 +84,8 @@ def test_on_the_command_line(sides, tmp_path: Path, capsys):
     assert f"{folder}" in made
 
 
-def test_a_dry_run_counts_the_new_samples(sides, tmp_path: Path, minilm):
-    given = {"influence": "embedding-similarity", "encoder": minilm, "device": "cpu", "budget": 6}
+def test_a_dry_run_counts_the_new_samples(sides, tmp_path: Path, small_encoder):
+    given = {"influence": "embedding-similarity", "encoder": small_encoder, "device": "cpu", "budget": 6}
     nncift.select(sides["pool"], output=tmp_path / "first", **given)
     config = make_config(from_run=tmp_path / "first", append=sides["new"])
     with Run.open(config, sources_of(config, {}), progress=False) as run:

@@ -244,10 +244,16 @@ def test_options_that_do_not_go_together_are_replaced(files, earlier, tmp_path: 
         make_config(files["pool"], from_run=tmp_path / "object")
 
 
-def test_features_come_from_the_cache_and_from_the_earlier_run(files, minilm, tmp_path: Path, monkeypatch):
+def test_features_come_from_the_cache_and_from_the_earlier_run(files, small_encoder, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NNCIFT_CACHE_SIZE", "1GB")
-    options = {"influence": "builders:EstimatedBM25", "labels": 60, "encoder": minilm, "budget": 5, "device": "cpu"}
+    options = {
+        "influence": "builders:EstimatedBM25",
+        "labels": 60,
+        "encoder": small_encoder,
+        "budget": 5,
+        "device": "cpu",
+    }
 
     def run(name: str, pool: str = files["pool"], **more) -> tuple[int, bytes]:
         nncift.select(pool, output=tmp_path / name, **{**options, **more})

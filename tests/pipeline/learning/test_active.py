@@ -190,9 +190,9 @@ def test_acquisition_prefers_samples_far_from_labelled_ones():
 
 
 @pytest.mark.parametrize("influence", ["builders:EstimatedCosine", "builders:EstimatedIFD"])
-def test_a_run_reports_its_rounds(influence, tmp_path: Path, minilm, tiny_model):
+def test_a_run_reports_its_rounds(influence, tmp_path: Path, small_encoder, tiny_model):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(130))
-    common = {"encoder": minilm, "model": tiny_model, "device": "cpu", "budget": 8, "influence": influence}
+    common = {"encoder": small_encoder, "model": tiny_model, "device": "cpu", "budget": 8, "influence": influence}
     options = {
         **common,
         "labels": "auto",
@@ -217,8 +217,8 @@ def test_a_run_reports_its_rounds(influence, tmp_path: Path, minilm, tiny_model)
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_pool_too_small_for_active_learning_is_refused(n, tmp_path: Path, minilm, tiny_model):
+def test_a_pool_too_small_for_active_learning_is_refused(n, tmp_path: Path, small_encoder, tiny_model):
     pool = write_rows(tmp_path / "pool.jsonl", word_rows(n))
-    options = {"encoder": minilm, "model": tiny_model, "device": "cpu", "influence": "builders:EstimatedCosine"}
+    options = {"encoder": small_encoder, "model": tiny_model, "device": "cpu", "influence": "builders:EstimatedCosine"}
     with pytest.raises(ConfigError, match=f"a pool of {n} samples? is too small to fit a network"):
         nncift.select(pool, output=tmp_path / "run", labels="auto", budget=1, **options)

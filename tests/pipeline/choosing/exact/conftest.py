@@ -17,5 +17,5 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def common(tiny_model, minilm) -> dict:
-    return {"model": tiny_model, "encoder": minilm, "device": "cpu", "budget": 5}
+def common(tiny_model, small_encoder) -> dict:
+    return {"model": tiny_model, "encoder": small_encoder, "device": "cpu", "budget": 5}
