@@ -53,16 +53,20 @@ def called(*arguments: str) -> None:
     assert stop.value.code == 0
 
 
-def test_doctor_says_what_a_run_on_a_pool_would_need(capsys, tmp_path, tiny_model):
+def test_doctor_says_what_a_run_on_a_pool_would_need(capsys, monkeypatch, tmp_path, tiny_model):
     pool = tmp_path / "pool.jsonl"
     write_jsonl(pool, [{"prompt": f"Say {number}.", "response": str(number)} for number in range(6)])
+    monkeypatch.chdir(tmp_path)
+    default = tmp_path / "runs/pool"
+    default.mkdir(parents=True)
+    (default / "config.json").write_text("{}")
     called("doctor", str(pool), "--model", tiny_model)
     machine, run = capsys.readouterr().out.split("\n\n", 1)
     assert "Disk: " in machine
     assert "Pool: 6 samples" in run
     assert "LLM tokens" in run
     assert "memory" in run
-    assert [path.name for path in tmp_path.iterdir()] == [pool.name]
+    assert {path.name for path in tmp_path.iterdir()} == {pool.name, "runs"}
 
 
 def test_doctor_names_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):

@@ -79,19 +79,18 @@ def test_a_large_pool_is_read_in_part(tmp_path: Path, monkeypatch):
     assert own.all_pairs == own.samples**2
 
 
-def test_the_plan_is_near_to_the_run(tmp_path: Path, tiny_model, small_encoder):
+@pytest.fixture
+def less(tiny_model, small_encoder) -> dict:
+    """Options of a run whose labels need a training."""
+    models = {"model": tiny_model, "encoder": small_encoder, "device": "cpu"}
+    return {"influence": "less", "labels": 60, "budget": 6, **models}
+
+
+def test_the_plan_is_near_to_the_run(tmp_path: Path, less):
     """Disk and memory within a factor of 1.5, and the tokens of the labels, of a function that trains."""
     pool = write_rows(tmp_path / "pool.jsonl", varied(60))
-    options = {
-        "influence": "less",
-        "labels": 60,
-        "budget": 6,
-        "model": tiny_model,
-        "encoder": small_encoder,
-        "device": "cpu",
-    }
-    options["influence_options"] = {"training": {"epochs": 2}}
-    options |= {"keep_checkpoints": True, "output": tmp_path / "run", "features": "sentence"}
+    options = less | {"influence_options": {"training": {"epochs": 2}}, "features": "sentence"}
+    options |= {"keep_checkpoints": True, "output": tmp_path / "run"}
     planned = planning.plan(make_config(pool, **options))
     nncift.select(pool, **options)
     stages = json.loads((tmp_path / "run/costs.json").read_text())["stages"]
@@ -131,18 +130,10 @@ def test_the_plan_names_the_labelled_samples(tmp_path: Path, influence, labels, 
     ("changes", "sketched"),
     [({}, True), ({"features": "sentence,lm,gradient-sketch"}, False), ({"influence": "builders:EstimatedIFD"}, False)],
 )
-def test_the_sketch_of_the_labelled_samples_is_planned(tmp_path: Path, tiny_model, small_encoder, changes, sketched):
+def test_the_sketch_of_the_labelled_samples_is_planned(tmp_path: Path, less, changes, sketched):
     """The forward passes that the labels are compared with, those of the run; none where the features give it."""
     pool = write_rows(tmp_path / "pool.jsonl", varied(60))
-    options = {
-        "influence": "less",
-        "labels": 60,
-        "budget": 6,
-        "model": tiny_model,
-        "encoder": small_encoder,
-        "device": "cpu",
-    }
-    options |= {"influence_options": {"training": {"epochs": 1}}, "output": tmp_path / "run"} | changes
+    options = less | {"influence_options": {"training": {"epochs": 1}}, "output": tmp_path / "run"} | changes
     if changes.get("influence"):
         del options["influence_options"]
     config = make_config(pool, **options)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 Shell = Literal["bash", "zsh", "fish", "powershell"]
+_NO_RUN = ".nncift-doctor"  # output of a run that is planned and never made: the default may hold another run
 
 
 def doctor(pool: str | None = None, *, model: str | None = None, encoder: str | None = None) -> None:
@@ -31,7 +32,7 @@ def doctor(pool: str | None = None, *, model: str | None = None, encoder: str | 
     from nncift.pipeline.plan import plan
 
     given = {name: value for name, value in (("model", model), ("encoder", encoder)) if value is not None}
-    print(f"\n{as_typed(plan(make_config(pool, **given)))}")
+    print(f"\n{as_typed(plan(make_config(pool, output=_NO_RUN, **given)))}")
 
 
 def add_completion(app: App) -> None:
