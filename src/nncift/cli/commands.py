@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from nncift.cli import diff, explore, handover, machine, proof
 from nncift.cli.messages import as_typed
 from nncift.cli.options import OUTPUT, Options
 from nncift.config import Config
 from nncift.errors import ConfigError, RunError, printable
+
+# The headings of the list of commands, in the order of a user's work.
+_CHOOSE, _PROVE, _LOOK, _HAND_OVER, _CARE, _OTHER = (
+    Group(heading, sort_key=place)
+    for place, heading in enumerate(
+        ("Choose", "Prove by training", "Look", "Hand over", "Run and machine", "Without a command")
+    )
+)
 
 app = App(
     name="nncift",
@@ -23,17 +32,21 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # `entry.main` handles it
     default_parameter=Parameter(negative=()),
+    group_commands=_OTHER,
 )
+_places = itertools.count()  # of the commands below their headings: as they stand here
 
 
 def _command(
-    *examples: str, name: tuple[str, ...] | None = None
+    group: Group, *examples: str, name: tuple[str, ...] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A sub-command whose help ends with examples; `name` is that of the function unless given."""
-    return app.command(name=name, help_epilogue="\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)]))
+    """A sub-command under a heading, whose help ends with examples; `name` is that of the function unless given."""
+    epilogue = "\n".join(["Examples:", "", *(f"- `{line}`" for line in examples)])
+    return app.command(name=name, group=group, sort_key=next(_places), help_epilogue=epilogue)
 
 
 @_command(
+    _CHOOSE,
     "nncift select alpaca.jsonl --budget 0.1 --output runs/alpaca",
     "nncift select org/pool --budget 20000 --target gsm8k.jsonl --model Qwen/Qwen2.5-0.5B --output runs/math",
     "nncift select pool.jsonl --target task.jsonl --influence less --output runs/less",
@@ -91,6 +104,7 @@ def select(
 
 
 @_command(
+    _CHOOSE,
     "nncift demo",
     "nncift demo --model HuggingFaceTB/SmolLM2-360M-Instruct --encoder BAAI/bge-small-en-v1.5 --output runs/360m",
 )
@@ -125,6 +139,7 @@ def demo(
 
 
 @_command(
+    _CHOOSE,
     "nncift pretrain --model Qwen/Qwen2.5-0.5B --output runs/qwen",
     "nncift pretrain mixture.jsonl --model Qwen/Qwen2.5-0.5B --labels 2h --output runs/qwen",
     "nncift select pool.jsonl --network runs/qwen --model Qwen/Qwen2.5-0.5B --output runs/pool",
@@ -179,18 +194,20 @@ def pretrain(
 
 
 _command(
+    _PROVE,
     "nncift evaluate runs/math --test gsm8k-test.jsonl",
     "nncift evaluate runs/math --test gsm8k-test.jsonl --against runs/random --seeds 3 --methods lora",
     "nncift evaluate runs/chat --test held-out.jsonl --judge gpt-5 --judge-url https://api.openai.com/v1",
 )(proof.evaluate)
 _command(
+    _PROVE,
     "nncift compare pool.jsonl --target task.jsonl --test test.jsonl --influence less,delift --budget 0.05,0.1",
     "nncift compare pool.jsonl --test test.jsonl --methods lora,icl --exact all --seeds 5 --dry-run",
     "nncift compare pool.jsonl --target task.jsonl --influence less --study labels,depth",
 )(proof.compare)
 
 
-@_command("nncift report runs/alpaca")
+@_command(_LOOK, "nncift report runs/alpaca")
 def report(run: str) -> None:
     """Regenerate report.html for a finished run, evaluation or comparison.
 
@@ -205,21 +222,23 @@ def report(run: str) -> None:
     print(printable(write_again(run) or redraw(run)))
 
 
-_command("nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(diff.diff)
-_command("nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(explore.explore)
+_command(_LOOK, "nncift diff runs/alpaca runs/larger", "nncift diff runs/less runs/sketch --output diff.md")(diff.diff)
+_command(_LOOK, "nncift explore runs/alpaca", "nncift explore runs/alpaca --export site --no-browser")(explore.explore)
 
 _command(
+    _HAND_OVER,
     "nncift export runs/math --format trl --output train",
     "nncift export runs/math --format llama-factory --output LLaMA-Factory/data/math",
 )(handover.export)
 _command(
+    _HAND_OVER,
     "nncift push runs/math org/math-subset --private --license cc-by-4.0",
     "nncift push runs/less org/less-network --only network",
     "nncift push runs/math org/math-subset --to-folder upload",
 )(handover.push)
 
 
-@_command("nncift repair runs/alpaca")
+@_command(_CARE, "nncift repair runs/alpaca")
 def repair(run: str) -> None:
     """Check every file of a run, and remove the damaged ones: the same select command then computes them again.
 
@@ -231,7 +250,7 @@ def repair(run: str) -> None:
     print("\n".join(printable(line) for line in repaired(Path(run))))
 
 
-@_command("nncift influences", "nncift influences delift")
+@_command(_CHOOSE, "nncift influences", "nncift influences delift")
 def influences(name: str | None = None) -> None:
     """List the influence functions: formula, source, cost, what each is good for; or explain one.
 
@@ -243,7 +262,7 @@ def influences(name: str | None = None) -> None:
     print(overview() if name is None else explain(name))
 
 
-_command("nncift doctor", name=("doctor", "env"))(machine.doctor)
+_command(_CARE, "nncift doctor", name=("doctor", "env"))(machine.doctor)
 machine.add_completion(app)
 
 
