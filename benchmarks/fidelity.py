@@ -98,17 +98,25 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def measure(tasks: dict[str, Task], seeds: int, label: str) -> dict:
-    """Case to method to measure to (mean, half interval)."""
+    """Case to method to measure to (mean, half interval); and how far the first method is above each other, by seed."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, task in tqdm(tasks.items(), desc=label):
         for seed in range(seeds):
             for case, row in task(seed):
                 for key, value in row.items():
                     found.setdefault(case, {}).setdefault(name, {}).setdefault(key, []).append(float(value))
+    for rows in found.values():
+        first, *others = rows
+        rows |= {f"{first}, above {other}": paired(rows[first], rows[other]) for other in others}
     return {
         case: {name: {key: interval(values) for key, values in row.items()} for name, row in rows.items()}
         for case, rows in found.items()
     }
+
+
+def paired(row: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Differences of two methods on the same draws of labels, by measure, a number for each seed."""
+    return {key: [a - b for a, b in zip(values, other[key], strict=True)] for key, values in row.items()}
 
 
 def show(title: str, table: dict) -> None:
