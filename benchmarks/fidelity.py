@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name in JOBS if (FOLDER / f"{name}.safetensors").exists()]
     parser.add_argument("--values", nargs="*", default=known, choices=list(JOBS), help="which exact values")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=None, choices=list(METHODS), help="all that the features allow")
     every = ["quadrants", "rows", "curve", "free", "choice", "designs", "pointwise", "probes", "verified", "truth"]
     parser.add_argument("--tasks", nargs="*", default=every, choices=every)
     parser.add_argument("--features", default="sentence,lm", help="as of nncift select")
@@ -186,6 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = LanguageModel.load(options.model)
+    asked = options.methods or [name for name in METHODS if name != SKETCH or SKETCH in options.features.split(",")]
     report: dict[str, dict] = {}
 
     def ask(title: str, tasks: dict[str, Task]) -> None:
@@ -201,7 +202,7 @@ def main() -> None:
         samples = f"{name.partition('-')[0]}-{len(pool)}x{len(target)}"
         place = options.folder / ("" if options.features == "sentence,lm" else options.features)
         features = read_features(pool, target, samples, place, model, options.features)
-        for task, methods in questions(name, of_others(exact), features, options.methods).items():
+        for task, methods in questions(name, of_others(exact), features, asked).items():
             if task in options.tasks:
                 ask(f"{name}, {task}", methods)
         if "free" in options.tasks and exact.influence.shape[1] > 1:

@@ -13,6 +13,7 @@ import numpy as np
 from nncift.estimator.network import InfluenceNetwork
 from nncift.evaluation.baselines import feature_similarities, predict_baselines
 from nncift.features.features import Features
+from nncift.features.sources import SKETCH
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.locate import network_folder
 
@@ -51,13 +52,17 @@ def similarity(block: str) -> Method:
     return method
 
 
-def without_labels(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
-    """The label-free similarity of the language model's states, as a run compares its network with it."""
-    similarity = feature_similarities(pool, target)["response similarity"]
-    i, j = np.divmod(np.arange(len(pool) * len(target)), len(target))
-    every = LabelledPairs(i.astype(np.int32), j.astype(np.int32), np.zeros(len(i), np.float32))
-    predicted = predict_baselines(len(target), train, every, {"": similarity})[""]
-    return predicted.reshape(len(pool), len(target))
+def without_labels(name: str) -> Method:
+    """A label-free similarity of the language model's features, as a run compares its network with it."""
+
+    def method(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
+        similarity = feature_similarities(pool, target)[name]
+        i, j = np.divmod(np.arange(len(pool) * len(target)), len(target))
+        every = LabelledPairs(i.astype(np.int32), j.astype(np.int32), np.zeros(len(i), np.float32))
+        predicted = predict_baselines(len(target), train, every, {"": similarity})[""]
+        return predicted.reshape(len(pool), len(target))
+
+    return method
 
 
 def boosted_trees(pool: Features, target: Features, train: LabelledPairs, seed: int) -> np.ndarray:
@@ -158,7 +163,8 @@ METHODS: dict[str, Method] = {
     "target mean": target_mean,
     "cosine": similarity("sentence"),
     "response similarity": similarity("response states"),
-    "response similarity, exponential": without_labels,
+    "response similarity, exponential": without_labels("response similarity"),
+    SKETCH: without_labels(SKETCH),
     "paper": paper,
     "paper, trained well": paper_trained_well,
     "ours": ours,
