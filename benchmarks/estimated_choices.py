@@ -1,10 +1,11 @@
-"""Does a choice by estimated LESS, or from a measured shortlist, train as well as one by exact LESS?
+"""Does a choice by estimated LESS, by another function or from a measured shortlist train like one by exact LESS?
 
 On the samples of the committed outcomes.
 
     python benchmarks/estimated_choices.py --budgets 6 12               # resumes; several processes share the work
     python benchmarks/estimated_choices.py --budgets 6 12 --verify 2    # chosen by exact values from a shortlist
-    python benchmarks/estimated_choices.py --budgets 6 12 --verify 2 --sketch    # of gradient-sketch, without labels
+    python benchmarks/estimated_choices.py --budgets 6 12 --verify 2 --by sketch    # of gradient-sketch, without labels
+    python benchmarks/estimated_choices.py --budgets 6 12 --by delift   # by exact values of another function
 
 120 pool rows; the ten targets of one family at a time. A quarter of the rows is labelled on these targets, and the
 targets on each other (`--rows-alone`: not), and an InfluenceNetwork estimates the others, as in a run; labelled rows
@@ -24,16 +25,38 @@ import numpy as np
 import torch
 from scipy.stats import t
 
+from exact_values import FOLDER, ExactValues
 from fidelity import read_features
 from fidelity_tasks import Sides, grid
+from functions import NAMES, TRAINING, exact_values
 from nncift.estimator.network import InfluenceNetwork
 from nncift.features.features import Features
 from nncift.models.language_model import LanguageModel
+from nncift.models.text.examples import encode_examples
+from nncift.training.trainer import fine_tune
 from objective_choices import Problem, facility_location
 from objective_influences import less_among_targets
 from objectives import Samples, Trainings
 
 SHARE = 0.25  # of the pool rows that are labelled
+LAYERS = {"less-middle-layer": "middle", "less-last-16-layers": "last:16"}  # at the same checkpoints as LESS
+OTHERS = ("sketch", *NAMES, *LAYERS)
+
+
+def values_of(name: str, samples: Samples, folder: Path) -> np.ndarray:
+    """Exact influence by another function, (n_pool, n_target): committed, kept in `folder`, or computed."""
+    given = samples.model, samples.pool, samples.target
+    if name == "sketch":
+        return samples.influence(name).on_target
+    if name == "delift":
+        stored = ExactValues.load(FOLDER / "truth-delift.safetensors")
+        assert (stored.pool_ids, stored.target_ids) == (tuple(samples.pool["id"]), tuple(samples.target["id"]))
+        return stored.influence
+    if name not in LAYERS:
+        return exact_values(name, *given, folder)[0]
+    points = fine_tune(samples.model, encode_examples(samples.model, samples.pool), TRAINING, folder / "warm-up")
+    chosen = {"layers": LAYERS[name], "checkpoints": [point.folder for point in points]}
+    return exact_values("less", *given, folder / name, preconditioned="both", **chosen)[0]
 
 
 def labelled_rows(n: int, seed: int) -> np.ndarray:
@@ -78,20 +101,20 @@ class Way:
     """How rows are chosen without the exact values of all.
 
     Attributes:
-        sketch: by gradient-sketch, without labels, instead of estimates from labels.
+        values: influence by another function, (n_pool, n_target), instead of estimates from labels.
         times: size of the shortlist that is measured exactly, in budgets; 0 without one.
         among: influence of the targets on each other, (n_target, n_target); None to estimate from labelled rows alone.
     """
 
-    sketch: bool
+    values: np.ndarray | None
     times: float
     among: np.ndarray | None = None
 
     def choose(self, samples: Samples, features: Sides, columns: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
         """The rows for some targets, ascending."""
         influence = samples.influence("less").on_target
-        if self.sketch:
-            values, labelled = samples.influence("sketch").on_target[:, columns], np.zeros(0, np.int64)
+        if self.values is not None:
+            values, labelled = self.values[:, columns].astype(np.float64), np.zeros(0, np.int64)
         else:
             values = estimates(influence, features, columns, seed, self.among)
             labelled = labelled_rows(len(influence), seed)
@@ -131,7 +154,7 @@ def compare(samples: Samples, store: Trainings, features: Sides, budget: int, se
         for seed in seeds:
             other = way.choose(samples, features, columns, budget, seed)
             difference = (trained(store, exact, family) - trained(store, other, family))[columns]
-            name = family if way.sketch else f"{family}, labels {seed}"
+            name = family if way.values is not None else f"{family}, labels {seed}"
             passed += line(name, difference, len({*exact} & {*other}) / budget)
             number += 1
             every.append(difference)
@@ -147,7 +170,7 @@ def main() -> None:
     parser.add_argument("--training-seeds", nargs="+", type=int, default=[0], help="losses are means over these")
     parser.add_argument("--verify", type=float, default=0, help="size of the shortlist, in budgets; none unless given")
     parser.add_argument("--rows-alone", action="store_true", help="label pool rows alone, not the targets as well")
-    parser.add_argument("--sketch", action="store_true", help="choose by gradient-sketch instead of estimates")
+    parser.add_argument("--by", choices=OTHERS, default=None, help="choose by this function instead of estimates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
     options = parser.parse_args()
@@ -156,12 +179,14 @@ def main() -> None:
     samples = Samples(model, options.folder)
     features = read_features(samples.pool, samples.target, "truth", options.folder, model)
     store = Trainings(samples, options.folder, options.training_seeds)
-    seeds, among = [0] if options.sketch else options.label_seeds, None
-    if not (options.sketch or options.rows_alone):
+    seeds, among, values = options.label_seeds, None, None
+    if options.by:
+        seeds, values = [0], values_of(options.by, samples, options.folder / "influence")
+    elif not options.rows_alone:
         labels = less_among_targets(model, samples.pool, samples.target, options.folder)
         among = labels.influence.reshape(len(samples.target), -1)
     for budget in options.budgets:
-        compare(samples, store, features, budget, seeds, Way(options.sketch, options.verify, among))
+        compare(samples, store, features, budget, seeds, Way(values, options.verify, among))
 
 
 if __name__ == "__main__":
