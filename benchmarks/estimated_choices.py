@@ -39,7 +39,7 @@ from objective_influences import less_among_targets
 from objectives import Samples, Trainings
 
 SHARE = 0.25  # of the pool rows that are labelled
-LAYERS = {"less-middle-layer": "middle", "less-last-16-layers": "last:16"}  # at the same checkpoints as LESS
+LAYERS = {"less-middle-layer": "middle", "less-three-layers": [10, 15, 20]}  # at the same checkpoints as LESS
 OTHERS = ("sketch", *NAMES, *LAYERS)
 
 
