@@ -45,6 +45,15 @@ def float32_by_default() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_fits() -> Iterator[None]:
+    """Fits of the estimator in few steps, which most of the time of a small run would go into."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("likelihood", "vector_process"):
+            patch.setattr(f"nncift.estimator.{module}.STEPS", 10)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real instruction data that developers and CI have beside the checkout."""

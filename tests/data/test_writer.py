@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -140,27 +138,35 @@ def test_a_full_disk_raises_and_leaves_no_facts(tmp_path, monkeypatch, full):
     assert len(load_pool(path, folder=folder, skip_bad_rows=True)) == 3000
 
 
+# Reads a pool in a child process that is left alone; in others, which are killed; and to the end where these were.
+KILLED = """
+import datasets, os, pyarrow, signal, sys, time
+from pathlib import Path
+from nncift.data.pool import ReadOptions, read_pool
+source, whole, killed = sys.argv[1:]
+def begin(folder):
+    if (child := os.fork()) == 0:
+        read_pool(source, ReadOptions(skip_bad_rows=True), folder=Path(folder))
+        os._exit(0)
+    return child
+assert os.waitpid(begin(whole), 0)[1] == 0
+deaths = 0
+for pause in (0.0, 0.1, 0.5):
+    child = begin(killed)
+    time.sleep(pause)
+    os.kill(child, signal.SIGKILL)
+    deaths += os.waitpid(child, 0)[1] == signal.SIGKILL
+    if (Path(killed) / "facts.json").exists():
+        break
+assert deaths >= 2
+assert os.waitpid(begin(killed), 0)[1] == 0
+"""
+
+
 def test_killed_and_resumed_has_the_same_bytes(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*BAD, *(row(i % 20_000) for i in range(60_000))])
-    code = (
-        "import datasets, pyarrow, sys; from nncift.data.pool import ReadOptions, read_pool; from pathlib import Path\n"
-        "print('ready', flush=True)\n"
-        f"read_pool({str(path)!r}, ReadOptions(skip_bad_rows=True), folder=Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", code]
-    subprocess.run([*command, tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
-    folder, killed = tmp_path / "killed", 0
-    for pause in (0.0, 0.1, 0.5):
-        with subprocess.Popen([*command, folder], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(pause)
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-        if (folder / "facts.json").exists():
-            break
-    assert killed >= 2
-    subprocess.run([*command, folder], check=True, stdout=subprocess.DEVNULL)
-    after = {name: data for name, data in contents(folder).items() if not name.startswith(".partial-")}
+    subprocess.run([sys.executable, "-c", KILLED, path, tmp_path / "whole", tmp_path / "killed"], check=True)
+    after = {name: data for name, data in contents(tmp_path / "killed").items() if not name.startswith(".partial-")}
     assert after == contents(tmp_path / "whole")
 
 

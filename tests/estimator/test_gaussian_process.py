@@ -117,7 +117,7 @@ def test_the_likelihood_gradient_equals_autograd():
     np.testing.assert_allclose(likelihood._likelihood_gradient(covariance.detach(), value), covariance.grad)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.floats(1e-3, 1e3), st.floats(-100, 100), st.integers(0, 50))
 def test_predictions_are_equivariant_to_unit_and_origin(unit, origin, seed):
     pool, target = sides(12, 8, seed)
@@ -129,13 +129,13 @@ def test_predictions_are_equivariant_to_unit_and_origin(unit, origin, seed):
 
 
 def test_main_effects_and_interactions_are_fitted_from_labels_in_any_pattern():
-    pool, target = sides(120, 60)
+    pool, target = sides(90, 50)
     exact = truth(pool, target)
     for keep in (1.0, 0.25):
-        network = InfluenceNetwork().fit(pool, target, labelled(exact[:80, :45], keep))
+        network = InfluenceNetwork().fit(pool, target, labelled(exact[:60, :38], keep))
         estimate = network.estimate(pool, target).block(EVERY, EVERY)
-        new = slice(80, None)
-        for rows, columns, least in ((EVERY, slice(45), 0.6), (new, slice(45), 0.5), (new, slice(45, None), 0.4)):
+        new = slice(60, None)
+        for rows, columns, least in ((EVERY, slice(38), 0.6), (new, slice(38), 0.5), (new, slice(38, None), 0.4)):
             a, b = exact[rows, columns], estimate[rows, columns]
             assert 1 - np.square(a - b).sum() / np.square(a - a.mean()).sum() > least
 
@@ -223,13 +223,13 @@ def test_labelled_samples_are_capped(monkeypatch, caplog):
 def test_similarity_coefficients_do_not_extrapolate_beyond_the_labels():
     """Influence grows with the cosine, below 0.5 for labelled pairs; predictions for identical samples stay bounded."""
     rng = np.random.default_rng(0)
-    other, target = rng.standard_normal((60, 48)), rng.standard_normal((20, 48))
+    other, target = rng.standard_normal((40, 48)), rng.standard_normal((15, 48))
     pool = np.concatenate([other, target])
     cosine = other @ target.T / np.linalg.norm(other, axis=1)[:, None] / np.linalg.norm(target, axis=1)
     influence = np.exp(8 * cosine) + 0.1 * rng.standard_normal(cosine.shape)
     pairs = labelled(influence)
     sides = [Features({"states": side.astype(np.float32)}) for side in (pool, target)]
-    predicted = InfluenceNetwork().fit(*sides, pairs).predict(sides[0][60:], sides[1][EVERY])
+    predicted = InfluenceNetwork().fit(*sides, pairs).predict(sides[0][40:], sides[1][EVERY])
     assert np.median(influence) < predicted.max() < 2 * influence.max()
 
 

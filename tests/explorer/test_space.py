@@ -108,7 +108,19 @@ def test_scores_for_all_targets_alike_give_no_reasons():
     assert find_reasons(matrix, np.array([4]), space, np.zeros((5, 1), int), own_target=False) is None
 
 
+@pytest.fixture
+def pynndescent_uncompiled(monkeypatch):
+    """UMAP imports it, to compile it takes half a minute, and the map gives UMAP its neighbours."""
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    import pynndescent  # noqa: F401
+
+    monkeypatch.undo()
+
+
 @needs_packages
+@pytest.mark.usefixtures("pynndescent_uncompiled")
 def test_map_is_seeded_and_keeps_groups_together():
     centres = 5 * np.eye(4, 8)
     rng = np.random.default_rng(0)

@@ -22,16 +22,18 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.run.folder.folder import RunFolder
 from pipeline_runs import SAME_BYTES, arithmetic
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 
 def test_the_main_job_with_the_real_models(target, smollm2, minilm, tmp_path: Path):
-    run, pool = tmp_path / "run", write_rows(tmp_path / "pool.jsonl", arithmetic(24))
-    options = {"model": smollm2, "encoder": minilm, "influence": "delift", "labels": 24, "device": "cpu"}
-    selection = nncift.select(pool, target=target, budget=5, output=run, **options)
-    assert len(selection.indices) == 5
+    run, pool = tmp_path / "run", write_rows(tmp_path / "pool.jsonl", arithmetic(16))
+    options = {"model": smollm2, "encoder": minilm, "influence": "delift", "labels": 16, "device": "cpu"}
+    selection = nncift.select(pool, target=target, budget=4, output=run, **options)
+    assert len(selection.indices) == 4
     assert all((run / name).exists() for name in (*SAME_BYTES, "report.html", "costs.json", "summary.json"))
-    originals = {row["id"]: row for row in arithmetic(24)}
+    originals = {row["id"]: row for row in arithmetic(16)}
     rows = [json.loads(line) for line in (run / "subset.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["nncift_rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["nncift_rank"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         added = {key: row.pop(key) for key in list(row) if key.startswith("nncift_")}
         assert set(added) == {"nncift_rank", "nncift_gain", "nncift_influence"}
@@ -47,12 +49,12 @@ def test_the_main_job_with_the_real_models(target, smollm2, minilm, tmp_path: Pa
     table = pq.read_table(run / "selection.parquet").to_pydict()
     np.testing.assert_allclose(table["influence"], means[table["pool_index"]], rtol=1e-5)
     labels = nncift.LabelledPairs.load(run / "labels/labels.parquet")
-    assert 2 <= len(labels) <= 24
+    assert 2 <= len(labels) <= 16
     costs = json.loads((run / "costs.json").read_text())["stages"]
-    assert costs["labels"]["forward_tokens"] > 24 * 10
+    assert costs["labels"]["forward_tokens"] > 16 * 10
     # The same call again recomputes nothing.
     before = {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES}
-    again = nncift.select(pool, target=target, budget=5, output=run, **options)
+    again = nncift.select(pool, target=target, budget=4, output=run, **options)
     np.testing.assert_array_equal(again.indices, selection.indices)
     assert again.value == pytest.approx(selection.value)
     assert {name: (run / name).stat().st_mtime_ns for name in SAME_BYTES} == before
@@ -68,10 +70,10 @@ def test_without_a_target_the_pool_is_represented(pool, options, tmp_path: Path)
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_delift_labels_each_row_on_targets_of_its_own(tiny_model, minilm, own, pool, tmp_path: Path):
+def test_delift_labels_each_row_on_targets_of_its_own(tiny_model, small_encoder, own, pool, tmp_path: Path):
     """As many tokens as planned; the held-out samples are the planned ones."""
     target = None if own else write_rows(tmp_path / "target.jsonl", arithmetic(40, offset=100))
-    options = {"model": tiny_model, "encoder": minilm, "budget": "5", "labels": "120", "device": "cpu"}
+    options = {"model": tiny_model, "encoder": small_encoder, "budget": "5", "labels": "120", "device": "cpu"}
     planned = nncift.pipeline.plan.plan(make_config(pool, target=target, influence="delift", **options))
     nncift.select(pool, target=target, output=tmp_path / "run", influence="delift", **options)
     plan = PairPlan.from_dict(json.loads((tmp_path / "run/labels/plan.json").read_text()))

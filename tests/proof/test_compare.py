@@ -21,6 +21,8 @@ from nncift.proof.runs import opened
 from nncift.proof.trials.selectors import Selector
 from nncift.proof.trials.trials import Trial
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, small_encoder: str) -> dict[str, str]:
@@ -36,14 +38,14 @@ def comparison(places: dict[str, str], output: Path, **changes):
         "test": places["test"],
         "influence": ["bm25", "builders:EstimatedCosine"],
         "budget": 6,
-        "curve": ["3", "6", "30"],
+        "curve": ["6", "30"],
         "units": ["rows"],
         "free": ["bm25"],
         "exact": ["builders:EstimatedCosine"],
         "labels": 60,
         "features": "sentence",
         "model": places["model"],
-        "encoder": "embedded",
+        "encoder": places["encoder"],
         "methods": ["lora"],
         "seeds": 2,
         "epochs": 1,
@@ -101,7 +103,13 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
 
 def test_processes_that_need_the_same_run_take_turns(places, tmp_path):
     """As those that choose by two objectives from one function's values."""
-    call = {"influence": "bm25", "budget": 6, "methods": ["icl"], "model": places["model"], "encoder": "embedded"}
+    call = {
+        "influence": "bm25",
+        "budget": 6,
+        "methods": ["icl"],
+        "model": places["model"],
+        "encoder": places["encoder"],
+    }
     inputs = prepare({"pool": places["pool"], "test": places["test"]}, call, output=tmp_path / "out", progress=False)
     config, order = inputs.config(Selector("free", "bm25")), []
 
@@ -140,7 +148,12 @@ def test_verified_choices_of_each_objective_are_those_of_select(places, arranged
         run = select(
             places["pool"],
             **{"influence": name, "objective": objective, "budget": 6, "verify": 2, "labels": 60},
-            **{"features": "sentence", "model": places["model"], "encoder": "embedded", "output": tmp_path / objective},
+            **{
+                "features": "sentence",
+                "model": places["model"],
+                "encoder": places["encoder"],
+                "output": tmp_path / objective,
+            },
         )
         kept = np.load(arranged / "choices" / f"{slug}-verified-2-{objective}-6.npy")
         assert kept[:6].tolist() == run.indices.tolist()
@@ -193,7 +206,7 @@ def test_options_without_effect_or_sense_are_refused_in_one_line(places, tmp_pat
 
 def test_a_pool_of_one_sample_is_refused(places, tmp_path):
     pool = write_rows(tmp_path / "one.jsonl", word_rows(1))
-    options = {"model": places["model"], "encoder": "embedded", "epochs": 1, "progress": False}
+    options = {"model": places["model"], "encoder": places["encoder"], "epochs": 1, "progress": False}
     with pytest.raises(ConfigError, match=r"the pool has one sample, so there is nothing to choose .* a pool of many"):
         compare(pool, test=places["test"], output=tmp_path / "out", **options)
 
@@ -235,7 +248,13 @@ def studied(places, tmp_path_factory) -> Path:
 
 
 def study(places: dict[str, str], output: Path):
-    options = {"features": "sentence", "model": places["model"], "encoder": "embedded", "seeds": 1, "progress": False}
+    options = {
+        "features": "sentence",
+        "model": places["model"],
+        "encoder": places["encoder"],
+        "seeds": 1,
+        "progress": False,
+    }
     return compare(places["pool"], influence="embedding-similarity", studies=["depth"], output=output, **options)
 
 
@@ -264,7 +283,7 @@ def test_studies_resume_with_the_same_bytes(places, studied):
 
 
 def test_a_training_of_another_process_is_not_waited_for_unless_asked(places, tmp_path):
-    options = {"model": places["model"], "encoder": "embedded", "budget": 6, "epochs": 1, "units": ["rows"]}
+    options = {"model": places["model"], "encoder": places["encoder"], "budget": 6, "epochs": 1, "units": ["rows"]}
     inputs = prepare({"pool": places["pool"], "test": places["test"]}, options, output=tmp_path, progress=False)
     bench, trial = inputs.bench, Trial("lora", (0, 1))
     with claimed(bench.path(trial), wait=True):

@@ -70,7 +70,7 @@ class TestStreamGradients:
             for name, weight in adapter_weights(smollm2_model).items():
                 if ".lora_B." in name:  # a fresh one is zero, and so is lora_A's gradient then
                     torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(1))
-            self.check(smollm2_model, adapter, encode_examples(smollm2_model, rows.select([0, 5, 9])))
+            self.check(smollm2_model, adapter, encode_examples(smollm2_model, rows.select([0, 5])))
 
     def test_the_backward_pass_ends_at_the_lowest_layer(self, tiny, tiny_checkpoints, rows):
         """Gradients of a layer are the same without those below, which keep no activations then."""

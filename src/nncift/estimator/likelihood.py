@@ -37,7 +37,8 @@ from nncift.estimator.training_data import LabelledGrid
 
 LIKELIHOOD_PAIRS = 1000
 DENSE_PAIRS = 3000
-_STEPS, _LEARNING_RATE, _PENALTY = 40, 0.5, 0.02
+STEPS = 40
+_LEARNING_RATE, _PENALTY = 0.5, 0.02
 _MIN_NOISE = 1e-6
 _INITIAL = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "terms": -3.0}
 _INITIAL |= {"pool_main_nugget": -3.0, "pool_nugget": -3.0, "target_nugget": -1.0, "target_main_nugget": -2.0}
@@ -60,7 +61,7 @@ def maximize_likelihood(grid: LabelledGrid, *, seed: int) -> Theta:
     free = {name: value.clone().requires_grad_() for name, value in start.items() if torch.isfinite(value).all()}
     subset = _drawn(grid, seed)
     optimizer = torch.optim.Adam(free.values(), lr=_LEARNING_RATE)
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         covariance = _covariance(start | free, subset)
         penalty = _PENALTY * torch.stack([(value - start[name]).square().sum() for name, value in free.items()]).sum()

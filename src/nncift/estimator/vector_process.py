@@ -36,7 +36,8 @@ from nncift.estimator.pca import Projection
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 
-_STEPS, _LEARNING_RATE, _PENALTY = 60, 0.3, 0.02
+STEPS = 60
+_LEARNING_RATE, _PENALTY = 0.3, 0.02
 _INITIAL, _INITIAL_NUGGET = -3.0, -0.5  # logarithms
 _MIN_NUGGET = 1e-6
 _SAMPLES = 512  # targets, at most, that the weights are fitted to
@@ -234,7 +235,7 @@ def _fit_weights(kernels: Tensor, gram: Tensor) -> Tensor:
     start[-1] = _INITIAL_NUGGET
     value, identity = start.clone().requires_grad_(), torch.eye(len(gram), dtype=torch.float64)
     optimizer = torch.optim.Adam([value], lr=_LEARNING_RATE)
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         weights = value.detach().exp()
         covariance = torch.einsum("b,bij->ij", weights[:-1], kernels) + (weights[-1] + _MIN_NUGGET) * identity
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))

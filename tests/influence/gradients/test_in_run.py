@@ -100,7 +100,7 @@ class TestInRun:
     def test_equals_the_definition_on_smollm2(self, smollm2, pool, target):
         model = LanguageModel.load(smollm2, device="cpu")
         training = dataclasses.replace(SMALL, epochs=1, learning_rate=1e-3)
-        few, targets = pool.select([0, 1, 7, 8]), target.select([0, 4])
+        few, targets = pool.select([0, 7]), target.select([0])
         function = prepared(InRun(model, training=training), few, targets)
         expected = expected_scores(model, training, few, targets, 1, True)
         scale = np.abs(expected).max()
@@ -122,13 +122,13 @@ class TestInRun:
         assert function(pool.select([0]), target.select([0]))[0, 0] == pytest.approx(float(before - after), rel=0.02)
 
     def test_samples_of_the_targets_family_score_higher(self, smollm2):
-        pool = families("chain_sum", "spell_backward", size=4)
-        target = families("chain_sum", "spell_backward", size=2, seed=9)
-        training = dataclasses.replace(SMALL, epochs=1, batch_size=4, min_steps_per_epoch=2, learning_rate=1e-4)
+        pool = families("chain_sum", "spell_backward", size=2)
+        target = families("chain_sum", "spell_backward", size=1, seed=9)
+        training = dataclasses.replace(SMALL, epochs=1, batch_size=2, min_steps_per_epoch=2, learning_rate=1e-4)
         function = prepared(InRun(smollm2, device="cpu", training=training), pool, target)
         scores = function(pool, target)
-        assert scores[:4, 0].mean() > scores[4:, 0].mean()
-        assert scores[4:, 3].mean() > scores[:4, 3].mean()
+        assert scores[:2, 0].mean() > scores[2:, 0].mean()
+        assert scores[2:, 1].mean() > scores[:2, 1].mean()
 
     def test_a_column_for_each_task(self, tiny, pool, tasks, target):
         function = prepared(InRun(tiny, training=SMALL, target_batch=2), pool, tasks)

@@ -20,6 +20,8 @@ from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.run.options.registry import resolve
 from nncift.selection.selection import Selection
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
 
 
