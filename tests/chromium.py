@@ -23,11 +23,13 @@ AXE = "axe_playwright_python"  # carries axe.min.js
 _SECONDS = 120  # until a page has what is waited for
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", "--window-size=1600,1200"),
-    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"),
-    "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse
+    *("--disable-dev-shm-usage", "--blink-settings=primaryHoverType=2,availableHoverTypes=2"),  # a mouse
+    *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
+)
+_GRAPHICS = (
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
     *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"),
     "--use-vulkan=swiftshader",  # or what WebGPU draws on a canvas is not shown
-    *(f"--disable-{name}" for name in ("quic", "background-networking", "component-update", "sync", "extensions")),
 )
 
 _READ = """function read(node) {
@@ -94,9 +96,10 @@ class Browser:
     Args:
         program: of Chromium.
         profile: an empty folder.
+        graphics: have a graphics processor in software, for pages that draw with WebGPU; it takes time on any page.
     """
 
-    def __init__(self, program: str, profile: Path) -> None:
+    def __init__(self, program: str, profile: Path, *, graphics: bool = False) -> None:
         from websockets.sync.client import connect
 
         self.console: list[str] = []
@@ -104,7 +107,13 @@ class Browser:
         self.dialogs: list[str] = []
         self._numbers = itertools.count(1)
         self._process = subprocess.Popen(
-            [program, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            [
+                program,
+                *_OPTIONS,
+                *(_GRAPHICS if graphics else ["--disable-gpu"]),
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

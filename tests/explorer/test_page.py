@@ -88,7 +88,7 @@ def static_address(run: Path, tmp_path_factory) -> Iterator[str]:
 def browser(tmp_path_factory) -> Iterator[Browser]:
     if (program := chromium()) is None:
         pytest.skip("no chromium on this machine")
-    found = Browser(program, tmp_path_factory.mktemp("profile"))
+    found = Browser(program, tmp_path_factory.mktemp("profile"), graphics=True)
     try:
         yield found
     finally:

@@ -44,7 +44,7 @@ def browse(tmp_path_factory) -> Browse:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Path:
     """The page of a run that has every section."""
-    folder = make_run(tmp_path_factory.mktemp("full"), pool=120, target=8, chosen=30)
+    folder = make_run(tmp_path_factory.mktemp("full"), pool=60, target=8, chosen=12)
     make_reasons(folder)
     make_evaluation(folder)
     return write_report(folder)
