@@ -16,6 +16,7 @@ from nncift.run.folder.records import Summary
 from nncift.run.storage.files import write_array, write_json
 from nncift.selection.certificate import Certificate
 from nncift.selection.selection import Selection
+from report_pages import save_samples
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def folder(tmp_path) -> RunFolder:
     for side, rows in (("pool", 40), ("target", 1), ("known", 9)):
         facts = PoolFacts(f"{side}.jsonl", "qa", ("q", "a"), rows, rows, 0, 0, 0)
         write_json(folder.samples(side).facts, facts.to_dict() | {"split": None})
+        save_samples(folder, side, [{"id": f"{k}", "prompt": "x", "response": "x" * 30} for k in range(rows)])
     for name, facts in {
         "pool.lm": {"encoder": "org/model", "width": 6, "truncated": 5, "rows": 40, "blocks": {"states": 6}},
         "pool.own": {"encoder": "mine.npy", "width": 3, "truncated": 0, "rows": 40},
@@ -79,6 +81,30 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side):
     objective = "facility-location-mutual-information"
     (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served, objective=objective)
     assert warning.endswith(f"remove it from `{side}`, or try the `objective` facility-location.")
+
+
+@pytest.mark.parametrize("side", ["target", "pool"])
+def test_short_responses_are_a_warning(side):
+    target = {"rows": 30} if side == "target" else None
+    (warning,) = warnings_of(target, None, [], None, np.ones(30), lengths=(299.0, 600.0))
+    assert warning.startswith(f"The selected responses are short: 299 characters on average, those of the {side} 600.")
+    assert warnings_of(target, None, [], None, np.ones(30), lengths=(300.0, 600.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "unit", "warned"), [([0, 2], "", True), ([1, 3], "", False), ([0, 2], "tokens", False)]
+)
+def test_lengths_are_those_of_the_responses(folder, rows, unit, warned):
+    for side, lengths in (("pool", [10, 100] * 20), ("target", [50])):
+        samples = [{"id": f"{k}", "prompt": "x" * 70, "response": "x" * length} for k, length in enumerate(lengths)]
+        save_samples(folder, side, samples)
+    if unit:
+        write_array(folder.tokens, np.full(40, 3))
+    selection = Selection(np.array(rows), np.array([2.0, 1.0]), 3.0, "facility-location", {})
+    write_summary(folder, selection, all_pairs=40)
+    found = [warning for warning in Summary.load(folder.summary).warnings if "responses are short" in warning]
+    expected = "The selected responses are short: 10 characters on average, those of the target 50."
+    assert [warning[: len(expected)] for warning in found] == [expected] * warned
 
 
 @pytest.mark.parametrize(

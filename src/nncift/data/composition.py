@@ -75,8 +75,18 @@ def length_quantiles(pool: Dataset, text: str, rows: np.ndarray | None = None) -
 
     Empty of no rows.
     """
+    some = _characters(pool, text, rows)
+    return tuple(float(value) for value in np.quantile(some, _QUANTILES)) if len(some) else ()
+
+
+def mean_length(pool: Dataset, text: str, rows: np.ndarray | None = None) -> float:
+    """The mean number of characters of the "prompt" or "response" of some rows, all unless given; 0 of no rows."""
+    some = _characters(pool, text, rows)
+    return float(some.mean()) if len(some) else 0.0
+
+
+def _characters(pool: Dataset, text: str, rows: np.ndarray | None) -> np.ndarray:
     import pyarrow.compute as pc
 
-    lengths = pc.utf8_length(pool.data.column(text)).to_numpy()
-    some = lengths if rows is None else lengths[rows]
-    return tuple(float(value) for value in np.quantile(some, _QUANTILES)) if len(some) else ()
+    lengths: np.ndarray = pc.utf8_length(pool.data.column(text)).to_numpy()
+    return lengths if rows is None else lengths[rows]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.data.composition import mean_length
 from nncift.data.facts import PoolFacts, open_samples
 from nncift.labels.pairs import LabelledPairs
 from nncift.matrix.products import averaged_targets
@@ -67,6 +68,7 @@ def write_summary(
             exact=bool(exact),
             served=served,
             objective=selection.objective,
+            lengths=_lengths(folder, selection),
         ),
         exact=exact,
         averaged=_averaged(folder, all_pairs) if exact else None,
@@ -99,6 +101,15 @@ def _tokens(folder: RunFolder, selection: Selection) -> int | None:
     if folder.first_cut.is_finished:
         selection = selection.among(read_array(folder.first_cut.rows))
     return int(read_array(folder.tokens)[selection.indices].sum())
+
+
+def _lengths(folder: RunFolder, selection: Selection) -> tuple[float, float] | None:
+    """Mean characters of the selected responses, and of the target's or else the pool's; None under a token budget."""
+    if folder.tokens.exists():
+        return None
+    pool, target = (folder.samples(side).samples for side in ("pool", "target"))
+    chosen = mean_length(open_samples(pool), "response", selection.indices)
+    return chosen, mean_length(open_samples(target if target.exists() else pool), "response")
 
 
 def _exact_function(folder: RunFolder) -> str:

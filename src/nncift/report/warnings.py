@@ -10,6 +10,8 @@ import numpy as np
 from nncift.run.folder.records import BETTER, Fidelity, counted, percent
 from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
 
+_SHORT = 0.5  # of the mean length that is wanted: responses that are shorter on average deserve a warning
+
 
 def warnings_of(
     target: dict[str, Any] | None,
@@ -21,6 +23,7 @@ def warnings_of(
     exact: bool = False,
     served: dict[str, Any] | None = None,
     objective: str = "",
+    lengths: tuple[float, float] | None = None,
 ) -> list[str]:
     """Reasons not to rely on a selection as it is.
 
@@ -33,6 +36,8 @@ def warnings_of(
         exact: influence is exact for every pair.
         served: `Summary.served`.
         objective: name of the objective.
+        lengths: mean characters of the selected responses, and of the target's, or of the pool's without a target;
+            None where the budget is in tokens.
     """
     warnings = []
     if target is not None and target["rows"] == 1:
@@ -53,6 +58,13 @@ def warnings_of(
         warnings.append(f"{counted(cut, kind)} {verbs[0]} the language model's context and {verbs[1]} truncated.")
     if served is not None and served["is_dominated"]:
         warnings.append(_dominated(served, "pool" if target is None else "target", objective))
+    if lengths is not None and lengths[0] < _SHORT * lengths[1]:
+        side = "pool" if target is None else "target"
+        warnings.append(
+            f"The selected responses are short: {lengths[0]:,.0f} characters on average, those of the {side}"
+            f" {lengths[1]:,.0f}. As many random rows have more tokens to learn from and may train a better model:"
+            " give the `budget` in tokens, or compare by training."
+        )
     idle = int(np.sum(gains <= 0))
     if idle == len(gains):
         gain = "gains" if exact else "estimated gains"
