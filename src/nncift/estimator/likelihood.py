@@ -37,7 +37,7 @@ from nncift.estimator.training_data import LabelledGrid
 
 LIKELIHOOD_PAIRS = 1000
 DENSE_PAIRS = 3000
-STEPS = 40
+STEPS = 40  # of Adam
 _LEARNING_RATE, _PENALTY = 0.5, 0.02
 _MIN_NOISE = 1e-6
 _INITIAL = {"pool_main": -2.0, "pool": -1.5, "target": -1.5, "target_main": -2.0, "terms": -3.0}

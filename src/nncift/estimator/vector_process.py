@@ -36,7 +36,7 @@ from nncift.estimator.pca import Projection
 from nncift.features.features import Features
 from nncift.labels.pairs import LabelledPairs
 
-STEPS = 60
+STEPS = 60  # of Adam
 _LEARNING_RATE, _PENALTY = 0.3, 0.02
 _INITIAL, _INITIAL_NUGGET = -3.0, -0.5  # logarithms
 _MIN_NUGGET = 1e-6

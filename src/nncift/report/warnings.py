@@ -63,7 +63,7 @@ def warnings_of(
         warnings.append(
             f"The selected responses are short: {lengths[0]:,.0f} characters on average, those of the {side}"
             f" {lengths[1]:,.0f}. As many random rows have more tokens to learn from and may train a better model:"
-            " give the `budget` in tokens, or compare by training."
+            " take more samples (a larger `budget`), or compare by training."
         )
     idle = int(np.sum(gains <= 0))
     if idle == len(gains):
