@@ -70,11 +70,16 @@ TRANSFORMS = {
 }
 
 
-def facility_location(p: Problem, transform: str, *, mutual: bool) -> np.ndarray:
-    """Facility location or its mutual-information form, as nncift has them."""
+def facility_location(p: Problem, transform: str, *, mutual: bool, coverage_first: bool = False) -> np.ndarray:
+    """Facility location or its mutual-information form, as nncift has them.
+
+    In that, relevance counts as much as coverage (eta is targets / rows), or as nncift has it by default.
+    """
     matrix = InfluenceMatrix.from_array((TRANSFORMS[transform](p.influence) * p.weights).astype(np.float32))
     kind = FacilityLocationMutualInformation if mutual else FacilityLocation
-    return lazy_greedy(kind(matrix, ObjectiveOptions(expected=p.budget)), p.budget).indices
+    alike = ObjectiveOptions(eta=matrix.shape[1] / p.budget)
+    options = ObjectiveOptions() if coverage_first else alike
+    return lazy_greedy(kind(matrix, options), p.budget).indices
 
 
 def top(p: Problem, transform: str) -> np.ndarray:

@@ -285,6 +285,12 @@ def lossval(
     return w
 
 
+def mutual_information(influence: np.ndarray, rows: list[int], eta: float = 0.01) -> float:
+    """What runs with a target maximise by default: coverage, and a little relevance."""
+    s = np.maximum(influence, 0).astype(float)[rows]
+    return float(s.max(axis=0).sum() + eta * s.max(axis=1).sum())
+
+
 def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[int], *, eta: float, nu: float) -> float:
     """The value of a subset (`nncift.selection.objectives.table`), term by term."""
     s, s_known = np.maximum(entries, 0).astype(float), np.maximum(known, 0).astype(float)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from scipy.stats import pearsonr, spearmanr
 
 import nncift
+import references
 from builders import EstimatedBM25, prepared
 from nncift.data.composition import count_values
 from nncift.data.pool import load_pool
@@ -113,11 +114,6 @@ def test_influence_is_correlated_over_the_common_rows(data, runs, found):
     assert correlation.spearman == pytest.approx(spearmanr(*values)[0], abs=1e-6)
 
 
-def mutual_information(influence: np.ndarray, rows: list[int], eta: float) -> float:
-    positive = np.maximum(influence, 0)[rows]
-    return float(positive.max(axis=0).sum() + eta * positive.max(axis=1).sum())
-
-
 def test_a_subsets_value_is_that_by_the_other_runs_influence(data, runs, found):
     pool, target = load_pool(data["first"]), load_pool(data["target"])
     influence = prepared(BM25(), pool, target)(pool, target)
@@ -126,9 +122,9 @@ def test_a_subsets_value_is_that_by_the_other_runs_influence(data, runs, found):
     other = [prompts[prompt] for prompt, _ in texts(runs["estimated"]) if prompt in prompts]
     value = found.values[0]
     assert (value.rows, value.other_rows, value.unavailable) == (12, len(other), "")
-    assert value.value == pytest.approx(mutual_information(influence, own, 6 / 12), rel=1e-5)
+    assert value.value == pytest.approx(references.mutual_information(influence, own), rel=1e-5)
     assert value.value == pytest.approx(nncift.Selection.load(runs["exact"]).value, rel=1e-5)
-    assert value.other_value == pytest.approx(mutual_information(influence, other, 6 / 12), rel=1e-5)
+    assert value.other_value == pytest.approx(references.mutual_information(influence, other), rel=1e-5)
     assert value.share == pytest.approx(value.other_value / value.value)
     assert value.random_value < value.value
     assert value.other_mean == pytest.approx(influence.mean(axis=1)[other].mean(), rel=1e-5)

@@ -78,9 +78,6 @@ def test_a_target_that_dominates_is_a_warning_with_its_id(side):
     assert warning.startswith("22 of the 30 selected samples have the same top target, 'gsm8k-\\x1b7' (73.3\u00a0%), ")
     assert warning.endswith(f"remove it from `{side}`.")
     assert warnings_of(target, None, [], None, np.ones(30), served=served | {"is_dominated": False}) == []
-    objective = "facility-location-mutual-information"
-    (warning,) = warnings_of(target, None, [], None, np.ones(30), served=served, objective=objective)
-    assert warning.endswith(f"remove it from `{side}`, or try the `objective` facility-location.")
 
 
 @pytest.mark.parametrize("side", ["target", "pool"])

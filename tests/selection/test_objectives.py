@@ -136,8 +136,7 @@ KNOWN = np.array([0.4, -1.0], dtype=np.float32)
     ("options", "name", "recorded"),
     [
         ({}, PLAIN, {}),
-        ({"has_target": True, "expected": 4}, MUTUAL, {"eta": 0.5}),
-        ({"has_target": True, "expected": 0.2}, MUTUAL, {"eta": 2}),
+        ({"has_target": True, "expected": 4}, MUTUAL, {"eta": 0.01}),
         ({"has_target": True, "eta": 0}, MUTUAL, {"eta": 0}),
         ({"known": KNOWN}, CONDITIONAL, {"nu": 1}),
         ({"known": KNOWN, "has_target": True, "nu": 0.5}, CONDITIONAL, {"nu": 0.5}),

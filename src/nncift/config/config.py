@@ -150,7 +150,8 @@ class Config:
     "module:Class". By default mean-influence if the influence function is pointwise (one score of a sample for all
     targets), else the third with --known, the second with --target, the first without either."""
     eta: float | None = None
-    """Mutual information: weight of each sample's own relevance. By default number of targets / number to choose."""
+    """Mutual information: weight of each sample's own relevance, its largest influence on any target. By default
+    0.01: coverage of the targets decides, and relevance orders the samples that add next to nothing to it."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
     redundancy: float | None = None

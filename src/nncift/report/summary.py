@@ -67,7 +67,6 @@ def write_summary(
             selection.gains,
             exact=bool(exact),
             served=served,
-            objective=selection.objective,
             lengths=_lengths(folder, selection),
         ),
         exact=exact,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from nncift.run.folder.records import BETTER, Fidelity, counted, percent
-from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
 
 _SHORT = 0.5  # of the mean length that is wanted: responses that are shorter on average deserve a warning
 
@@ -22,7 +21,6 @@ def warnings_of(
     *,
     exact: bool = False,
     served: dict[str, Any] | None = None,
-    objective: str = "",
     lengths: tuple[float, float] | None = None,
 ) -> list[str]:
     """Reasons not to rely on a selection as it is.
@@ -35,7 +33,6 @@ def warnings_of(
         gains: of the selected samples.
         exact: influence is exact for every pair.
         served: `Summary.served`.
-        objective: name of the objective.
         lengths: mean characters of the selected responses, and of the target's, or of the pool's without a target;
             None where the budget is in tokens.
     """
@@ -57,7 +54,7 @@ def warnings_of(
         verbs = ("exceeds", "was") if cut == 1 else ("exceed", "were")
         warnings.append(f"{counted(cut, kind)} {verbs[0]} the language model's context and {verbs[1]} truncated.")
     if served is not None and served["is_dominated"]:
-        warnings.append(_dominated(served, "pool" if target is None else "target", objective))
+        warnings.append(_dominated(served, "pool" if target is None else "target"))
     if lengths is not None and lengths[0] < _SHORT * lengths[1]:
         side = "pool" if target is None else "target"
         warnings.append(
@@ -75,13 +72,11 @@ def warnings_of(
     return warnings
 
 
-def _dominated(served: dict[str, Any], side: str, objective: str) -> str:
+def _dominated(served: dict[str, Any], side: str) -> str:
     """That too many selected samples influence the same target most."""
     samples = f"{served['most']:,.0f} of the {counted(served['selected'], 'selected sample')}"
-    relevance = objective == FacilityLocationMutualInformation.name  # which counts each sample's best target again
-    other = f", or try the `objective` {FacilityLocation.name}" if relevance else ""
     top = f"{served['id']!r} ({percent(served['largest_share'])})"
     return (
         f"{samples} have the same top target, {top}, which dominates the selection. If it is an outlier, remove it"
-        f" from `{side}`{other}."
+        f" from `{side}`."
     )

@@ -91,7 +91,7 @@ def test_another_budget_gives_the_subset_of_a_fresh_run(files, earlier, tmp_path
         "target": "target: the same samples",
         "labels": "labels: 110 pairs taken",
         "network": "network and fidelity: taken",
-        "selection": "selection: chosen anew (`eta`, by default targets / budget, is 1.33333 now)",
+        "selection": "selection: 6 samples taken",
     }
     assert contents(earlier) == before  # untouched
 

@@ -11,6 +11,7 @@ import pytest
 
 import nncift
 import nncift.pipeline.plan as planning
+import references
 from builders import EstimatedBM25, word_rows, write_rows
 from nncift.cli import main
 from nncift.data.pool import load_pool
@@ -110,15 +111,10 @@ def test_a_shortlist_of_gradient_sketch_is_measured_by_the_function_that_was_ask
 
 def best(influence: np.ndarray, size: int) -> np.ndarray:
     """The choice by mutual information, plainly greedy, best first."""
-    chosen, eta = [], influence.shape[1] / 5
-
-    def value(rows: list[int]) -> float:
-        covered, relevant = np.maximum(influence[rows].max(axis=0), 0), np.maximum(influence[rows].max(axis=1), 0)
-        return covered.sum() + eta * relevant.sum()
-
+    chosen: list[int] = []
     for _ in range(size):
         rest = [row for row in range(len(influence)) if row not in chosen]
-        chosen.append(max(rest, key=lambda row: value([*chosen, row])))
+        chosen.append(max(rest, key=lambda row: references.mutual_information(influence, [*chosen, row])))
     return np.array(chosen)
 
 

@@ -205,8 +205,6 @@ def _why_anew(earlier: EarlierRun, make: Callable[[], Objective]) -> str:
     if objective.options != selection.objective_options:
         stored = selection.objective_options
         differ = [name for name, value in objective.options.items() if value != stored.get(name)]
-        if differ == ["eta"]:  # which is not given, see above
-            return f"`eta`, by default targets / budget, is {objective.options['eta']:g} now"
         return f"`{differ[0]}` is {objective.options[differ[0]]:g}" if differ else "the objective has other options"
     return _other_influence(earlier)
 

@@ -28,6 +28,8 @@ from nncift.selection.objectives.table import (
     checked_weight,
 )
 
+_ETA = 0.01  # of relevance: see `FacilityLocationMutualInformation`
+
 
 class _Coverage:
     """The coverage of each target by the samples chosen so far, which begins with that by samples selected earlier."""
@@ -102,12 +104,13 @@ class FacilityLocationMutualInformation(FacilityLocation):
     the pool x target influence alone ("FLQMI" in Kothawade et al., "PRISM", 2022; submodlib's
     FacilityLocationVariantMutualInformation).
 
-    Relevance grows with the subset and coverage does not: eta = (number of targets) / (samples expected) puts them on
-    one scale.
+    Relevance takes the maximum over targets, so that where it counts much, those few targets decide that have the
+    largest values. So the default of eta is small: coverage decides, and relevance orders the samples that add next to
+    nothing to it.
 
     Args:
         matrix: influence, (n_pool, n_target).
-        options: `eta`, `expected` and `covered` are used.
+        options: `eta` and `covered` are used.
 
     Raises:
         ConfigError: eta is negative or not finite, or as for `FacilityLocation`.
@@ -118,10 +121,7 @@ class FacilityLocationMutualInformation(FacilityLocation):
     def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
         super().__init__(matrix, options)
         options = options or ObjectiveOptions()
-        eta = (
-            matrix.shape[1] / max(options.expected, 1.0) if options.eta is None else checked_weight("eta", options.eta)
-        )
-        self.options = {"eta": eta}
+        self.options = {"eta": _ETA if options.eta is None else checked_weight("eta", options.eta)}
         self._relevance = self.relevance()
         self._relevance_chosen = 0.0
 

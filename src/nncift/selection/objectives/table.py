@@ -50,7 +50,7 @@ class ObjectiveOptions:
     """What an objective is made with, beside the influence matrix; each takes what it needs."""
 
     has_target: bool = False  # the matrix is on the samples of a task, not on the pool itself
-    eta: float | None = None  # weight of relevance in the mutual information; default number of targets / `expected`
+    eta: float | None = None  # weight of relevance in the mutual information; default 0.01
     nu: float | None = None  # weight of the known samples in the conditional gain; default 1
     known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
