@@ -24,6 +24,14 @@ from nncift.run.storage.files import read_json, write_json
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+LONGEST = ("test_reliability", "test_workers", "test_demo", "test_compare", "test_resume", "test_page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of `make test` waits long for another's last one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: collections of garbage, which cost half a second for it, leave it out."""
     gc.collect()
