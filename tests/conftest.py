@@ -53,12 +53,24 @@ def float32_by_default() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """A killed process loses nothing that it wrote, only a machine without power does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def quick_fits() -> Iterator[None]:
-    """Fits of the estimator in few steps, which most of the time of a small run would go into."""
+def quick_runs() -> Iterator[None]:
+    """Fits of the estimator in few steps and pictures laid out but not drawn: half the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("likelihood", "vector_process"):
             patch.setattr(f"nncift.estimator.{module}.STEPS", 10)
+        patch.setattr(
+            "matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg",
+            lambda canvas, file, **_: file.write('<svg width="1" height="1"></svg>'),
+        )
         yield
 
 
