@@ -32,8 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: collections of garbage, which cost half a second for it, leave it out."""
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays() -> None:
+    """Imports and what earlier files left: collections of garbage, of which each training asks for some, skip it."""
     gc.collect()
     gc.freeze()
 
