@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never depend on the hub
 os.environ.setdefault("NNCIFT_CACHE_SIZE", "0")  # features of one test never serve another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes compiles, and imports what that takes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: busy neighbours cost little
 
 import pytest
