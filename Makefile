@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LONGEST := tests/test_reliability.py tests/test_demo.py tests/influence/test_conformance.py tests/pipeline tests/proof
 # Of the packages' 28,000 modules only what is imported is compiled, when it is: all of them take minutes.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt
+# Else each process that a test starts would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test pytest lint format docs notebooks bench bench-fidelity bench-peers clean
 
@@ -12,12 +13,12 @@ demo: $(VENV)/.demo
 	$(BIN)/nncift demo
 
 # Two processes of one thread each: tests are short of threads to share, and a test's threads would only wait for another's.
-# A process takes a file at a time, the longest ones first, so that both end together.
+# A process takes a file at a time, the longest ones first (tests/conftest.py), so that both end together.
 test: $(VENV)/.test
 	$(MAKE) --jobs 2 lint pytest
 
 pytest: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

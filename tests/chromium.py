@@ -187,12 +187,12 @@ class Browser:
         """Have pages in "light" or "dark" colours."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def findings(self, axe: str) -> list[dict]:
-        """What axe-core, whose source is given, finds wrong with the page: "id", "impact", and some "nodes"."""
+    def findings(self, axe: str, part: str = "document") -> list[dict]:
+        """What axe-core, whose source is given, finds wrong with a part of the page: "id", "impact", some "nodes"."""
         self.evaluate(f"{axe};0")
-        return self.evaluate("""axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations.map(
-            one => ({id: one.id, impact: one.impact, nodes: one.nodes.slice(0, 3).map(
-                node => node.html.slice(0, 200) + " " + node.failureSummary)})))""")
+        return self.evaluate(f"""axe.run({part}, {{resultTypes: ["violations"]}}).then(found => found.violations.map(
+            one => ({{id: one.id, impact: one.impact, nodes: one.nodes.slice(0, 3).map(
+                node => node.html.slice(0, 200) + " " + node.failureSummary)}})))""")
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the window."""

@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never depend on the hub
 os.environ.setdefault("NNCIFT_CACHE_SIZE", "0")  # features of one test never serve another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes compiles, and imports what that takes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: busy neighbours cost little
 
 import pytest
@@ -24,8 +25,17 @@ from nncift.run.storage.files import read_json, write_json
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: collections of garbage, which cost half a second for it, leave it out."""
+LONGEST = ("test_reliability", "test_workers", "test_demo", "test_compare", "test_resume", "test_page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of `make test` waits long for another's last one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays() -> None:
+    """Imports and what earlier files left: collections of garbage, of which each training asks for some, skip it."""
     gc.collect()
     gc.freeze()
 
@@ -45,12 +55,24 @@ def float32_by_default() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """A killed process loses nothing that it wrote, only a machine without power does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def quick_fits() -> Iterator[None]:
-    """Fits of the estimator in few steps, which most of the time of a small run would go into."""
+def quick_runs() -> Iterator[None]:
+    """Fits of the estimator in few steps and pictures laid out but not drawn: half the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("likelihood", "vector_process"):
             patch.setattr(f"nncift.estimator.{module}.STEPS", 10)
+        patch.setattr(
+            "matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg",
+            lambda canvas, file, **_: file.write('<svg width="1" height="1"></svg>'),
+        )
         yield
 
 

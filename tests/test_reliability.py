@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import multiprocessing
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,15 +14,18 @@ CAMPAIGN = Path(__file__).resolve().parents[1] / "benchmarks" / "reliability"
 
 
 @pytest.fixture(scope="module")
-def campaign(tiny_model, tmp_path_factory) -> dict[str, dict]:
+def campaign(tiny_model, small_encoder, tmp_path_factory) -> dict[str, dict]:
     """Figures by part, of a process of its own."""
-    folder = tmp_path_factory.mktemp("campaign")
-    command = [sys.executable, str(CAMPAIGN), "--short", "--model", tiny_model, "--json", "figures.json"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert (folder / "figures.json").exists(), done.stdout + done.stderr
-    return json.loads((folder / "figures.json").read_text())
+    figures = tmp_path_factory.mktemp("campaign") / "figures.json"
+    models = ["--model", tiny_model, "--encoder", small_encoder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(CAMPAIGN), "--short", *models, "--json", str(figures)])
+        given = {"target": runpy.run_path, "args": (str(CAMPAIGN), None, "__main__")}
+        process = multiprocessing.get_context("fork").Process(**given)  # the libraries are imported
+        process.start()
+        process.join()
+    assert figures.exists(), process.exitcode
+    return json.loads(figures.read_text())
 
 
 @pytest.mark.parametrize("part", ["kills", "space", "inputs", "damage"])

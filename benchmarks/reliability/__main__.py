@@ -49,13 +49,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--kinds", nargs="*", default=(), help="kinds of runs whose names have one of these texts")
     parser.add_argument("--model", type=Path, help="language model of the runs; a random one by default")
+    parser.add_argument("--encoder", default="embedded", help="sentence encoder of the runs (default: %(default)s)")
     parser.add_argument("--files", type=int, help="files of a run to damage, at random (by default all)")
     for part in PARTS:
         parser.add_argument(f"--{part}", type=int, help=f"how many (by default {FULL[part]})")
     options = parser.parse_args()
     children.import_libraries()
     with tempfile.TemporaryDirectory(prefix="nncift-runs-") as folder:
-        kinds = runs.kinds(Path(folder), options.kinds, options.model) if options.parts != ["inputs"] else []
+        given = options.kinds, options.model, options.encoder
+        kinds = runs.kinds(Path(folder), *given) if options.parts != ["inputs"] else []
         sys.exit(bool(_tried(options, kinds)))
 
 

@@ -31,7 +31,7 @@ class Kind:
     call: Literal["select", "compare", "evaluate"] = "select"
 
 
-def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> list[Kind]:
+def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None, encoder: str = "embedded") -> list[Kind]:
     """All kinds, or those whose names have one of some texts, with their data made in `folder`.
 
     Two of them run in this process: what they import, compile and load is there for every child.
@@ -39,7 +39,7 @@ def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> 
     data = _data(folder, model)
     language_model = {"model": data["model"], "features": data["features"], "labels": 60}
     cheap = {"influence": "estimated:EstimatedBM25", "features": data["features"], "labels": 200}
-    similarity = {"influence": "estimated:EstimatedCosine", "encoder": "embedded", "labels": 200}
+    similarity = {"influence": "estimated:EstimatedCosine", "encoder": encoder, "labels": 200}
     fitted, embedded = folder / "fitted", folder / "embedded"
     for earlier, options in ((fitted, cheap), (embedded, similarity)):
         _select(data["pool"], earlier, options)
@@ -64,7 +64,7 @@ def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> 
         "gradient sketches among the features": language_model
         | {"influence": "delift", "features": "lm,gradient-sketch"},
         "representation-similarity": {"influence": "representation-similarity", "model": data["model"]},
-        "embedding-similarity": {"influence": "embedding-similarity", "encoder": "embedded", "known": data["target"]},
+        "embedding-similarity": {"influence": "embedding-similarity", "encoder": encoder, "known": data["target"]},
         "features of the language model": {"influence": "delift", "model": data["model"], "features": "lm"},
         "bm25 from labels": cheap,
         "embeddings from labels": similarity,
@@ -78,13 +78,13 @@ def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> 
         "quotas": cheap | {"quota": ["task=equal"], "cap": ["kind=0.6"]},
         "quotas of tokens, verified": similarity
         | {"quota": ["task=river:0.4+"], "budget": "400tok", "verify": 2, "model": data["model"]},
-        "stratified random rows": {"influence": "stratified-random", "encoder": "embedded"},
+        "stratified random rows": {"influence": "stratified-random", "encoder": encoder},
         "recipe of the paper": cheap | {"recipe": "paper"},
         "fitted network": {"network": str(fitted), "features": data["features"]},
         "values of another tool": {"labels_from": data["labels"], "features": data["features"]},
-        "first cut": {"first_cut": 3, "first_cut_encoder": "embedded", "model": data["model"]},
+        "first cut": {"first_cut": 3, "first_cut_encoder": encoder, "model": data["model"]},
         "first cut for a target": cheap
-        | {"features": "sentence", "encoder": "embedded", "first_cut": 3, "first_cut_encoder": "embedded"}
+        | {"features": "sentence", "encoder": encoder, "first_cut": 3, "first_cut_encoder": encoder}
         | {"target": data["target"], "known": data["target"]},
         "worker processes": {"influence": "gradient-sketch", "model": data["model"], "workers": 2},
         "labels by worker processes": language_model | {"influence": "delift", "workers": 2},
@@ -92,7 +92,7 @@ def kinds(folder: Path, only: Sequence[str] = (), model: Path | None = None) -> 
         "appended": grown,
         "appended, choice kept": grown | {"keep_selection": True},
     }
-    tried = {"test": data["target"], "methods": ["lora"], "metrics": ["loss"], "epochs": 1, "encoder": "embedded"}
+    tried = {"test": data["target"], "methods": ["lora"], "metrics": ["loss"], "epochs": 1, "encoder": encoder}
     compared = {"influence": ["estimated:EstimatedBM25"], "free": ["bm25", "stratified-random"], "seeds": 1}
     compared |= {"curve": ["6", "12"], "units": ["rows"], "labels": 200, "features": "sentence", "model": data["model"]}
     found = [Kind(name, {"pool": data["pool"], "budget": 12, "device": "cpu"} | given) for name, given in runs.items()]

@@ -8,6 +8,8 @@ from builders import called
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.files import write_json
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 
 def test_repair_names_what_it_removed(capsys, pool, tmp_path):
     folder = tmp_path / "my run"

@@ -12,6 +12,8 @@ import pytest
 from builders import called
 from nncift.pipeline.configuration.options import GROUPS
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 
 @pytest.mark.parametrize(
     ("arguments", "fix"),

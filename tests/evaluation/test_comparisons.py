@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, ttest_ind, ttest_rel
 
 from nncift.errors import ConfigError, DependencyError
-from nncift.evaluation.comparisons import Trained, adjust, compare, contrast
+from nncift.evaluation.comparisons import Difference, Trained, adjust, compare, contrast
 
 SCORES = arrays(np.float64, (2, 3, 20), elements=st.integers(-50, 50).map(float))
 
@@ -133,10 +133,13 @@ class TestExactMatch:
 
 
 class TestHolm:
+    @pytest.fixture(scope="class")
+    def one(self) -> Difference:
+        return compare(losses(1.0), losses(1.2, seed=1), larger_is_better=False)
+
     @settings(deadline=None, max_examples=20)
-    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-    def test_equals_the_step_down_by_hand(self, p_values):
-        one = compare(losses(1.0), losses(1.2, seed=1), larger_is_better=False)
+    @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=8))
+    def test_equals_the_step_down_by_hand(self, one, p_values):
         found = adjust([replace(one, p_value=p) for p in p_values])
         largest, slow = 0.0, {}
         for rank, k in enumerate(np.argsort(p_values, kind="stable")):

@@ -50,8 +50,14 @@ def influence() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((20, 7))
 
 
+@pytest.fixture
+def few_resamples(monkeypatch) -> None:
+    """No interval is judged."""
+    monkeypatch.setattr("nncift.evaluation.datamodels._RESAMPLES", 10)
+
+
 class TestScore:
-    def test_of_true_influence_is_one_of_its_negative_minus_one_and_of_a_constant_zero(self, influence):
+    def test_of_true_influence_is_one_of_its_negative_minus_one_and_of_a_constant_zero(self, few_resamples, influence):
         assert linear_datamodeling_score(influence, synthetic(influence)).value == pytest.approx(1)
         assert linear_datamodeling_score(-influence, synthetic(influence)).value == pytest.approx(-1)
         assert linear_datamodeling_score(np.ones_like(influence), synthetic(influence)).value == 0
@@ -72,7 +78,7 @@ class TestScore:
             assert score.low < score.value < score.high
         assert many.high - many.low < few.high - few.low
 
-    def test_is_invariant_to_scale_and_shift(self):
+    def test_is_invariant_to_scale_and_shift(self, few_resamples):
         influence = np.random.default_rng(0).integers(-50, 50, (10, 3)).astype(float)
         outcomes = synthetic(influence, noise=2.0)
         expected = linear_datamodeling_score(influence, outcomes).per_target
@@ -95,7 +101,7 @@ class TestScore:
 
 
 class TestNoiseCeiling:
-    def test_is_the_score_of_true_influence(self, influence):
+    def test_is_the_score_of_true_influence(self, few_resamples, influence):
         again, ceiling = noise_ceiling(synthetic(influence))  # without noise
         assert (again.value, ceiling) == (pytest.approx(1), pytest.approx(1))
         outcomes = synthetic(influence, noise=4.0, n_subsets=1000)
@@ -144,7 +150,7 @@ class TestOutcomes:
 
     def test_are_shared_by_processes(self, tiny_model, data, outcomes, tmp_path):
         """By this process and another, which begin together."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("fork")  # to import everything again takes many seconds
         arguments = tiny_model, *data, tmp_path, context.Barrier(2)
         other = context.Process(target=work, args=arguments)
         other.start()

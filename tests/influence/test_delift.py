@@ -33,14 +33,14 @@ def some_pairs(embedded_pairs) -> tuple[Dataset, ...]:
 
 @pytest.fixture(scope="module")
 def shared_pairs(shared_data) -> tuple[Dataset, Dataset]:
-    """Three short pool samples of P3, and a target of P3 and one of GSM8K."""
+    """Two short pool samples of P3, and a target of P3 and one of GSM8K."""
     with gzip.open(shared_data / "p3_pool.jsonl.gz", "rt", encoding="utf-8") as handle:
         p3 = [(row["prompt"], row["response"]) for row in map(json.loads, handle)]
     with gzip.open(shared_data / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8") as handle:
         gsm8k = [(row["question"], row["answer"]) for row in map(json.loads, handle)]
-    p3 = [pair for pair in p3 if len("".join(pair)) < 120]
-    gsm8k = [pair for pair in gsm8k if len("".join(pair)) < 220]
-    return named(p3[::40][:3], "p3-"), named([p3[20], gsm8k[0]], "t-")
+    p3 = [pair for pair in p3 if len("".join(pair)) < 80]
+    gsm8k = [pair for pair in gsm8k if len("".join(pair)) < 190]
+    return named(p3[::40][:2], "p3-"), named([p3[20], gsm8k[0]], "t-")
 
 
 class TestDelift:

@@ -159,9 +159,9 @@ class TestDetection:
     def test_wrong_responses_score_low_on_p3(self, minilm, shared_data):
         with gzip.open(shared_data / "p3_pool.jsonl.gz", "rt", encoding="utf-8") as handle:
             pairs = [(row["prompt"], row["response"]) for row in map(json.loads, handle)]
-        pairs = [pair for pair in pairs if len(pair[0]) < 300][::40][:160]
-        pool, wrong = with_wrong_responses(pairs[:130])
-        assert auc(weights(LossVal(minilm, device="cpu"), pool, rows(pairs[130:])), wrong) > 0.7
+        pairs = [pair for pair in pairs if len(pair[0]) < 300][::40][:110]
+        pool, wrong = with_wrong_responses(pairs[:80])
+        assert auc(weights(LossVal(minilm, device="cpu"), pool, rows(pairs[80:])), wrong) > 0.7
 
     def test_the_target_s_family_scores_high(self, minilm):
         pool = rows(pairs_of("chain_sum", "spell_backward", size=12, seed=1))
@@ -215,9 +215,9 @@ class TestErrors:
             LossVal(Drawn(), device="cpu").prepare(drawn_rows(2), drawn_rows(1))
 
 
-def test_weights_are_not_negative(minilm):
+def test_weights_are_not_negative(small_encoder):
     rng = np.random.default_rng(0)
     points = rng.standard_normal((20, 2 * 8)).astype(np.float32)
-    weights = LossVal(minilm, learning_rate=0.05)._learn(points[:, None], points[:5, None])
+    weights = LossVal(small_encoder, learning_rate=0.05)._learn(points[:, None], points[:5, None])
     assert weights.min() >= 0
     assert np.ptp(weights) > 0

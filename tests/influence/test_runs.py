@@ -19,7 +19,7 @@ from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 ROWS = [{"prompt": f"What is {i} plus {i % 5}?", "response": f"{i + i % 5}"} for i in range(50)]
 

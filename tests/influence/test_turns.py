@@ -118,12 +118,12 @@ def test_embeddings(minilm, whole, parts):
 
 
 @pytest.mark.parametrize("name", sorted({*BUILT_IN} - {"less", "in-run"}))  # with the examples of the gradients
-def test_a_list_of_one_turn_changes_nothing(name, tiny, minilm, parts):
+def test_a_list_of_one_turn_changes_nothing(name, tiny, small_encoder, parts):
     listed = parts.add_column("turns", [[1], [3], [5], None])
     values = []
     for rows in (parts, listed):
         function = resolve(name, BUILT_IN, "nncift.influence").build(
-            Setup((ModelSpec(tiny),), EncoderSpec(minilm, device="cpu"))
+            Setup((ModelSpec(tiny),), EncoderSpec(small_encoder, device="cpu"))
         )
         values.append(prepared(function, rows, rows)(rows, rows))
     np.testing.assert_array_equal(*values)

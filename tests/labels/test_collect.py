@@ -107,10 +107,10 @@ def test_one_pair_of_each_row(pool):
 
 @pytest.mark.parametrize("function", [Product(), Pointwise(), product], ids=["pairwise", "pointwise", "plain"])
 @pytest.mark.parametrize(
-    "columns", [np.arange(7), np.resize(np.arange(9), (300, 7)), np.resize(np.arange(7), (300, 1))]
+    "columns", [np.arange(7), np.resize(np.arange(9), (150, 7)), np.resize(np.arange(7), (150, 1))]
 )
 def test_killed_and_resumed_with_the_same_bytes(pool, function, columns, tmp_path):
-    rows, blocks = np.arange(300), []
+    rows, blocks = np.arange(150), []
     whole = collect(function, pool, pool, rows, columns, folder=tmp_path / "whole")
     np.testing.assert_array_equal(whole.influence, whole.pool_index * whole.target_index)
 
@@ -125,7 +125,7 @@ def test_killed_and_resumed_with_the_same_bytes(pool, function, columns, tmp_pat
     assert sorted(path.name for path in part.iterdir()) == ["block-000000.parquet", "block-000001.parquet"]
     collect(function, pool, pool, rows, columns, folder=part, after_block=stop)
     height = 128 if function is not product and function.traits.pointwise else 128 // columns.shape[-1]
-    assert len(blocks) == -(-300 // height)
+    assert len(blocks) == -(-150 // height)
     assert [path.name for path in part.iterdir()] == ["labels.parquet"]
     assert (part / "labels.parquet").read_bytes() == (tmp_path / "whole" / "labels.parquet").read_bytes()
     collect(function, pool, pool, rows, columns, folder=part, after_block=lambda: pytest.fail("computed again"))

@@ -138,6 +138,7 @@ def test_a_matrix_without_ids_or_numbers(block, tmp_path):
         read_labels(tmp_path / "o.npy", *block)
 
 
+@pytest.mark.usefixtures("quick_runs")
 class TestRun:
     @pytest.fixture
     def options(self, small_encoder, tmp_path) -> dict:

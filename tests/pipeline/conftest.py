@@ -23,3 +23,8 @@ def target(tmp_path: Path) -> str:
 @pytest.fixture
 def options(tiny_model, small_encoder):
     return {"model": tiny_model, "encoder": small_encoder, "budget": 0.1, "labels": 300, "device": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(quick_runs):
+    """No estimate and no picture is judged here."""

@@ -16,8 +16,6 @@ from nncift.pipeline.select import select
 from nncift.report.terminal import summary_text
 from nncift.run.folder.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 FILES = ("labels/among-targets/labels.parquet", "labels/labels.parquet", "network/model.safetensors", "influence.npy")
 
 

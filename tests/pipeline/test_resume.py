@@ -5,33 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import nncift
 import nncift.pipeline.plan
 from builders import write_rows
+from nncift.cli import main
 from nncift.errors import ConfigError, RunError
 from nncift.run.storage.files import write_json
 from pipeline_runs import SAME_BYTES, arithmetic
 
-# Runs nncift once that is left alone; then in a child process for each file, which kills itself, as `kill -9` would,
-# just before or after the rename that completes the file; then to the end.
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-import jinja2, matplotlib.backends.backend_svg, matplotlib.figure, peft, scipy.stats, sentence_transformers
-from transformers.models.bert import modeling_bert
-from transformers.models.llama import modeling_llama
-import nncift.estimator.network, nncift.matrix.compiled.kernels, nncift.pipeline.select  # once for all children
-from nncift.cli import main
-folder, points, whole, killed = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
-def deadly(plain, file, when):
+
+def killed_at(file: Path, when: str, arguments: list[str]) -> None:
+    """Run the command in a child that kills itself, as `kill -9` would, just before or after the file is renamed."""
+    if (child := os.fork()) == 0:
+        torch.set_num_threads(1)  # others are not there after a fork, and would be waited for
+        Path.replace, Path.rename = (deadly(plain, file, when) for plain in (Path.replace, Path.rename))
+        try:
+            main(arguments)
+        finally:
+            os._exit(1)  # not killed
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), (file, when, status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def deadly(plain, file: Path, when: str):
     def rename(self, destination):
         if Path(destination) == file and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -39,19 +44,8 @@ def deadly(plain, file, when):
         if Path(destination) == file and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return done
+
     return rename
-if (child := os.fork()) == 0:
-    main(whole)
-assert os.waitpid(child, 0)[1] == 0
-for name, when in points:
-    if (child := os.fork()) == 0:
-        Path.replace, Path.rename = (deadly(plain, folder / name, when) for plain in (Path.replace, Path.rename))
-        main(killed)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (name, status)
-    assert not (folder / "report.html").exists()
-main(killed)
-"""
 
 
 KILLED_AT = (
@@ -75,14 +69,13 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(pool, target, tiny_mo
         return f"{given} --influence delift --labels 200 --budget 10% --device cpu --quiet".split()
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    given = [str(killed), *map(json.dumps, (KILLED_AT, arguments(whole), arguments(killed)))]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *given],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments(whole))  # here, so that what it imports is there for each child
+    for name, when in KILLED_AT:
+        killed_at(killed / name, when, arguments(killed))
+        assert not (killed / "report.html").exists()
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments(killed))
     for name in SAME_BYTES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     left = {path.relative_to(killed) for path in killed.rglob("*") if path.is_file()}

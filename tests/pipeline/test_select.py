@@ -22,8 +22,6 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.run.folder.folder import RunFolder
 from pipeline_runs import SAME_BYTES, arithmetic
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 
 def test_the_main_job_with_the_real_models(target, smollm2, minilm, tmp_path: Path):
     run, pool = tmp_path / "run", write_rows(tmp_path / "pool.jsonl", arithmetic(16))

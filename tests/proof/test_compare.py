@@ -21,7 +21,7 @@ from nncift.proof.runs import opened
 from nncift.proof.trials.selectors import Selector
 from nncift.proof.trials.trials import Trial
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture(scope="module")

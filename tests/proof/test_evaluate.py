@@ -24,6 +24,8 @@ from nncift.proof.evaluate import evaluate
 from nncift.proof.inputs.held_out import refuse_overlap
 from nncift.training.lora import adapted
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 QUICK = {"methods": "lora", "metrics": "loss", "epochs": "1"}
 
 
@@ -42,9 +44,9 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, small_enco
     return {"folder": str(folder), "pool": pool, "test": test, "model": tiny_model, "encoder": small_encoder}
 
 
-def options(**changes) -> dict:
+def options(places: dict[str, str], **changes) -> dict:
     given = {
-        "encoder": "embedded",
+        "encoder": places["encoder"],
         "methods": ["lora", "icl"],
         "metrics": ["loss"],
         "epochs": 1,
@@ -58,7 +60,9 @@ def options(**changes) -> dict:
 @pytest.fixture(scope="module")
 def evaluated(places: dict[str, str]) -> Path:
     run = Path(places["folder"], "run")
-    return evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options()).folder
+    return evaluate(
+        run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options(places)
+    ).folder
 
 
 def test_an_evaluation_measures_what_its_adapter_does(places, evaluated):
@@ -88,13 +92,13 @@ def test_the_same_call_resumes_with_the_same_bytes(places, evaluated, tmp_path):
     for path in (evaluated / "results.json", trials[0], trials[0].with_suffix(".json"), evaluated / "adapter"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     run = Path(places["folder"], "run")
-    evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options())
+    evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options(places))
     assert (evaluated / "results.json").read_bytes() == whole
     assert (evaluated / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
-    call = {"test": places["test"], "output": tmp_path / "killed", "seeds": 2, **options()}
+    call = {"test": places["test"], "output": tmp_path / "killed", "seeds": 2, **options(places)}
     run = Path(places["folder"], "run")
     child = os.fork()
     if not child:
@@ -115,7 +119,7 @@ def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
 
 def test_more_options_in_one_folder_are_refused(places, evaluated):
     with pytest.raises(ConfigError, match="seeds: 2 there, 3 now"):
-        evaluate(Path(places["folder"], "run"), test=places["test"], seeds=3, output=evaluated, **options())
+        evaluate(Path(places["folder"], "run"), test=places["test"], seeds=3, output=evaluated, **options(places))
 
 
 def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
@@ -124,10 +128,14 @@ def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
     rows = [{key: row[key] for key in ("prompt", "response")} for row in subset]
     test = write_rows(tmp_path / "test.jsonl", [*word_rows(3, offset=700), *rows[:2]])
     with pytest.raises(DataError, match=r"test.jsonl, row 4: 2 of 5 test prompts are also in the subset") as raised:
-        evaluate(run, test=test, output=tmp_path / "out", **options())
+        evaluate(run, test=test, output=tmp_path / "out", **options(places))
     assert "`allow_overlap`" in str(raised.value)
     assert not (tmp_path / "out").exists()
-    icl = {name: value for name, value in options(methods=["icl"]).items() if name not in ("epochs", "learning_rate")}
+    icl = {
+        name: value
+        for name, value in options(places, methods=["icl"]).items()
+        if name not in ("epochs", "learning_rate")
+    }
     kept = evaluate(run, test=test, output=tmp_path / "out", allow_overlap=True, **icl)
     assert kept.results["test"]["items"] == 5
 
@@ -149,7 +157,7 @@ def test_prompts_of_symbols_alone_are_no_overlap():
     ],
 )
 def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
-    call = {"test": places["test"], "output": tmp_path / "out", **options()} | changes
+    call = {"test": places["test"], "output": tmp_path / "out", **options(places)} | changes
     with pytest.raises(error, match=said) as raised:
         evaluate(Path(places["folder"], "run"), **call)
     assert "\n" not in str(raised.value)
@@ -158,7 +166,7 @@ def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
 def test_a_run_is_not_compared_with_itself(places, tmp_path):
     run = Path(places["folder"], "run")
     with pytest.raises(ConfigError, match=r"`against` .* is the run itself") as raised:
-        evaluate(run, test=places["test"], against=run / ".." / "run", output=tmp_path / "out", **options())
+        evaluate(run, test=places["test"], against=run / ".." / "run", output=tmp_path / "out", **options(places))
     assert as_typed(raised.value).startswith("--against ")
     assert not (tmp_path / "out").exists()
 
@@ -167,7 +175,7 @@ def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
     run = Path(places["folder"], "run")
     arranged = {"from_run": run, "phases": 2, "weights": True, "difficulty": "perplexity", "output": tmp_path / "run"}
     select(places["pool"], **arranged)
-    done = evaluate(tmp_path / "run", test=places["test"], **(options() | {"methods": []}))
+    done = evaluate(tmp_path / "run", test=places["test"], **(options(places) | {"methods": []}))
     found = {m["method"]: m["metrics"]["loss"]["value"] for m in done.results["models"]}
     assert list(found) == ["none", "lora", "phased", "weighted", "icl"]
     assert len(set(found.values())) == 5
@@ -181,13 +189,13 @@ def test_phases_and_weights_of_the_run_are_two_more_trainings(places, tmp_path):
 
 def test_a_folder_that_is_no_finished_run_is_refused(places, tmp_path):
     with pytest.raises(RunError, match="not the folder of a finished run"):
-        evaluate(tmp_path, test=places["test"], **options())
+        evaluate(tmp_path, test=places["test"], **options(places))
 
 
 def test_a_test_file_of_another_schema_is_one_line(places, tmp_path):
     test = write_rows(tmp_path / "odd.jsonl", [{"score": 3}, {"score": 4}])
     with pytest.raises(DataError, match=r"odd.jsonl"):
-        evaluate(Path(places["folder"], "run"), test=test, output=tmp_path / "out", **options())
+        evaluate(Path(places["folder"], "run"), test=test, output=tmp_path / "out", **options(places))
 
 
 def test_command_line(places, evaluated, capsys, tmp_path):

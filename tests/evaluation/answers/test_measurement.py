@@ -71,8 +71,8 @@ class Length:
         return np.array([1 + len(answer) % 5 for answer in answers], np.float64)
 
 
-def test_scores_are_those_of_the_answers_in_the_order_of_the_items(tiny, items, minilm, tmp_path):
-    encoder = EncoderSpec(minilm, device="cpu")
+def test_scores_are_those_of_the_answers_in_the_order_of_the_items(tiny, items, small_encoder, tmp_path):
+    encoder = EncoderSpec(small_encoder, device="cpu")
     found = measure(tiny, items, folder=tmp_path, encoder=encoder, judge=Length(), max_new_tokens=4)
     assert found.ids == tuple(row["id"] for row in ROWS)
     for k, (row, answer) in enumerate(zip(ROWS, found.answers, strict=True)):

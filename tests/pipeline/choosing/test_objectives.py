@@ -49,8 +49,16 @@ def test_objectives_of_features_on_exact_influence(objective, pool, target, tmp_
 
 
 @pytest.mark.parametrize("objective", ["graph-cut", "log-determinant"])
-def test_objectives_of_features_on_estimates_and_a_measured_shortlist(objective, pool, target, minilm, tmp_path: Path):
-    options = {"influence": "builders:EstimatedCosine", "labels": 60, "verify": 2, "budget": 5, "encoder": minilm}
+def test_objectives_of_features_on_estimates_and_a_measured_shortlist(
+    objective, pool, target, small_encoder, tmp_path: Path
+):
+    options = {
+        "influence": "builders:EstimatedCosine",
+        "labels": 60,
+        "verify": 2,
+        "budget": 5,
+        "encoder": small_encoder,
+    }
     options |= {"features": "sentence", "device": "cpu", "target": target, "objective": objective}
     selection = select(pool, near_duplicates=0.98, output=tmp_path / "run", **options)
     assert len(selection) == 5

@@ -33,9 +33,9 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def call(files, minilm, tmp_path):
+def call(files, small_encoder, tmp_path):
     def call(name: str, place: str, **changes):
-        given = {"influence": name, "encoder": minilm, "device": "cpu", "budget": 12, "output": tmp_path / place}
+        given = {"influence": name, "encoder": small_encoder, "device": "cpu", "budget": 12, "output": tmp_path / place}
         if name == "stratified-random":
             given["influence_options"] = {"clusters": 12}
         return nncift.select(files["pool"], **(given | changes))
@@ -92,11 +92,13 @@ def test_what_a_draw_cannot_count_is_refused(files, call, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_random_rows_have_no_weights(call, minilm, tmp_path: Path, name):
+def test_random_rows_have_no_weights(call, small_encoder, tmp_path: Path, name):
     with pytest.raises(ConfigError, match=f"the gains of {name} rows are random numbers, so `weights`"):
         call(name, "refused", weights=True)
     assert call("bm25", "weighted", weights=True).weights is not None
-    drawn = nncift.select(from_run=tmp_path / "weighted", influence=name, encoder=minilm, output=tmp_path / "drawn")
+    drawn = nncift.select(
+        from_run=tmp_path / "weighted", influence=name, encoder=small_encoder, output=tmp_path / "drawn"
+    )
     assert drawn.weights is None
 
 
@@ -171,9 +173,9 @@ def test_a_dry_run_counts_what_is_done_for_all_samples_at_once(files):
     assert planned.seconds["influence"] < 60 * planned.samples
 
 
-def test_clusters_are_of_the_pool_alone(minilm):
+def test_clusters_are_of_the_pool_alone(small_encoder):
     rows = named([(f"prompt {k}", "response") for k in range(8)], "row")
-    function = StratifiedRandom(minilm, clusters=3)
+    function = StratifiedRandom(small_encoder, clusters=3)
     function.prepare(rows, rows)
     values = function.vectors(rows)
     function.prepare(rows, rows.select([1]))

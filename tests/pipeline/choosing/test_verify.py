@@ -31,8 +31,6 @@ from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import FacilityLocationMutualInformation
 from nncift.selection.objectives.table import ObjectiveOptions
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 EVERY = slice(None)
 
 

@@ -68,9 +68,10 @@ def cluster(deaths: Path):
 
 
 @pytest.fixture(scope="module")
-def options(tiny_model, minilm, tmp_path_factory) -> dict:
+def options(tiny_model, small_encoder, tmp_path_factory) -> dict:
     pool = write_rows(tmp_path_factory.mktemp("files") / "pool.jsonl", word_rows(60))
-    return {"pool": pool, "model": tiny_model, "encoder": minilm, "device": "cpu", "dtype": "float32", "budget": 5}
+    models = {"model": tiny_model, "encoder": small_encoder, "device": "cpu", "dtype": "float32"}
+    return {"pool": pool, **models, "budget": 5}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,8 +16,6 @@ from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.growing import labels_held, share_computed
 from nncift.pipeline.inputs.read import read
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -20,8 +20,6 @@ from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.run.options.registry import resolve
 from nncift.selection.selection import Selection
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
 
 
@@ -157,8 +155,14 @@ def test_a_restored_function_gives_the_vectors_that_it_gave_new_samples(tiny_mod
     assert not np.allclose(other.vectors(rows[1]), function.vectors(rows[1]), atol=1e-3)
 
 
-def test_features_labels_and_network_are_taken(sides, tmp_path: Path, minilm):
-    given = {"influence": "builders:EstimatedCosine", "encoder": minilm, "device": "cpu", "labels": 60, "budget": 6}
+def test_features_labels_and_network_are_taken(sides, tmp_path: Path, small_encoder):
+    given = {
+        "influence": "builders:EstimatedCosine",
+        "encoder": small_encoder,
+        "device": "cpu",
+        "labels": 60,
+        "budget": 6,
+    }
     nncift.select(sides["pool"], output=tmp_path / "first", no_cache=True, probes=2, **given)
     nncift.select(from_run=tmp_path / "first", append=sides["new"], no_cache=True, output=tmp_path / "grown")
     taken = notes(tmp_path / "grown")
@@ -203,8 +207,8 @@ def test_a_selection_is_kept_and_added_to(sides, tmp_path: Path, budget):
     assert notes(tmp_path / "grown")["selection"] == "selection: 7 samples taken"
 
 
-def test_near_duplicates_that_were_selected_stay(sides, tmp_path: Path, minilm):
-    given = {"from_run": tmp_path / "first", "append": sides["new"], "keep_selection": True, "encoder": minilm}
+def test_near_duplicates_that_were_selected_stay(sides, tmp_path: Path, small_encoder):
+    given = {"from_run": tmp_path / "first", "append": sides["new"], "keep_selection": True, "encoder": small_encoder}
     nncift.select(sides["pool"], influence="bm25", budget=20, output=tmp_path / "first")
     nncift.select(**given, near_duplicates=0.75, budget=1, output=tmp_path / "one")
     kept, listed = Selection.load(tmp_path / "first").indices, listed_rows(tmp_path / "one/pool/near_duplicates.jsonl")

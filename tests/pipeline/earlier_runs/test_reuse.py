@@ -18,8 +18,6 @@ from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.select import select
 from pipeline_runs import contents, stopped_at
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 RUN_FILES = ("labels/labels.parquet", "labels/plan.json", "network/model.safetensors", "fidelity.json", "influence.npy")
 
 

@@ -25,8 +25,6 @@ from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import encode_examples
 from pipeline_runs import arithmetic
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 
 def test_a_fitted_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
     learned = tmp_path / "learned"

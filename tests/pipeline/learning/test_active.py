@@ -23,8 +23,6 @@ from nncift.report.terminal import summary_text
 from nncift.run.folder.records import LabelHistory
 from nncift.run.storage.files import read_json, write_json
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 N, M = 400, 60
 
 

@@ -23,8 +23,6 @@ from nncift.report.terminal import summary_text
 from nncift.run.storage.checksums import CHECKSUMS
 from nncift.run.storage.files import write_json
 
-pytestmark = pytest.mark.usefixtures("quick_fits")
-
 ENDS = ("influence.npy", "selection.parquet", "subset.jsonl")
 
 
