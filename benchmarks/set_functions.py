@@ -5,10 +5,9 @@
 The linear datamodeling score holds sums of influence against measured drops of the loss; here other set functions,
 those that objectives maximise, take the place of the sum: the root of it, the largest (facility location), the rows'
 own largest (the relevance of its mutual-information form, and both alike), and the share of a target's gradient that
-the subset spans (projection). Rank correlation over the 40 random halves with the
-drop of each target (mean over 80), of each family's mean (over 8), and of the mean of all, where targets are weighted
-alike or by the norm of their gradient. The last is one correlation of 40 values: its standard error is about 0.15, that
-of the others about 0.05.
+the subset spans (projection). Rank correlation over the 40 random halves with the drop of each target (mean over 80),
+of each family's mean (over 8), and of the mean of all, where targets are weighted alike or by the norm of their
+gradient. The last is one correlation of 40 values: its standard error is about 0.15, that of the others about 0.05.
 """
 
 from __future__ import annotations
