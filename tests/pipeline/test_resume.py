@@ -164,7 +164,8 @@ def test_a_run_of_version_0_1_is_resumed_reported_and_reused(tmp_path: Path, mon
         Path("run", name).unlink()
     again = nncift.select("pool.jsonl", output="run", **options)  # from the stored labels and network
     assert again.indices.tolist() == selection.indices.tolist()
-    assert pq.read_table("run/selection.parquet").equals(stored)  # whose metadata have grown since
+    found = pq.read_table("run/selection.parquet")  # whose metadata have grown since, and gains have less of relevance
+    assert found.drop_columns("gain").equals(stored.drop_columns("gain"))
     reused = nncift.select("pool.jsonl", network="run", features="pool.npy", budget=4, output="reused", device="cpu")
     assert len(reused.indices) == 4
     assert len(nncift.LabelledPairs.load(Path("run/labels/labels.parquet"))) > 0
