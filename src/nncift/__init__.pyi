@@ -48,7 +48,8 @@ from .run.folder.repair import repair as repair
 from .selection.maximizers.greedy import lazy_greedy as lazy_greedy
 from .selection.objectives.coverage import FacilityLocation as FacilityLocation
 from .selection.objectives.coverage import FacilityLocationConditionalGain as FacilityLocationConditionalGain
-from .selection.objectives.coverage import FacilityLocationMutualInformation as FacilityLocationMutualInformation
+from .selection.objectives.relevance import FacilityLocationMutualInformation as FacilityLocationMutualInformation
+from .selection.objectives.relevance import FacilityLocationReciprocalRank as FacilityLocationReciprocalRank
 from .selection.objectives.table import ObjectiveOptions as ObjectiveOptions
 from .selection.selection import Selection as Selection
 

@@ -27,7 +27,8 @@ from nncift.models.text.examples import Example
 from nncift.models.token_gradients import token_factors
 from nncift.run.options.registry import resolve
 from nncift.selection.maximizers.greedy import lazy_greedy
-from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation
+from nncift.selection.objectives.relevance import FacilityLocationMutualInformation, FacilityLocationReciprocalRank
 from nncift.training.lora import Lora
 from nncift.training.trainer import Training
 
@@ -200,7 +201,9 @@ def test_a_matrix_on_the_device(build, parts, device):
     close(found.coverage_gains(np.arange(0, 300, 7), covered), cpu.coverage_gains(np.arange(0, 300, 7), covered))
 
 
-@pytest.mark.parametrize("objective", [FacilityLocation, FacilityLocationMutualInformation, ConcaveCover])
+@pytest.mark.parametrize(
+    "objective", [FacilityLocation, FacilityLocationReciprocalRank, FacilityLocationMutualInformation, ConcaveCover]
+)
 def test_the_same_subset_is_selected(objective, device):
     cpu, found = (
         lazy_greedy(objective(InfluenceMatrix.from_towers(**towers(), device=place)), 12) for place in (None, device)

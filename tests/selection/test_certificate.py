@@ -124,7 +124,10 @@ def test_a_relaxation_is_never_below_the_value_of_a_subset(name, seed, levels):
         relaxation.move(rows, np.array([1, 1, 1, 0.5]), float(rng.random()))
 
 
-@pytest.mark.parametrize("name", ["facility-location", "facility-location-mutual-information", "concave-cover"])
+@pytest.mark.parametrize(
+    "name",
+    ["facility-location", "facility-location-reciprocal-rank", "facility-location-mutual-information", "concave-cover"],
+)
 @pytest.mark.parametrize("tokens", [False, True])
 def test_a_relaxation_comes_closer_than_gains(name, tokens, monkeypatch):
     monkeypatch.setattr("nncift.selection.certificate._ROWS", 7)

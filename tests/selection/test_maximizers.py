@@ -29,7 +29,7 @@ from nncift.selection.objectives.table import (
 from worker_jobs import Elsewhere
 
 N = 300
-OWN = [name for name in OBJECTIVES if not name.endswith(("information", "gain"))]  # that need nothing more
+OWN = [name for name in OBJECTIVES if not name.endswith(("rank", "information", "gain"))]  # that need nothing more
 PAIRS = [(name, how) for name in OWN for how in MAXIMIZERS if (name, how) != ("graph-cut", "threshold")]
 
 

@@ -16,13 +16,14 @@ from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives import table as objectives
 from nncift.selection.objectives.table import COMPARES_FEATURES, OBJECTIVES, Objective, ObjectiveOptions, make_objective
 
-PLAIN, MUTUAL, CONDITIONAL, CONCAVE, MEAN, GRAPH_CUT, LOG_DETERMINANT = OBJECTIVES
+PLAIN, RANKS, MUTUAL, CONDITIONAL, CONCAVE, MEAN, GRAPH_CUT, LOG_DETERMINANT = OBJECTIVES
 
 
 def make(name: str, entries: np.ndarray, known: np.ndarray | None = None, covered: np.ndarray | None = None):
     """The objective with eta 0.3 or nu 0.7, where it has one."""
     options = {
         PLAIN: {},
+        RANKS: {"has_target": True, "eta": 0.3, "expected": 2},
         MUTUAL: {"has_target": True, "eta": 0.3},
         CONDITIONAL: {"nu": 0.7, "known": None if known is None else InfluenceMatrix.from_array(known).column_max()},
         CONCAVE: {},
@@ -136,8 +137,8 @@ KNOWN = np.array([0.4, -1.0], dtype=np.float32)
     ("options", "name", "recorded"),
     [
         ({}, PLAIN, {}),
-        ({"has_target": True, "expected": 4}, MUTUAL, {"eta": 0.01}),
-        ({"has_target": True, "eta": 0}, MUTUAL, {"eta": 0}),
+        ({"has_target": True, "expected": 4}, RANKS, {"eta": 0.01}),
+        ({"has_target": True, "eta": 0}, RANKS, {"eta": 0}),
         ({"known": KNOWN}, CONDITIONAL, {"nu": 1}),
         ({"known": KNOWN, "has_target": True, "nu": 0.5}, CONDITIONAL, {"nu": 0.5}),
     ],
@@ -151,11 +152,11 @@ def test_default_objective(options, name, recorded):
     ("name", "options", "message"),
     [
         ("facility", {}, "no objective 'facility': did you mean 'facility-location'?"),
-        (MUTUAL, {}, f"`objective` {MUTUAL} needs a `target`"),
+        *[(name, {}, f"`objective` {name} needs a `target`") for name in (RANKS, MUTUAL)],
         (CONDITIONAL, {"has_target": True}, f"`objective` {CONDITIONAL} needs `known` samples"),
-        (None, {"eta": 1.0}, f"`eta` needs the `objective` {MUTUAL}, not {PLAIN}"),
-        (None, {"eta": 1.0, "has_target": True, "known": KNOWN}, f"`eta` needs the `objective` {MUTUAL}"),
-        (None, {"nu": 1.0, "has_target": True}, f"`nu` needs the `objective` {CONDITIONAL}, not {MUTUAL}"),
+        (None, {"eta": 1.0}, f"`eta` needs the `objective` {RANKS} or {MUTUAL}, not {PLAIN}"),
+        (None, {"eta": 1.0, "has_target": True, "known": KNOWN}, f"`eta` needs the `objective` {RANKS}"),
+        (None, {"nu": 1.0, "has_target": True}, f"`nu` needs the `objective` {CONDITIONAL}, not {RANKS}"),
         (PLAIN, {"known": KNOWN}, f"`known` needs the `objective` {CONDITIONAL}, not {PLAIN}"),
         (None, {"known": KNOWN[:1]}, "does not fit 2 targets"),
         (None, {"covered": KNOWN[:1]}, "does not fit 2 targets"),

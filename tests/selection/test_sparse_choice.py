@@ -16,7 +16,7 @@ from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation
 from nncift.selection.objectives.table import ObjectiveOptions, make_objective
 
-NAMES = [f"facility-location{form}" for form in ("", "-mutual-information", "-conditional-gain")]
+NAMES = [f"facility-location{form}" for form in ("", "-reciprocal-rank", "-mutual-information", "-conditional-gain")]
 
 
 def problem(seed: int, n: int, m: int) -> InfluenceMatrix:

@@ -39,7 +39,7 @@ from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
 from nncift.selection.groups import GroupLimits
 from nncift.selection.largest_sum import LinearBudget
-from nncift.selection.objectives.coverage import COVERAGE
+from nncift.selection.objectives.built_in import COVERAGE
 from nncift.selection.objectives.table import Objective
 from nncift.selection.relaxation import Relaxation, relaxation_of
 

@@ -8,7 +8,7 @@ facility location: for every vector u of at least the coverage at the start, wha
     value(O) <= sum over j of (u[j] - start[j]) + sum over i in O, over j of max(0, s[i, j] - u[j]),
 
 the Lagrangian relaxation of "each target counts its best sample alone" (Cornuejols, Fisher and Nemhauser, "Location of
-bank accounts to optimize float", 1977). The relevance of the mutual-information form is modular and stays as it is.
+bank accounts to optimize float", 1977). Relevance is modular and stays as it is.
 Convex in u: minimised by subgradients, each deflected by the one before (Camerini, Fratta and Maffioli, 1975), with
 Polyak's step towards the value that greedy reached. At the start u is the coverage by the first half of the subset,
 since at the minimum most targets have one sample above u, and greedy's targets have their best and others. For a sparse
@@ -29,12 +29,8 @@ import numpy as np
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
-from nncift.selection.objectives.coverage import (
-    ConcaveCover,
-    FacilityLocation,
-    FacilityLocationConditionalGain,
-    FacilityLocationMutualInformation,
-)
+from nncift.selection.objectives.built_in import COVERAGE
+from nncift.selection.objectives.coverage import ConcaveCover, FacilityLocation
 from nncift.selection.objectives.graph_cut import GraphCut, GraphCutRelaxation
 from nncift.selection.objectives.log_determinant import LogDeterminant, LogDeterminantRelaxation
 from nncift.selection.objectives.table import Objective
@@ -164,13 +160,11 @@ def relaxation_of(objective: Objective, chosen: np.ndarray) -> Relaxation | None
     """
     if type(objective) is ConcaveCover:
         return ConcaveCoverRelaxation(objective.matrix, objective.start, chosen)
-    if type(objective) is FacilityLocationMutualInformation:
-        return FacilityLocationRelaxation(objective.matrix, objective.start, objective.relevance(), chosen)
     if type(objective) is GraphCut:
         return GraphCutRelaxation(objective, chosen)
     if type(objective) is LogDeterminant:
         return LogDeterminantRelaxation(objective, chosen)
-    if type(objective) in (FacilityLocation, FacilityLocationConditionalGain):
+    if type(objective) in COVERAGE:
         assert isinstance(objective, FacilityLocation)
-        return FacilityLocationRelaxation(objective.matrix, objective.start, np.zeros(objective.n), chosen)
+        return FacilityLocationRelaxation(objective.matrix, objective.start, objective.modular_alone, chosen)
     return None

@@ -28,7 +28,7 @@ from nncift.pipeline.context import Run
 from nncift.report.terminal import summary_text
 from nncift.run.folder.folder import RunFolder
 from nncift.selection.maximizers.greedy import lazy_greedy
-from nncift.selection.objectives.coverage import FacilityLocationMutualInformation
+from nncift.selection.objectives.relevance import FacilityLocationReciprocalRank
 from nncift.selection.objectives.table import ObjectiveOptions
 
 EVERY = slice(None)
@@ -59,7 +59,7 @@ def test_a_shortlist_of_the_whole_pool_gives_the_exact_choice(data, options, tmp
     run = tmp_path / "run"
     selection = nncift.select(pool, target=target, output=run, verify=10, **options)
     exact = exact_values(pool, target, options)
-    best = lazy_greedy(FacilityLocationMutualInformation(InfluenceMatrix.from_array(exact)), 6)
+    best = lazy_greedy(FacilityLocationReciprocalRank(InfluenceMatrix.from_array(exact)), 6)
     assert selection.indices.tolist() == best.indices.tolist()
     np.testing.assert_allclose(selection.influence, exact[selection.indices].mean(axis=1), rtol=1e-5)
     facts = json.loads((run / "verify/verify.json").read_text())
@@ -98,7 +98,7 @@ def test_the_next_part_maximises_the_gain_over_what_was_measured(data, options, 
     network = InfluenceNetwork().fit(*features, LabelledPairs.joined([parts[0].without(parts[1]), parts[1]]))
     first = np.unique(parts[1].pool_index)
     covered = np.maximum(parts[1].influence.reshape(6, 12).max(axis=0), 0)
-    objective = FacilityLocationMutualInformation(network.estimate(*features), ObjectiveOptions(covered=covered))
+    objective = FacilityLocationReciprocalRank(network.estimate(*features), ObjectiveOptions(covered=covered))
     expected = lazy_greedy(objective, 3, candidates=np.setdiff1d(np.arange(60), first))
     plan = json.loads((run / "verify/more-1/plan.json").read_text())
     assert plan["rows"] == sorted(expected.indices.tolist())

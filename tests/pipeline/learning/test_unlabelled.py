@@ -108,11 +108,11 @@ def test_a_shortlist_of_gradient_sketch_is_measured_by_the_function_that_was_ask
 
 
 def best(influence: np.ndarray, size: int) -> np.ndarray:
-    """The choice by mutual information, plainly greedy, best first."""
+    """The choice by coverage and ranks, plainly greedy, best first."""
     chosen: list[int] = []
     for _ in range(size):
         rest = [row for row in range(len(influence)) if row not in chosen]
-        chosen.append(max(rest, key=lambda row: references.mutual_information(influence, [*chosen, row])))
+        chosen.append(max(rest, key=lambda row: references.coverage_and_ranks(influence, [*chosen, row])))
     return np.array(chosen)
 
 

@@ -16,7 +16,8 @@ from nncift.matrix.stored import in_memory
 from nncift.run.folder.records import percent
 from nncift.run.options.amounts import size_text
 from nncift.selection.maximizers.table import Make
-from nncift.selection.objectives.coverage import COVERAGE, FacilityLocation
+from nncift.selection.objectives.built_in import COVERAGE
+from nncift.selection.objectives.coverage import FacilityLocation
 from nncift.selection.objectives.table import READS_MEANS, find_objective
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import ENOUGH, Sparseness

@@ -31,7 +31,7 @@ from nncift.matrix.compiled.lazy import CoverageQueue
 from nncift.run.progress import drawn
 from nncift.selection.certificate import BoundOnBest, Certificate, confidence_of, is_sparse, without_bound
 from nncift.selection.groups import Admission, GroupLimits
-from nncift.selection.objectives.coverage import coverage_terms
+from nncift.selection.objectives.built_in import coverage_terms
 from nncift.selection.objectives.table import Objective
 from nncift.selection.selection import Selection
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from nncift.run.executors.base import LOCAL, workers
 from nncift.run.progress import drawn
-from nncift.selection.objectives.coverage import alone
+from nncift.selection.objectives.built_in import alone
 from nncift.selection.objectives.table import Objective
 from nncift.selection.room import Task
 

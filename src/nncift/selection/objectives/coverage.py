@@ -1,7 +1,7 @@
-"""Coverage of the targets: facility location in its three forms, and the concave cover.
+"""Coverage of the targets: facility location, its conditional gain over known samples, and the concave cover.
 
 All keep one vector, the coverage of each target so far. In facility location adding a sample raises it to the sample's
-row, and the known samples of the third form are its initial value, so that their influence is reduced to one vector as
+row, and the known samples of the second form are its initial value, so that their influence is reduced to one vector as
 well; in the concave cover the row is added. A gain costs one row of the matrix, which the fused kernels of an estimated
 matrix never store for facility location.
 """
@@ -14,7 +14,6 @@ from typing import Self
 import numpy as np
 
 from nncift.errors import ConfigError
-from nncift.matrix.compiled.entries import Entries
 from nncift.matrix.estimated import FactoredMatrix
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
@@ -22,13 +21,9 @@ from nncift.selection.objectives.table import (
     CONCAVE_COVER,
     CONDITIONAL_GAIN,
     FACILITY_LOCATION,
-    MUTUAL_INFORMATION,
-    Objective,
     ObjectiveOptions,
     checked_weight,
 )
-
-_ETA = 0.01  # of relevance: see `FacilityLocationMutualInformation`
 
 
 class _Coverage:
@@ -85,7 +80,12 @@ class FacilityLocation(_Coverage):
 
     @property
     def modular(self) -> np.ndarray:
-        """What each sample adds besides coverage, float64 (n_pool,)."""
+        """What each sample adds besides coverage, float64 (n_pool,); 0 of those in the subset."""
+        return np.zeros(self.n)
+
+    @property
+    def modular_alone(self) -> np.ndarray:
+        """What each sample adds besides coverage to the empty subset, float64 (n_pool,)."""
         return np.zeros(self.n)
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
@@ -95,65 +95,6 @@ class FacilityLocation(_Coverage):
     def add(self, i: int) -> None:
         """Add sample `i`."""
         self.matrix.cover(np.array([i]), self._covered)
-
-
-class FacilityLocationMutualInformation(FacilityLocation):
-    """sum over targets j of max over i in S of s[i, j], plus eta * sum over i in S of max over j of s[i, j].
-
-    The first term is coverage, the second relevance, which still ranks samples once all targets are covered. It needs
-    the pool x target influence alone ("FLQMI" in Kothawade et al., "PRISM", 2022; submodlib's
-    FacilityLocationVariantMutualInformation).
-
-    Relevance takes the maximum over targets, so that where it counts much, those few targets decide that have the
-    largest values. So the default of eta is small: coverage decides, and relevance orders the samples that add next to
-    nothing to it.
-
-    Args:
-        matrix: influence, (n_pool, n_target).
-        options: `eta` and `covered` are used.
-
-    Raises:
-        ConfigError: eta is negative or not finite, or as for `FacilityLocation`.
-    """
-
-    name = MUTUAL_INFORMATION
-
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        super().__init__(matrix, options)
-        options = options or ObjectiveOptions()
-        self.options = {"eta": _ETA if options.eta is None else checked_weight("eta", options.eta)}
-        self._relevance = self.relevance()
-        self._relevance_chosen = 0.0
-
-    def alone(self, rows: np.ndarray) -> Self | None:
-        """As of facility location."""
-        if (part := super().alone(rows)) is not None:
-            part._relevance = self._relevance[rows]
-        return part
-
-    @property
-    def modular(self) -> np.ndarray:
-        """What each sample adds besides coverage, float64 (n_pool,): relevance, 0 of the samples in the subset."""
-        return self._relevance
-
-    def relevance(self) -> np.ndarray:
-        """The second term of each sample alone, float64 (n_pool,)."""
-        return np.asarray(self.options["eta"] * np.maximum(self.matrix.row_max(), 0).astype(np.float64))
-
-    @property
-    def value(self) -> float:
-        """Value of the subset so far."""
-        return super().value + self._relevance_chosen
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """Marginal gain of each candidate, float64."""
-        return super().gains(candidates) + self._relevance[candidates]  # type: ignore[no-any-return]
-
-    def add(self, i: int) -> None:
-        """Add sample `i`."""
-        super().add(i)
-        self._relevance_chosen += float(self._relevance[i])
-        self._relevance[i] = 0.0
 
 
 class FacilityLocationConditionalGain(FacilityLocation):
@@ -226,31 +167,6 @@ class ConcaveCover(_Coverage):
         if not self._chosen[i]:
             self._covered += np.maximum(self.matrix.rows(i)[0], 0)
             self._chosen[i] = True
-
-
-COVERAGE = (FacilityLocation, FacilityLocationMutualInformation, FacilityLocationConditionalGain)
-"""Objectives that are coverage by the best sample of the subset, and modular terms."""
-
-
-def coverage_terms(objective: Objective) -> tuple[Entries, np.ndarray, np.ndarray] | None:
-    """Stored influence, coverage (n_target,) and modular terms (n,) that a gain consists of.
-
-    None of an objective other than the built-in forms of facility location, or of a matrix that is not stored. What is
-    derived from a built-in one may have gains of its own.
-    """
-    if type(objective) not in COVERAGE:
-        return None
-    assert isinstance(objective, FacilityLocation)
-    entries = objective.matrix.stored
-    return None if entries is None else (entries, objective.covered, objective.modular)
-
-
-def alone(objective: Objective, rows: np.ndarray) -> Objective | None:
-    """An empty built-in objective of coverage, of the samples `rows`, int64 (k,), alone.
-
-    None of another objective, and of one whose matrix is not estimated.
-    """
-    return objective.alone(rows) if type(objective) in (*COVERAGE, ConcaveCover) else None  # type: ignore[attr-defined]
 
 
 def _on_targets(vector: np.ndarray, matrix: InfluenceMatrix) -> np.ndarray:

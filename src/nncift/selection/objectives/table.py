@@ -27,7 +27,8 @@ from nncift.run.options.registry import resolve
 
 OBJECTIVES = {
     "facility-location": "nncift.selection.objectives.coverage:FacilityLocation",
-    "facility-location-mutual-information": "nncift.selection.objectives.coverage:FacilityLocationMutualInformation",
+    "facility-location-reciprocal-rank": "nncift.selection.objectives.relevance:FacilityLocationReciprocalRank",
+    "facility-location-mutual-information": "nncift.selection.objectives.relevance:FacilityLocationMutualInformation",
     "facility-location-conditional-gain": "nncift.selection.objectives.coverage:FacilityLocationConditionalGain",
     "concave-cover": "nncift.selection.objectives.coverage:ConcaveCover",
     "mean-influence": "nncift.selection.objectives.modular:MeanInfluence",
@@ -35,8 +36,11 @@ OBJECTIVES = {
     "log-determinant": "nncift.selection.objectives.log_determinant:LogDeterminant",
 }
 """Name to "module:Class" of the built-in objectives."""
-FACILITY_LOCATION, MUTUAL_INFORMATION, CONDITIONAL_GAIN, CONCAVE_COVER, _MEAN, GRAPH_CUT, _LOG_DETERMINANT = OBJECTIVES
+FACILITY_LOCATION, RECIPROCAL_RANK, MUTUAL_INFORMATION, CONDITIONAL_GAIN, *_REST = OBJECTIVES
+CONCAVE_COVER, _MEAN, GRAPH_CUT, _LOG_DETERMINANT = _REST
 
+WITH_RELEVANCE = (RECIPROCAL_RANK, MUTUAL_INFORMATION)
+"""Objectives of a target that weigh what each sample is worth by itself."""
 COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
 READS_MEANS = COMPARES_FEATURES | {_MEAN}
@@ -50,7 +54,7 @@ class ObjectiveOptions:
     """What an objective is made with, beside the influence matrix; each takes what it needs."""
 
     has_target: bool = False  # the matrix is on the samples of a task, not on the pool itself
-    eta: float | None = None  # weight of relevance in the mutual information; default 0.01
+    eta: float | None = None  # weight of relevance, of objectives that have it; default 0.01
     nu: float | None = None  # weight of the known samples in the conditional gain; default 1
     known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
@@ -109,30 +113,28 @@ def find_objective(
 ) -> Callable[[InfluenceMatrix, ObjectiveOptions], Objective]:
     """The class of an objective, checked against the other options as the user gave them before anything costly.
 
-    Without a name: conditional gain with known samples, else mutual information with a target, else facility location.
+    Without a name: conditional gain with known samples, else coverage and reciprocal ranks with a target, else facility
+    location.
 
     Raises:
         ConfigError: there is no such objective, or an option does not go with a built-in one.
     """
-    name = name or (CONDITIONAL_GAIN if known else MUTUAL_INFORMATION if target else FACILITY_LOCATION)
+    name = name or (CONDITIONAL_GAIN if known else RECIPROCAL_RANK if target else FACILITY_LOCATION)
     kind: Callable[[InfluenceMatrix, ObjectiveOptions], Objective] = resolve(name, OBJECTIVES, "nncift.objectives")
     if name not in OBJECTIVES:
         return kind
-    if (name, target) == (MUTUAL_INFORMATION, False):
+    if name in WITH_RELEVANCE and not target:
         raise ConfigError(f"the `objective` {name} needs a `target`", "give one, or leave `objective` out")
     if (name, known) == (CONDITIONAL_GAIN, False):
         raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
-    needed = {
-        "known": (1 if known else None, CONDITIONAL_GAIN),
-        "eta": (eta, MUTUAL_INFORMATION),
-        "nu": (nu, CONDITIONAL_GAIN),
-    }
-    needed |= {"nu": (nu, CONDITIONAL_GAIN), "redundancy": (redundancy, GRAPH_CUT)}
-    for option, (value, objective) in needed.items():
-        if value is not None and name != objective:
-            raise ConfigError(f"`{option}` needs the `objective` {objective}, not {name}", "leave it out")
-        if value is not None:
-            checked_weight(option, value)
+    if known and name != CONDITIONAL_GAIN:
+        raise ConfigError(f"`known` needs the `objective` {CONDITIONAL_GAIN}, not {name}", "leave it out")
+    weights = {"eta": (eta, WITH_RELEVANCE), "nu": (nu, (CONDITIONAL_GAIN,)), "redundancy": (redundancy, (GRAPH_CUT,))}
+    for option, (weight, names) in weights.items():
+        if weight is not None and name not in names:
+            raise ConfigError(f"`{option}` needs the `objective` {' or '.join(names)}, not {name}", "leave it out")
+        if weight is not None:
+            checked_weight(option, weight)
     return kind
 
 
