@@ -11,8 +11,8 @@ On the samples of the committed outcomes.
 targets on each other (`--rows-alone`: not), and an InfluenceNetwork estimates the others, as in a run; labelled rows
 keep their exact values. The objective is the mutual-information form of facility location, with relevance that counts
 as much as coverage. The model is trained on both choices as the outcomes were, and the losses of the targets are
-compared, paired, with a 95 % interval by Student's t over the ten. With `--by NAME --coverage-first` both choices are
-by that function, and the second by nncift's default, in which coverage decides.
+compared, paired, with a 95 % interval by Student's t over the ten. With `--by NAME --ranks` both choices are by that
+function, and the second by nncift's default, in which coverage decides and then targets take turns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nncift.features.features import Features
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
 from nncift.training.trainer import fine_tune
-from objective_choices import Problem, facility_location
+from objective_choices import Problem, coverage_and_ranks, facility_location
 from objective_influences import less_among_targets
 from objectives import Samples, Trainings
 
@@ -83,10 +83,10 @@ def estimates(
     return values
 
 
-def chosen(values: np.ndarray, samples: Samples, budget: int, *, coverage_first: bool = False) -> tuple[int, ...]:
+def chosen(values: np.ndarray, samples: Samples, budget: int, *, ranks: bool = False) -> tuple[int, ...]:
     """The rows that the objective takes, ascending."""
     problem = Problem(values, None, samples.features, budget)
-    rows = facility_location(problem, "raw", mutual=True, coverage_first=coverage_first)
+    rows = coverage_and_ranks(problem) if ranks else facility_location(problem, "raw", mutual=True)
     return tuple(sorted(rows.tolist()))
 
 
@@ -106,13 +106,13 @@ class Way:
         values: influence by another function, (n_pool, n_target), instead of estimates from labels.
         times: size of the shortlist that is measured exactly, in budgets; 0 without one.
         among: influence of the targets on each other, (n_target, n_target); None to estimate from labelled rows alone.
-        coverage_first: by nncift's default objective, beside the same values with as much relevance as coverage.
+        ranks: by nncift's default objective, beside the same values with as much relevance as coverage.
     """
 
     values: np.ndarray | None
     times: float
     among: np.ndarray | None = None
-    coverage_first: bool = False
+    ranks: bool = False
 
     def choose(self, samples: Samples, features: Sides, columns: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
         """The rows for some targets, ascending."""
@@ -123,7 +123,7 @@ class Way:
             values = estimates(influence, features, columns, seed, self.among)
             labelled = labelled_rows(len(influence), seed)
         if not self.times:
-            return chosen(values, samples, budget, coverage_first=self.coverage_first)
+            return chosen(values, samples, budget, ranks=self.ranks)
         return verified(values, influence[:, columns], samples, budget, self.times, labelled)
 
 
@@ -148,8 +148,8 @@ def line(name: str, differences: np.ndarray, common: float) -> bool:
 
 def compare(samples: Samples, store: Trainings, features: Sides, budget: int, seeds: Sequence[int], way: Way) -> None:
     """Print a table of the families."""
-    if way.coverage_first and way.values is not None:
-        influence, first = way.values, "the other weight of relevance"
+    if way.ranks and way.values is not None:
+        influence, first = way.values, "the mutual-information form"
     else:
         influence, first = samples.influence("less").on_target, "exact LESS"
     print(f"\n{budget} rows\n\n| target | targets | rows in common | loss beyond that of {first} | |")
@@ -177,13 +177,13 @@ def main() -> None:
     parser.add_argument("--training-seeds", nargs="+", type=int, default=[0], help="losses are means over these")
     parser.add_argument("--verify", type=float, default=0, help="size of the shortlist, in budgets; none unless given")
     parser.add_argument("--rows-alone", action="store_true", help="label pool rows alone, not the targets as well")
-    parser.add_argument("--coverage-first", action="store_true", help="by the default objective, beside the other")
+    parser.add_argument("--ranks", action="store_true", help="by the default objective, beside the other")
     parser.add_argument("--by", choices=OTHERS, default=None, help="choose by this function instead of estimates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
     options = parser.parse_args()
-    if options.coverage_first and (options.by is None or options.verify):
-        parser.error("--coverage-first goes with --by, and not with --verify")
+    if options.ranks and (options.by is None or options.verify):
+        parser.error("--ranks goes with --by, and not with --verify")
     torch.set_num_threads(options.threads)
     model = LanguageModel.load("embedded")
     samples = Samples(model, options.folder)
@@ -196,7 +196,7 @@ def main() -> None:
         labels = less_among_targets(model, samples.pool, samples.target, options.folder)
         among = labels.influence.reshape(len(samples.target), -1)
     for budget in options.budgets:
-        compare(samples, store, features, budget, seeds, Way(values, options.verify, among, options.coverage_first))
+        compare(samples, store, features, budget, seeds, Way(values, options.verify, among, options.ranks))
 
 
 if __name__ == "__main__":

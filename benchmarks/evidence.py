@@ -8,7 +8,8 @@ a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 target
 b: Alpaca, 500 rows, 100 targets, 93 test rows.
 c: P3, Alpaca, GSM8K and reasoning-gym mixed, with GSM8K targets and test rows.
 
-No row stands in two files of a letter. The data is `shared/data` (`NNCIFT_SHARED_DATA`).
+`target-*few` has the first ten targets of a file. Otherwise no row stands in two
+files of a letter. The data is `shared/data` (`NNCIFT_SHARED_DATA`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Row = dict[str, Any]
 LONGEST = 800  # characters of prompt and response
 FAMILIES = 8  # the largest ones of P3 among such rows
 ALONE = ("gigaword", "qasc")  # families that are a target by themselves: one writes a title, one picks an answer
+FEW = 10  # targets of `target-*-few`, the first ones
 LARGE = 5000  # rows of the large pool
 TASKS = ("basic_arithmetic", "caesar_cipher", "family_relationships", "letter_counting", "simple_equations")
 
@@ -103,16 +105,20 @@ def main() -> None:
     for family in ALONE:
         own = [row for row in left if row["task"] == family][:250]
         left = [row for row in left if row not in own]
-        write(folder / "a", **{f"target_{family}": own[:100], f"test_{family}": own[100:]})
+        write(
+            folder / "a",
+            **{f"target_{family}": own[:100], f"target_{family}_few": own[:FEW], f"test_{family}": own[100:]},
+        )
     write(folder / "a", pool_large=(rows[:1000] + left)[:LARGE])
     half = sorted({row["task"] for row in rows})[::2]
     known = [row for row in left[LARGE - 1000 :] if row["task"] in half][:160]
     write(folder / "a", known=known, test_new=[row for row in rows[1200:1350] if row["task"] not in half])
     rows = alpaca()
-    write(folder / "b", pool=rows[:500], target=rows[500:600], test=rows[600:693])
+    write(folder / "b", pool=rows[:500], target=rows[500:600], target_few=rows[500:][:FEW], test=rows[600:693])
     train, test = gsm8k("train"), gsm8k("test")
     mixture = p3()[:400] + alpaca()[:250] + train[:150] + reasoning(200)
-    write(folder / "c", pool=shuffled(mixture, 1), target=train[150:250], test=test[:100])
+    targets = train[150:250]
+    write(folder / "c", pool=shuffled(mixture, 1), target=targets, target_few=targets[:FEW], test=test[:100])
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def of_layers(*chosen: str) -> Setting:
     return Setting("a", "test-qasc", "target-qasc", budget=("0.05",), curve=(50,), **own)
 
 
-OBJECTIVES = ("facility-location-mutual-information", "facility-location", "concave-cover")
+OBJECTIVES = tuple(f"facility-location{form}" for form in ("-reciprocal-rank", "-mutual-information", ""))
 SETTINGS = {
     "gigaword": Setting("a", "test-gigaword", "target-gigaword", units=("rows", "tokens")),
     "qasc": Setting("a", "test-qasc", "target-qasc", units=("rows", "tokens")),
@@ -92,6 +92,9 @@ SETTINGS = {
     "large-gigaword": large(test="test-gigaword", target="target-gigaword", seeds=3),
     "large-qasc": large(test="test-qasc", target="target-qasc", seeds=3),
     "objectives": of_default("a", target="target", objectives=OBJECTIVES),
+    "qasc-few": of_default("a", test="test-qasc", target="target-qasc-few", objectives=OBJECTIVES),
+    "alpaca-few": of_default("b", target="target-few", objectives=OBJECTIVES, curve=(50,)),
+    "gsm8k-few": of_default("c", target="target-few", objectives=OBJECTIVES),
     "methods": of_default("a", methods=("lora", "phased", "weighted")),
     "methods-qasc": of_default("a", test="test-qasc", target="target-qasc", methods=("lora", "phased", "weighted")),
     "continual": of_default("a", test="test-new", known="known"),

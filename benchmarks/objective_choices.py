@@ -15,7 +15,8 @@ from scipy.stats import rankdata
 
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.selection.maximizers.greedy import lazy_greedy
-from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.relevance import FacilityLocationMutualInformation, FacilityLocationReciprocalRank
 from nncift.selection.objectives.table import ObjectiveOptions
 
 
@@ -70,16 +71,21 @@ TRANSFORMS = {
 }
 
 
-def facility_location(p: Problem, transform: str, *, mutual: bool, coverage_first: bool = False) -> np.ndarray:
-    """Facility location or its mutual-information form, as nncift has them.
+def facility_location(p: Problem, transform: str, *, mutual: bool) -> np.ndarray:
+    """Facility location, or its mutual-information form with relevance that counts as much as coverage.
 
-    In that, relevance counts as much as coverage (eta is targets / rows), or as nncift has it by default.
+    That is, with an eta of targets / rows.
     """
     matrix = InfluenceMatrix.from_array((TRANSFORMS[transform](p.influence) * p.weights).astype(np.float32))
     kind = FacilityLocationMutualInformation if mutual else FacilityLocation
-    alike = ObjectiveOptions(eta=matrix.shape[1] / p.budget)
-    options = ObjectiveOptions() if coverage_first else alike
-    return lazy_greedy(kind(matrix, options), p.budget).indices
+    return lazy_greedy(kind(matrix, ObjectiveOptions(eta=matrix.shape[1] / p.budget)), p.budget).indices
+
+
+def coverage_and_ranks(p: Problem) -> np.ndarray:
+    """What nncift chooses by with a target."""
+    matrix = InfluenceMatrix.from_array(p.influence.astype(np.float32))
+    objective = FacilityLocationReciprocalRank(matrix, ObjectiveOptions(expected=float(p.budget)))
+    return lazy_greedy(objective, p.budget).indices
 
 
 def top(p: Problem, transform: str) -> np.ndarray:

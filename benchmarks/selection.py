@@ -42,7 +42,8 @@ from nncift.matrix.sparse import SparseMatrix, sparsified
 from nncift.matrix.stored import in_memory
 from nncift.selection.certificate import pairs_for_bound
 from nncift.selection.maximizers.greedy import lazy_greedy
-from nncift.selection.objectives.coverage import FacilityLocation, FacilityLocationMutualInformation
+from nncift.selection.objectives.coverage import FacilityLocation
+from nncift.selection.objectives.relevance import FacilityLocationReciprocalRank
 from nncift.selection.objectives.table import ObjectiveOptions
 from pair_scoring import estimated, towers
 from pair_scoring import main as score_pairs
@@ -151,8 +152,8 @@ def large(name: str) -> None:
         if form == "sparse":
             held = sparsified(matrix, first_helpers(*matrix.shape, budget))
         searched = time.process_time() - since
-        kind = FacilityLocationMutualInformation if targets else FacilityLocation
-        objective = kind(held, ObjectiveOptions(has_target=bool(targets)))
+        kind = FacilityLocationReciprocalRank if targets else FacilityLocation
+        objective = kind(held, ObjectiveOptions(has_target=bool(targets), expected=float(budget)))
         return lazy_greedy(objective, budget, certify=True), objective, searched
 
     (selection, objective, searched), wall, cpu = timed(choose)
