@@ -145,13 +145,14 @@ class Config:
     recipe: Literal["process", "paper"] = "process"
     """The InfluenceNetwork: "process" is ours (two towers, closed form), "paper" NN-CIFT's (100 hidden units)."""
     objective: str | None = None
-    """The objective to maximise: facility-location, facility-location-mutual-information,
-    facility-location-conditional-gain, concave-cover, mean-influence, graph-cut, log-determinant, or your own
-    "module:Class". By default mean-influence if the influence function is pointwise (one score of a sample for all
-    targets), else the third with --known, the second with --target, the first without either."""
+    """The objective to maximise: facility-location, facility-location-reciprocal-rank,
+    facility-location-conditional-gain, facility-location-mutual-information, concave-cover, mean-influence,
+    graph-cut, log-determinant, or your own "module:Class". By default mean-influence if the influence function is
+    pointwise (one score of a sample for all targets), else the third with --known, the second with --target, the
+    first without either."""
     eta: float | None = None
-    """Mutual information: weight of each sample's own relevance, its largest influence on any target. By default
-    0.01: coverage of the targets decides, and relevance orders the samples that add next to nothing to it."""
+    """Reciprocal rank and mutual information: weight of what each sample is worth by itself. By default 0.01:
+    coverage of the targets decides, and this orders the samples that add next to nothing to it."""
     nu: float | None = None
     """Conditional gain: how much the known samples count. By default 1."""
     redundancy: float | None = None
