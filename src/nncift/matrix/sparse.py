@@ -132,6 +132,10 @@ class SparseMatrix(EntriesMatrix):
         """Of the whole matrix."""
         return self.source.row_max()
 
+    def top_k(self, k: int, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the whole matrix."""
+        return self.source.top_k(k, axis=axis)
+
     def _read(self, rows: Any, columns: Any) -> np.ndarray:
         rows = indices_of(bounded(rows, self.shape[0]))
         block = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
