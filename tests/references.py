@@ -285,16 +285,23 @@ def lossval(
     return w
 
 
-def coverage_and_ranks(influence: np.ndarray, rows: list[int], eta: float = 0.01) -> float:
-    """What runs with a target maximise by default: coverage, and a little for a sample's best rank on any target."""
+def coverage_and_ranks(
+    influence: np.ndarray, rows: list[int], eta: float = 0.01, level: np.ndarray | None = None
+) -> float:
+    """What runs with a target maximise by default: coverage, and a little for a sample's best rank on any target.
+
+    Both beyond `level`, what known samples give each target.
+    """
     s = np.maximum(influence, 0).astype(float)
-    best = [math.inf] * len(s)
+    known = np.zeros(s.shape[1]) if level is None else np.maximum(level, 0)
+    relevance = [0.0] * len(s)
     for j in range(s.shape[1]):
-        ranked = sorted((i for i in range(len(s)) if s[i, j] > 0), key=lambda i: (-s[i, j], i))
+        ranked = sorted((i for i in range(len(s)) if s[i, j] > known[j]), key=lambda i: (-s[i, j], i))
         for rank, i in enumerate(ranked, 1):
-            best[i] = min(best[i], rank)
-    scale = float(s.max(axis=0).mean())
-    return float(s[rows].max(axis=0).sum() + eta * scale * sum(1 / best[i] for i in set(rows)))
+            relevance[i] = max(relevance[i], (1 - known[j] / s[:, j].max()) / rank)
+    scale, chosen = float(s.max(axis=0).mean()), sorted(set(rows))
+    covered = sum(max(known[j], *s[chosen, j]) - known[j] for j in range(s.shape[1])) if chosen else 0.0
+    return float(covered + eta * scale * sum(relevance[i] for i in chosen))
 
 
 def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[int], *, eta: float, nu: float) -> float:
@@ -308,7 +315,8 @@ def objective(name: str, entries: np.ndarray, known: np.ndarray, subset: list[in
     if name == "facility-location-mutual-information":
         return sum(covered) + eta * sum(max(s[i]) for i in set(subset))
     if name == "facility-location-reciprocal-rank":
-        return coverage_and_ranks(entries, subset, eta)
+        level = np.array([nu * max((row[j] for row in s_known), default=0.0) for j in range(s.shape[1])])
+        return coverage_and_ranks(entries, subset, eta, level)
     if name in ("graph-cut", "log-determinant"):
         return of_features(name, entries, sorted(set(subset)), entries, redundancy=0.2, expected=2)
     if name == "mean-influence":

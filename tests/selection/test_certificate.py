@@ -69,7 +69,7 @@ def problems(draw):
 @settings(deadline=None, max_examples=20)
 def test_no_subset_within_the_budget_is_above_the_bound(name, problem):
     entries, candidates, costs, limit, room = problem
-    known = entries[0] / 2 if name.endswith("gain") else None
+    known = entries[0] / 2 if name.endswith(("gain", "rank")) else None
 
     def make():
         features = entries if name in COMPARES_FEATURES else None
@@ -102,7 +102,7 @@ def test_no_subset_within_the_budget_is_above_the_bound(name, problem):
 def test_a_relaxation_is_never_below_the_value_of_a_subset(name, seed, levels):
     rng = np.random.default_rng(seed)
     entries = (rng.integers(-levels, levels + 1, (9, 5)) / levels).astype(np.float32)
-    known = entries[0] / 2 if name.endswith("gain") else None
+    known = entries[0] / 2 if name.endswith(("gain", "rank")) else None
     options = ObjectiveOptions(
         has_target=True,
         known=known,

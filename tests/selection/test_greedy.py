@@ -20,7 +20,7 @@ from nncift.selection.selection import Selection
 
 def make(name: str, matrix: InfluenceMatrix):
     """An objective of the table; half the first row's influence is known already."""
-    known = matrix.rows(0)[0] / 2 if name.endswith("gain") else None
+    known = matrix.rows(0)[0] / 2 if name.endswith(("gain", "rank")) else None
     features = matrix.rows(slice(None)) if name in COMPARES_FEATURES else None
     return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known, features=features))
 

@@ -20,12 +20,13 @@ PLAIN, RANKS, MUTUAL, CONDITIONAL, CONCAVE, MEAN, GRAPH_CUT, LOG_DETERMINANT = O
 
 
 def make(name: str, entries: np.ndarray, known: np.ndarray | None = None, covered: np.ndarray | None = None):
-    """The objective with eta 0.3 or nu 0.7, where it has one."""
+    """The objective with eta 0.3 and nu 0.7, where it has them."""
+    of_known = {"nu": 0.7, "known": None if known is None else InfluenceMatrix.from_array(known).column_max()}
     options = {
         PLAIN: {},
-        RANKS: {"has_target": True, "eta": 0.3, "expected": 2},
+        RANKS: {"has_target": True, "eta": 0.3, "expected": 2, **of_known},
         MUTUAL: {"has_target": True, "eta": 0.3},
-        CONDITIONAL: {"nu": 0.7, "known": None if known is None else InfluenceMatrix.from_array(known).column_max()},
+        CONDITIONAL: of_known,
         CONCAVE: {},
         MEAN: {},
         GRAPH_CUT: {"features": entries, "redundancy": 0.2, "expected": 2},
@@ -140,7 +141,7 @@ KNOWN = np.array([0.4, -1.0], dtype=np.float32)
         ({"has_target": True, "expected": 4}, RANKS, {"eta": 0.01}),
         ({"has_target": True, "eta": 0}, RANKS, {"eta": 0}),
         ({"known": KNOWN}, CONDITIONAL, {"nu": 1}),
-        ({"known": KNOWN, "has_target": True, "nu": 0.5}, CONDITIONAL, {"nu": 0.5}),
+        ({"known": KNOWN, "has_target": True, "nu": 0.5}, RANKS, {"nu": 0.5, "eta": 0.01}),
     ],
 )
 def test_default_objective(options, name, recorded):
@@ -155,14 +156,14 @@ def test_default_objective(options, name, recorded):
         *[(name, {}, f"`objective` {name} needs a `target`") for name in (RANKS, MUTUAL)],
         (CONDITIONAL, {"has_target": True}, f"`objective` {CONDITIONAL} needs `known` samples"),
         (None, {"eta": 1.0}, f"`eta` needs the `objective` {RANKS} or {MUTUAL}, not {PLAIN}"),
-        (None, {"eta": 1.0, "has_target": True, "known": KNOWN}, f"`eta` needs the `objective` {RANKS}"),
-        (None, {"nu": 1.0, "has_target": True}, f"`nu` needs the `objective` {CONDITIONAL}, not {RANKS}"),
-        (PLAIN, {"known": KNOWN}, f"`known` needs the `objective` {CONDITIONAL}, not {PLAIN}"),
+        (None, {"eta": 1.0, "known": KNOWN}, f"`eta` needs the `objective` {RANKS} or {MUTUAL}, not {CONDITIONAL}"),
+        (MUTUAL, {"nu": 1.0, "has_target": True}, f"`nu` needs the `objective` {CONDITIONAL} or {RANKS}, not {MUTUAL}"),
+        (PLAIN, {"known": KNOWN}, f"`known` needs the `objective` {CONDITIONAL} or {RANKS}, not {PLAIN}"),
         (None, {"known": KNOWN[:1]}, "does not fit 2 targets"),
         (None, {"covered": KNOWN[:1]}, "does not fit 2 targets"),
         (None, {"redundancy": 1.0}, f"`redundancy` needs the `objective` {GRAPH_CUT}, not {PLAIN}"),
         (GRAPH_CUT, {"features": np.ones((3, 2)), "redundancy": -1.0}, "`redundancy` is -1.0"),
-        (GRAPH_CUT, {"known": KNOWN}, f"`known` needs the `objective` {CONDITIONAL}, not {GRAPH_CUT}"),
+        (GRAPH_CUT, {"known": KNOWN}, f"`known` needs the `objective` {CONDITIONAL} or {RANKS}, not {GRAPH_CUT}"),
         (GRAPH_CUT, {}, "this `objective` compares samples by their features, and has none"),
         (LOG_DETERMINANT, {"features": np.ones((4, 2))}, "features of the shape (4, 2) do not fit 3 samples"),
         ("operator:is_", {}, "`objective` operator:is_ gives no objective"),

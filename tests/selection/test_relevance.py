@@ -98,3 +98,17 @@ def test_a_part_keeps_its_ranks_among_all():
     part.add(1)
     assert part.modular[1] == 0
     assert whole.modular[3] == whole.modular_alone[3] > 0
+
+
+def test_targets_take_turns_for_what_known_samples_leave():
+    """One target is known as well as any sample knows it, one half, two not at all."""
+    entries, of = apart(np.random.default_rng(0), 4, 12)
+    best = entries.max(axis=0)
+    options = ObjectiveOptions(eta=1e-6, expected=20.0, known=best * np.array([1, 0.5, 0, 0], np.float32))
+    objective = FacilityLocationReciprocalRank(InfluenceMatrix.from_array(entries), options)
+    better = entries[:, 1] > best[1] / 2
+    assert set(np.flatnonzero(objective.modular)) == set(np.flatnonzero((of > 1) | better))
+    counts = np.bincount(of[lazy_greedy(objective, 15).indices], minlength=4)
+    assert counts[0] == 0
+    assert counts[1] == 3  # its turns come half as often as theirs
+    assert counts[2] == counts[3] == 6

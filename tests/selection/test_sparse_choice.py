@@ -26,7 +26,7 @@ def problem(seed: int, n: int, m: int) -> InfluenceMatrix:
 
 
 def make(name: str, matrix: InfluenceMatrix):
-    known = np.full(matrix.shape[1], 0.3, np.float32) if name.endswith("gain") else None
+    known = np.full(matrix.shape[1], 0.3, np.float32) if name.endswith(("gain", "rank")) else None
     return make_objective(name, matrix, ObjectiveOptions(has_target=True, known=known))
 
 

@@ -148,13 +148,13 @@ class Config:
     """The objective to maximise: facility-location, facility-location-reciprocal-rank,
     facility-location-conditional-gain, facility-location-mutual-information, concave-cover, mean-influence,
     graph-cut, log-determinant, or your own "module:Class". By default mean-influence if the influence function is
-    pointwise (one score of a sample for all targets), else the third with --known, the second with --target, the
+    pointwise (one score of a sample for all targets), else the second with --target, the third with --known, the
     first without either."""
     eta: float | None = None
     """Reciprocal rank and mutual information: weight of what each sample is worth by itself. By default 0.01:
     coverage of the targets decides, and this orders the samples that add next to nothing to it."""
     nu: float | None = None
-    """Conditional gain: how much the known samples count. By default 1."""
+    """How much the known samples count. By default 1."""
     redundancy: float | None = None
     """Graph cut: weight of the redundancy of the chosen samples. By default 1, at which a subset as redundant as
     the pool has no utility left."""

@@ -94,7 +94,7 @@ def select(
             cap: how much at most: {"source": 0.3} of each value, or {"task": {"gsm8k": 0.1}}.
             objective: the objective to maximise, by name or as "module:Class".
             eta: reciprocal rank, mutual information: weight of what a sample is worth by itself.
-            nu: conditional gain: how much the known samples count; 1 unless given.
+            nu: how much the known samples count; 1 unless given.
             redundancy: graph cut: weight of the redundancy of the chosen samples; 1 unless given.
             maximizer: "lazy", the default, "stochastic", "threshold" or "partitioned".
             verify: size of the shortlist to measure exactly, as a multiple of the budget; with `labels` 0 that of

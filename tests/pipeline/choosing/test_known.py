@@ -19,7 +19,7 @@ from pipeline_runs import arithmetic
 
 
 def test_known_samples_leave_what_they_cover_to_others(pool, options, tmp_path: Path):
-    """Continual selection: the conditional gain over known samples, with and without a target."""
+    """Continual selection: what is gained over known samples, with and without a target."""
 
     def other(n: int, offset: int = 0) -> list[dict]:
         rows = word_rows(n, offset)
@@ -48,7 +48,7 @@ def test_known_samples_leave_what_they_cover_to_others(pool, options, tmp_path: 
     np.testing.assert_array_equal(again.indices, selection.indices)
     target = write_rows(tmp_path / "target.jsonl", [*arithmetic(4, offset=500), *other(4, 500)])
     both = nncift.select(mixed, known=known, target=target, output=tmp_path / "both", nu=0.5, **options)
-    assert both.objective_options == {"nu": 0.5}
+    assert (both.objective, both.objective_options) == ("facility-location-reciprocal-rank", {"nu": 0.5, "eta": 0.01})
 
 
 def test_known_samples_have_a_split_of_their_own(pool, options, tmp_path: Path):

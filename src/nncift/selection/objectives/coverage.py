@@ -40,6 +40,13 @@ class _Coverage:
         self.start = np.zeros(matrix.shape[1], np.float32) if covered is None else _on_targets(covered, matrix)
         self._covered = self.start.copy()
 
+    def _cover_known(self, known: np.ndarray, nu: float) -> np.ndarray:
+        """Begin with nu * the known samples' largest influence on each target, which is given back, float32."""
+        level: np.ndarray = np.float32(nu) * _on_targets(known, self.matrix)
+        np.maximum(self._covered, level, out=self._covered)
+        self.start = self._covered.copy()
+        return level
+
     def alone(self, rows: np.ndarray) -> Self | None:
         """The same empty objective of the samples `rows`, int64 (k,), with nothing of the others.
 
@@ -112,8 +119,7 @@ class FacilityLocationConditionalGain(FacilityLocation):
         nu = 1.0 if options.nu is None else checked_weight("nu", options.nu)
         self.options = {"nu": nu}
         if options.known is not None:
-            np.maximum(self._covered, np.float32(nu) * _on_targets(options.known, matrix), out=self._covered)
-            self.start = self._covered.copy()
+            self._cover_known(options.known, nu)
 
 
 class ConcaveCover(_Coverage):

@@ -28,17 +28,12 @@ _RANKED = 1 << 24  # samples of all targets that are ranked, at most: 12 bytes e
 class _CoverageAndRelevance(FacilityLocation):
     """Facility location, plus eta * sum over i in S of the relevance of i."""
 
-    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
-        super().__init__(matrix, options)
-        options = options or ObjectiveOptions()
-        eta = _ETA if options.eta is None else checked_weight("eta", options.eta)
-        self.options = {"eta": eta}
-        self._relevance = eta * self._relevance_of_all(options)  # of each sample alone, float64 (n_pool,)
+    def _weigh(self, relevance: np.ndarray, eta: float | None) -> None:
+        """Set the relevance of each sample alone, (n_pool,), and its weight."""
+        self.options["eta"] = _ETA if eta is None else checked_weight("eta", eta)
+        self._relevance = self.options["eta"] * relevance.astype(np.float64)
         self._left = self._relevance.copy()  # of those that are not in the subset
         self._relevance_chosen = 0.0
-
-    def _relevance_of_all(self, options: ObjectiveOptions) -> np.ndarray:
-        raise NotImplementedError
 
     def alone(self, rows: np.ndarray) -> Self | None:
         """As of facility location; relevance stays that among all samples."""
@@ -88,46 +83,59 @@ class FacilityLocationMutualInformation(_CoverageAndRelevance):
 
     name = MUTUAL_INFORMATION
 
-    def _relevance_of_all(self, options: ObjectiveOptions) -> np.ndarray:
-        return np.asarray(np.maximum(self.matrix.row_max(), 0), dtype=np.float64)
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
+        super().__init__(matrix, options)
+        self._weigh(np.maximum(matrix.row_max(), 0), None if options is None else options.eta)
 
 
 class FacilityLocationReciprocalRank(_CoverageAndRelevance):
-    """sum over targets j of max over i in S of s[i, j], plus eta * c * sum over i in S of 1 / rank of i.
+    """sum over targets j of max over i in S of s[i, j], plus eta * c * sum over i in S of max over j of w_j / rank.
 
-    The rank of i is its best on any target j, from 1 for the sample with the largest s[i, j], ties by the lower index;
-    samples without influence above 0 have none. c is the mean over targets of the largest s[i, j], so that the choice
-    does not depend on the unit of influence. As many samples are ranked as will be selected, about; none of the others
-    has relevance.
+    The rank is that of s[i, j] among all samples, from 1 for the largest, ties by the lower index; samples without
+    influence above 0 have none. c is the mean over targets of the largest s[i, j], so that the choice does not depend
+    on the unit of influence, and w_j is 1. As many samples are ranked as will be selected, about; the others have no
+    relevance.
+
+    With known samples k a target begins covered by nu * max over k of s[k, j], as in `FacilityLocationConditionalGain`:
+    samples that are not better have no rank, and w_j is the share of the largest s[i, j] that is above it.
 
     Args:
         matrix: influence, (n_pool, n_target).
-        options: `eta`, 0.01 by default, `expected` and `covered` are used.
+        options: `eta`, 0.01 by default, `known`, `nu`, `expected` and `covered` are used.
 
     Raises:
-        ConfigError: eta is negative or not finite, or as for `FacilityLocation`.
+        ConfigError: eta or nu is negative or not finite, or as for `FacilityLocation`.
     """
 
     name = RECIPROCAL_RANK
 
-    def _relevance_of_all(self, options: ObjectiveOptions) -> np.ndarray:
-        return _reciprocal_ranks(self.matrix, math.ceil(options.expected))
+    def __init__(self, matrix: InfluenceMatrix, options: ObjectiveOptions | None = None) -> None:
+        super().__init__(matrix, options)
+        options = options or ObjectiveOptions()
+        level = np.zeros(matrix.shape[1], np.float32)
+        if options.known is not None:
+            self.options["nu"] = 1.0 if options.nu is None else checked_weight("nu", options.nu)
+            level = np.maximum(self._cover_known(options.known, self.options["nu"]), 0)
+        self._weigh(_reciprocal_ranks(matrix, level, math.ceil(options.expected)), options.eta)
 
 
-def _reciprocal_ranks(matrix: InfluenceMatrix, expected: int) -> np.ndarray:
-    """C / best rank of each sample on any target, float64 (n_pool,), of at least `expected` samples; 0 of the others.
+def _reciprocal_ranks(matrix: InfluenceMatrix, level: np.ndarray, expected: int) -> np.ndarray:
+    """Relevance, c * max over targets j of w_j / rank, float64 (n_pool,), of `expected` samples or more.
 
-    Of fewer, where no more have influence above 0, or too many targets share theirs.
+    0 of the others, and of samples that do not exceed the level of any target, float32 (n_target,). Of fewer, where no
+    more do, or too many targets share theirs.
     """
     n, targets = matrix.shape
     expected, most = min(expected, n), min(max(_RANKED // targets, 1), n)
     depth = min(-(-2 * expected // targets) + 8, most)
     while True:
         values, rows = matrix.top_k(depth, axis=0)
+        best = np.maximum(values[:, 0], 0).astype(np.float64)
+        left = np.divide(best - level, best, out=np.zeros(targets), where=best > 0)  # w_j
+        target, place = np.nonzero(values > level[:, None])
         relevance = np.zeros(n)
-        target, place = np.nonzero(values > 0)
-        np.maximum.at(relevance, rows[target, place], 1.0 / (place + 1))
+        np.maximum.at(relevance, rows[target, place], left[target] / (place + 1))
         found = int(np.count_nonzero(relevance))
-        if found >= expected or depth == most or not (values[:, -1] > 0).any():
-            return np.asarray(relevance * float(np.maximum(values[:, 0], 0).mean(dtype=np.float64)))
-        depth = min(max(2 * depth, -(-3 * depth * expected // (2 * found))), most)
+        if found >= expected or depth == most or not (values[:, -1] > level).any():
+            return relevance * float(best.mean())
+        depth = min(max(2 * depth, -(-3 * depth * expected // (2 * max(found, 1)))), most)

@@ -41,6 +41,8 @@ CONCAVE_COVER, _MEAN, GRAPH_CUT, _LOG_DETERMINANT = _REST
 
 WITH_RELEVANCE = (RECIPROCAL_RANK, MUTUAL_INFORMATION)
 """Objectives of a target that weigh what each sample is worth by itself."""
+WITH_KNOWN = (CONDITIONAL_GAIN, RECIPROCAL_RANK)
+"""Objectives that count what known samples leave to gain."""
 COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
 READS_MEANS = COMPARES_FEATURES | {_MEAN}
@@ -55,7 +57,7 @@ class ObjectiveOptions:
 
     has_target: bool = False  # the matrix is on the samples of a task, not on the pool itself
     eta: float | None = None  # weight of relevance, of objectives that have it; default 0.01
-    nu: float | None = None  # weight of the known samples in the conditional gain; default 1
+    nu: float | None = None  # weight of the known samples, of objectives that take them; default 1
     known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
     expected: float = 1.0  # about how many samples will be selected
@@ -113,13 +115,13 @@ def find_objective(
 ) -> Callable[[InfluenceMatrix, ObjectiveOptions], Objective]:
     """The class of an objective, checked against the other options as the user gave them before anything costly.
 
-    Without a name: conditional gain with known samples, else coverage and reciprocal ranks with a target, else facility
+    Without a name: coverage and reciprocal ranks with a target, else conditional gain with known samples, else facility
     location.
 
     Raises:
         ConfigError: there is no such objective, or an option does not go with a built-in one.
     """
-    name = name or (CONDITIONAL_GAIN if known else RECIPROCAL_RANK if target else FACILITY_LOCATION)
+    name = name or (RECIPROCAL_RANK if target else CONDITIONAL_GAIN if known else FACILITY_LOCATION)
     kind: Callable[[InfluenceMatrix, ObjectiveOptions], Objective] = resolve(name, OBJECTIVES, "nncift.objectives")
     if name not in OBJECTIVES:
         return kind
@@ -127,14 +129,13 @@ def find_objective(
         raise ConfigError(f"the `objective` {name} needs a `target`", "give one, or leave `objective` out")
     if (name, known) == (CONDITIONAL_GAIN, False):
         raise ConfigError(f"the `objective` {name} needs `known` samples", "give them, or leave `objective` out")
-    if known and name != CONDITIONAL_GAIN:
-        raise ConfigError(f"`known` needs the `objective` {CONDITIONAL_GAIN}, not {name}", "leave it out")
-    weights = {"eta": (eta, WITH_RELEVANCE), "nu": (nu, (CONDITIONAL_GAIN,)), "redundancy": (redundancy, (GRAPH_CUT,))}
-    for option, (weight, names) in weights.items():
-        if weight is not None and name not in names:
-            raise ConfigError(f"`{option}` needs the `objective` {' or '.join(names)}, not {name}", "leave it out")
-        if weight is not None:
-            checked_weight(option, weight)
+    needed = {"eta": WITH_RELEVANCE, "nu": WITH_KNOWN, "known": WITH_KNOWN, "redundancy": (GRAPH_CUT,)}
+    for option, value in {"eta": eta, "nu": nu, "known": known or None, "redundancy": redundancy}.items():
+        if value is not None and name not in needed[option]:
+            others = " or ".join(needed[option])
+            raise ConfigError(f"`{option}` needs the `objective` {others}, not {name}", "leave it out")
+        if value is not None and option != "known":
+            checked_weight(option, value)
     return kind
 
 
