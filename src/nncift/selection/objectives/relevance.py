@@ -93,8 +93,8 @@ class FacilityLocationReciprocalRank(_CoverageAndRelevance):
 
     The rank is that of s[i, j] among all samples, from 1 for the largest, ties by the lower index; samples without
     influence above 0 have none. c is the mean over targets of the largest s[i, j], so that the choice does not depend
-    on the unit of influence, and w_j is 1. As many samples are ranked as will be selected, about; the others have no
-    relevance.
+    on the unit of influence, and w_j is 1. Where it is known how many samples will be selected, about so many are
+    ranked; the others have no relevance.
 
     With known samples k a target begins covered by nu * max over k of s[k, j], as in `FacilityLocationConditionalGain`:
     samples that are not better have no rank, and w_j is the share of the largest s[i, j] that is above it.
@@ -116,7 +116,8 @@ class FacilityLocationReciprocalRank(_CoverageAndRelevance):
         if options.known is not None:
             self.options["nu"] = 1.0 if options.nu is None else checked_weight("nu", options.nu)
             level = np.maximum(self._cover_known(options.known, self.options["nu"]), 0)
-        self._weigh(_reciprocal_ranks(matrix, level, math.ceil(options.expected)), options.eta)
+        expected = self.n if options.expected is None else math.ceil(options.expected)
+        self._weigh(_reciprocal_ranks(matrix, level, expected), options.eta)
 
 
 def _reciprocal_ranks(matrix: InfluenceMatrix, level: np.ndarray, expected: int) -> np.ndarray:
