@@ -169,7 +169,7 @@ def _facts(samples: SampleFolder) -> dict[str, Any] | None:
 
 
 def _known_value(folder: RunFolder, selection: Selection) -> float | None:
-    """Coverage by the known samples where the objective counts it: nu * their largest influence, summed over targets."""
+    """Coverage by the known samples, where the objective counts it: nu * the largest influence, summed over targets."""
     nu = selection.objective_options.get("nu")
     return None if nu is None else nu * float(np.maximum(read_array(folder.known), 0).sum(dtype=np.float64))
 
