@@ -25,6 +25,7 @@ import numpy as np
 from nncift.errors import ConfigError
 from nncift.matrix.compiled import kernels
 from nncift.matrix.compiled.factored import factor, factor_towers
+from nncift.matrix.compiled.top_k import LargestEntries
 from nncift.matrix.selectors import Selector, bounded, indices_of, length, row_slices
 from nncift.run.progress import advance
 
@@ -298,11 +299,8 @@ class InfluenceMatrix:
         """
         if not 1 <= k <= self.shape[axis]:
             raise ConfigError(f"k is {k}", f"choose between 1 and {self.shape[axis]}")
-        lines = self.shape[1 - axis]
-        values = np.full((lines, k), -np.inf, dtype=np.float32)
-        indices = np.full((lines, k), -1, dtype=np.int64)
+        largest = LargestEntries(self.shape[1 - axis], k)
         for rows, columns, block in self.tiles():
-            line, along = (rows, columns) if axis == 1 else (columns, rows)
-            entries = block if axis == 1 else np.ascontiguousarray(block.T)
-            kernels.keep_largest(entries, along.start, values[line], indices[line])
-        return values, indices
+            lines, along = (rows, columns) if axis == 1 else (columns, rows)
+            largest.add(block if axis == 1 else np.ascontiguousarray(block.T), along.start, lines)
+        return largest.sorted()

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.data.cleaning.near_duplicates import centres_of
-from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.top_k import LargestEntries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.run.progress import drawn
 from nncift.selection.maximizers.greedy import lazy_greedy
@@ -215,14 +215,12 @@ def _nearest(
     Similarities descend, with -inf where there are no more; rows are int64.
     """
     scores = np.empty(len(pool), np.float32)
-    values = np.repeat(floor[:, None], depth, axis=1)
-    nearest = np.full((len(targets), depth), -1)
+    largest = LargestEntries(len(targets), depth, floor)
     for part, block in _blocks(pool, "first cut: similarity", progress):
         similarity = np.ascontiguousarray(targets @ block.T)
         scores[part] = similarity.max(axis=0)
-        kernels.keep_largest(similarity, part.start, values, nearest)
-    values[nearest < 0] = -np.inf
-    return scores, values, nearest
+        largest.add(similarity, part.start)
+    return scores, *largest.sorted()
 
 
 def _in_turns(values: np.ndarray, nearest: np.ndarray, covered: np.ndarray | None) -> tuple[np.ndarray, int]:

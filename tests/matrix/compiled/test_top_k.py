@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nncift.matrix.cells import _first_cells
 from nncift.matrix.compiled import kernels
 from nncift.matrix.compiled.factored import Factors, pack
-from nncift.matrix.compiled.top_k import NO_ROW, keep_largest_of_each, keep_top_k
+from nncift.matrix.compiled.top_k import NO_ROW, LargestEntries, keep_largest_of_each, keep_top_k
 from nncift.matrix.compiled.transposed import by_sample
 
 
@@ -45,6 +45,29 @@ def test_the_k_largest_of_each_column_are_those_of_a_stable_sort(seed, n, m, k, 
     nearest = np.empty(m, np.int64)
     keep_largest_of_each(factors, nearest)
     np.testing.assert_array_equal(nearest, dense.argmax(axis=0))
+
+
+@given(seed=st.integers(0, 99), n=st.integers(1, 700), k=st.integers(1, 90), distinct=st.sampled_from([2, 9, 10**6]))
+@settings(deadline=None, max_examples=60)
+def test_the_largest_of_blocks_are_those_of_a_stable_sort(seed, n, k, distinct):
+    """With ties, with and without a level that entries have to exceed, in blocks of any size."""
+    rng = np.random.default_rng(seed)
+    lines = (rng.integers(-distinct, distinct + 1, (5, n)) / distinct).astype(np.float32) + 0
+    for above in (None, rng.choice(lines.ravel(), 5).astype(np.float32)):
+        largest = LargestEntries(5, k, above)
+        first = 0
+        while first < n:
+            size = int(rng.integers(1, 200))
+            for some in (slice(0, 2), slice(2, 5)):
+                largest.add(np.ascontiguousarray(lines[some, first : first + size]), first, some)
+            first += size
+        values, places = largest.sorted()
+        for line in range(5):
+            order = np.argsort(-lines[line], kind="stable")
+            order = order if above is None else order[lines[line][order] > above[line]]
+            kept = order[:k]
+            assert places[line].tolist() == [*kept.tolist(), *[-1] * (k - len(kept))]
+            assert values[line].tolist() == [*lines[line][kept].tolist(), *[-np.inf] * (k - len(kept))]
 
 
 @pytest.mark.parametrize("above", [2**31 - 5, 40])

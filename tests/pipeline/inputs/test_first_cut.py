@@ -189,8 +189,9 @@ def test_an_earlier_run_gives_what_holds(sources, options, tmp_path: Path):
     nncift.select(from_run=tmp_path / "run", budget=8, output=tmp_path / "more")
     assert read_json(RunFolder(tmp_path / "more").first_cut.facts)["kept"] == 32
     more = write_rows(tmp_path / "new.jsonl", rows_of(["sea", "town"] * 10, first=200))
-    grown = nncift.select(append=more, from_run=tmp_path / "run", eta=2, output=tmp_path / "grown")
-    anew = nncift.select([pool, more], target=target, eta=2, output=tmp_path / "anew", **options)
+    form = {"objective": "facility-location-mutual-information", "eta": 2}
+    grown = nncift.select(append=more, from_run=tmp_path / "run", output=tmp_path / "grown", **form)
+    anew = nncift.select([pool, more], target=target, output=tmp_path / "anew", **form, **options)
     assert len(grown.pool) == 120
     assert grown.dataset["id"] == anew.dataset["id"]
     assert max(grown.indices) >= 100

@@ -1,6 +1,6 @@
-"""The k largest entries of each column of a block of scores, in one pass.
+"""The k largest entries of each line of a matrix, in one pass: of factors, or of blocks that come one after another.
 
-Entries not below a column's threshold are appended to its buffer of 2 k places. A full one is cut to its k largest by
+Entries not below a line's threshold are appended to its buffer of 2 k places. A full one is cut to its k largest by
 selection (Hoare's "Find", 1961), and the least of these is the new threshold. So an entry costs an append and a share
 of few selections, however large k is, where a heap would take log k steps, each with a branch that cannot be predicted.
 
@@ -19,6 +19,7 @@ NO_ROW = np.int32(np.iinfo(np.int32).max)
 _PIECE = 96  # rows scored together
 _SIGN, _ALL, _LOW = np.uint32(1 << 31), np.uint32((1 << 32) - 1), np.uint64((1 << 32) - 1)
 _HALF = np.uint64(32)
+_EVERY = slice(None)
 
 
 @compiled
@@ -62,6 +63,60 @@ def keep_top_k(factors: Factors, picked: np.ndarray, columns: np.ndarray, values
                             least[b, lane] = _value_of(keys[j, k - 1])
     for j in range(factors.n_columns):
         _write(keys[j], counts[j], values[columns[j]], rows[columns[j]])
+
+
+class LargestEntries:
+    """The k largest entries of each of some lines so far.
+
+    Args:
+        lines: how many.
+        k: entries to keep of each.
+        above: float32 (lines,): entries that are not larger are left out; all count unless given.
+    """
+
+    def __init__(self, lines: int, k: int, above: np.ndarray | None = None) -> None:
+        self._k, self._above = k, above
+        self._keys, self._counts = np.empty((lines, 2 * k), dtype=np.uint64), np.zeros(lines, dtype=np.int64)
+        self._least = np.full(lines, -np.inf, np.float32)
+        if above is not None:
+            self._least = np.nextafter(above.astype(np.float32), np.float32(np.inf))
+
+    def add(self, block: np.ndarray, first: int, lines: slice = _EVERY) -> None:
+        """Look at the entries first, first + 1, ... of some lines: block, float32 (lines, entries), C-contiguous."""
+        _add_block(block, first, self._keys[lines], self._counts[lines], self._least[lines])
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values, float32 (lines, k), largest first, and places, int64; of equal values the lower place first.
+
+        -inf and -1 where a line has fewer.
+        """
+        values = np.full((len(self._keys), self._k), -np.inf, np.float32)
+        places = np.full((len(self._keys), self._k), -1, np.int64)
+        for line, count in enumerate(self._counts.tolist()):
+            keys = np.sort(self._keys[line, :count])[::-1][: self._k]
+            _decode(keys, values[line], places[line])
+        return values, places
+
+
+@compiled
+def _add_block(block: np.ndarray, first: int, keys: np.ndarray, counts: np.ndarray, least: np.ndarray) -> None:
+    k, bits = keys.shape[1] // 2, block.view(np.uint32)
+    for i in range(block.shape[0]):
+        threshold, count = least[i], counts[i]
+        for j in range(block.shape[1]):
+            if block[i, j] >= threshold:
+                keys[i, count] = (np.uint64(_ordered(bits[i, j])) << _HALF) | np.uint64(_ALL - np.uint32(first + j))
+                count += 1
+                if count == 2 * k:
+                    _select(keys[i], k)
+                    count, threshold = k, _value_of(keys[i, k - 1])
+        least[i], counts[i] = threshold, count
+
+
+@compiled
+def _decode(keys: np.ndarray, values: np.ndarray, places: np.ndarray) -> None:
+    for place, key in enumerate(keys):
+        values[place], places[place] = _value_of(key), np.int64(_ALL - np.uint32(key & _LOW))
 
 
 @compiled
