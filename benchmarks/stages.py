@@ -115,13 +115,13 @@ def task(samples: Samples, options: argparse.Namespace, seed: int) -> dict[str, 
                 "facility location, no target": spread[:count],
                 "cosine, by mean": highest(samples.cosine[np.ix_(pool, target)].mean(axis=1), count),
                 "influence, by mean (top-k)": highest(on_target.mean(axis=1), count),
-                "mutual information (`--target`)": facility_location(on_target, count, target=True),
+                "coverage, then turns (`--target`)": facility_location(on_target, count, target=True),
                 "static encoder alone": most_similar(samples.static[pool], samples.static[target], count).rows,
             }
             if len(kept) < len(pool):
                 after = f"after a first cut of {options.first_cut:g} budgets"
                 chosen[f"top-k {after}"] = kept[highest(on_target[kept].mean(axis=1), count)]
-                chosen[f"mutual information {after}"] = kept[facility_location(on_target[kept], count, target=True)]
+                chosen[f"coverage, then turns {after}"] = kept[facility_location(on_target[kept], count, target=True)]
             for selector, rows in chosen.items():
                 values = found.setdefault(selector, {})
                 values.setdefault(f"precision at {budget:.0%}", []).append(float(wanted[rows].mean()))
