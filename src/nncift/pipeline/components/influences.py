@@ -124,11 +124,13 @@ def default_features(config: Config, function: InfluenceFunction | None) -> tupl
 def learned_features(config: Config, function: InfluenceFunction | None) -> tuple[str, ...]:
     """The features that a network of a function learns from where none are named.
 
-    The language model's own view of a sample counts too where the influence function runs a language model anyway
-    (that costs one forward pass per sample), and for a recipe that can use it.
+    The language model's own view of a sample where the influence function runs a language model anyway (that costs one
+    forward pass per sample), and for a recipe that can use it. Beside it sentence embeddings were measured to add
+    nothing (docs/measurements.md, "What sentence embeddings add"): they are read too where an encoder is named.
     """
-    asks = function is not None and function.traits.asks_language_model and config.recipe != "paper"
-    return ("sentence", "lm") if asks else ("sentence",)
+    if function is None or not function.traits.asks_language_model or config.recipe == "paper":
+        return ("sentence",)
+    return ("lm",) if config.encoder is None else ("sentence", "lm")
 
 
 def feature_model(model: ModelSpec, features: FeatureSources, function: InfluenceFunction | None) -> ModelSpec:
