@@ -12,7 +12,7 @@ import pytest
 
 import nncift
 import nncift.pipeline.plan
-from builders import write_rows
+from builders import EstimatedBM25, write_rows
 from nncift.config import Config
 from nncift.data.pool import load_pool
 from nncift.errors import ModelError
@@ -20,10 +20,15 @@ from nncift.estimator.network import InfluenceNetwork
 from nncift.features.base import read_source
 from nncift.features.language_model import LanguageModelFeatures
 from nncift.features.sources import SketchSettings
+from nncift.influence.delift import Delift
+from nncift.influence.gradient_sketch import GradientSketch
 from nncift.models.language_model import LanguageModel
 from nncift.models.spec import ModelSpec
 from nncift.models.text.examples import encode_examples
+from nncift.pipeline.components.influences import default_features
 from pipeline_runs import arithmetic
+
+LAZY = ModelSpec("embedded")  # loaded on first use, so never here
 
 
 def test_a_fitted_network_selects_new_data_without_influence(pool, target, options, tmp_path: Path):
@@ -113,6 +118,20 @@ def test_a_sketch_among_the_features_needs_no_pass_of_its_own(pool, target, opti
     new = write_rows(tmp_path / "new.jsonl", arithmetic(20, offset=200))
     nncift.select(new, network=run, budget=3, output=tmp_path / "new", device="cpu")
     assert np.load(tmp_path / "new/features/pool.lm.npy").shape == (20, network.widths[0] - 384)
+
+
+@pytest.mark.parametrize(
+    ("influence", "given", "names"),
+    [
+        (Delift(LAZY), {}, ("lm",)),
+        (Delift(LAZY), {"encoder": "embedded"}, ("sentence", "lm")),  # which is named, so it is used
+        (Delift(LAZY), {"recipe": "paper"}, ("sentence",)),
+        (EstimatedBM25(), {}, ("sentence",)),
+        (GradientSketch(LAZY), {"encoder": "embedded"}, ()),  # exact for every pair
+    ],
+)
+def test_default_features(influence, given, names):
+    assert default_features(Config("pool.jsonl", **given), influence) == names
 
 
 def test_the_language_models_features_alone(pool, target, options, tmp_path: Path):
