@@ -76,7 +76,7 @@ def of_layers(*chosen: str) -> Setting:
     alike = ("epochs=3", "learning_rate=2e-4", "batch_size=8", "fraction=1.0", "lora.rank=16", "lora.alpha=32")
     options = ("preconditioned=both", "sharpness=3", *(f"training.{option}" for option in alike), *chosen)
     own = {"influence": ("less",), "exact": ("less",), "free": ("gradient-sketch",), "influence_options": options}
-    return Setting("a", "test-qasc", "target-qasc", budget=("0.05",), curve=(50,), **own)
+    return Setting("a", "test-qasc", "target-qasc", budget=("0.05",), curve=(25, 50), **own)
 
 
 OBJECTIVES = tuple(f"facility-location{form}" for form in ("-reciprocal-rank", "-mutual-information", ""))
@@ -93,7 +93,7 @@ SETTINGS = {
     "large-qasc": large(test="test-qasc", target="target-qasc", seeds=3),
     "objectives": of_default("a", target="target", objectives=OBJECTIVES),
     "qasc-few": of_default("a", test="test-qasc", target="target-qasc-few", objectives=OBJECTIVES),
-    "alpaca-few": of_default("b", target="target-few", objectives=OBJECTIVES, curve=(50,)),
+    "alpaca-few": of_default("b", target="target-few", objectives=OBJECTIVES, budget=("50",), curve=(25, 50)),
     "gsm8k-few": of_default("c", target="target-few", objectives=OBJECTIVES),
     "methods": of_default("a", methods=("lora", "phased", "weighted")),
     "methods-qasc": of_default("a", test="test-qasc", target="target-qasc", methods=("lora", "phased", "weighted")),
