@@ -84,8 +84,7 @@ def facility_location(p: Problem, transform: str, *, mutual: bool) -> np.ndarray
 def coverage_and_ranks(p: Problem) -> np.ndarray:
     """What nncift chooses by with a target."""
     matrix = InfluenceMatrix.from_array(p.influence.astype(np.float32))
-    objective = FacilityLocationReciprocalRank(matrix, ObjectiveOptions(expected=float(p.budget)))
-    return lazy_greedy(objective, p.budget).indices
+    return lazy_greedy(FacilityLocationReciprocalRank(matrix), p.budget).indices
 
 
 def top(p: Problem, transform: str) -> np.ndarray:

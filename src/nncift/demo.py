@@ -92,7 +92,7 @@ def _choices(selection: Selection, target: Dataset, config: Config) -> dict[str,
     assert pool is not None
     _, encoder = models_of(config)
     cosines = EmbeddingSimilarity(encoder)(pool, target)
-    options = ObjectiveOptions(has_target=True, expected=float(count))
+    options = ObjectiveOptions(has_target=True)
     objective = make_objective(None, InfluenceMatrix.from_array(cosines), options)
     shuffled = np.random.default_rng(0).permutation(len(pool))
     return {CHOSEN: selection.indices, COSINE: lazy_greedy(objective, count).indices, RANDOM: shuffled[:count]}

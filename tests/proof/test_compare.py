@@ -195,7 +195,10 @@ def test_the_folder_takes_phases_later(places, arranged):
         ({"free": ["random"]}, "random rows are in every comparison: leave `influence` random out"),
         ({"influence": "stratified-random", "studies": ["depth"]}, "stratified-random has no influence to study"),
         ({"test": None}, "there is no `test` file"),
-        ({"budget": "6", "curve": ["6"]}, "`curve` 6 is the budget too, .* two numbers of rows: add one, such as 3,6"),
+        (
+            {"budget": "6", "curve": ["6"]},
+            "`curve` 6 is the budget too, .* two numbers of rows: add one, such as 6,3, or leave it out",
+        ),
         ({"budget": "1.0"}, "`budget` 1.0 is all 30 samples, so there is nothing to choose .* give a smaller one"),
     ],
 )

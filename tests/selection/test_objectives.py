@@ -24,7 +24,7 @@ def make(name: str, entries: np.ndarray, known: np.ndarray | None = None, covere
     of_known = {"nu": 0.7, "known": None if known is None else InfluenceMatrix.from_array(known).column_max()}
     options = {
         PLAIN: {},
-        RANKS: {"has_target": True, "eta": 0.3, "expected": 2, **of_known},
+        RANKS: {"has_target": True, "eta": 0.3, **of_known},
         MUTUAL: {"has_target": True, "eta": 0.3},
         CONDITIONAL: of_known,
         CONCAVE: {},
@@ -138,7 +138,7 @@ KNOWN = np.array([0.4, -1.0], dtype=np.float32)
     ("options", "name", "recorded"),
     [
         ({}, PLAIN, {}),
-        ({"has_target": True, "expected": 4}, RANKS, {"eta": 0.01}),
+        ({"has_target": True}, RANKS, {"eta": 0.01}),
         ({"has_target": True, "eta": 0}, RANKS, {"eta": 0}),
         ({"known": KNOWN}, CONDITIONAL, {"nu": 1}),
         ({"known": KNOWN, "has_target": True, "nu": 0.5}, RANKS, {"nu": 0.5, "eta": 0.01}),

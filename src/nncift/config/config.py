@@ -96,8 +96,8 @@ class Config:
     """The network's features of each sample, separated by commas: sentence (the encoder's embedding), lm (the language
     model's hidden states and losses, one forward pass per sample), gradient-sketch (from the same pass as lm, beside
     it), or your own: a .npy file with one row per pool row, a column of the data, or "module:Class". By default those
-    of the given network, else lm where the influence function runs a language model, and sentence too where it does
-    not or --encoder is given."""
+    of the given network, else lm where the influence function runs a language model (with sentence if --encoder is
+    given), else sentence."""
     target_features: str | None = None
     """Features of the target samples (.npy), required if --features is a .npy file."""
     split: str | None = None

@@ -2,8 +2,8 @@
 
 A subset may rank high because all its samples help one and the same target, a short or an odd one whose column has high
 values. Two counts show it: for each selected sample the target that it helps most, and for each target the selected
-sample that helps it most. The second is what facility location maximises; the first is what its mutual-information
-form adds, and where one target can decide. Costs one pass over the selected rows, and holds a block of them at a time.
+sample that helps it most. The second is what facility location maximises; where relevance counts too, one target can
+decide the first. Costs one pass over the selected rows, and holds a block of them at a time.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_the_k_largest_of_each_column_are_those_of_a_stable_sort(seed, n, m, k, 
 def test_the_largest_of_blocks_are_those_of_a_stable_sort(seed, n, k, distinct):
     """With ties, with and without a level that entries have to exceed, in blocks of any size."""
     rng = np.random.default_rng(seed)
-    lines = (rng.integers(-distinct, distinct + 1, (5, n)) / distinct).astype(np.float32) + 0
+    lines = (rng.integers(-distinct, distinct + 1, (5, n)) / -distinct).astype(np.float32)  # -0 among them
     for above in (None, rng.choice(lines.ravel(), 5).astype(np.float32)):
         largest = LargestEntries(5, k, above)
         first = 0

@@ -105,7 +105,8 @@ def _add_block(block: np.ndarray, first: int, keys: np.ndarray, counts: np.ndarr
         threshold, count = least[i], counts[i]
         for j in range(block.shape[1]):
             if block[i, j] >= threshold:
-                keys[i, count] = (np.uint64(_ordered(bits[i, j])) << _HALF) | np.uint64(_ALL - np.uint32(first + j))
+                ordered = _ordered(bits[i, j]) if block[i, j] != 0 else _SIGN  # as of 0, which -0 is equal to
+                keys[i, count] = (np.uint64(ordered) << _HALF) | np.uint64(_ALL - np.uint32(first + j))
                 count += 1
                 if count == 2 * k:
                     _select(keys[i], k)

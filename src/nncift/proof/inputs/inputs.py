@@ -85,12 +85,13 @@ class Inputs:
         """Rows of the random learning curve.
 
         Raises:
-            ConfigError: of those given one is not in the pool, or with the budgets they are a single number.
+            ConfigError: one is not a number of rows of the pool, or with the budgets they are a single number.
         """
         given = [_rows("curve", amount, len(self.samples)) for amount in self.proof.curve]
         if given and len({*given, *self.budgets}) == 1:
             problem = f"`curve` {given[0]} is the budget too, and a learning curve needs two numbers of rows"
-            raise ConfigError(problem, f"add one, such as {given[0] // 2},{given[0]}, or leave it out")
+            other = given[0] // 2 or 2
+            raise ConfigError(problem, f"add one, such as {given[0]},{other}, or leave it out")
         return given or default_curve(self.budgets, len(self.samples))
 
     @property

@@ -47,9 +47,7 @@ class GraphCut:
         self.utility = np.maximum(matrix.row_means(), 0).astype(np.float64)
         weight = 1.0 if options.redundancy is None else checked_weight("redundancy", options.redundancy)
         similarity = (1 + float(self.kernel.total @ self.kernel.total) / self.n**2) / 2  # mean over all pairs
-        self.weight = (
-            weight * float(self.utility.mean()) / (2 * max(options.expected or 1.0, 1.0) * similarity)
-        )  # lambda
+        self.weight = weight * float(self.utility.mean()) / (2 * max(options.expected, 1.0) * similarity)  # lambda
         self.options: dict[str, float] = {"redundancy": weight, "lambda": self.weight}
         self.monotone = self._is_monotone()
         self.chosen = np.zeros(self.n, bool)

@@ -12,7 +12,6 @@ most of a choice that is much larger than the number of targets, and how it weig
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 import numpy as np
@@ -22,7 +21,7 @@ from nncift.selection.objectives.coverage import FacilityLocation
 from nncift.selection.objectives.table import MUTUAL_INFORMATION, RECIPROCAL_RANK, ObjectiveOptions, checked_weight
 
 _ETA = 0.01  # so small that coverage decides, and relevance orders what it leaves equal
-_RANKED = 1 << 24  # samples of all targets that are ranked, at most: 12 bytes each
+_RANKED = 1 << 22  # entries of the matrix that are ranked, at most: 28 bytes each, for the time of it
 
 
 class _CoverageAndRelevance(FacilityLocation):
@@ -93,15 +92,15 @@ class FacilityLocationReciprocalRank(_CoverageAndRelevance):
 
     The rank is that of s[i, j] among all samples, from 1 for the largest, ties by the lower index; samples without
     influence above 0 have none. c is the mean over targets of the largest s[i, j], so that the choice does not depend
-    on the unit of influence, and w_j is 1. Where it is known how many samples will be selected, about so many are
-    ranked; the others have no relevance.
+    on the unit of influence, and w_j is 1. Of a matrix of more than 2^22 entries as many are ranked, equally many of
+    each target; samples that are among none of them have no relevance.
 
     With known samples k a target begins covered by nu * max over k of s[k, j], as in `FacilityLocationConditionalGain`:
     samples that are not better have no rank, and w_j is the share of the largest s[i, j] that is above it.
 
     Args:
         matrix: influence, (n_pool, n_target).
-        options: `eta`, 0.01 by default, `known`, `nu`, `expected` and `covered` are used.
+        options: `eta`, 0.01 by default, `known`, `nu` and `covered` are used.
 
     Raises:
         ConfigError: eta or nu is negative or not finite, or as for `FacilityLocation`.
@@ -116,27 +115,21 @@ class FacilityLocationReciprocalRank(_CoverageAndRelevance):
         if options.known is not None:
             self.options["nu"] = 1.0 if options.nu is None else checked_weight("nu", options.nu)
             level = np.maximum(self._cover_known(options.known, self.options["nu"]), 0)
-        expected = self.n if options.expected is None else math.ceil(options.expected)
-        self._weigh(_reciprocal_ranks(matrix, level, expected), options.eta)
+        self._weigh(_reciprocal_ranks(matrix, level), options.eta)
 
 
-def _reciprocal_ranks(matrix: InfluenceMatrix, level: np.ndarray, expected: int) -> np.ndarray:
-    """Relevance, c * max over targets j of w_j / rank, float64 (n_pool,), of `expected` samples or more.
+def _reciprocal_ranks(matrix: InfluenceMatrix, level: np.ndarray) -> np.ndarray:
+    """Relevance, c * max over targets j of w_j / rank, float64 (n_pool,).
 
-    0 of the others, and of samples that do not exceed the level of any target, float32 (n_target,). Of fewer, where no
-    more do, or too many targets share theirs.
+    0 of samples that do not exceed the level of any target, float32 (n_target,), or are not ranked.
     """
     n, targets = matrix.shape
-    expected, most = min(expected, n), min(max(_RANKED // targets, 1), n)
-    depth = min(-(-2 * expected // targets) + 8, most)
-    while True:
-        values, rows = matrix.top_k(depth, axis=0)
-        best = np.maximum(values[:, 0], 0).astype(np.float64)
-        left = np.divide(best - level, best, out=np.zeros(targets), where=best > 0)  # w_j
-        target, place = np.nonzero(values > level[:, None])
-        relevance = np.zeros(n)
-        np.maximum.at(relevance, rows[target, place], left[target] / (place + 1))
-        found = int(np.count_nonzero(relevance))
-        if found >= expected or depth == most or not (values[:, -1] > level).any():
-            return relevance * float(best.mean())
-        depth = min(max(2 * depth, -(-3 * depth * expected // (2 * max(found, 1)))), most)
+    values, rows = matrix.top_k(min(max(_RANKED // targets, 1), n), axis=0)
+    relevance, turns = np.zeros(n), 1.0 / np.arange(1, values.shape[1] + 1)
+    for j in range(targets):
+        ranked = int(np.count_nonzero(values[j] > level[j]))
+        if ranked:
+            left = 1 - float(level[j]) / float(values[j, 0])  # w_j
+            some = rows[j, :ranked]
+            relevance[some] = np.maximum(relevance[some], left * turns[:ranked])
+    return np.asarray(relevance * float(np.maximum(values[:, 0], 0).mean(dtype=np.float64)))

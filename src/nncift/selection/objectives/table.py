@@ -60,7 +60,7 @@ class ObjectiveOptions:
     nu: float | None = None  # weight of the known samples, of objectives that take them; default 1
     known: np.ndarray | None = None  # largest influence of any known sample on each target, float32 (n_target,)
     covered: np.ndarray | None = None  # coverage by samples selected earlier, float32 (n_target,), at least 0
-    expected: float | None = None  # about how many samples will be selected, where that is known
+    expected: float = 1.0  # about how many samples will be selected
     costs: np.ndarray | None = None  # of each sample, (n,), where the budget is not in samples
     features: Any = None  # vectors by which samples are compared, (n, d), see `FeatureKernel`
     redundancy: float | None = None  # weight of redundancy in the graph cut; default 1
