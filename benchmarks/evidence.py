@@ -8,8 +8,8 @@ a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 target
 b: Alpaca, 500 rows, 100 targets, 93 test rows.
 c: P3, Alpaca, GSM8K and reasoning-gym mixed, with GSM8K targets and test rows.
 
-`target-*few` has the first ten targets of a file. Otherwise no row stands in two
-files of a letter. The data is `shared/data` (`NNCIFT_SHARED_DATA`).
+`target-*few` has the first ten targets of a file. Otherwise no row stands in two files of a letter. The data is
+`shared/data` (`NNCIFT_SHARED_DATA`).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def main() -> None:
     known = [row for row in left[LARGE - 1000 :] if row["task"] in half][:160]
     write(folder / "a", known=known, test_new=[row for row in rows[1200:1350] if row["task"] not in half])
     rows = alpaca()
-    write(folder / "b", pool=rows[:500], target=rows[500:600], target_few=rows[500:][:FEW], test=rows[600:693])
+    write(folder / "b", pool=rows[:500], target=rows[500:600], target_few=rows[500 : 500 + FEW], test=rows[600:693])
     train, test = gsm8k("train"), gsm8k("test")
     mixture = p3()[:400] + alpaca()[:250] + train[:150] + reasoning(200)
     targets = train[150:250]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nncift.explorer.space import nearest
 from nncift.matrix.compiled import kernels
+from nncift.matrix.compiled.top_k import LargestEntries
 from nncift.matrix.matrix import InfluenceMatrix
 from nncift.matrix.selectors import row_slices
 from nncift.run.progress import drawn
@@ -124,10 +125,9 @@ def _most_helped(
 
 def _largest(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest entries of each row, the first of equal ones, and their columns, (rows, count) each."""
-    block = np.ascontiguousarray(block)
-    values, columns = np.full((len(block), count), -np.inf, np.float32), np.zeros((len(block), count), np.int64)
-    kernels.share(lambda rows: kernels.keep_largest(block[rows], 0, values[rows], columns[rows]), len(block))
-    return values, columns
+    block, largest = np.ascontiguousarray(block), LargestEntries(len(block), count)
+    kernels.share(lambda rows: largest.add(block[rows], 0, rows), len(block))
+    return largest.sorted()
 
 
 def _best_chosen(

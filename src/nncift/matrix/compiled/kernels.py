@@ -119,27 +119,6 @@ def dense_row_statistics(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def keep_largest(block: np.ndarray, first_column: int, values: np.ndarray, indices: np.ndarray) -> None:
-    """Merge a block (rows, columns) into the k largest entries of its rows so far, in place.
-
-    `values` are float32 (rows, k), descending, -inf where empty; `indices` int64 (rows, k). Blocks come in ascending
-    order of columns; ties keep the lower column first.
-    """
-    k = values.shape[1]
-    for i in range(block.shape[0]):
-        for j in range(block.shape[1]):
-            entry = block[i, j]
-            if entry > values[i, k - 1]:
-                place = k - 1
-                while place > 0 and entry > values[i, place - 1]:
-                    values[i, place] = values[i, place - 1]
-                    indices[i, place] = indices[i, place - 1]
-                    place -= 1
-                values[i, place] = entry
-                indices[i, place] = first_column + j
-
-
-@compiled
 def _add_entries(entries: np.ndarray, sums: np.ndarray, largest: np.ndarray) -> None:
     for lane in range(len(entries)):
         sums[lane] += entries[lane]

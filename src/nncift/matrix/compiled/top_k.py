@@ -75,14 +75,20 @@ class LargestEntries:
     """
 
     def __init__(self, lines: int, k: int, above: np.ndarray | None = None) -> None:
-        self._k, self._above = k, above
+        self._k = k
         self._keys, self._counts = np.empty((lines, 2 * k), dtype=np.uint64), np.zeros(lines, dtype=np.int64)
         self._least = np.full(lines, -np.inf, np.float32)
         if above is not None:
             self._least = np.nextafter(above.astype(np.float32), np.float32(np.inf))
 
     def add(self, block: np.ndarray, first: int, lines: slice = _EVERY) -> None:
-        """Look at the entries first, first + 1, ... of some lines: block, float32 (lines, entries), C-contiguous."""
+        """Look at the entries first, first + 1, ... of some lines, block by block in any order.
+
+        Args:
+            block: float32 (lines, entries), C-contiguous.
+            first: place of its first entry; places are below 2^32.
+            lines: which of the lines, all unless given.
+        """
         _add_block(block, first, self._keys[lines], self._counts[lines], self._least[lines])
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray]:
