@@ -56,7 +56,6 @@ def maximizers(n: int = 3000, share: float = 0.05) -> None:
     show("value beside `lazy`'s", *(f"`{name}`" for name in names), "proven for `lazy`")
     show(*["---"] * 5)
     for objective in (PLAIN[0], *WITH_TARGET, *PLAIN[1:]):
-
         make, own = partial(problem.objective, objective, budget), objective == PLAIN[0]
         best = maximize(make, budget, own_targets=own, certify=True)
         cells = []
