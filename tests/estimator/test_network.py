@@ -78,7 +78,8 @@ def test_the_mlp_fits_an_additive_function_and_is_seeded():
     )
     for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert not torch.equal(first.model.first.weight, other.model.first.weight)
+    drawn, another = first.model.first.weight, other.model.first.weight  # which five steps move by 0.0005 at most
+    assert not torch.allclose(drawn, another, atol=0.01)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -199,6 +199,7 @@ def test_the_folder_takes_phases_later(places, arranged):
             {"budget": "6", "curve": ["6"]},
             "`curve` 6 is the budget too, .* two numbers of rows: add one, such as 6,3, or leave it out",
         ),
+        ({"budget": "1", "curve": ["1"]}, "`curve` 1 is the budget too, .* two numbers of rows: add one, such as 1,2"),
         ({"budget": "1.0"}, "`budget` 1.0 is all 30 samples, so there is nothing to choose .* give a smaller one"),
     ],
 )

@@ -30,7 +30,11 @@ from worker_jobs import Elsewhere
 
 N = 300
 OWN = [name for name in OBJECTIVES if not name.endswith(("rank", "information", "gain"))]  # that need nothing more
-PAIRS = [(name, how) for name in OWN for how in MAXIMIZERS if (name, how) != ("graph-cut", "threshold")]
+FOR_TARGETS = ("facility-location-reciprocal-rank", "facility-location-mutual-information")
+PAIRS = [
+    (name, how) for name in (*OWN, *FOR_TARGETS) for how in MAXIMIZERS if (name, how) != ("graph-cut", "threshold")
+]
+TARGETS = np.arange(0, N, 12)  # of those that are for targets
 
 
 @functools.cache
@@ -43,11 +47,13 @@ def near_points() -> tuple[InfluenceMatrix, np.ndarray]:
 
 
 def maker(name: str, expected: float = 30.0, costs: np.ndarray | None = None):
-    matrix, x = near_points()
+    (matrix, x), for_targets = near_points(), name in FOR_TARGETS
+    matrix = of_targets(matrix, TARGETS) if for_targets else matrix
 
     def make(targets=None):
         part = matrix if targets is None else of_targets(matrix, targets)
-        return make_objective(name, part, ObjectiveOptions(features=x, expected=expected, costs=costs))
+        options = ObjectiveOptions(features=x, expected=expected, costs=costs, has_target=for_targets)
+        return make_objective(name, part, options)
 
     return make
 
@@ -67,7 +73,8 @@ def value_of(make, subset) -> float:
 @pytest.mark.parametrize(("name", "how"), PAIRS)
 def test_fills_the_budget_near_the_value_of_plain_greedy(name, how):
     make = maker(name)
-    found = maximize(make, 30, maximizer=how, own_targets=True, certify=True, seed=1)
+    own = name not in FOR_TARGETS
+    found = maximize(make, 30, maximizer=how, own_targets=own, certify=True, seed=1)
     assert len(np.unique(found.indices)) == 30
     assert found.indices.dtype == np.int64
     assert found.value == pytest.approx(value_of(make, found.indices), rel=1e-6)
@@ -75,15 +82,15 @@ def test_fills_the_budget_near_the_value_of_plain_greedy(name, how):
     best = lazy_greedy(make(), 30).value
     assert found.value >= 0.93 * best
     assert found.certificate.bound >= max(best, found.value) * (1 - 1e-6)
-    again = maximize(make, 30, maximizer=how, own_targets=True, seed=1)
+    again = maximize(make, 30, maximizer=how, own_targets=own, seed=1)
     assert again.indices.tolist() == found.indices.tolist()
 
 
 @pytest.mark.parametrize(("name", "how"), PAIRS)
 def test_token_budgets_and_candidates(name, how):
     costs = np.random.default_rng(2).integers(1, 40, N)
-    make, some = maker(name, costs=costs.astype(float)), np.arange(0, N, 2)
-    found = maximize(make, costs=costs, max_cost=200, candidates=some, maximizer=how, own_targets=True, certify=True)
+    make, some, own = maker(name, costs=costs.astype(float)), np.arange(0, N, 2), name not in FOR_TARGETS
+    found = maximize(make, costs=costs, max_cost=200, candidates=some, maximizer=how, own_targets=own, certify=True)
     assert set(found.indices.tolist()) <= set(some.tolist())
     assert len(np.unique(found.indices)) == len(found)
     assert costs[found.indices].sum() <= 200
