@@ -132,7 +132,7 @@ def test_objects_describe_themselves_in_one_line(tmp_path, capsys):
     np.save(tmp_path / "features.npy", np.random.default_rng(0).random((12, 4)))
     options = {"influence": EstimatedBM25(), "labels": 40, "budget": 3, "features": tmp_path / "features.npy"}
     selection = nncift.select(pool, output=tmp_path / "run", **options)
-    assert capsys.readouterr().err == ""  # no progress bars outside a terminal
+    assert capsys.readouterr().err == ""  # outside a terminal, no line of what takes seconds
     loaded = nncift.Selection.load(str(tmp_path / "run"))
     assert repr(loaded) == repr(selection)
     assert re.fullmatch(r"Selection\(3 of 12 samples, facility-location [\d.]+\)", repr(selection))

@@ -32,7 +32,6 @@ from nncift.report.html import write_report
 from nncift.report.terminal import summary_text
 from nncift.run.folder.folder import RunFolder
 from nncift.run.folder.records import percent
-from nncift.run.progress import in_terminal
 from nncift.run.storage.files import cache_folder, read_json, write_json
 from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.objectives.table import ObjectiveOptions, make_objective
@@ -52,7 +51,7 @@ def run_demo(
     model: str = "embedded",
     encoder: str = "embedded",
     influence: str | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> str:
     """Make the data, run `select`, train on its choice and two others, and return what the terminal shows.
 
@@ -61,7 +60,7 @@ def run_demo(
         model: language model, or "embedded" for SmolLM2-135M-Instruct.
         encoder: sentence encoder, or "embedded" for MiniLM.
         influence: the influence function, as `select` takes it.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
 
     Raises:
         DependencyError: a package with embedded parts, or one of the extra `proof`, is missing.
@@ -80,7 +79,7 @@ def run_demo(
     )
     config = Config("pool", model=model, encoder=encoder)
     choices = _choices(selection, load_pool(target), config)
-    bench = _bench(selection, test, config, Path(output), progress=in_terminal() if progress is None else progress)
+    bench = _bench(selection, test, config, Path(output), progress=progress)
     tables = _trained(bench, choices)
     _show_in_report(Path(output), bench, choices, tables, test)
     return "\n\n".join([summary_text(Path(output)), _shares(selection, choices), _losses(tables)])

@@ -212,12 +212,13 @@ def test_the_working_folder_is_not_replaced_and_a_link_stays_one(chat_run, tmp_p
             nncift.export(chat_run, "trl", folder)
 
 
-def test_progress_is_shown_where_it_is_asked_for(phased_run, tmp_path, capsys):
+def test_progress_is_shown_unless_it_is_not_wanted(phased_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nncift.run.progress.interactive", lambda: True)
+    nncift.export(phased_run, "trl", tmp_path / "out", progress=False)
+    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up", progress=False)
+    assert capsys.readouterr().err == ""
     nncift.export(phased_run, "trl", tmp_path / "out")
     nncift.push(phased_run, "org/name", to_folder=tmp_path / "up")
-    assert capsys.readouterr().err == ""  # no terminal
-    nncift.export(phased_run, "trl", tmp_path / "out", progress=True)
-    nncift.push(phased_run, "org/name", to_folder=tmp_path / "up", progress=True)
     shown = capsys.readouterr().err
     assert "exporting: 100%" in shown
     assert "8/8" in shown

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import nncift
 from nncift.models.batching import Batcher
 from nncift.models.encoder import embed_texts
-from nncift.run.progress import advance, already, drawn, in_terminal, moving
+from nncift.run.progress import advance, already, drawn, interactive, moving
 from nncift.run.shards import Shards
 
 
@@ -60,16 +60,44 @@ def test_an_encoder_reports_its_batches(minilm, monkeypatch):
     assert seen == [2, 2, 1]
 
 
-def test_a_log_file_is_not_flooded(monkeypatch):
+def test_a_log_file_gets_a_line_every_half_a_minute(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert not in_terminal()
-    for _ in tqdm(range(1000), **drawn(True)):
-        pass
-    assert sys.stderr.getvalue().count("\r") <= 3
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    assert not interactive()
+    with tqdm(total=100, desc="around", **drawn(True)), tqdm(total=100, desc="within", **drawn(True)) as bar:
+        for _ in range(100):  # 70 seconds
+            clock[0] += 0.7
+            bar.update()
+            bar.refresh()
+    with tqdm(total=1, desc="short", **drawn(True)) as bar:
+        bar.update()
+    lines = sys.stderr.getvalue().splitlines()
+    assert [line.partition("%")[0].split() for line in lines] == [
+        ["within:", "43"],
+        ["within:", "86"],
+        ["around:", "0"],
+    ]
+    assert not {"\r", "\x1b"} & set(sys.stderr.getvalue())
+
+
+def test_a_terminal_and_a_notebook_are_drawn_in(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert in_terminal()
-    assert drawn(True)["mininterval"] < 1
-    assert drawn(False)["disable"]
+    for _ in tqdm(range(3), desc="steps", **drawn(True)):
+        pass
+    assert "steps: 100%" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not interactive()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert interactive()
+    assert not list(tqdm(range(0), **drawn(False)))
+    assert sys.stderr.getvalue() == ""
+
+
+def test_nobody_needs_to_read_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as pythonw and some services have it
+    with tqdm(total=1, **drawn(True)) as bar:
+        bar.update()
 
 
 def test_what_was_done_before_does_not_count_in_the_rate():

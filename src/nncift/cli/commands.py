@@ -80,7 +80,6 @@ def select(
     check_paths(options)
 
     from nncift.pipeline.configuration.configure import make_config
-    from nncift.run.progress import in_terminal
 
     given = dict(options.given)  # type: ignore[attr-defined]
     pool = given.pop("pool", None)
@@ -89,7 +88,7 @@ def select(
         with _uncollected():
             from nncift.pipeline.plan import plan
 
-            planned = plan(made, progress=in_terminal() and not quiet)
+            planned = plan(made, progress=not quiet)
         print(as_typed(planned))
         if made.append:
             print(printable(f"Of the samples of {made.from_run} is deducted what holds there."))
@@ -99,7 +98,7 @@ def select(
     from nncift.pipeline.select import select as run
     from nncift.report.terminal import summary_text
 
-    run(None if pool is None else made.pool, **given, progress=False if quiet else None)
+    run(None if pool is None else made.pool, **given, progress=not quiet)
     print(as_typed(summary_text(made.folder)))
 
 
@@ -133,7 +132,7 @@ def demo(
             model=model,
             encoder=encoder,
             influence=influence,
-            progress=False if quiet else None,
+            progress=not quiet,
         )
     )
 
@@ -186,7 +185,7 @@ def pretrain(
         labels=labels,
         output=output,
         device=device,
-        progress=False if quiet else None,
+        progress=not quiet,
     )
     print(as_typed(summary_text(Path(output))))
     print(printable(f"Use it: nncift select POOL --network {output}"))

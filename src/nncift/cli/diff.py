@@ -24,7 +24,7 @@ def diff(run1: str, run2: str, *, output: str | None = None, quiet: bool = False
 
     if output is not None:
         check_output(output)
-    found = compared(run1, run2, progress=False if quiet else None)
+    found = compared(run1, run2, progress=not quiet)
     print(found)
     if output is not None:
         found.save(output)

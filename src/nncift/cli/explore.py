@@ -42,6 +42,6 @@ def explore(
         host=host,
         port=port,
         browser=not no_browser,
-        progress=False if quiet else None,
+        progress=not quiet,
         say=lambda line: print(printable(line), flush=True),
     )

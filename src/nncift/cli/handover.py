@@ -25,7 +25,7 @@ def export(run: str, *, format: Trainer, output: str, quiet: bool = False) -> No
     _check_folder(run)
     from nncift.handover.export import export as exported
 
-    written = exported(run, format, output, progress=False if quiet else None)
+    written = exported(run, format, output, progress=not quiet)
     print("\n".join(printable(line) for line in str(written).splitlines()))
 
 
@@ -63,7 +63,7 @@ def push(
         revision=revision,
         license=license,
         to_folder=to_folder,
-        progress=False if quiet else None,
+        progress=not quiet,
     )
     print("\n".join(printable(line) for line in str(found).splitlines()))
 

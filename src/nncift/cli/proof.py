@@ -102,7 +102,7 @@ def evaluate(
         run,
         against=against,
         output=output,
-        progress=False if quiet else None,
+        progress=not quiet,
         **_values(proof),
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -135,13 +135,12 @@ def compare(
     from nncift.proof.results.tables import text_table
 
     given = dict(select.given) | _values(proof or CompareOptions())  # type: ignore[attr-defined]
-    shown = False if quiet else None
     if dry_run:
         from nncift.proof.plan import plan
 
         print(printable_lines(plan(given.pop("pool"), **given)))
         return
-    done = run_comparison(given.pop("pool"), output=output, progress=shown, **given)
+    done = run_comparison(given.pop("pool"), output=output, progress=not quiet, **given)
     print(text_table(done.results))
     print(printable(f"Report: {done.folder / 'report.html'}; tables: results.md, results.csv, results.json"))
 

@@ -21,7 +21,7 @@ from nncift.differences.values import SubsetValue, value_under
 from nncift.errors import ConfigError
 from nncift.pipeline.components.precision import PRECISION, stored_precision
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.progress import drawn, in_terminal, moving
+from nncift.run.progress import drawn, moving
 from nncift.run.storage.files import atomic_write, write_json
 
 EXAMPLES = 3  # rows that one subset has alone
@@ -168,7 +168,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise ConfigError(f"`output` {os.fspath(path)!r} is neither .json nor .md", "give a name that ends so")
 
 
-def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress: bool | None = None) -> RunDiff:
+def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress: bool = True) -> RunDiff:
     """Compare two finished runs: what both chose, what only one did, and how far their influence agrees.
 
     Rows are compared by content, so the pools may be in different orders, or overlap in part. No language model runs.
@@ -176,16 +176,15 @@ def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress
     Args:
         run1: a run folder.
         run2: another.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
 
     Raises:
         RunError: one is not the folder of a finished run, or damaged.
     """
     first, second = FinishedRun.open(run1), FinishedRun.open(run2)
-    shown = in_terminal() if progress is None else progress
     chosen, others = first.selection.indices, second.selection.indices
     each = len(first.pool) + len(second.pool)
-    with tqdm(total=2 * each, desc="comparing rows", unit=" rows", **drawn(shown)) as bar:
+    with tqdm(total=2 * each, desc="comparing rows", unit=" rows", **drawn(progress)) as bar:
         with moving(bar, each):
             place = matched(first.pool, second.pool)  # in the first pool, of the rows of the second
         with moving(bar, each):
@@ -204,8 +203,8 @@ def diff(run1: str | os.PathLike[str], run2: str | os.PathLike[str], *, progress
         lengths=text_lengths((first.pool, second.pool), (chosen, others)),
         correlation=correlate(first.influence[place[common]], second.influence[common]),
         values=(
-            value_under(first, in_first[in_first >= 0], progress=shown, name="value by run 1"),
-            value_under(second, in_second[in_second >= 0], progress=shown, name="value by run 2"),
+            value_under(first, in_first[in_first >= 0], progress=progress, name="value by run 1"),
+            value_under(second, in_second[in_second >= 0], progress=progress, name="value by run 2"),
         ),
     )
 

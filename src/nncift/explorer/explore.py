@@ -11,7 +11,6 @@ from nncift.explorer.page import page_props
 from nncift.explorer.site import bind, check_export, check_installed, export_site, serve
 from nncift.explorer.table import read_facts, write_table
 from nncift.pipeline.earlier_runs.finished import FinishedRun
-from nncift.run.progress import in_terminal
 
 
 def explore(
@@ -21,7 +20,7 @@ def explore(
     host: str = "127.0.0.1",
     port: int | None = None,
     browser: bool = True,
-    progress: bool | None = None,
+    progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
     """Open a finished run in the browser until it is interrupted, or write it as a static site.
@@ -32,7 +31,7 @@ def explore(
         host: address to listen on; 0.0.0.0 lets other machines see the data.
         port: to listen on; the first free one from 5055 on by default, 0 for any.
         browser: open the page in the default browser.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
         say: receives what the user should read, line by line.
 
     Raises:
@@ -45,9 +44,8 @@ def explore(
     if target is not None:
         check_export(target)
     opened = FinishedRun.open(run)
-    shown = in_terminal() if progress is None else progress
     listening = bind(host, port) if target is None else None  # a taken port is found before the work
-    table = write_table(opened, progress=shown)
+    table = write_table(opened, progress=progress)
     facts = read_facts(table)
     props = page_props(facts["charts"])
     for note in facts["notes"]:

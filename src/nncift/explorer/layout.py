@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 
 from nncift.explorer.space import nearest
+from nncift.run.progress import drawn
 
 MAPPED = 10_000
 _NEIGHBOURS = 15
@@ -62,7 +63,7 @@ def _umap(space: np.ndarray, seed: int, progress: bool) -> np.ndarray:
     rows, cosines = nearest(space, own, _NEIGHBOURS - 1)
     indices = np.concatenate([own[:, None], rows], axis=1)  # a sample is its own nearest
     distances = np.concatenate([np.zeros((len(space), 1), np.float32), np.maximum(1 - cosines, 0)], axis=1)
-    bar = {"disable": not progress, "desc": "map", "unit": " epochs"}
+    bar = {"desc": "map", "unit": " epochs", **drawn(progress)}
     with warnings.catch_warnings():  # of packages that it can do without, and that it cannot place new samples
         warnings.simplefilter("ignore")
         from umap import UMAP

@@ -22,7 +22,7 @@ from nncift.handover.trl import Trl
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.folder.records import counted
 from nncift.run.options.registry import suggest
-from nncift.run.progress import drawn, in_terminal
+from nncift.run.progress import drawn
 from nncift.selection.selection import Selection
 
 TRAINERS: dict[str, type[Trainer]] = {
@@ -70,7 +70,7 @@ class Export:
 
 
 def export(
-    run: str | os.PathLike[str], format: str, output: str | os.PathLike[str], *, progress: bool | None = None
+    run: str | os.PathLike[str], format: str, output: str | os.PathLike[str], *, progress: bool = True
 ) -> Export:
     """Write a run's subset in the form that a trainer takes, with what starts the training.
 
@@ -80,7 +80,7 @@ def export(
         run: the folder of a finished run.
         format: "trl", "llama-factory", "axolotl" or "ms-swift".
         output: a new or empty folder, or an earlier export's, which is replaced.
-        progress: show a progress bar; in a terminal unless given.
+        progress: show a progress bar.
 
     Raises:
         ConfigError: there is no such format, or it cannot hold any of the samples.
@@ -95,7 +95,7 @@ def export(
             total=len(selection),
             desc="exporting",
             unit=" samples",
-            **drawn(in_terminal() if progress is None else progress),
+            **drawn(progress),
         ) as bar:
             written = _written(trainer, format, selection, temporary, bar)
         readme = _readme(trainer, written)

@@ -20,7 +20,7 @@ from nncift.handover.network import write_network
 from nncift.handover.provenance import facts_of
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.run.folder.records import counted
-from nncift.run.progress import drawn, in_terminal, moving
+from nncift.run.progress import drawn, interactive, moving
 from nncift.run.storage.files import write_json
 
 Part = Literal["data", "network"]
@@ -64,7 +64,7 @@ def push(
     license: str | None = None,
     to_folder: str | os.PathLike[str] | None = None,
     api: Any = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Pushed:
     """Write a run's subset and its network, each with a card, to repositories of the hub.
 
@@ -80,14 +80,13 @@ def push(
         license: for the cards, as the hub names it, such as "apache-2.0".
         to_folder: write the same files to the folders `dataset` and `network` there, and nothing to the hub.
         api: a `huggingface_hub.HfApi` with other settings, such as another address of the hub.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
 
     Raises:
         ConfigError: an option has a value that cannot be used.
         RunError: the run is not finished, has no network, or the hub cannot be reached or refuses the login.
     """
     _check(repo, only, license)
-    shown = in_terminal() if progress is None else progress
     folder = None if to_folder is None else new_folder(to_folder)
     finished = FinishedRun.open(run)
     parts: list[Part] = ["data", "network"] if only is None else [only]
@@ -96,7 +95,7 @@ def push(
         parts, note = ["data"], "No network: the run has none of its own."
     if folder is not None:
         with replaced_folder(folder, {"repo": repo}) as temporary:
-            _write(finished, temporary, parts, repo, license, shown)
+            _write(finished, temporary, parts, repo, license, progress)
         places = {part: str(folder / _FOLDERS[part]) for part in parts}
         return Pushed(places, len(finished.selection), note)
     from huggingface_hub import HfApi
@@ -107,8 +106,8 @@ def push(
         for part in parts:
             _check_ours(api, repo, _KINDS[part], revision)
     with tempfile.TemporaryDirectory() as path:
-        _write(finished, Path(path), parts, repo, license, shown)
-        with _one_line(repo), _bars_of_hub(shown):
+        _write(finished, Path(path), parts, repo, license, progress)
+        with _one_line(repo), _bars_of_hub(progress and interactive()):
             places = {
                 part: _upload(api, Path(path) / _FOLDERS[part], repo, part, private=private, revision=revision)
                 for part in parts

@@ -39,7 +39,6 @@ from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.context import Run
 from nncift.pipeline.earlier_runs.finished import FinishedRun
 from nncift.pipeline.inputs.first_cut import keep
-from nncift.run.progress import in_terminal
 from nncift.run.storage.files import read_array
 from nncift.run.storage.vectors import VectorFolder, read_vectors, write_vectors
 
@@ -149,7 +148,7 @@ class Reselection:
         run, rows, vectors = self.run, self._rows(), VectorFolder(folder)
         function = make_influence(run.config, setup=Setup((spec,), run.encoder, run.config.seed))
         targets = rows.get("target", rows["pool"])
-        function.progress = in_terminal()
+        function.progress = True
         function.check(rows["pool"], targets)
         function.prepare(_joined([rows[side] for side in ("pool", "known") if side in rows]), targets)
         two_forms = type(function).target_vectors is not InfluenceFunction.target_vectors
@@ -173,9 +172,7 @@ class Reselection:
         features = {}
         for side, rows in self._rows().items():
             stored = stored_features(folder, self._sources.names(side))
-            features[side] = Features(
-                stored.blocks | read_source(rows, source, name=side, progress=in_terminal()).blocks
-            )
+            features[side] = Features(stored.blocks | read_source(rows, source, name=side, progress=True).blocks)
         targets = features.get("target", features["pool"])
         return {side: self.network.estimate(features[side], targets) for side in ("pool", "known") if side in features}
 

@@ -36,6 +36,7 @@ from nncift.run.folder.costs import PlannedCost, duration, peak_memory
 from nncift.run.folder.folder import RunFolder
 from nncift.run.folder.records import counted, percent
 from nncift.run.options.amounts import size_text
+from nncift.run.progress import drawn
 
 READ = 5000  # rows of a side, at most
 _COUNTED = 300  # samples of a side whose tokens give those of all pairs
@@ -157,7 +158,7 @@ def plan(config: Config, *, progress: bool = False) -> RunPlan:
     folder.check(identity, default_fields())
     with (
         tempfile.TemporaryDirectory(prefix="nncift-plan-") as temporary,
-        tqdm(total=3 + len(_STAGES), desc="dry run", bar_format=_BAR, disable=not progress) as bar,
+        tqdm(total=3 + len(_STAGES), desc="dry run", bar_format=_BAR, **drawn(progress)) as bar,
     ):
         bar.set_postfix_str("reading")
         sources = sources_of(config, {})

@@ -28,7 +28,6 @@ from nncift.pipeline.learning.measure import drop_checkpoints
 from nncift.report.html import write_report
 from nncift.report.reasons import explain
 from nncift.report.summary import write_summary
-from nncift.run.progress import in_terminal
 
 if TYPE_CHECKING:
     from nncift.data.sources.sources import SourceLike
@@ -44,7 +43,7 @@ def select(
     known: SourceLike | None = None,
     append: SourceLike | None = None,
     influence: str | InfluenceFunction | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     **options: Unpack[SelectOptions],
 ) -> Selection:
     """Choose the subset of a pool worth fine-tuning on; the same call resumes a run that was killed.
@@ -56,7 +55,7 @@ def select(
         known: samples that the model was trained on before: only what the subset adds to them counts.
         append: new data for the pool of `from_run`: these alone are read and get features or vectors.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
         **options: the other options of a run, as `nncift select --help` describes them at length.
 
             Data
@@ -143,8 +142,7 @@ def select(
     pool, target, known, append = (repeatable(source) for source in (pool, target, known, append))
     config = make_config(pool, target=target, known=known, append=append, influence=influence, **options)
     sources = sources_of(config, {"pool": pool, "target": target, "known": known, "append": append})
-    shown = in_terminal() if progress is None else progress
-    with Run.open(config, sources, influence, progress=shown) as run:
+    with Run.open(config, sources, influence, progress=progress) as run:
         matrix, evidence = influence_of_all(run)
         leave_out_near_duplicates(run)
         selection = choose(run, matrix)

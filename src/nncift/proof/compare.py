@@ -72,7 +72,7 @@ def compare(
     influence: str | Sequence[str] | None = None,
     budget: str | float | Sequence[str | float] | None = None,
     output: str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Comparison:
     """Train on what each way of choosing chooses, and compare it with random rows and with what costs nothing.
@@ -86,7 +86,7 @@ def compare(
             every pair counts as free.
         budget: fractions of the pool or numbers of samples; 0.05, 0.1 and 0.3 unless given.
         output: the folder; the same call resumes it. `runs/compare-NAME-OF-THE-POOL` unless given.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
         **options: those of `select` (labels, model, verify, ...), and those that `nncift compare --help` lists.
 
     Raises:

@@ -29,7 +29,6 @@ from nncift.proof.results.pages import write_page
 from nncift.proof.trials.trials import UNTRAINED, Bench, Trial
 from nncift.report.html import write_report
 from nncift.run.folder.folder import RunFolder
-from nncift.run.progress import in_terminal
 from nncift.run.storage.checksums import content_hash
 from nncift.run.storage.files import read_json, write_json
 from nncift.selection.selection import Selection
@@ -67,7 +66,7 @@ def evaluate(
     test: SourceLike,
     against: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Evaluation:
     """Fine-tune on the choice of a run, use it as examples in the context, and test both beside the model as it is.
@@ -77,7 +76,7 @@ def evaluate(
         test: prompts with reference responses: a file, folder, hub id, dataset, DataFrame or dicts.
         against: another finished run, whose choice is used likewise and compared.
         output: the folder of the evaluation; `evaluation/NAME-OF-THE-TEST` in the run's unless given.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
         **options: as `nncift evaluate --help` describes them: methods, metrics, seeds, epochs, ...
 
     Returns:
@@ -93,16 +92,15 @@ def evaluate(
     proof, config = _options(sides[0], test, options)
     trials = [_trials(side, proof, config.seed) for side in sides]
     folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))
-    shown = in_terminal() if progress is None else progress
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
     config, identity = settled(config, identity, folder.run)
     with folder.open(identity):
-        items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=shown)
+        items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=progress)
         if not proof.allow_overlap:
             for side in sides:
                 refuse_overlap(items, side.chosen, proof.test)
     model, encoder = models_of(config)
-    benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=shown) for side in sides]
+    benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=progress) for side in sides]
     trained = [group[0] for method, group in trials[0].items() if method not in UNTRAINED]
     keep = {trained[0]: folder.adapter} if trained else {}
     for bench, own in zip(benches, trials, strict=True):

@@ -2,14 +2,16 @@
 
 Every bar shows a rate and the time left, so each has a total, estimated where it is not known, and what an earlier
 process did moves it by `already`, since it says nothing about the rate. Work that runs in batches reports each with
-`advance`; a bar around it moves by them, wherever the batches are made. In a terminal a bar is redrawn ten times a
-second; in a log file, where each redraw is a line, twice a minute.
+`advance`; a bar around it moves by them, wherever the batches are made. In a terminal or a notebook a bar is redrawn
+ten times a second. A log file, of a job on a cluster for example, gets a line every half a minute, and none of what
+takes less.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -21,14 +23,33 @@ _LOG_SECONDS = 30.0
 _listener: ContextVar[Callable[[int], None] | None] = ContextVar("listener", default=None)
 
 
-def in_terminal() -> bool:
-    """Whether progress bars are drawn where somebody reads them: on a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def interactive() -> bool:
+    """Whether somebody watches: standard error is a terminal or the output of a notebook's cell."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+class _LogLines:
+    """Where tqdm draws one bar in a log file: as a line now and then."""
+
+    def __init__(self) -> None:
+        self._latest = time.monotonic()
+
+    def write(self, drawing: str) -> None:
+        """Write what was drawn, if it is time for a line."""
+        line = drawing.replace("\x1b[A", "").strip()  # of a bar below another one
+        if line and time.monotonic() - self._latest >= _LOG_SECONDS:
+            self._latest = time.monotonic()
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Pass on what is written."""
+        if sys.stderr is not None:
+            sys.stderr.flush()
 
 
 def drawn(shown: bool) -> dict[str, Any]:
-    """Arguments of tqdm: whether a bar is shown, and how often it is redrawn."""
-    return {"disable": not shown, "mininterval": 0.1 if in_terminal() else _LOG_SECONDS}
+    """Arguments of tqdm: whether a bar is shown, and where it is drawn."""
+    return {"disable": not shown, "file": None if interactive() else _LogLines()}
 
 
 def already(bar: tqdm, steps: int) -> None:

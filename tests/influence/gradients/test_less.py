@@ -237,7 +237,8 @@ class TestGradientSimilarity:
         assert np.abs(first - other).max() > 1e-4
 
 
-def test_progress_while_features_are_computed(tiny, pool, target, capsys):
+def test_progress_while_features_are_computed(tiny, pool, target, capsys, monkeypatch):
+    monkeypatch.setattr("nncift.run.progress.interactive", lambda: True)
     function = Less(tiny, training=WARM_UP)
     function.progress = True
     function.prepare(pool, target)

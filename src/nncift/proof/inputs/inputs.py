@@ -28,7 +28,6 @@ from nncift.proof.trials.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.trials.selectors import Kind, Ranking, Selector, as_file_name
 from nncift.proof.trials.trials import Bench
 from nncift.run.options.amounts import parse_budget
-from nncift.run.progress import in_terminal
 from nncift.selection.budget import Budget, check_shortlist
 from nncift.selection.objectives.table import find_objective
 
@@ -202,7 +201,7 @@ def prepare(
     options: Mapping[str, Any],
     *,
     output: str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Inputs:
     """Read and check what a comparison is made of.
 
@@ -210,7 +209,7 @@ def prepare(
         sources: "pool", "test", "target" and "known"; those that there are.
         options: the other arguments of `compare`, those of `select` among them.
         output: the folder.
-        progress: show progress bars; in a terminal unless given.
+        progress: show progress bars.
 
     Raises:
         NNCIFTError: a source cannot be read, or an option cannot be used.
@@ -226,7 +225,6 @@ def prepare(
         weights = {"eta": base.eta, "nu": base.nu, "redundancy": base.redundancy}
         find_objective(objective, target=data["target"] is not None, known=data["known"] is not None, **weights)
     folder = ProofFolder(output or Path("runs") / f"compare-{base.folder.name}")
-    shown = in_terminal() if progress is None else progress
     shared = {name: value for name, value in base.identity().items() if name != "influence"}
     items = None
     base, identity = settled(base, shared | proof.identity(), folder.run)
@@ -238,15 +236,15 @@ def prepare(
             read_options(base, base.split, pool=True),
             named_elsewhere=True,
             folder=folder.run.samples("pool").path,
-            progress=shown,
+            progress=progress,
         )
         if test is not None:
-            items = read_test(test, folder.run.samples("test"), read_options(base, proof.test_split), progress=shown)
+            items = read_test(test, folder.run.samples("test"), read_options(base, proof.test_split), progress=progress)
             if not proof.allow_overlap:
                 refuse_overlap(items, samples, str(proof.test), of="pool")
-    bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=shown)
+    bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=progress)
     phases, difficulty = whole.phases or _PHASES, whole.difficulty or DEFAULT_DIFFICULTY
-    inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, shown)
+    inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, progress)
     _check_budgets(inputs)
     if not proof.studies and not any(selector.kind == "estimated" for selector in inputs.selectors):
         option = estimation_of(base)
