@@ -252,10 +252,10 @@ def test_known_samples(tmp_path: Path, value: float | None, share: str | None):
     assert "exact duplicates, removed 17 17 1 pool/duplicates.jsonl" in page.section("data")
     assert "(Alpaca): 1,200 samples, 1 exact duplicate dropped." in text
     assert "Objective: facility location conditional gain over 1,200 known samples" in text
-    assert ("coverage of the targets" in page.section("known")) == (share is not None)
+    assert ("They provide" in page.section("known")) == (share is not None)
     if share is not None:
-        assert "They provide 75.0 % of the coverage of the targets, the subset the other 25.0" in page.section("known")
-        assert "they provide 75.0 % of the targets' coverage" in text
+        assert "They provide 75.0 % of the value, the subset the other 25.0" in page.section("known")
+        assert "of the value they provide 75.0 %, the subset the rest" in text
 
 
 def test_same_bytes_whatever_the_matplotlib_settings(run: RunFolder):

@@ -25,7 +25,7 @@ from nncift.report.sections.next_steps import next_steps
 from nncift.report.sections.trust import trust
 from nncift.report.sections.worth import evaluations
 from nncift.report.template import template
-from nncift.report.terminal import averaged_text, known_coverage, limit_text, optimal_share, optimality, value_name
+from nncift.report.terminal import averaged_text, known_share, limit_text, optimal_share, optimality, value_name
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.files import atomic_write
 
@@ -61,7 +61,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         fidelity=machinery.fidelity(run),
         history=machinery.history(run),
         verification=machinery.verification(run),
-        known_coverage=known_coverage(summary),
+        known_share=known_share(summary),
         limit_text=limit_text,
         value_name=value_name,
         optimality=optimality(summary),

@@ -85,8 +85,8 @@ def _choice_lines(run: RunFolder, summary: Summary) -> list[str]:
         lines.append(f"  {chosen:,} of {there:,} from {name}")
     lines += group_lines(summary.groups or ())
     if summary.known is not None:
-        share, objective = known_coverage(summary), summary.objective.replace("-", " ")
-        covered = "" if share is None else f"; they provide {percent(share)} of the targets' coverage"
+        share, objective = known_share(summary), summary.objective.replace("-", " ")
+        covered = "" if share is None else f"; of the value they provide {percent(share)}, the subset the rest"
         lines.append(f"Objective: {objective} over {counted(summary.known['rows'], 'known sample')}{covered}.")
     if (optimal := optimality(summary)) is not None:
         lines.append(f"Optimality: value {summary.value:.4g}, {optimal}.")
@@ -148,8 +148,8 @@ def ending(history: LabelHistory, target: float) -> str | None:
     return "target fidelity reached" if (history.rounds[-1]["reached"] or 0) >= target else history.ended
 
 
-def known_coverage(summary: Summary) -> float | None:
-    """Share of the targets' final coverage that the known samples provide; None where it was not computed."""
+def known_share(summary: Summary) -> float | None:
+    """Share of the value of known samples and subset that the former provide; None where it was not computed."""
     value = None if summary.known is None else summary.known.get("value")
     return value / (value + summary.value) if value else value
 
