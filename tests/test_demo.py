@@ -6,7 +6,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from nncift.data.demo import DEMO_PER_FAMILY, FAMILIES, PER_FAMILY, TARGET_FAMILIES, demo_data, embedded_data
+from nncift.data.demo import (
+    DEMO_FAMILIES,
+    DEMO_PER_FAMILY,
+    FAMILIES,
+    PER_FAMILY,
+    TARGET_FAMILIES,
+    demo_data,
+    embedded_data,
+)
 from nncift.demo import run_demo
 
 
@@ -35,17 +43,18 @@ def test_the_small_pool_has_all_families_and_the_test_rows_are_new(tmp_path: Pat
     families = Counter(row["family"] for row in pool)
     assert all(families[family] == DEMO_PER_FAMILY for family in FAMILIES)
     assert 780 <= len(pool) <= 820
-    assert Counter(row["family"] for row in test) == dict.fromkeys(TARGET_FAMILIES, 15)
+    assert Counter(row["family"] for row in test) == dict.fromkeys(DEMO_FAMILIES, 15)
+    assert Counter(row["family"] for row in target) == dict.fromkeys(DEMO_FAMILIES, 10)
     assert not {row["prompt"] for row in test} & {row["prompt"] for row in pool + target}
 
 
 def test_the_demo_runs_on_the_embedded_models(tmp_path: Path, monkeypatch):
     targets = ("chain_sum", "spell_backward")  # short ones
-    small = {"DEMO_PER_FAMILY": 1, "DEMO_DIALOGUES": 160, "TARGETS": 2, "DEMO_TESTS": 4, "TARGET_FAMILIES": targets}
+    small = {"DEMO_PER_FAMILY": 1, "DEMO_DIALOGUES": 160, "TARGETS": 2, "DEMO_TESTS": 4, "DEMO_FAMILIES": targets}
     families = (*targets, "basic_arithmetic", "coin_flip", "count_bits", "gcd", "products", "simple_equations")
     for name, value in {**small, "FAMILIES": families}.items():
         monkeypatch.setattr(f"nncift.data.demo.{name}", value)
-    for name, value in {"BUDGET": 3, "EPOCHS": 1, "TARGET_FAMILIES": targets}.items():
+    for name, value in {"BUDGET": 3, "EPOCHS": 1, "DEMO_FAMILIES": targets}.items():
         monkeypatch.setattr(f"nncift.demo.{name}", value)
     monkeypatch.setattr("nncift.demo.cache_folder", lambda: tmp_path)
     out = run_demo(output=tmp_path / "run")

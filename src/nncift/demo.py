@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.config import Config
-from nncift.data.demo import TARGET_FAMILIES, demo_data
+from nncift.data.demo import DEMO_FAMILIES, demo_data
 from nncift.data.pool import load_pool
 from nncift.influence.embedding_similarity import EmbeddingSimilarity
 from nncift.matrix.matrix import InfluenceMatrix
@@ -109,8 +109,8 @@ def _bench(selection: Selection, test: Path, config: Config, output: Path, *, pr
 def _shares(selection: Selection, choices: Mapping[str, np.ndarray]) -> str:
     """Share of the target families in each choice."""
     assert selection.pool is not None
-    wanted = np.array([json.loads(original)["family"] in TARGET_FAMILIES for original in selection.pool["original"]])
-    lines = [f"share of the {len(TARGET_FAMILIES)} target families in {len(selection)} rows"]
+    wanted = np.array([json.loads(original)["family"] in DEMO_FAMILIES for original in selection.pool["original"]])
+    lines = [f"share of the {len(DEMO_FAMILIES)} target families in {len(selection)} rows"]
     lines += [f"  {name:<26} {percent(wanted[rows].mean()):>7}" for name, rows in choices.items()]
     return "\n".join(lines)
 

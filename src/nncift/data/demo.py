@@ -35,6 +35,7 @@ FAMILIES = (  # deterministic given a seed
 )
 # fmt: on
 TARGET_FAMILIES = ("family_relationships", "gsm_symbolic", "letter_jumble", "number_sorting")
+DEMO_FAMILIES = ("family_relationships", "gsm_symbolic", "number_filtering", "word_sequence_reversal")  # shorter ones
 
 
 def embedded_data(folder: Path) -> tuple[Path, Path]:
@@ -52,20 +53,20 @@ def embedded_data(folder: Path) -> tuple[Path, Path]:
 
 
 def demo_data(folder: Path) -> tuple[Path, Path, Path]:
-    """Write `small-pool.jsonl`, `target.jsonl` and `test.jsonl` into `folder` unless they exist.
+    """Write `small-pool.jsonl`, `small-target.jsonl` and `small-test.jsonl` into `folder` unless they exist.
 
-    The pool has about 800 rows in the columns of `embedded_data`; the test rows are of the target's families.
+    The pool has about 800 rows in the columns of `embedded_data`; target and test rows are of `DEMO_FAMILIES`.
 
     Raises:
         DependencyError: chatterbot-corpus or reasoning-gym is not installed.
     """
-    pool, target, test = (folder / f"{name}.jsonl" for name in ("small-pool", "target", "test"))
+    pool, target, test = (folder / f"small-{name}.jsonl" for name in ("pool", "target", "test"))
     if not pool.exists():
         dialogues = itertools.islice(_dialogue_rows(), 0, None, DEMO_DIALOGUES)
         _write_jsonl(pool, (*dialogues, *_task_rows(FAMILIES, DEMO_PER_FAMILY, POOL_SEED)))
     for path, size, seed in ((target, TARGETS, TARGET_SEED), (test, DEMO_TESTS, TEST_SEED)):
         if not path.exists():
-            _write_jsonl(path, _task_rows(TARGET_FAMILIES, size // len(TARGET_FAMILIES), seed))
+            _write_jsonl(path, _task_rows(DEMO_FAMILIES, size // len(DEMO_FAMILIES), seed))
     return pool, target, test
 
 
