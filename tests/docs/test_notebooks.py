@@ -25,12 +25,14 @@ def test_a_notebook_runs(path, tiny_model, monkeypatch):
         exec(compile(source, f"{path.name}, cell {number}", "exec"), scope)
 
 
-def test_outputs_are_kept_as_text():
-    cells = ["print(1)\nprint(2)", "import sys; print('loading', file=sys.stderr)\n3"]
+def test_outputs_are_kept_as_text_and_progress_is_drawn():
+    drawn = "from nncift.run.progress import interactive\nprint(interactive())"
+    cells = ["print(1)\nprint(2)", "import sys; print('loading', file=sys.stderr)\n3", drawn]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    printed, returned = execute(notebook, DOCS).cells
+    printed, returned, bars = execute(notebook, DOCS).cells
     assert [output.text for output in printed.outputs] == ["1\n2\n"]
     assert [output.data["text/plain"] for output in returned.outputs] == ["3"]
+    assert [output.text for output in bars.outputs] == ["True\n"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -81,15 +81,13 @@ def test_a_log_file_gets_a_line_every_half_a_minute(monkeypatch):
     assert not {"\r", "\x1b"} & set(sys.stderr.getvalue())
 
 
-def test_a_terminal_and_a_notebook_are_drawn_in(monkeypatch):
+def test_a_terminal_is_drawn_in(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     for _ in tqdm(range(3), desc="steps", **drawn(True)):
         pass
     assert "steps: 100%" in sys.stderr.getvalue()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not interactive()
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert interactive()
     assert not list(tqdm(range(0), **drawn(False)))
     assert sys.stderr.getvalue() == ""
 

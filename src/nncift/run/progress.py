@@ -25,7 +25,8 @@ _listener: ContextVar[Callable[[int], None] | None] = ContextVar("listener", def
 
 def interactive() -> bool:
     """Whether somebody watches: standard error is a terminal or the output of a notebook's cell."""
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    stream = sys.stderr
+    return stream is not None and (stream.isatty() or type(stream).__module__.partition(".")[0] == "ipykernel")
 
 
 class _LogLines:
