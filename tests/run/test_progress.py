@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tqdm import tqdm
 
 import nncift
@@ -92,10 +94,21 @@ def test_a_terminal_is_drawn_in(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
-def test_nobody_needs_to_read_standard_error(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)  # as pythonw and some services have it
-    with tqdm(total=1, **drawn(True)) as bar:
-        bar.update()
+@pytest.mark.parametrize("log", ["none", "full"])
+def test_a_log_that_cannot_be_written_ends_nothing(log, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with open("/dev/full", "w", buffering=1) if log == "full" else io.StringIO() as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", None if log == "none" else stream)  # None: as some services have it
+            for _ in range(2):
+                with tqdm(total=2, **drawn(True)) as bar:
+                    clock[0] += 40
+                    bar.update()
+                    bar.refresh()
+        with contextlib.suppress(OSError):
+            stream.close()
+    assert capsys.readouterr().out == ""
 
 
 def test_what_was_done_before_does_not_count_in_the_rate():

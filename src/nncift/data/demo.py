@@ -35,7 +35,7 @@ FAMILIES = (  # deterministic given a seed
 )
 # fmt: on
 TARGET_FAMILIES = ("family_relationships", "gsm_symbolic", "letter_jumble", "number_sorting")
-DEMO_FAMILIES = ("family_relationships", "gsm_symbolic", "number_filtering", "word_sequence_reversal")  # shorter ones
+DEMO_FAMILIES = ("family_relationships", "gsm_symbolic", "number_filtering", "word_sequence_reversal")  # short
 
 
 def embedded_data(folder: Path) -> tuple[Path, Path]:

@@ -55,7 +55,7 @@ def select(
         known: samples that the model was trained on before: only what the subset adds to them counts.
         append: new data for the pool of `from_run`: these alone are read and get features or vectors.
         influence: the exact influence function: a name, an `InfluenceFunction`, or a callable with a name.
-        progress: show progress bars.
+        progress: show progress bars; in a log file, a line every half a minute.
         **options: the other options of a run, as `nncift select --help` describes them at length.
 
             Data

@@ -30,7 +30,7 @@ def interactive() -> bool:
 
 
 class _LogLines:
-    """Where tqdm draws one bar in a log file: as a line now and then."""
+    """Where tqdm draws one bar in a log file: as a line now and then; a full disk ends nothing."""
 
     def __init__(self) -> None:
         self._latest = time.monotonic()
@@ -38,14 +38,13 @@ class _LogLines:
     def write(self, drawing: str) -> None:
         """Write what was drawn, if it is time for a line."""
         line = drawing.replace("\x1b[A", "").strip()  # of a bar below another one
-        if line and time.monotonic() - self._latest >= _LOG_SECONDS:
+        if line and sys.stderr is not None and time.monotonic() - self._latest >= _LOG_SECONDS:
             self._latest = time.monotonic()
-            print(line, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Pass on what is written."""
-        if sys.stderr is not None:
-            sys.stderr.flush()
+        """Nothing: each line is flushed."""
 
 
 def drawn(shown: bool) -> dict[str, Any]:
