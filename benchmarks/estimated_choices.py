@@ -1,4 +1,4 @@
-"""Does a choice by estimated LESS, by another function or from a measured shortlist train like one by exact LESS?
+"""Does a choice by estimates, by another function or from a measured shortlist train like one by exact influence?
 
 On the samples of the committed outcomes.
 
@@ -6,13 +6,15 @@ On the samples of the committed outcomes.
     python benchmarks/estimated_choices.py --budgets 6 12 --verify 2    # chosen by exact values from a shortlist
     python benchmarks/estimated_choices.py --budgets 6 12 --verify 2 --by sketch    # of gradient-sketch, without labels
     python benchmarks/estimated_choices.py --budgets 6 12 --by delift   # by exact values of another function
+    python benchmarks/estimated_choices.py --budgets 6 12 --of delift   # estimates of DELIFT beside exact DELIFT
 
-120 pool rows; the ten targets of one family at a time. A quarter of the rows is labelled on these targets, and the
-targets on each other (`--rows-alone`: not), and an InfluenceNetwork estimates the others, as in a run; labelled rows
-keep their exact values. The objective is the mutual-information form of facility location, with relevance that counts
-as much as coverage. The model is trained on both choices as the outcomes were, and the losses of the targets are
-compared, paired, with a 95 % interval by Student's t over the ten. With `--by NAME --ranks` both choices are by that
-function, and the second by nncift's default, in which coverage decides and then targets take turns.
+120 pool rows; the ten targets of one family at a time. The exact influence is LESS, or DELIFT with `--of`. A quarter of
+the rows is labelled on these targets, of LESS the targets on each other as well (`--rows-alone`: not), and an
+InfluenceNetwork estimates the others, as in a run; labelled rows keep their exact values. The objective is the mutual-
+information form of facility location, with relevance that counts as much as coverage. The model is trained on both
+choices as the outcomes were, and the losses of the targets are compared, paired, with a 95 % interval by Student's t
+over the ten. With `--by NAME --ranks` both choices are by that function, and the second by nncift's default, in which
+coverage decides and then targets take turns.
 """
 
 from __future__ import annotations
@@ -103,12 +105,14 @@ class Way:
     """How rows are chosen without the exact values of all.
 
     Attributes:
+        exact: the influence whose choice this is compared with, (n_pool, n_target).
         values: influence by another function, (n_pool, n_target), instead of estimates from labels.
         times: size of the shortlist that is measured exactly, in budgets; 0 without one.
         among: influence of the targets on each other, (n_target, n_target); None to estimate from labelled rows alone.
         ranks: by nncift's default objective, beside the same values with as much relevance as coverage.
     """
 
+    exact: np.ndarray
     values: np.ndarray | None
     times: float
     among: np.ndarray | None = None
@@ -116,7 +120,7 @@ class Way:
 
     def choose(self, samples: Samples, features: Sides, columns: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
         """The rows for some targets, ascending."""
-        influence = samples.influence("less").on_target
+        influence = self.exact
         if self.values is not None:
             values, labelled = self.values[:, columns].astype(np.float64), np.zeros(0, np.int64)
         else:
@@ -146,12 +150,11 @@ def line(name: str, differences: np.ndarray, common: float) -> bool:
     return verdict != "worse"
 
 
-def compare(samples: Samples, store: Trainings, features: Sides, budget: int, seeds: Sequence[int], way: Way) -> None:
-    """Print a table of the families."""
-    if way.ranks and way.values is not None:
-        influence, first = way.values, "the mutual-information form"
-    else:
-        influence, first = samples.influence("less").on_target, "exact LESS"
+def compare(
+    samples: Samples, store: Trainings, features: Sides, budget: int, seeds: Sequence[int], way: Way, first: str
+) -> None:
+    """Print a table of the families; `first` names what the choices by `way.exact` are."""
+    influence = way.exact
     print(f"\n{budget} rows\n\n| target | targets | rows in common | loss beyond that of {first} | |")
     print("|---|---|---|---|---|")
     every, passed, number = [], 0, 0
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--rows-alone", action="store_true", help="label pool rows alone, not the targets as well")
     parser.add_argument("--ranks", action="store_true", help="by the default objective, beside the other")
     parser.add_argument("--by", choices=OTHERS, default=None, help="choose by this function instead of estimates")
+    parser.add_argument("--of", choices=["less", "delift"], default="less", help="the exact influence to compare with")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-objectives"))
     options = parser.parse_args()
@@ -189,14 +193,20 @@ def main() -> None:
     samples = Samples(model, options.folder)
     features = read_features(samples.pool, samples.target, "truth", options.folder, model)
     store = Trainings(samples, options.folder, options.training_seeds)
-    seeds, among, values = options.label_seeds, None, None
+    seeds, among, values, place = options.label_seeds, None, None, options.folder / "influence"
+    alike = options.of == "less"  # the committed LESS is that of the same training
+    exact = samples.influence("less").on_target if alike else values_of(options.of, samples, place)
+    first = f"exact {options.of.upper()}"
     if options.by:
-        seeds, values = [0], values_of(options.by, samples, options.folder / "influence")
-    elif not options.rows_alone:
+        seeds, values = [0], values_of(options.by, samples, place)
+        if options.ranks:
+            exact, first = values, "the mutual-information form"
+    elif alike and not options.rows_alone:
         labels = less_among_targets(model, samples.pool, samples.target, options.folder)
         among = labels.influence.reshape(len(samples.target), -1)
+    way = Way(exact, values, options.verify, among, options.ranks)
     for budget in options.budgets:
-        compare(samples, store, features, budget, seeds, Way(values, options.verify, among, options.ranks))
+        compare(samples, store, features, budget, seeds, way, first)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ a: 1,000 P3 rows of eight families, at most 800 characters each, with 200 target
    among them; `known` 160 rows of half of the families, and `test-new` the test rows of the others.
 b: Alpaca, 500 rows, 100 targets, 93 test rows.
 c: P3, Alpaca, GSM8K and reasoning-gym mixed, with GSM8K targets and test rows.
+d: 1,000 P3 rows of the eight next largest families, which nothing was chosen on; of each ten targets and 100 test rows.
 
 `target-*few` has the first ten targets of a file. Otherwise no row stands in two files of a letter. The data is
 `shared/data` (`NNCIFT_SHARED_DATA`).
@@ -34,6 +35,7 @@ FAMILIES = 8  # the largest ones of P3 among such rows
 ALONE = ("gigaword", "qasc")  # families that are a target by themselves: one writes a title, one picks an answer
 FEW = 10  # targets of `target-*-few`, the first ones
 LARGE = 5000  # rows of the large pool
+OTHERS = ("common", "ag", "commonsense", "quarel", "kilt", "adversarial", "sciq", "dbpedia")  # the next largest
 TASKS = ("basic_arithmetic", "caesar_cipher", "family_relationships", "letter_counting", "simple_equations")
 
 
@@ -54,11 +56,23 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     return [rows[k] for k in np.random.default_rng(seed).permutation(len(rows))]
 
 
-def p3() -> list[Row]:
-    """P3's rows of the largest families, shuffled."""
+def p3(first: int = 0) -> list[Row]:
+    """P3's rows of the `FAMILIES` largest families after the first so many, shuffled."""
     rows = distinct({name: row[name] for name in ("prompt", "response", "task")} for row in read("p3_pool"))
-    largest = {name for name, _ in Counter(row["task"] for row in rows).most_common(FAMILIES)}
-    return shuffled([row for row in rows if row["task"] in largest], 0)
+    largest = Counter(row["task"] for row in rows).most_common(first + FAMILIES)
+    taken = {name for name, _ in largest[first:]}
+    return shuffled([row for row in rows if row["task"] in taken], 0)
+
+
+def others() -> dict[str, list[Row]]:
+    """The files of `d`, by name."""
+    rows = p3(FAMILIES)
+    assert {row["task"] for row in rows} == set(OTHERS)
+    files = {"pool": rows[:1000]}
+    for family in OTHERS:
+        own = [row for row in rows[1000:] if row["task"] == family][: FEW + 100]
+        files |= {f"target_{family}_few": own[:FEW], f"test_{family}": own[FEW:]}
+    return files
 
 
 def alpaca() -> list[Row]:
@@ -119,6 +133,7 @@ def main() -> None:
     mixture = p3()[:400] + alpaca()[:250] + train[:150] + reasoning(200)
     targets = train[150:250]
     write(folder / "c", pool=shuffled(mixture, 1), target=targets, target_few=targets[:FEW], test=test[:100])
+    write(folder / "d", **others())
 
 
 if __name__ == "__main__":

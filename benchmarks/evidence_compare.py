@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from evidence import OTHERS
 from nncift.proof.compare import cells_of, costs
 from nncift.proof.folder import claimed
 from nncift.proof.inputs.inputs import Inputs, prepare
@@ -71,6 +72,12 @@ def large(**others: Any) -> Setting:
     return of_default("a", **{**shared, **others})
 
 
+def of_other(family: str) -> Setting:
+    """A setting of a family that nothing was chosen on, with ten targets."""
+    own = {"test": f"test-{family}", "target": f"target-{family}-few", "budget": ("50",), "curve": (50, 200)}
+    return of_default("d", **own)
+
+
 def of_layers(*chosen: str) -> Setting:
     """LESS as a training like the one to come has it, of some layers, exact and estimated, on one narrow target."""
     alike = ("epochs=3", "learning_rate=2e-4", "batch_size=8", "fraction=1.0", "lora.rank=16", "lora.alpha=32")
@@ -102,6 +109,7 @@ SETTINGS = {
     "layers-all": of_layers(),
     "layers-last": of_layers("layers=last:16"),
     "layers-one": of_layers("layers=15"),
+    **{f"other-{family}": of_other(family) for family in OTHERS},
 }
 
 

@@ -45,3 +45,8 @@ def test_what_a_benchmark_imports_is_there(script):
             elif node.module in OTHERS:
                 missing += [f"{node.module}.{name}" for name in names if name not in defined(OTHERS[node.module])]
     assert not missing
+
+
+def test_the_index_has_every_script():
+    index = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in sorted(BENCHMARKS.glob("*.py")) if f"`{path.name}`" not in index] == []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nncift
+from builders import write_rows
 from nncift.cli import main
 from nncift.config import Config
 from nncift.errors import ConfigError, DataError
@@ -18,6 +19,7 @@ from nncift.influence.gradients.less import Less
 from nncift.pipeline.components.influences import make_influence
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
+from nncift.report.terminal import summary_text
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -127,7 +129,12 @@ class TestLess:
         assert len(labels) == len(np.unique(labels.pool_index)) == 20  # one score per label
         assert len(np.unique(labels.target_index)) == 6
         summary = json.loads((tmp_path / "run/summary.json").read_text())
-        assert summary["labelled_pairs"] == 20
+        assert (summary["labelled_pairs"], summary["all_pairs"], summary["scored"]) == (20, len(ROWS), True)
+        assert f"20 of {len(ROWS)} samples labelled" in summary_text(tmp_path / "run")
+        files = [write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in (("pool", ROWS), ("target", target))]
+        planned = plan(make_config(files[0], target=files[1], **options))
+        assert (planned.pairs, planned.all_pairs) == (20, len(ROWS))
+        assert f"Measure exactly: 20 of {len(ROWS)} samples" in str(planned)
         nncift.select(ROWS, target=target, output=tmp_path / "all", **options | {"labels": "100%"})
         tokens = stage_costs(tmp_path / "all")["forward_tokens"]  # those of the targets once
         assert summary["exact_all_pairs"]["forward_tokens"] == tokens

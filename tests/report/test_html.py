@@ -112,6 +112,12 @@ def test_no_savings_where_all_pairs_cost_less_than_the_run(tmp_path: Path):
     assert "estimation saved nothing" in Page(folder).section("cost")
 
 
+def test_scores_are_counted_in_samples(tmp_path: Path):
+    page = Page(make_run(tmp_path, scored=True, labelled_pairs=30, all_pairs=60))
+    assert "30 of 60 samples were labelled exactly" in page.section("cost")
+    assert "All samples exactly (extrapolated)" in page.section("cost")
+
+
 @pytest.mark.parametrize("has_target", [True, False])
 def test_targets_served(tmp_path: Path, has_target: bool):
     served = {"targets": 40, "selected": 30, "served": 7, "target": 3, "most": 22, "covered": 38, "covering": 12}

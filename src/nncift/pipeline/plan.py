@@ -67,7 +67,7 @@ class RunPlan:
         selected: how many will be chosen; None for a budget in tokens.
         objective: name of the objective that is maximised.
         pairs: pairs to compute exactly: labels, probes and a shortlist, or all of them.
-        all_pairs: pairs that the selection needs.
+        all_pairs: pairs that the selection needs; of estimated scores, one for each sample.
         tokens: LLM tokens of that; None when the influence function does not count them.
         seconds: stage to expected seconds, from the measured rates.
         memory: bytes of the process at its peak, with the models.
@@ -80,6 +80,7 @@ class RunPlan:
         form: how all pairs are held for the choice, in words.
         labels: the labelled samples in words; empty without any.
         workers: the processes that compute elsewhere in words; empty without any.
+        unit: what is measured: "pair", or "sample" where each has one score that is estimated.
         uncut: pool samples before the first cut; None without one, or where it keeps all.
         estimated: sides of which a part was read, so that the number of their samples is an estimate.
     """
@@ -102,6 +103,7 @@ class RunPlan:
     form: str = ""
     labels: str = ""
     workers: str = ""
+    unit: str = "pair"
     uncut: int | None = None
     estimated: frozenset[str] = field(default_factory=frozenset)
 
@@ -114,7 +116,7 @@ class RunPlan:
         lines = [
             f"Pool: {self._pool()}; targets: {targets}{self.targets:,}{known};"
             f" to choose: {chosen}, by {self.objective}",
-            f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, 'pair')}"
+            f"Measure exactly: {self.at_least}{self.pairs:,} of {counted(self.all_pairs, self.unit)}"
             f" ({percent(self.pairs / self.all_pairs)}){tokens}",
             f"Time: about {duration(sum(self.seconds.values()))} ({stages}), at the rate measured just now",
         ]
@@ -203,6 +205,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
     selected = None if run.budget.max_tokens is not None else run.budget.count(samples_budgeted(run))
     checkpoints = sum(cost.checkpoints for cost in costs)
     kept = 0 if run.config.keep_checkpoints else checkpoints
+    scored = run.is_pointwise and not run.is_exact
     return RunPlan(
         samples=sizes["pool"],
         targets=sizes["target"],
@@ -210,7 +213,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         selected=selected,
         objective=trial_objective(run).name,
         pairs=sum(cost.pairs for cost in costs if run.verifier is None or cost.stage != "verify"),
-        all_pairs=sizes["pool"] * sizes["target"],
+        all_pairs=sizes["pool"] * (1 if scored else sizes["target"]),
         tokens=_tokens(costs),
         seconds={cost.stage: cost.seconds for cost in costs if cost.seconds},
         memory=peak_memory() + max(cost.memory for cost in costs),
@@ -222,6 +225,7 @@ def _summed(run: Run, costs: list[PlannedCost]) -> RunPlan:
         at_least="at least " if any(cost.at_least for cost in costs) else "",
         labels=label.describe_labels(run) + verify.described(run),
         workers=described(run.config),
+        unit="sample" if scored else "pair",
         uncut=run.uncut,
         estimated=frozenset(run.sizes),
     )

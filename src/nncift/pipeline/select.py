@@ -153,7 +153,9 @@ def select(
             given = evidence.network.description_ if evidence is not None and evidence.labels is None else None
             if not run.folder.reasons.exists():
                 explain(run.folder, matrix, selection if run.kept_rows is None else selection.among(run.kept_rows))
-            write_summary(run.folder, selection, all_pairs=math.prod(matrix.shape), given=given)
+            scored = run.is_pointwise and not run.is_exact  # samples are labelled, each with its one score
+            every = matrix.shape[0] if scored else math.prod(matrix.shape)
+            write_summary(run.folder, selection, all_pairs=every, scored=scored, given=given)
             write_report(run.folder)
     return selection
 

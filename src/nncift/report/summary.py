@@ -28,14 +28,20 @@ _STAND_IN = "gradient-sketch"  # with `labels` 0
 
 
 def write_summary(
-    folder: RunFolder, selection: Selection, *, all_pairs: int, given: dict[str, Any] | None = None
+    folder: RunFolder,
+    selection: Selection,
+    *,
+    all_pairs: int,
+    scored: bool = False,
+    given: dict[str, Any] | None = None,
 ) -> Summary:
     """Write the summary of a run whose other files are there.
 
     Args:
         folder: of the run.
         selection: the subset.
-        all_pairs: entries of the influence matrix.
+        all_pairs: entries of the influence matrix; with `scored`, pool samples.
+        scored: each pool sample has one score, which is estimated.
         given: description of the network that estimated, where nothing was labelled.
     """
     config, features = read_json(folder.config), _features(folder)
@@ -51,6 +57,7 @@ def write_summary(
         known=known if known is None else known | {"value": _known_value(folder, selection)},
         labelled_pairs=labelled,
         all_pairs=all_pairs,
+        scored=scored,
         exact_all_pairs=_exact_cost(folder),
         selected=len(selection),
         tokens_selected=_tokens(folder, selection),

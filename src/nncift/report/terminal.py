@@ -47,8 +47,9 @@ def _cost_lines(run: RunFolder, summary: Summary) -> list[str]:
         lines.append(f"{name:<10} {cost.seconds:>9.1f} {cost.forward_tokens + cost.backward_tokens:>12,}")
     if (exact := summary.exact_all_pairs) is not None:
         tokens = f" and {exact['forward_tokens']:,} LLM tokens" if exact["forward_tokens"] else ""
+        every = counted(summary.all_pairs, "sample" if summary.scored else "pair")
         lines.append(
-            f"{summary.labelled_pairs:,} of {counted(summary.all_pairs, 'pair')} labelled; all of them would take"
+            f"{summary.labelled_pairs:,} of {every} labelled; all of them would take"
             f" about {duration(exact['seconds'])}{tokens} (extrapolated)."
         )
     return lines

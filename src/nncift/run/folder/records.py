@@ -218,7 +218,7 @@ class Summary(Record):
     pool: dict[str, Any]  # `data.facts.PoolFacts`, as of the target and the known samples
     target: dict[str, Any] | None
     labelled_pairs: int  # training pairs of the network; all pairs where `exact`
-    all_pairs: int  # entries of the influence matrix
+    all_pairs: int  # entries of the influence matrix; where `scored`, pool samples
     exact_all_pairs: dict[str, float] | None  # extrapolated "seconds" and "forward_tokens" of labelling every pair
     selected: int  # samples
     tokens_selected: int | None  # their tokens, under a token budget
@@ -232,6 +232,7 @@ class Summary(Record):
     sources: dict[str, list[int]] | None = None  # name to samples selected and samples there; None of a single source
     arrangement: str = ""  # phases, order, difficulty and weights of the subset in words; "" where it is as selected
     exact: str = ""  # name of the influence function where it was computed exactly for every pair
+    scored: bool = False  # whether each pool sample has one score for all targets, which is estimated
     averaged: list[int] | None = None  # targets that mean influence is over, of how many; None where it is over all
     in_place_of: str = ""  # name of the one that this is the estimate of, with `labels` 0
     measured_by: str = ""  # name of the one that measured the shortlist of that, from which the subset is chosen
