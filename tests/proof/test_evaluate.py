@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from builders import word_rows, write_rows
 from nncift import load_pool, select
@@ -143,6 +144,31 @@ def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):
 def test_prompts_of_symbols_alone_are_no_overlap():
     test, chosen = (load_pool([{"id": "a", "prompt": prompt, "response": "x"}]) for prompt in ("+ - ?", "=>"))
     refuse_overlap(test, chosen, "test.jsonl")
+
+
+QUESTION, SYSTEM = {"role": "user", "content": "Why is the sky blue?"}, {"role": "system", "content": "Be brief."}
+FIRST = [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize("chosen", [[QUESTION], [SYSTEM, QUESTION], [*FIRST, QUESTION], None])
+@pytest.mark.parametrize("asked", [[QUESTION], [SYSTEM, QUESTION], None])
+def test_a_question_of_a_chat_is_an_overlap_in_any_form(chosen, asked):
+    def pool(turns: list[dict] | None, answer: str) -> Dataset:
+        if turns is None:
+            return load_pool([{"prompt": QUESTION["content"], "response": answer}])
+        return load_pool([{"messages": [*turns, {"role": "assistant", "content": answer}]}])
+
+    with pytest.raises(DataError, match="1 of 1 test prompts are also in the subset"):
+        refuse_overlap(pool(asked, "x"), pool(chosen, "y"), "test.jsonl")
+
+
+def test_a_question_before_the_last_is_an_overlap_and_one_of_a_long_test_chat_is_none():
+    answer = {"role": "assistant", "content": "Scattering."}
+    asked_first = load_pool([{"messages": [QUESTION, answer, {"role": "user", "content": "Go on."}, answer]}])
+    with pytest.raises(DataError, match="also in the subset"):
+        refuse_overlap(load_pool([{"messages": [QUESTION, answer]}]), asked_first, "test.jsonl")
+    other = load_pool([{"messages": [*FIRST, {"role": "user", "content": "Go on."}, answer]}])
+    refuse_overlap(other, asked_first, "test.jsonl")
 
 
 @pytest.mark.parametrize(

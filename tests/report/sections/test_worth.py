@@ -52,6 +52,32 @@ def test_worth_against_another_choice_or_nothing_is_no_verdict_on_choosing():
     assert evaluated("one", results | {"comparisons": []}).headline.startswith("Nothing was trained")
 
 
+def test_a_run_of_random_rows_is_told_by_what_it_is_compared_with():
+    results = evaluation("worse", influence="delift")
+    results["sides"]["run"]["influence"] = "random"
+    found = evaluated("one", results)
+    assert found.headline == "Training on 6 random rows is worse than on the choice of other (6 rows)"
+    assert (found.mark, found.has_random, found.short[:5]) == ("bad", True, "worse")
+    results["sides"].pop("against")
+    results["comparisons"] = results["comparisons"][:1]
+    alone = evaluated("one", results)
+    assert (alone.mark, alone.sign, alone.has_random) == ("", "?", False)
+    assert alone.headline.startswith("Training on 6 random rows")
+    assert not any("random rows, which" in sentence for sentence in alone.sentences)
+
+
+@pytest.mark.parametrize(("method", "how"), [("phased", "in phases"), ("weighted", "with weights")])
+def test_the_only_training_decides(method: str, how: str):
+    results = evaluation()
+    for one in results["models"]:
+        one["method"] = {"lora": method}.get(one["method"], one["method"])
+    for one in results["comparisons"]:
+        one["a"], one["b"] = ([{"lora": method}.get(name, name) for name in one[side]] for side in ("a", "b"))
+    found = evaluated("one", results)
+    assert found.headline == f"Training on the choice {how} is better than on 6 random rows"
+    assert found.mark == "good"
+
+
 def test_a_tie_of_an_evaluation_whose_interval_leaves_out_0_is_explained():
     facts = {"model": {"model": "org/model"}, "tuning": {"epochs": 3, "modules": ["all-linear"]}}
     found = evaluation("tie", **facts)  # its interval is [-0.3, -0.2]

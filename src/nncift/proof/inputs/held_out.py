@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nncift.data.cleaning.decontamination import words
 from nncift.data.pool import ReadOptions, read_pool
+from nncift.data.schemas import chat_messages
 from nncift.errors import DataError
 from nncift.run.folder.parts import SampleFolder
 
@@ -34,7 +36,9 @@ def read_test(source: Any, folder: SampleFolder, options: ReadOptions, *, progre
 def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subset") -> None:
     """Refuse test items whose prompt also stands among the chosen rows, compared word by word (`decontamination`).
 
-    Shared n-grams are no reason: rows of one task often share its template.
+    The prompt of a chat with one question is also that question, without the system message. Of a chosen chat every
+    question counts: those before the last are trained on with `turns` all. Shared n-grams are no reason: rows of one
+    task often share its template.
 
     Args:
         test: the items.
@@ -45,11 +49,18 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subs
     Raises:
         DataError: some do; the message names them.
     """
-    index = {tuple(words(row["prompt"])): row["id"] for row in chosen.select_columns(["id", "prompt"])}
-    found = []
+    index = {
+        tuple(words(text)): row["id"]
+        for row in _with_chats(chosen, "id")
+        for text in (row["prompt"], *_questions(row.get("messages")))
+    }
     index.pop((), None)  # prompts of symbols alone differ all the same
-    for row in test.select_columns(["prompt", "source_row"]):
-        if (identity := index.get(tuple(words(row["prompt"])))) is not None:
+    found = []
+    for row in _with_chats(test, "source_row"):
+        questions = _questions(row.get("messages"))
+        texts = (row["prompt"], *questions) if len(questions) == 1 else (row["prompt"],)  # "Go on" is in many
+        identity = next((index[key] for text in texts if (key := tuple(words(text))) in index), None)
+        if identity is not None:
             found.append((row["source_row"] + 1, identity))
     if found:
         number, identity = found[0]
@@ -62,3 +73,15 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subs
             file=name,
             row=number,
         )
+
+
+def _with_chats(samples: Dataset, column: str) -> Iterator[dict[str, Any]]:
+    """The rows with their prompts, chats and another column."""
+    names = [name for name in ("prompt", "messages", column) if name in samples.column_names]
+    yield from samples.select_columns(names)
+
+
+def _questions(messages: str | None) -> list[str]:
+    """The user's turns of a chat; none of a row that is no chat."""
+    turns = [] if messages is None else chat_messages(messages)
+    return [str(turn["content"]) for turn in turns if turn.get("role") == "user"]

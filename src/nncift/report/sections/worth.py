@@ -21,10 +21,12 @@ from nncift.run.storage.files import read_json
 
 Mark = Literal["good", "bad", ""]
 NO_TUNING, TUNED = "none", "lora"
+_TRAINED = (TUNED, "phased", "weighted")  # the first one that was trained decides
 _METHODS = {
     **{NO_TUNING: "The model as it is", TUNED: "Fine-tuned", "phased": "Fine-tuned in phases"},
     **{"weighted": "Fine-tuned with weights", "icl": "Examples in the context"},
 }
+_HOW = {"phased": " in phases", "weighted": " with weights"}
 _MARKS: dict[str, tuple[Mark, str]] = {"better": ("good", "✓"), "worse": ("bad", "!"), "tie": ("", "≈")}
 _OF_ANSWER: dict[str, tuple[Mark, str]] = {"good": ("good", "✓"), "mixed": ("", "≈"), "bad": ("bad", "!")}
 _WORDS = {"better": "is better than", "worse": "is worse than", "tie": "is no better than"}
@@ -86,20 +88,24 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
     """An evaluation, from the content of its `results.json`."""
     sides = results.get("sides", {})
     titles = {side: _side(side, facts) for side, facts in sides.items()}
-    random = next((side for side, facts in sides.items() if facts.get("influence") in DRAWN), None)
-    other = random or ("against" if "against" in sides else None)
+    drawn = [side for side, facts in sides.items() if facts.get("influence") in DRAWN]
+    other = "against" if "against" in sides else next((side for side in drawn if side != "run"), None)
+    has_random = other is not None and bool(drawn)  # on either side: the run itself may be of random rows
     to_none, to_other = _differences(results, ("", NO_TUNING)), {} if other is None else _differences(results, other)
-    deciding = to_other.get(("run", TUNED)) or to_none.get(("run", TUNED))
-    compared = titles[other] if other is not None and to_other else _UNTRAINED
+    methods = [method for method in _TRAINED if ("run", method) in to_other or ("run", method) in to_none]
+    method = methods[0] if methods else TUNED
+    deciding, compared = to_none.get(("run", method)), _UNTRAINED
+    if other is not None and ("run", method) in to_other:
+        deciding, compared = to_other["run", method], titles[other]
     models = [
         {
-            "name": _title(method, titles.get(side, side)),
+            "name": _title(used, titles.get(side, side)),
             "loss": model["metrics"].get("loss"),
-            "against": (to_other if to_other else to_none).get((side, method)),
-            "ours": side == "run" and method == TUNED,
+            "against": (to_other if to_other else to_none).get((side, used)),
+            "ours": side == "run" and used == method,
         }
         for model in results["models"]
-        for side, method in [(model["run"], model["method"])]
+        for side, used in [(model["run"], model["method"])]
     ]
     test = results["test"]
     seeds = results.get("seeds", 1)
@@ -108,8 +114,8 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         headline = "Nothing was trained on the choice and compared"
         return Evaluated(name, "not trained", headline, (), "", "?", models, compared, has_random=False, facts=facts)
     verdict = deciding["verdict"]
-    sentences = [_figures(results, compared, deciding)]
-    if random is None:
+    sentences = [_figures(results, method, compared, deciding)]
+    if not drawn:
         sentences.append(_UNCOMPARED)
     every = [one["metrics"] for one in results.get("comparisons", ())]
     shown = [model["against"] for model in models if model["against"]]
@@ -117,27 +123,25 @@ def evaluated(name: str, results: Mapping[str, Any]) -> Evaluated:
         sentences.append(note)
     if seeds == 1:
         sentences.append("With one seed, chance in the training is not in the interval.")
-    short = (
-        f"{verdict}: loss {signed(deciding['value'])}" if random is not None else "not yet compared with random rows"
-    )
-    headline = _headline(verdict, compared)
+    short = f"{verdict}: loss {signed(deciding['value'])}" if has_random else "not yet compared with random rows"
+    headline = _headline(verdict, (titles["run"] if "run" in drawn else "the choice") + _HOW.get(method, ""), compared)
     mark, sign = _MARKS.get(verdict, ("", "?"))
-    if random is None and mark == "good":
+    if not has_random and mark == "good":
         mark, sign = "", "?"  # almost any training improves the model: that says nothing about the choice
     told = (name, short, headline, tuple(sentences), mark, sign)
-    return Evaluated(*told, models, compared, has_random=random is not None, facts=facts)
+    return Evaluated(*told, models, compared, has_random=has_random, facts=facts)
 
 
-def _headline(verdict: str, compared: str) -> str:
+def _headline(verdict: str, rows: str, compared: str) -> str:
     if verdict not in _WORDS:
-        return f"Too few test items to tell the choice from {compared}"
+        return f"Too few test items to tell {rows} from {compared}"
     if compared == _UNTRAINED:
-        return f"Training on the choice {_CHANGES[verdict]}"
-    return f"Training on the choice {_WORDS[verdict]} on {compared}"
+        return f"Training on {rows} {_CHANGES[verdict]}"
+    return f"Training on {rows} {_WORDS[verdict]} on {compared}"
 
 
-def _figures(results: Mapping[str, Any], compared: str, difference: Mapping[str, Any]) -> str:
-    own = next(m for m in results["models"] if (m["run"], m["method"]) == ("run", TUNED))
+def _figures(results: Mapping[str, Any], method: str, compared: str, difference: Mapping[str, Any]) -> str:
+    own = next(m for m in results["models"] if (m["run"], m["method"]) == ("run", method))
     loss = shown_value(own["metrics"]["loss"]["value"], 3)
     other = shown_value(own["metrics"]["loss"]["value"] - difference["value"], 3)
     interval = f"[{signed(difference['low'])}, {signed(difference['high'])}]"
