@@ -18,7 +18,7 @@ from nncift.proof.compare import compare
 from nncift.proof.folder import claimed
 from nncift.proof.inputs.inputs import prepare
 from nncift.proof.runs import opened
-from nncift.proof.trials.selectors import Selector
+from nncift.proof.trials.selectors import Selector, load_ranking
 from nncift.proof.trials.trials import Trial
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -76,6 +76,10 @@ def test_a_comparison_of_exact_estimated_free_and_random_choices(places, tmp_pat
     draws = [np.load(made.folder / "choices" / f"stratified-random-6-{seed}.npy") for seed in (0, 1)]
     assert [sorted(draw.tolist()) for draw in draws] == [list(range(30))] * 2
     assert draws[0].tolist() != draws[1].tolist()
+    for path in (made.folder / "choices").glob("*-6.npy"):  # 24 chosen one by one, then the others by their gains
+        ranking = load_ranking(path)
+        assert sorted(ranking.rows.tolist()) == list(range(30))
+        assert np.all(np.diff(ranking.gains) <= 1e-6)
     assert set(found["stratified-random", "rows", 6]["metrics"]["loss"]["by_seed"]) == {"0", "1"}
     assert {"against_random", "equivalent"} <= found["stratified-random", "rows", 6].keys()
     assert {"against_random", "against_stratified"} <= found["bm25", "rows", 6].keys()

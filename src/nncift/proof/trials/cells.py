@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from nncift.proof.trials.selectors import Ranking, Selector, random_ranking, within_tokens
+from nncift.proof.trials.selectors import Ranking, Selector, about_tokens, random_ranking, within_tokens
 from nncift.proof.trials.trials import Trial
 from nncift.selection.arrangement import gain_weights, phase_parts
 
@@ -89,7 +89,7 @@ class Grid:
                         found.append(self._drawn(STRATIFIED, method, unit, budget, rankings))
                 for selector, ranking in self.rankings.items():
                     for budget in self.budgets:
-                        rows = self._chosen(ranking[budget].rows, unit, budget)
+                        rows = self._chosen(selector, ranking[budget].rows, unit, budget)
                         gains = ranking[budget].gains_of(rows) if method == "weighted" else None
                         found.append(Cell(selector, method, unit, budget, self._trials(method, rows, gains=gains)))
         return found
@@ -106,13 +106,14 @@ class Grid:
         """The cell of a selector with a ranking for each seed."""
         trials: list[Trial] = []
         for seed, ranking in zip(self.seeds, rankings, strict=True):
-            trials += self._trials(method, self._chosen(ranking, unit, budget), seeds=(seed,))
+            trials += self._trials(method, self._chosen(selector, ranking, unit, budget), seeds=(seed,))
         return Cell(selector, method, unit, budget, tuple(trials), curve=budget not in self.budgets)
 
-    def _chosen(self, ranking: np.ndarray, unit: Unit, budget: int) -> np.ndarray:
+    def _chosen(self, selector: Selector, ranking: np.ndarray, unit: Unit, budget: int) -> np.ndarray:
         if unit == "rows":
             return ranking[:budget]
-        return within_tokens(ranking, self.tokens, budget * float(self.tokens.mean()))
+        take = about_tokens if selector in DRAWN else within_tokens
+        return take(ranking, self.tokens, budget * float(self.tokens.mean()))
 
     def _trials(
         self, method: Method, rows: np.ndarray, *, gains: np.ndarray | None = None, seeds: Sequence[int] | None = None

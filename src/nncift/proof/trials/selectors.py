@@ -31,7 +31,7 @@ from nncift.selection.maximizers.greedy import lazy_greedy
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_LONGER = 4  # times the budget: the length of a ranking
+_LONGER = 4  # times the budget: the part of a ranking that is chosen one by one
 
 Kind = Literal["none", "random", "stratified", "full", "free", "exact", "estimated", "verified"]
 
@@ -106,12 +106,19 @@ def with_objective(run: Run, objective: str) -> Run:
 
 
 def rankings(run: Run, matrix: InfluenceMatrix, budgets: Sequence[int], known: np.ndarray | None) -> list[Ranking]:
-    """For each budget the rows that the run's objective chooses from a matrix, and those that it would choose next."""
+    """For each budget all rows: those that the run's objective chooses from a matrix and would choose next, in turn.
+
+    After the first ones, which are four times as many as the budget, the others follow by what each would gain then: a
+    choice of equally many response tokens needs them where it prefers short responses.
+    """
     found = []
     for budget in budgets:
         objective = objective_of(run, matrix, float(budget), known=known)
         chosen = lazy_greedy(objective, min(_LONGER * budget, matrix.shape[0]), progress=run.progress)
-        found.append(Ranking(chosen.indices, chosen.gains))
+        others = np.setdiff1d(np.arange(matrix.shape[0]), chosen.indices)
+        gains = objective.gains(others)
+        order = np.argsort(-gains, kind="stable")
+        found.append(_followed(Ranking(chosen.indices, chosen.gains), Ranking(others[order], gains[order])))
     return found
 
 
@@ -232,6 +239,15 @@ def check_same_pool(run: Run, pool: Dataset) -> None:
             f"{name} cannot take the same rows of the pool as the others",
             "remove the rows that it refuses (see rejected.jsonl in its run), and choose another `output`",
         )
+
+
+def about_tokens(rows: np.ndarray, tokens: np.ndarray, wanted: float) -> np.ndarray:
+    """The first rows of a random order whose response tokens together are nearest to a number, at least one row.
+
+    No row is skipped for its length: the others would be shorter than a random row is.
+    """
+    sums = np.cumsum(tokens[rows])
+    return rows[: int(np.argmin(np.abs(sums - wanted))) + 1]
 
 
 def within_tokens(ranking: np.ndarray, tokens: np.ndarray, most: float) -> np.ndarray:
