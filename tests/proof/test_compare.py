@@ -223,6 +223,7 @@ def test_a_pool_of_one_sample_is_refused(places, tmp_path):
 def test_options_of_an_estimate_without_one_are_refused(places, tmp_path):
     with pytest.raises(ConfigError, match="is estimated, so `labels` 60 has no use: leave it out"):
         comparison(places, tmp_path / "comparison", influence="bm25", exact=[])
+    assert not (tmp_path / "comparison").exists()  # so that the command without it begins
 
 
 def test_the_plan_of_a_comparison_counts_its_trainings(places, tmp_path, capsys):

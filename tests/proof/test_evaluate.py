@@ -17,7 +17,7 @@ from builders import word_rows, write_rows
 from nncift import load_pool, select
 from nncift.cli import main
 from nncift.cli.messages import as_typed
-from nncift.errors import ConfigError, DataError, RunError
+from nncift.errors import ConfigError, DataError, ModelError, RunError
 from nncift.evaluation.datamodels import mean_losses
 from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
@@ -118,9 +118,44 @@ def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):
     assert not list((tmp_path / "killed" / "trials").glob("*/"))
 
 
-def test_more_options_in_one_folder_are_refused(places, evaluated):
-    with pytest.raises(ConfigError, match="seeds: 2 there, 3 now"):
-        evaluate(Path(places["folder"], "run"), test=places["test"], seeds=3, output=evaluated, **options(places))
+def test_seeds_and_another_run_add_to_what_a_folder_has(places, tmp_path):
+    run, other = (Path(places["folder"], name) for name in ("run", "other"))
+    call = {"test": places["test"], "output": tmp_path / "out", **options(places)}
+    first = evaluate(run, **call)
+    begun = {path: path.stat().st_mtime_ns for path in (first.folder / "trials").glob("*.parquet")}
+    more = evaluate(run, seeds=2, against=other, **call).results
+    assert {path: path.stat().st_mtime_ns for path in begun} == begun
+    assert (more["seeds"], set(more["sides"])) == (2, {"run", "against"})
+    assert (tmp_path / "out/config.json").read_text().count('"seeds": 1') == 1  # as it was begun
+    assert evaluate(run, **call).results == first.results
+
+
+def test_other_options_in_one_folder_are_refused(places, evaluated):
+    run, changed = Path(places["folder"], "run"), options(places) | {"epochs": 3}
+    with pytest.raises(ConfigError, match=r"epochs: \d there, 3 now"):
+        evaluate(run, test=places["test"], output=evaluated, **changed)
+
+
+def test_a_refused_judge_leaves_no_folder(places, tmp_path):
+    judge = {"judge": "m", "judge_url": "http://127.0.0.1:9/v1", "output": tmp_path / "out"}
+    with pytest.raises(ModelError):
+        evaluate(Path(places["folder"], "run"), test=places["test"], **judge, **options(places))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_columns_of_a_test_file_are_named_on_the_command_line(places, tmp_path, capsys):
+    rows = [{"q": row["prompt"], "a": row["response"]} for row in word_rows(6, offset=900)]
+    test = write_rows(tmp_path / "test.jsonl", [*rows, {"q": "Empty?", "a": ""}])
+    call = ["evaluate", str(Path(places["folder"], "run")), "--test", test, "--output", str(tmp_path / "out")]
+    call += ["--methods", "icl", "--metrics", "loss", "--quiet", "--encoder", places["encoder"]]
+    with pytest.raises(SystemExit) as stop:
+        main(call)
+    assert stop.value.code == 2
+    assert "--prompt-field" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*call, "--prompt-field", "q", "--response-field", "a", "--skip-bad-rows"])
+    assert not stop.value.code
+    assert json.loads((tmp_path / "out/results.json").read_text())["test"]["items"] == 6
 
 
 def test_test_rows_in_the_subset_are_refused_by_name(places, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
@@ -66,6 +67,36 @@ else:
     SelectFlags = options_class(without=_OTHERWISE, hidden=OF_ONE_RUN, refuse=refuse_of_one_run)
 
 
+_READING = Group("Reading, as in the run unless given", sort_key=0)
+
+
+@Parameter(group=_READING, show_default=False)
+@dataclass(frozen=True, kw_only=True)
+class Inherited:
+    """Options of an evaluation that are those of the run unless given."""
+
+    prompt_field: str | None = None
+    """The test file's column with the prompt, when the schema is not recognised."""
+    response_field: str | None = None
+    """The column with the reference response."""
+    messages_field: str | None = None
+    """Instead of these two: the column with whole chats."""
+    turns: Literal["last", "all"] | None = None
+    """Which assistant turns of a chat are tested on: last or all."""
+    skip_bad_rows: bool | None = None
+    """Leave out test rows that cannot be used, instead of stopping."""
+    max_row_bytes: str | None = None
+    """The longest row that can be used."""
+    wording: Literal["auto", "chat", "plain"] | None = None
+    """How the model reads rows, in training and test: chat, plain, or auto, in its chat template where it has one."""
+    max_length: int | None = None
+    """Longest sequence the model reads, in tokens."""
+    batch_size: int | None = None
+    """Sequences per forward pass, at most."""
+    trust_remote_code: bool | None = None
+    """Run code that comes with a model; never taken over from the run."""
+
+
 def evaluate(
     run: str,
     proof: Annotated[EvaluateFlags, Parameter(name="*")],
@@ -76,6 +107,7 @@ def evaluate(
     dtype: str | None = None,
     device: str | None = None,
     seed: int | None = None,
+    inherited: Annotated[Inherited | None, Parameter(name="*")] = None,
     output: Annotated[str | None, OUTPUT] = None,
     quiet: Annotated[bool, OUTPUT] = False,
 ) -> None:
@@ -91,6 +123,7 @@ def evaluate(
         dtype: Precision of the model; 8bit and 4bit train with QLoRA on CUDA.
         device: cuda, mps or cpu; the best there is by default.
         seed: The first seed; that of the run by default.
+        inherited: How the test file and the model are read; as in the run unless given.
         output: The folder of the evaluation; evaluation/NAME-OF-THE-TEST in the run's by default.
         quiet: No progress bars.
     """
@@ -98,6 +131,7 @@ def evaluate(
     from nncift.proof.results.tables import evaluation_text
 
     given = {"model": model, "encoder": encoder, "dtype": dtype, "device": device, "seed": seed}
+    given |= dataclasses.asdict(inherited or Inherited())
     done = run_evaluation(
         run,
         against=against,

@@ -43,6 +43,8 @@ _INHERITED = (  # from the run, unless they are given
     *("prompt_field", "response_field", "messages_field", "turns", "skip_bad_rows", "max_row_bytes"),
 )
 
+_ADDED = ("seeds", "against")  # what may differ between calls with one folder
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -93,14 +95,14 @@ def evaluate(
     trials = [_trials(side, proof, config.seed) for side in sides]
     folder = ProofFolder(output or RunFolder(run).path / "evaluation" / _name(test))
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
-    config, identity = settled(config, identity, folder.run)
+    config, identity = settled(config, _as_begun(folder, identity), folder.run)
+    model, encoder = models_of(config)
     with folder.open(identity):
         items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=progress)
         if not proof.allow_overlap:
             for side in sides:
                 refuse_overlap(items, side.chosen, proof.test)
-    model, encoder = models_of(config)
-    benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=progress) for side in sides]
+        benches = [bench_of(folder, model, encoder, side.pool, items, proof, progress=progress) for side in sides]
     trained = [group[0] for method, group in trials[0].items() if method not in UNTRAINED]
     keep = {trained[0]: folder.adapter} if trained else {}
     for bench, own in zip(benches, trials, strict=True):
@@ -111,6 +113,15 @@ def evaluate(
         write_page(folder)
         _show_in_report(sides[0].folder, folder)
     return Evaluation(folder.path, results)
+
+
+def _as_begun(folder: ProofFolder, identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity with seeds and the other run as a folder has them: other ones add trials to those that are there."""
+    if not folder.run.config.is_file():
+        return identity
+    begun = read_json(folder.run.config)
+    others = {name: value for name, value in identity.items() if name not in _ADDED}
+    return others | {name: begun[name] for name in _ADDED if name in begun}
 
 
 def _show_in_report(run: RunFolder, folder: ProofFolder) -> None:

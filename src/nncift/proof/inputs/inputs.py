@@ -242,14 +242,14 @@ def prepare(
             items = read_test(test, folder.run.samples("test"), read_options(base, proof.test_split), progress=progress)
             if not proof.allow_overlap:
                 refuse_overlap(items, samples, str(proof.test), of="pool")
-    bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=progress)
-    phases, difficulty = whole.phases or _PHASES, whole.difficulty or DEFAULT_DIFFICULTY
-    inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, progress)
-    _check_budgets(inputs)
-    if not proof.studies and not any(selector.kind == "estimated" for selector in inputs.selectors):
-        option = estimation_of(base)
-        if option is not None:
-            raise ConfigError(f"no influence function is estimated, so {option} has no use", "leave it out")
+        bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=progress)
+        phases, difficulty = whole.phases or _PHASES, whole.difficulty or DEFAULT_DIFFICULTY
+        inputs = Inputs(proof, base, data, folder, samples, bench, whole.verify, phases, difficulty, progress)
+        _check_budgets(inputs)
+        if not proof.studies and not any(selector.kind == "estimated" for selector in inputs.selectors):
+            option = estimation_of(base)
+            if option is not None:
+                raise ConfigError(f"no influence function is estimated, so {option} has no use", "leave it out")
     return inputs
 
 
