@@ -32,6 +32,8 @@ class Traits:
     Attributes:
         pointwise: a pool sample has one score for all targets.
         relative: values depend on all samples given to `prepare`, and are comparable only within one such set.
+        relative_to_pool: and that only through the pool, with the known samples: other targets leave its vectors as
+            they are. Such a function gives `statistics`.
         per_pair: cost is dominated by per-pair work (as opposed to per-sample work). Then each labelled row gets
             targets of its own; otherwise all rows share a square grid.
         factored: influence is a function of the inner product of two samples' vectors (`vectors`), so a run computes it
@@ -44,6 +46,7 @@ class Traits:
 
     pointwise: bool = False
     relative: bool = False
+    relative_to_pool: bool = False
     per_pair: bool = False
     factored: bool = False
     both_sides: bool = False

@@ -74,7 +74,7 @@ class GradientSketch(TokenFactorFunction):
     """
 
     name = "gradient-sketch"
-    traits = Traits(relative=True, factored=True, asks_language_model=True)
+    traits = Traits(relative=True, relative_to_pool=True, factored=True, asks_language_model=True)
     seeded = True
     _settings = ("damping", "sharpness", "dimension", "states", "seed")
 

@@ -91,6 +91,20 @@ def first_vectors(earlier: EarlierRun | None, missing: list[str]) -> dict[str, A
     return {side: read_vectors(there, side) for side in grown}
 
 
+def goes_by_taken_pool(earlier: EarlierRun | None) -> bool:
+    """Whether the pool's vectors are an earlier run's; a function that is relative to the pool is given its statistics.
+
+    So another target takes a pass over its own samples alone.
+    """
+    if earlier is None or earlier.kept or not earlier.run.function.traits.relative_to_pool:
+        return False
+    statistics = earlier.folder.vectors.statistics
+    if earlier.why_other_vectors("pool") or not statistics.exists():
+        return False
+    earlier.run.function.restore(read_tensors(statistics))
+    return True
+
+
 def joined_blocks(first: Any | None, rest: Iterator[Any]) -> Iterator[Any]:
     """Vectors of the first samples, some at a time, and then those of the others."""
     if first is None:
@@ -117,11 +131,13 @@ def features_held(run: Run, side: str, source: FeatureSource) -> int:
 
 
 def share_computed(run: Run) -> float:
-    """The share of all samples that need vectors, where data are appended to a run that has them; for a dry run."""
-    if run.earlier is None or not run.earlier.kept:
+    """The share of all samples that need vectors, where an earlier run has those of the others; for a dry run."""
+    earlier = run.earlier
+    if earlier is None:
         return 1.0
-    held = {side: not run.earlier.why_other_vectors(side) for side in run.samples}
-    found = sum((run.earlier.kept if side == "pool" else run.size(side)) for side, holds in held.items() if holds)
+    held = {side: not earlier.why_other_vectors(side) for side in run.samples}
+    kept = earlier.kept or run.size("pool")
+    found = sum((kept if side == "pool" else run.size(side)) for side, holds in held.items() if holds)
     return 1.0 - found / sum(map(run.size, run.samples))
 
 

@@ -115,11 +115,13 @@ class EarlierRun:
     def why_other_vectors(self, side: str) -> str:
         """Why the vectors of a side do not hold; empty where they do."""
         where = "pool" if side == "target" and self.run.own_target else side
-        sides = ("pool", "target", "known") if self.run.function.traits.relative else (side, where)
+        traits = self.run.function.traits
+        sides = ("pool", *(() if traits.relative_to_pool else ("target",)), "known") if traits.relative else (side,)
+        sides = tuple(dict.fromkeys((*sides, where)))
         others = [one for one in sides if not self.is_same(one)]
         if reason := self._other_function() or (f"other {others[0]} samples" if others else ""):
             return reason
-        there, relative = self.folder.vectors, self.run.function.traits.relative
+        there, relative = self.folder.vectors, traits.relative
         if self.kept and relative and not there.statistics.exists():
             return f"the values of {self.run.function.name} depend on all samples"
         needed = {side, *self.run.samples} if self.kept and relative else {side}

@@ -13,6 +13,8 @@ import nncift
 from builders import EstimatedBM25
 from nncift.errors import ConfigError, RunError
 from nncift.influence.bm25 import BM25
+from nncift.pipeline.configuration.configure import make_config
+from nncift.pipeline.plan import plan
 from nncift.run.folder.repair import repair
 from nncift.run.storage.files import write_json
 from pipeline_runs import EXACT_FILES, contents, stopped_at
@@ -57,6 +59,33 @@ def test_vectors_are_taken_where_they_hold(files, common, tmp_path: Path):
     assert "computed anew (the influence function differs" in notes(tmp_path / "fourth")["vectors pool"]
     nncift.select(files["pool"], from_run=tmp_path / "fourth", target=files["known"], output=tmp_path / "fifth")
     assert "computed anew (other target samples)" in notes(tmp_path / "fifth")["vectors pool"]  # it is relative
+
+
+def test_another_target_takes_a_pass_over_its_own_samples_alone(files, common, tmp_path: Path):
+    def tokens(folder: Path) -> int:
+        return json.loads((folder / "costs.json").read_text())["stages"]["influence"]["forward_tokens"]
+
+    pool, options = files["pool"], {**common, "influence": "gradient-sketch"}
+    nncift.select(pool, target=files["target"], output=tmp_path / "first", **options)
+    other = {"from_run": tmp_path / "first", "target": files["known"]}
+    planned = plan(make_config(pool, output=str(tmp_path / "other"), **other))
+    for stop in ("vectors/pool.npy", "vectors/statistics.safetensors", "vectors/target.npy", "influence.npy"):
+        with stopped_at(tmp_path / "other" / stop, after=True):
+            nncift.select(pool, output=tmp_path / "other", **other)
+    nncift.select(pool, output=tmp_path / "other", **other)
+    notes = json.loads((tmp_path / "other/taken.json").read_text())["notes"]
+    assert notes["vectors pool"] == "vectors of the pool: taken"
+    fresh = nncift.select(pool, target=files["known"], output=tmp_path / "fresh", **options)
+    assert fresh.indices.tolist() == nncift.Selection.load(tmp_path / "other").indices.tolist()
+    for side in ("pool", "target"):
+        found, wanted = (np.load(tmp_path / run / f"vectors/{side}.npy") for run in ("other", "fresh"))
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert tokens(tmp_path / "other") < 0.3 * tokens(tmp_path / "fresh")  # 9 of 49 samples
+    assert planned.tokens < 0.3 * tokens(tmp_path / "fresh")
+    # Known samples are part of what the whitening is of.
+    nncift.select(pool, from_run=tmp_path / "first", known=files["known"], output=tmp_path / "known")
+    notes = json.loads((tmp_path / "known/taken.json").read_text())["notes"]
+    assert notes["vectors pool"] == "vectors of the pool: computed anew (other known samples)"
 
 
 def test_an_earlier_run_that_estimated_leaves_its_labels(files, common, tmp_path: Path):
