@@ -1,14 +1,17 @@
 """Metrics of a generated answer against the reference: exact match, GSM8K's final number, ROUGE, embedding similarity.
 
-Exact match is SQuAD's (Rajpurkar et al. 2016: case, punctuation and articles do not count), except that numbers are
-compared by value: SQuAD's rule would make 3.5 equal to 35. ROUGE is rouge-score's F1 without stemming, on words of any
-script: its own tokenizer keeps ASCII alone, and scores every Chinese answer 0.
+Exact match is SQuAD's (Rajpurkar et al. 2016: case, punctuation and articles do not count) with three exceptions.
+Numbers are compared by value, and punctuation between digits counts: SQuAD's rule would make 3.5 equal to 35.
+Punctuation is that of every script, and characters are compared in Unicode's form NFKC. An article stands before a
+word, so the last word is none: the answer A of a multiple choice. ROUGE is rouge-score's F1 without stemming, on words
+of any script: its own tokenizer keeps ASCII alone, and scores every Chinese answer 0.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
@@ -23,9 +26,12 @@ if TYPE_CHECKING:
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 _SHORT_WORDS, _SHORT_CHARACTERS = 5, 64  # names, labels, numbers and dates; few sentences, in scripts without spaces
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_ARTICLES = {"a", "an", "the"}
+_GROUPED = r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!,?\d)"  # 1,234,567 or, in India, 12,34,567; 3,5 is not one number
+_THOUSANDS = re.compile(rf"(?<![\d.,]){_GROUPED}")
+_NUMBER = re.compile(rf"[-+]?\$?(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|\.\d+)")
+_DASHES = str.maketrans("\u2010\u2013\u2212", "---")  # typed for a minus sign
+_POWERS = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u215e])")  # and fractions
 _FINAL = re.compile(r"####\s*(.*)")
 _CHARACTERS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"  # Thai, Japanese, Chinese and Korean
 _WORDS = re.compile(rf"[{_CHARACTERS}]|(?:(?![{_CHARACTERS}])[^\W_])+")
@@ -33,8 +39,21 @@ _WORDS = re.compile(rf"[{_CHARACTERS}]|(?:(?![{_CHARACTERS}])[^\W_])+")
 
 def normalized(text: str) -> str:
     """The text in lower case without punctuation, articles and extra spaces; as it is where nothing else is in it."""
-    words = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
-    return " ".join(words) or " ".join(text.lower().split())
+    text = unicodedata.normalize("NFKC", _POWERS.sub("^", text)).lower()  # 10\u00b2 is not 102
+    words = unicodedata.normalize("NFKC", _without_punctuation(text)).split()
+    return " ".join([word for word in words[:-1] if word not in _ARTICLES] + words[-1:]) or " ".join(text.split())
+
+
+def _without_punctuation(text: str) -> str:
+    """The text without punctuation, but for one hyphen wherever some stood between digits."""
+    text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    marked = "".join("_" if _is_punctuation(character) else character for character in text)
+    return re.sub(r"(?<=\d)_+(?=\d)", "-", marked).replace("_", "")
+
+
+def _is_punctuation(character: str) -> bool:
+    """Whether Unicode or ASCII has it for punctuation; ASCII counts symbols such as $ and + to it."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def is_short(reference: str) -> bool:
@@ -67,7 +86,8 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _as_number(text: str) -> Decimal | None:
-    """A text that is a number alone, with commas, a currency sign or a final dot."""
+    """A text that is a number alone, with thousands separators, a currency sign or a final dot."""
+    text = unicodedata.normalize("NFKC", _POWERS.sub("^", text)).translate(_DASHES)
     text = text.strip().removesuffix(".").replace("$", "")
     if not _NUMBER.fullmatch(text):
         return None
@@ -95,7 +115,7 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         """Words in lower case; characters of scripts without spaces one by one."""
-        return _WORDS.findall(text.lower())
+        return _WORDS.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
