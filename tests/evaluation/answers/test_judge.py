@@ -122,6 +122,19 @@ def test_a_random_model_is_no_judge(tiny, items):
         check_judge(LocalJudge(tiny, SHORT), items)
 
 
+def test_a_check_leaves_out_what_has_no_grade_and_refuses_too_much_of_it(items):
+    def grade(reference: str, answer: str) -> float:
+        return np.nan if answer.startswith(missing) else 5.0 if answer == reference else 1.0
+
+    missing = ("7 8",)  # reference and half of one item, and the reference of another
+    check = check_judge(Graded(grade), items)
+    assert (check.n, check.n_truncated) == (18, 19)
+    assert (check.reference, check.auc_shuffled) == (5.0, (1.0, 1.0, 1.0))
+    missing = ("7 8", "1", "2 3")
+    with pytest.raises(ModelError, match=r"'graded' gave no grade from 1 to 5 in 39 of 60 replies: take another model"):
+        check_judge(Graded(grade), items)
+
+
 def test_a_check_needs_different_references(tiny):
     rows = [{"id": str(k), "prompt": f"p {k}", "response": "yes"} for k in range(20)]
     with pytest.raises(ConfigError, match="cannot be checked on 0 items"):
@@ -232,14 +245,15 @@ def test_a_parameter_that_is_refused_is_left_out():
         assert requests[-1]["max_tokens"] > 0
 
 
-def test_prose_is_refused_and_a_few_replies_without_a_grade_are_not():
+def test_a_reply_without_a_grade_has_none_and_a_whole_shard_of_prose_is_refused():
     with judge(lambda n, body: (200, "What a\nlovely answer!\x1b[31m")) as (found, _):
-        with pytest.raises(ModelError, match=r"no grade from 1 to 5 in 9 of 9 replies, such as") as error:
-            rate(found)
+        assert np.isnan(rate(found, 1)).all()  # which may be the last of many
+        with pytest.raises(ModelError, match=r"no grade from 1 to 5 in 16 of 16 replies, such as") as error:
+            rate(found, 16)
         assert "\n" not in str(error.value)
         assert "\x1b" not in str(error.value)
-    with judge(lambda n, body: (200, "hm") if n < 3 else graded(n, body)) as (found, _):
-        assert np.isnan(rate(found)).sum() == 2
+    with judge(lambda n, body: (200, "hm") if n < 4 else graded(n, body)) as (found, _):
+        assert np.isnan(rate(found, 16)).sum() == 3
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,34 @@ def test_scores_are_those_of_the_answers_in_the_order_of_the_items(tiny, items, 
     assert again.answers == found.answers
 
 
+class Silent(Length):
+    """A judge that gives some prompts no grade."""
+
+    def __init__(self, prompts: list[str]) -> None:
+        self.prompts = prompts
+
+    def rate(self, prompts, references, answers) -> np.ndarray:
+        return np.array([np.nan if prompt in self.prompts else 3.0 for prompt in prompts])
+
+
+def test_too_few_grades_are_counted_over_all_items(tiny, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "AT_A_TIME", 5)  # so that the last shard has one item
+    options = {"folder": tmp_path, "metrics": ["judge"], "max_new_tokens": 1}
+    found = measure(tiny, items, judge=Silent(items.prompts[-1:]), **options | {"folder": tmp_path / "one"})
+    assert np.flatnonzero(np.isnan(found.values["judge"])).tolist() == [10]
+    with pytest.raises(ModelError, match="'length' gave no grade from 1 to 5 in 3 of 11 replies: take another model"):
+        measure(tiny, items, judge=Silent(items.prompts[-3:]), **options)
+    again = measure(tiny, items, judge=Silent([]), **options)  # which asks again
+    assert np.isfinite(again.values["judge"]).all()
+
+
 class Killed(Exception):
     pass
 
 
 def test_a_killed_measurement_ends_with_the_same_bytes(tiny, items, tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "SHARD", 4)
-    monkeypatch.setattr(measurement, "_GRADED", 4)
+    monkeypatch.setattr(measurement, "AT_A_TIME", 4)
     options = {"judge": Length(), "max_new_tokens": 3}
     measure(tiny, items, folder=tmp_path / "whole", **options)
     calls, allowed = 0, 0

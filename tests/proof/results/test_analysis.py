@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -160,6 +161,25 @@ def test_known_truth_is_found(results):
     mean = np.mean([scores(Trial("lora", tuple(range(10)), seed)).values["loss"].mean() for seed in range(3)])
     assert good["metrics"]["loss"]["value"] == pytest.approx(mean)
     assert good["metrics"]["exact_match"]["items"] == 20
+
+
+def test_an_answer_without_a_grade_is_left_out_of_means_and_pairs():
+    """Each of its own seed and model; results have no NaN, and count the items that there are."""
+    missing = {("none", 0): [0], ("lora", 0): [1], ("lora", 1): [1, 2]}
+
+    def graded(trial: Trial) -> ItemScores:
+        grades = np.arange(ITEMS) % 4 + (2.0 if trial.method == "lora" else 1.0)
+        grades[missing.get((trial.method, trial.seed), [])] = np.nan
+        return ItemScores(tuple(map(str, range(ITEMS))), {"loss": scores(trial).values["loss"], "judge": grades})
+
+    made = grid(methods=["lora"], units=["rows"], rankings={GOOD: {10: ranked(np.arange(N))}}, budgets=[10])
+    untuned, *records = analyse(made.cells(), graded, made.tokens)
+    chosen = next(record for record in records if record["selector"] == "bm25")
+    good, against = chosen["metrics"]["judge"], chosen["against_none"]["judge"]
+    assert (untuned["metrics"]["judge"]["items"], good["items"]) == (ITEMS - 1, ITEMS - 2)
+    assert good["value"] == pytest.approx(np.delete(np.arange(ITEMS) % 4 + 2.0, [1, 2]).mean())
+    assert (against["n_items"], against["value"], against["verdict"]) == (ITEMS - 3, 1.0, "better")
+    json.dumps([untuned, *records], allow_nan=False)
 
 
 def test_holm_counts_the_selectors_that_are_read_together(results):

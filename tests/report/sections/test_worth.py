@@ -87,6 +87,13 @@ def test_a_tie_of_an_evaluation_whose_interval_leaves_out_0_is_explained():
     assert note not in evaluation_page(evaluation("better", **facts))
 
 
+def test_the_terminal_counts_the_items_with_a_grade_of_every_model():
+    found = evaluation()
+    for model, items in zip(found["models"], (24, 22, 23), strict=True):
+        model["metrics"]["judge"] = model["metrics"]["loss"] | {"items": items}
+    assert "response loss (n=24)  judge (1-5) (n=22 to 24)" in evaluation_text(found).splitlines()[0]
+
+
 def test_the_page_of_an_evaluation_has_the_verdict_first_and_is_inert():
     page = evaluation_page(evaluation(model={"model": HOSTILE[1]}, tuning={"epochs": 3, "modules": ["all-linear"]}))
     assert "Training on the choice is better than on 6 random rows" in page

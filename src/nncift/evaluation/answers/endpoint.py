@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nncift.errors import ConfigError, DependencyError, ModelError, first_line
-from nncift.evaluation.answers.judge import Rubric
+from nncift.evaluation.answers.judge import AT_A_TIME, Rubric, no_grades
 from nncift.run.progress import advance
 
 KEY = "OPENAI_API_KEY"
@@ -24,8 +24,7 @@ KEY = "OPENAI_API_KEY"
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _GRADE = re.compile(r"(?<![\w.,-])[1-5](?![\w]|[.,]\d)")
 _SETTINGS = {"temperature": 0, "max_tokens": 1024}  # some models refuse one of them; the rest of the call stays
-_UNGRADED = 0.1  # of the replies may have no grade, or two of them
-_SHOWN = 80  # characters of such a reply in the message
+_SHOWN = 80  # characters of a reply without a grade in the message
 
 
 class EndpointJudge:
@@ -79,7 +78,8 @@ class EndpointJudge:
         """Grades of n answers, (n,) float64 in 1..5; NaN for a reply without one.
 
         Raises:
-            ModelError: the endpoint is down or refuses the request, or more than a few replies have no grade.
+            ModelError: the endpoint is down or refuses the request, or none of a whole shard of replies has a grade;
+                `check_grades` decides on the share of all.
         """
         texts = [self.rubric.fill(*parts) for parts in zip(prompts, references, answers, strict=True)]
         with ThreadPoolExecutor(self.concurrency) as threads:
@@ -94,13 +94,8 @@ class EndpointJudge:
                     future.cancel()
                 raise
         grades = [parse_grade(reply) for reply in replies]
-        prose = [reply for reply, grade in zip(replies, grades, strict=True) if grade is None]
-        if len(prose) > max(2, _UNGRADED * len(replies)) or (prose and len(prose) == len(replies)):
-            raise ModelError(
-                f"the judge {self.name!r} at {self.url} gave no grade from 1 to 5 in {len(prose)} of {len(replies)}"
-                f" replies, such as {prose[0].strip()[:_SHOWN]!r}",
-                "take another model, or a rubric that asks for one digit",
-            )
+        if len(grades) >= AT_A_TIME and not any(grades):
+            raise no_grades(self.name, len(grades), len(grades), f", such as {replies[0].strip()[:_SHOWN]!r}")
         return np.array([math.nan if grade is None else grade for grade in grades], np.float64)
 
     def _reply(self, text: str) -> str:

@@ -28,12 +28,14 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.text.chats import Style
 
 GRADES = 5
+AT_A_TIME = 16  # answers that a judge grades between two writes: each may be a request
 
 _PLACEHOLDERS = re.compile(r"\{prompt\}|\{reference\}|\{answer\}")
 _CHECKED = 50  # items on which a judge is checked, at most
 _MIN_CHECKED = 5  # with fewer nothing can be told
 _MIN_HALVED = 8  # words of a reference whose half is clearly worse than the whole
 _RESAMPLES = 1000  # of the interval
+_UNGRADED, _FEW = 0.1, 2  # share of the answers that may have no grade, or their number where that is larger
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,29 @@ class Judge(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What the grades depend on, ready for JSON."""
+
+
+def check_grades(judge: Judge, grades: np.ndarray) -> None:
+    """Refuse a judge that leaves too many answers without a grade.
+
+    Args:
+        judge: the judge.
+        grades: of all answers, (n,) float64, NaN where there is none: a tenth of them, or two.
+
+    Raises:
+        ModelError: there are more, or there is no grade at all.
+    """
+    n, missing = len(grades), int(np.isnan(grades).sum())
+    if missing > max(_FEW, _UNGRADED * n) or (missing and missing == n):
+        raise no_grades(judge.name, missing, n)
+
+
+def no_grades(name: str, missing: int, n: int, example: str = "") -> ModelError:
+    """The error of a judge without a grade in so many of n replies."""
+    return ModelError(
+        f"the judge {name!r} gave no grade from 1 to 5 in {missing} of {n} replies{example}",
+        "take another model, or a rubric that asks for one digit",
+    )
 
 
 class LocalJudge:
@@ -151,8 +176,8 @@ class JudgeCheck:
     """Grades of answers whose worth is known.
 
     Attributes:
-        n: items whose reference was graded, and another item's reference in its place.
-        n_truncated: those of them whose reference is long enough to be halved.
+        n: items whose reference has a grade, and another item's reference in its place.
+        n_truncated: items whose reference and its first half have one, if it is long enough to be halved.
         reference, shuffled, truncated: mean grades of the reference, of another item's, and of the first half; None
             where there are none.
         auc_shuffled, auc_truncated: probability that the reference is graded above the other, ties count half; each
@@ -195,7 +220,7 @@ def check_judge(judge: Judge, items: Items, *, seed: int = 0) -> JudgeCheck:
 
     Raises:
         ConfigError: the test set is too small, or its references are all alike.
-        ModelError: the judge does not grade the reference above the others, with its figures.
+        ModelError: the judge does not grade the reference above the others, with its figures, or gives no grades.
     """
     rng = np.random.default_rng(seed)
     places = np.sort(rng.permutation(len(items))[:_CHECKED]).tolist()
@@ -214,9 +239,10 @@ def check_judge(judge: Judge, items: Items, *, seed: int = 0) -> JudgeCheck:
     right = judge.rate(prompts, references, references)
     wrong = judge.rate(prompts, references, [others[k] or "" for k in known])
     half = judge.rate([prompts[k] for k in halved], whole, [_half(text) for text in whole])
+    check_grades(judge, np.concatenate([right, wrong, half]))
     check = JudgeCheck(
-        n=len(known),
-        n_truncated=len(halved),
+        n=int(np.isfinite(right + wrong).sum()),
+        n_truncated=int(np.isfinite(right[halved] + half).sum()),
         reference=float(np.nanmean(right)),
         shuffled=float(np.nanmean(wrong)),
         truncated=float(np.nanmean(half)) if halved else None,

@@ -2,6 +2,7 @@
 
 The answers and the losses come in shards, the judge's grades after them; a killed measurement repeats at most one shard
 of each, and ends with the same bytes. What is quick, the metrics of the texts, is computed from the answers at the end.
+An answer that the judge gives no grade has NaN, and is left out of its mean; too many of all the items are refused.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nncift.errors import ConfigError, RunError
+from nncift.errors import ConfigError, ModelError, RunError
 from nncift.evaluation.answers.generation import Answer, answer
 from nncift.evaluation.answers.in_context import Demonstrations
 from nncift.evaluation.answers.items import Items
-from nncift.evaluation.answers.judge import Judge
+from nncift.evaluation.answers.judge import AT_A_TIME, Judge, check_grades
 from nncift.evaluation.answers.results import METRICS, ItemScores
 from nncift.evaluation.answers.text_metrics import ROUGE, embedding_similarity, exact_match, rouge, rouge_scorer
 from nncift.evaluation.datamodels import mean_losses
@@ -31,7 +32,6 @@ from nncift.run.storage.files import fingerprint, read_json, write_json
 from nncift.training.lora import WEIGHTS, adapted, check_adapter_folder
 
 SCORES = "scores.parquet"
-_GRADED = 16  # items per shard of the judge: each may be a request
 
 
 def measure(
@@ -66,7 +66,8 @@ def measure(
     Raises:
         ConfigError: a metric is unknown, or lacks its encoder or judge.
         DependencyError: rouge-score is needed and not installed.
-        ModelError: the adapter does not fit, one sequence does not fit into memory, or the judge fails.
+        ModelError: the adapter does not fit, one sequence does not fit into memory, or the judge fails or leaves too
+            many answers without a grade.
         RunError: the folder has results of another measurement.
     """
     wanted = _wanted(metrics, items, encoder, judge)
@@ -93,10 +94,15 @@ def measure(
     texts, values = work.collect(answers)
     grades = None
     if "judge" in wanted and judge is not None:
-        grades = Shards(len(items), _GRADED, folder, "grades", ".npy")
+        grades = Shards(len(items), AT_A_TIME, folder, "grades", ".npy")
         with tqdm(total=len(items), desc="judge", unit=" items", **drawn(progress)) as bar:
             grades.compute(_Grades(judge, items, texts), bar=bar)
         values["judge"] = np.concatenate([part["values"] for part in grades])
+        try:
+            check_grades(judge, values["judge"])
+        except ModelError:
+            grades.drop()  # so that the same call asks again: there may be another model behind the endpoint
+            raise
     values |= _of_texts(texts, items, wanted, encoder)
     kept = {name: values[name] for name in wanted}
     scores = ItemScores(items.ids, kept, texts if generates else ())

@@ -38,7 +38,8 @@ class ItemScores:
 
     Attributes:
         ids: of the items.
-        values: by the names in `METRICS`, float64 (n,); NaN for an item that a metric does not apply to.
+        values: by the names in `METRICS`, float64 (n,); NaN for an item that a metric does not apply to, or that the
+            judge gave no grade.
         answers: the generated responses; empty where nothing was generated.
     """
 

@@ -216,8 +216,7 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     """An evaluation for the terminal: every model's metrics, then what the comparisons say."""
     models = results["models"]
     names = [name for name in METRICS if any(model["metrics"].get(name, {}).get("items") for model in models)]
-    counts = {name: max(model["metrics"][name]["items"] for model in models) for name in names}
-    head = [f"{METRICS[name].title} (n={counts[name]:,})" for name in names]
+    head = [f"{METRICS[name].title} (n={_counts(models, name)})" for name in names]
     rows = [["", *head]]
     for model in models:
         shown = [with_interval(model["metrics"][name]) for name in names]
@@ -231,6 +230,12 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     together = [difference for compared in results["comparisons"] for difference in compared["metrics"].values()]
     lines += filter(None, [note_on_ties(together, len(together))])
     return "\n".join(map(printable, lines))
+
+
+def _counts(models: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Items with a metric: a range where models differ, as when a judge leaves some answers without a grade."""
+    counts = sorted({model["metrics"][name]["items"] for model in models})
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
 def _model_name(run: str, method: str) -> str:
