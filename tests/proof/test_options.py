@@ -6,6 +6,7 @@ import pytest
 
 from nncift.cli.messages import as_typed
 from nncift.errors import ConfigError
+from nncift.proof.inputs.inputs import Inputs
 from nncift.proof.options import CompareOptions, ProofOptions
 
 
@@ -47,6 +48,22 @@ def test_options_with_effect_are_taken():
     ProofOptions(test="test.jsonl", metrics=("loss",), judge="embedded", max_new_tokens=9)
     CompareOptions(test="test.jsonl", methods=("icl",), seeds=2)  # which draws random rows too
     CompareOptions(studies=("depth",), influences=("less",), seeds=2)
+
+
+def test_what_is_named_twice_counts_once():
+    twice = {
+        **{"methods": ("lora", "icl"), "metrics": ("loss", "rouge"), "units": ("rows",), "objectives": ("a",)},
+        **{"influences": ("less", "delift"), "exact": ("all", "less"), "free": ("bm25",), "studies": ("depth",)},
+        **{"budgets": ("0.1", "5"), "curve": ("5", "9"), "report_to": ("wandb",)},
+    }
+    options = CompareOptions(test="test.jsonl", **{name: 2 * values for name, values in twice.items()})
+    assert {name: getattr(options, name) for name in twice} == twice
+
+
+def test_exact_values_of_all_and_of_another_function():
+    options = CompareOptions(test="test.jsonl", influences=("less",), exact=("delift", "all"), free=())
+    inputs = Inputs(options, None, {}, None, [], None, None, 1, "", progress=False)
+    assert [each.name for each in inputs.selectors] == ["less, exact", "delift, exact", "less, estimated"]
 
 
 def test_the_command_line_names_them_as_typed():

@@ -106,7 +106,8 @@ class Inputs:
         them.
         """
         learned = [name for name in self.influences if not is_factored(name) and name not in self.proof.free]
-        exact = self.influences if "all" in self.proof.exact else self.proof.exact
+        named = [name for name in self.proof.exact if name != "all"]
+        exact = [*(self.influences if "all" in self.proof.exact else ()), *named]
         kinds: dict[Kind, Sequence[str]] = {
             "free": [*self.proof.free, *filter(is_factored, (*exact, *self.influences))],
             "exact": [name for name in exact if not is_factored(name)],
