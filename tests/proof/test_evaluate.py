@@ -215,6 +215,7 @@ def test_a_question_before_the_last_is_an_overlap_and_one_of_a_long_test_chat_is
         ({"learning_rate": 0.0}, ConfigError, "`learning_rate`"),
         ({"judge_url": "http://localhost:1/v1"}, ConfigError, "`judge`"),
         ({"speed": 3}, ConfigError, "there is no option 'speed'"),
+        ({"metrics": ["rouge"]}, ConfigError, "`metrics` rouge applies to no reference"),
     ],
 )
 def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
@@ -222,6 +223,7 @@ def test_bad_options_are_one_line(places, tmp_path, changes, error, said):
     with pytest.raises(error, match=said) as raised:
         evaluate(Path(places["folder"], "run"), **call)
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_not_compared_with_itself(places, tmp_path):

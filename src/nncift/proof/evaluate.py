@@ -22,7 +22,15 @@ from nncift.models.spec import ModelSpec
 from nncift.pipeline.components.precision import settled
 from nncift.proof.folder import ProofFolder
 from nncift.proof.inputs.held_out import read_test, refuse_overlap
-from nncift.proof.inputs.setup import bench_of, check_installed, models_of, read_options, stored, tuning_of
+from nncift.proof.inputs.setup import (
+    bench_of,
+    check_installed,
+    check_metrics,
+    models_of,
+    read_options,
+    stored,
+    tuning_of,
+)
 from nncift.proof.options import ProofOptions
 from nncift.proof.results.analysis import as_record, differences, metric_record, table_of
 from nncift.proof.results.pages import write_page
@@ -99,6 +107,7 @@ def evaluate(
     model, encoder = models_of(config)
     with folder.open(identity):
         items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=progress)
+        check_metrics(proof, items)
         if not proof.allow_overlap:
             for side in sides:
                 refuse_overlap(items, side.chosen, proof.test)

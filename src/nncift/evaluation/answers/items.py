@@ -96,11 +96,16 @@ class Items:
 
     def applies(self, metric: str) -> np.ndarray:
         """To which items a metric of `METRICS` applies, (n,) bool."""
-        if metric == "exact_match":
-            return np.array([is_short(text) or final_number(text) is not None for text in self.references], bool)
-        if metric in ROUGE:
-            return np.array([not is_short(text) for text in self.references], bool)
-        return np.ones(len(self), bool)
+        return applies(metric, self.references)
+
+
+def applies(metric: str, references: Sequence[str]) -> np.ndarray:
+    """To which of n references a metric of `METRICS` applies, (n,) bool."""
+    if metric == "exact_match":
+        return np.array([is_short(text) or final_number(text) is not None for text in references], bool)
+    if metric in ROUGE:
+        return np.array([not is_short(text) for text in references], bool)
+    return np.ones(len(references), bool)
 
 
 def choose_wording(model: Tokenization, wording: Style | None) -> Style:

@@ -22,7 +22,7 @@ from nncift.pipeline.configuration.configure import make_config, sources_of
 from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.proof.folder import ProofFolder
 from nncift.proof.inputs.held_out import read_test, refuse_overlap
-from nncift.proof.inputs.setup import bench_of, check_installed, models_of, read_options, stored
+from nncift.proof.inputs.setup import bench_of, check_installed, check_metrics, models_of, read_options, stored
 from nncift.proof.options import CompareOptions, refuse_of_one_run
 from nncift.proof.trials.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.trials.selectors import Kind, Ranking, Selector, as_file_name
@@ -241,6 +241,7 @@ def prepare(
         )
         if test is not None:
             items = read_test(test, folder.run.samples("test"), read_options(base, proof.test_split), progress=progress)
+            check_metrics(proof, items)
             if not proof.allow_overlap:
                 refuse_overlap(items, samples, str(proof.test), of="pool")
         bench = None if items is None else bench_of(folder, *models_of(base), samples, items, proof, progress=progress)

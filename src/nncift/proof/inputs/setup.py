@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nncift.config import Config
 from nncift.data.pool import ReadOptions
-from nncift.errors import DependencyError
+from nncift.errors import ConfigError, DependencyError
 from nncift.evaluation.answers.endpoint import EndpointJudge
-from nncift.evaluation.answers.items import Items
+from nncift.evaluation.answers.items import Items, applies
 from nncift.evaluation.answers.judge import Judge, LocalJudge, Rubric, check_judge
 from nncift.evaluation.answers.text_metrics import ROUGE
 from nncift.models.spec import DEFAULT_ENCODER, EncoderSpec, ModelSpec
-from nncift.proof.folder import ProofFolder, share
+from nncift.models.text.chats import conversations
+from nncift.proof.folder import ProofFolder, claimed
 from nncift.proof.options import ProofOptions
 from nncift.proof.trials.trials import Bench, Test
-from nncift.run.storage.files import write_json
+from nncift.run.storage.files import fingerprint, read_json, write_json
 from nncift.training.finetune import training_wording
 from nncift.training.settings import FineTuning
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_log = logging.getLogger("nncift")
 
 _READ = ("prompt_field", "response_field", "messages_field", "turns", "skip_bad_rows", "seed")
 _READ_POOL = ("keep_duplicates", "exclude", "exclude_fields")
@@ -77,7 +82,7 @@ def tuning_of(options: ProofOptions) -> FineTuning:
 
 
 def judge_of(options: ProofOptions, model: ModelSpec, items: Items, folder: ProofFolder) -> Judge | None:
-    """The judge, once it has told known answers apart; its figures are kept.
+    """The judge, once it has told known answers apart; its figures are kept, and one like it is not checked again.
 
     Raises:
         ModelError: it cannot tell them apart, or its endpoint is down.
@@ -92,8 +97,38 @@ def judge_of(options: ProofOptions, model: ModelSpec, items: Items, folder: Proo
         judge = LocalJudge(model.loaded, rubric)
     else:
         judge = LocalJudge(ModelSpec(options.judge, device=model.device).loaded, rubric)
-    share({folder.judge: lambda: write_json(folder.judge, check_judge(judge, items).describe())})
+    identity = fingerprint(judge.describe())  # of the rubric's text too, which may change behind its path
+    if not _is_checked(folder, identity):
+        with claimed(folder.judge, wait=True):
+            if not _is_checked(folder, identity):  # by the process that was waited for
+                write_json(folder.judge, {"fingerprint": identity} | check_judge(judge, items).describe())
     return judge
+
+
+def _is_checked(folder: ProofFolder, identity: str) -> bool:
+    """Whether the judge that was checked last is this one."""
+    return folder.judge.exists() and read_json(folder.judge).get("fingerprint") == identity
+
+
+def check_metrics(options: ProofOptions, test: Dataset) -> None:
+    """Warn of what `metrics` names in vain, since no test item has such a reference.
+
+    Raises:
+        ConfigError: nothing else was asked for.
+    """
+    references = [sample.response for sample in conversations(test)]
+    idle = [metric for metric in options.metrics if not any(applies(n, references).any() for n in _columns(metric))]
+    if not idle:
+        return
+    problem = f"`metrics` {','.join(idle)} applies to no reference of the test file"
+    if len(idle) == len(options.metrics) and options.judge is None:
+        raise ConfigError(f"{problem}: exact_match is of short ones, rouge of longer ones", "take another metric")
+    _log.warning("%s, so it is not measured: exact_match is of short ones, rouge of longer ones", problem)
+
+
+def _columns(metric: str) -> Sequence[str]:
+    """The names in `METRICS` that a metric of the options stands for."""
+    return ROUGE if metric == "rouge" else (metric,)
 
 
 def bench_of(
@@ -109,7 +144,7 @@ def bench_of(
     """Where choices from a pool are tried on a test set."""
     read = Items.read(items, model.tokenization, wording=model.wording)
     judge = judge_of(options, model, read, folder)
-    wanted = [name for metric in options.wanted for name in (ROUGE if metric == "rouge" else (metric,))]
+    wanted = [name for metric in options.wanted for name in _columns(metric)]
     metrics = tuple(dict.fromkeys(["loss", *wanted, *([] if judge is None else ["judge"])]))
     applicable = tuple(name for name in metrics if name in ("loss", "judge") or read.applies(name).any())
     test = Test(read, applicable, encoder, judge, options.max_new_tokens)
