@@ -64,6 +64,13 @@ def test_tables_show_every_choice_lowest_loss_first(page: Page):
     assert "bm25 0.400 [0.300, 0.500] tie" in page.section("lora-rows").partition("Other metrics")[2]
 
 
+@pytest.mark.parametrize(("beyond", "words"), [("above", "more than 20.0\u00d7"), ("below", "fewer than 20.0\u00d7")])
+def test_a_bound_on_the_equivalent_rows_is_shown_as_one(beyond: str, words: str):
+    cells = choice("free", "bm25", "better")
+    cells[0]["equivalent"] = {"text": "1,000 [90, 1,000] random rows", "times": 20.0, beyond: ["value"]}
+    assert words in Page(comparison_page(results(*cells), costs(bm25=0.01))).section("lora-rows")
+
+
 def test_costs_savings_and_trials(page: Page):
     text = page.section("cost")
     assert "less, estimated 6 min 0 s 1 min 0 s 4.0 s 0.5 s 0.5 s 1.0 s 7 min 6 s 426,000" in text
