@@ -102,7 +102,7 @@ def compare(
         results["studies"] = study(inputs)
     with inputs.folder.locked():  # all processes of a folder end at once
         write_json(inputs.folder.results, results)
-        write_json(inputs.folder.costs, spent)
+        write_json(inputs.folder.costs, spent, sealed=True)
         write_tables(inputs.folder, results, spent)
         write_page(inputs.folder)
     return Comparison(inputs.folder.path, results)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nncift.errors import RunError
 from nncift.run.folder.folder import RunFolder
-from nncift.run.storage.checksums import CHECKSUMS, begin, cut_torn_line, verify_folder
+from nncift.run.storage.checksums import CHECKSUMS, begin, cut_torn_line, sealed_files, verify_folder
 from nncift.run.storage.files import read_json, remove, write_json
 from nncift.run.storage.refusals import cannot_lock, refuse_damaged
 
@@ -60,6 +61,7 @@ class ProofFolder:
                     begin(self.path)
                 cut_torn_line(self.path)
                 verify_folder(self.path)
+                self._check_costs()
                 self.run.check(config)
                 if new:
                     write_json(self.run.config, dict(config))
@@ -71,6 +73,17 @@ class ProofFolder:
                         if path != self.run.lock:
                             remove(path)
                 raise
+
+    def _check_costs(self) -> None:
+        """Refuse damaged costs of unfinished work, which other processes may be writing or removing meanwhile."""
+        for path in sealed_files(self.path):
+            if path == self.costs:  # written again at the end, and without a seal by earlier versions
+                continue
+            try:
+                read_json(path, sealed=True)
+            except RunError:
+                if path.exists():
+                    raise
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

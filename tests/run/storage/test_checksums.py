@@ -12,6 +12,7 @@ import pytest
 from nncift.errors import RunError
 from nncift.run.folder.folder import RunFolder
 from nncift.run.folder.repair import repair
+from nncift.run.storage import checksums
 from nncift.run.storage.checksums import (
     CHECKSUMS,
     begin,
@@ -19,6 +20,7 @@ from nncift.run.storage.checksums import (
     content_hash,
     cut_torn_line,
     parse_line,
+    sealed_files,
     verify,
     verify_folder,
 )
@@ -207,3 +209,72 @@ def test_a_damaged_list_is_repaired_for_every_file(tmp_path: Path):
     assert "was damaged and is written again" in repair(run.path)[0]
     for path in (run.config, *paths, *arrays):
         verify(path)
+
+
+@pytest.fixture
+def another_process(monkeypatch):
+    """What another process does just before a file is hashed, once, by the file's name."""
+    actions, hashed = {}, checksums.content_hash
+
+    def content_hash(path: Path) -> str:
+        if (action := actions.pop(path.name, None)) is not None:
+            action(path)
+        return hashed(path)
+
+    monkeypatch.setattr(checksums, "content_hash", content_hash)
+    return actions
+
+
+def test_a_file_that_another_process_replaces_or_removes_meanwhile_is_no_damage(run, another_process):
+    names = ("a.json", "b.json")
+    for name in names:
+        write_json(run / name, {"rows": 1})
+    another_process |= {"a.json": lambda path: replaced(path, {"rows": 2}), "b.json": Path.unlink}
+    verify_folder(run)
+    assert not another_process
+    another_process["a.json"] = lambda path: replaced(path, {"rows": 3})
+    assert read_json(run / "a.json") == {"rows": 3}
+    another_process["a.json"] = lambda path: flip(path, 3)
+    with pytest.raises(RunError, match=r"a\.json is damaged"):
+        verify_folder(run)
+
+
+def replaced(path: Path, value: dict) -> None:
+    """Write a file as another process does: of what this one has read and hashed it knows nothing."""
+    child = os.fork()
+    if not child:
+        write_json(path, value)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def test_repair_leaves_what_another_process_replaces_or_removes_meanwhile(tmp_path, another_process):
+    run = RunFolder(tmp_path / "run")
+    with run.open({}):
+        names = [f"choices/{letter}.json" for letter in "abc"]
+        for name in names:
+            write_json(run.path / name, {"rows": 1})
+    flip(run.path / "choices/c.json", 3)
+    another_process |= {"a.json": lambda path: replaced(path, {"rows": 2}), "b.json": Path.unlink}
+    assert repair(run.path) == ["choices/c.json was damaged and is removed: the same command writes it again."]
+    assert not another_process
+    assert read_json(run.path / "choices/a.json") == {"rows": 2}
+
+
+def test_costs_of_every_folder_have_their_checksum_inside(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.open({}):
+        path = run.path / "exact" / "less" / "costs.json"
+        write_json(path, {"stages": {}}, sealed=True)
+        write_json(run.path / "runs/less/costs.json", {"stages": {}})
+        begin(run.path / "runs/less")
+    assert "exact" not in (run.path / CHECKSUMS).read_text()
+    assert sealed_files(run.path) == [path]
+    with open(run.path / CHECKSUMS, "a") as file:  # as an earlier version listed it
+        file.write(checksum_line("exact/less/costs.json", "0" * 32) + "\n")
+    verify_folder(run.path)
+    assert repair(run.path)[0].startswith("Nothing is damaged")
+    flip(path, 30)
+    assert repair(run.path) == [
+        "exact/less/costs.json was damaged and is removed: times and tokens are counted from now on."
+    ]

@@ -16,7 +16,16 @@ from nncift.errors import ConfigError, RunError
 from nncift.run.folder.folder import RunFolder
 from nncift.run.folder.records import counted
 from nncift.run.options.amounts import parse_labels
-from nncift.run.storage.checksums import CHECKSUMS, PARTIAL, SEALED, Checksums, checksum_line, content_hash, parse_line
+from nncift.run.storage.checksums import (
+    CHECKSUMS,
+    PARTIAL,
+    SEALED,
+    Checksums,
+    checksum_line,
+    content_hash,
+    parse_line,
+    sealed_files,
+)
 from nncift.run.storage.files import (
     atomic_write,
     read_array,
@@ -48,7 +57,7 @@ def repair(folder: str | os.PathLike[str]) -> list[str]:
         raise RunError(f"{run.path} is not the folder of a run", "give the folder that `output` named")
     with run.locked():
         lines = _repair_list(run)
-        files = sorted({*_own_files(run), *_listed_files(run), *filter(Path.is_file, [run.costs])})
+        files = sorted({*_own_files(run), *_listed_files(run), *sealed_files(run.path)})
         for path in files:
             if path.is_file() and _is_damaged(path):
                 lines += _remove(run, path)
@@ -61,13 +70,17 @@ def _is_damaged(path: Path) -> bool:
     """Whether a recorded file differs from its checksums, or, where there are none, one of ours cannot be read."""
     checksums = Checksums.of(path)
     name = path.name if checksums is None else checksums.name(path)
-    if checksums is not None and name != SEALED:
-        known = checksums.found.get(name)
-        return known is not None and content_hash(path) not in known
+    if checksums is not None and path.name != SEALED:
+        try:
+            return name in checksums.found and checksums.differs(name)
+        except FileNotFoundError:  # another process has just removed it
+            return False
     try:
         if (read := _readers().get(path.suffix)) is not None:
             read(path)
     except RunError as error:
+        if not path.exists():
+            return False
         if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
             raise
         return True
@@ -105,7 +118,7 @@ def _readers() -> dict[str, Callable[[Path], object]]:
 def _remove(run: RunFolder, path: Path) -> list[str]:
     """Remove a damaged file, and what is of no use without it."""
     name = path.relative_to(run.path).as_posix()
-    if path == run.costs:
+    if path.name == SEALED:
         remove(path)
         return [f"{name} was damaged and is removed: times and tokens are counted from now on."]
     if path in (run.labels.notes, run.vectors.notes):

@@ -25,7 +25,7 @@ import xxhash
 from nncift.errors import RunError
 
 CHECKSUMS = "checksums.jsonl"
-SEALED = "costs.json"  # rewritten often, so it has its checksum inside
+SEALED = "costs.json"  # of any folder: rewritten often, so it has its checksum inside
 DIFFERS = "is damaged (its checksum differs)"
 PARTIAL = ".partial-"  # begins the names of files and folders that are being written
 SHARD_FILE = re.compile(r"-\d{6}\.(npy|parquet|safetensors)")  # at the end of the name: unfinished work, computed again
@@ -114,11 +114,20 @@ class Checksums:
         name = self.name(path)
         if _is_unlisted(name):
             return
-        known = self.found.get(name, ())
-        if not known:
+        if not self.found.get(name):
             raise self.refusal(name, f"has no line in {CHECKSUMS}")
-        if content_hash(path) not in known:
+        if self.differs(name):
             raise self.refusal(name, DIFFERS)
+
+    def differs(self, name: str) -> bool:
+        """Whether a file has none of its checksums.
+
+        The list is read after the file: another process that replaces the file meanwhile adds its line first.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return content_hash(self.root / name) not in self.found.get(name, ())
 
     def refusal(self, name: str, problem: str) -> RunError:
         """The error for a file that cannot be used, with the command that repairs it."""
@@ -127,10 +136,27 @@ class Checksums:
 
     def damaged(self) -> Iterator[str]:
         """The recorded files that differ from all their checksums; shards of unfinished work are left out."""
-        for name, known in sorted(self.found.items()):
-            path = self.root / name
-            if not SHARD_FILE.search(name) and path.is_file() and content_hash(path) not in known:
+        for name in sorted(self.found):
+            if _is_unlisted(name) or SHARD_FILE.search(name) or not (self.root / name).is_file():
+                continue
+            try:
+                differs = self.differs(name)
+            except FileNotFoundError:  # another process has just removed it
+                continue
+            if differs:
                 yield name
+
+
+def sealed_files(folder: Path) -> list[Path]:
+    """The sealed files of a folder, save those of the runs inside it, which have lists of their own."""
+    found = []
+    for path, folders, files in os.walk(folder):  # which goes on where another process removes a folder
+        if CHECKSUMS in files and Path(path) != folder:
+            folders.clear()
+        else:
+            folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
+            found += [Path(path, SEALED)] if SEALED in files else []
+    return sorted(found)
 
 
 def begin(folder: Path) -> None:
@@ -253,7 +279,8 @@ def parse_line(line: bytes) -> tuple[str, str] | None:
 
 def _is_unlisted(name: str) -> bool:
     """Whether the file is checked in another way, or is part of a folder that is being written."""
-    return name in (CHECKSUMS, SEALED) or any(part.startswith(PARTIAL) for part in name.split("/"))
+    parts = name.split("/")
+    return name == CHECKSUMS or parts[-1] == SEALED or any(part.startswith(PARTIAL) for part in parts)
 
 
 def _stamp(status: os.stat_result) -> Stamp:
