@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nncift.pipeline.choosing.arrange import difficulty_of
-from nncift.proof.folder import share
+from nncift.proof.folder import Group, share, share_groups
 from nncift.proof.inputs.inputs import Inputs, prepare
 from nncift.proof.results.analysis import analyse, overlaps
 from nncift.proof.results.pages import write_page
@@ -131,15 +131,12 @@ def choose(inputs: Inputs) -> dict[Selector, dict[int, Ranking]]:
         path = _ranking(inputs, selector, budget)
         return gains_path(path) if weighted else path
 
-    missing = {
-        selector: [budget for budget in inputs.budgets if not last(selector, budget).exists()]
-        for selector in inputs.selectors
-    }
-    share(
+    share_groups(
         {
-            last(selector, budgets[-1]): partial(_choose, inputs, selector, budgets)
-            for selector, budgets in missing.items()
-            if budgets
+            inputs.folder.choices / selector.slug: Group(
+                {budget: last(selector, budget) for budget in inputs.budgets}, partial(_choose, inputs, selector)
+            )
+            for selector in inputs.selectors
         }
     )
     return {
@@ -153,7 +150,7 @@ def _ranking(inputs: Inputs, selector: Selector, budget: int) -> Path:
 
 
 def _choose(inputs: Inputs, selector: Selector, budgets: Sequence[int]) -> None:
-    """Make a selector's rankings for some budgets; the last one is written last."""
+    """Make a selector's rankings for some budgets."""
     config, objective = inputs.config(selector), selector.objective
     plain = selector == selector.values
     mine = inputs.folder.choices / f"{selector.slug}.own.json"  # costs beside those of the values

@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from nncift.errors import RunError
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.checksums import CHECKSUMS, begin, cut_torn_line, sealed_files, verify_folder
 from nncift.run.storage.files import read_json, remove, write_json
 from nncift.run.storage.refusals import cannot_lock, refuse_damaged
+
+T = TypeVar("T")
 
 
 class ProofFolder:
@@ -118,6 +121,13 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
     Without `wait` it is not while another process makes it; in no case once it is there.
     """
+    with held(path, wait=wait) as ours:
+        yield ours and not path.exists()
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock that is named after a path; whether we do, which without `wait` another process may prevent."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,7 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
         yield False
         return
     try:
-        yield not path.exists()
+        yield True
     finally:
         lock.release()
 
@@ -138,12 +148,42 @@ def share(paths: Mapping[Path, Callable[[], None]]) -> None:
 
     First those that no other process is making, then, one by one, those whose process may have been killed.
     """
+
+    def alone(make: Callable[[], None]) -> Callable[[list[Path]], None]:
+        return lambda _: make()
+
+    share_groups({path: Group({path: path}, alone(make)) for path, make in paths.items()})
+
+
+@dataclass(frozen=True)
+class Group(Generic[T]):
+    """Files that one process makes together.
+
+    Attributes:
+        files: by what each is made for, such as a budget.
+        make: makes those of some keys of `files`.
+    """
+
+    files: Mapping[T, Path]
+    make: Callable[[list[T]], object]
+
+    @property
+    def missing(self) -> list[T]:
+        """The keys of the files that are not there."""
+        return [key for key, path in self.files.items() if not path.exists()]
+
+
+def share_groups(groups: Mapping[Path, Group[Any]]) -> None:
+    """Make the files that are not there as `share` does, each group under the lock that is named after its path.
+
+    Which files those are is seen under the lock: a process with other options may have made some of a group alone.
+    """
     for wait in (False, True):
-        for path, make in paths.items():
-            if not path.exists():
-                with claimed(path, wait=wait) as ours:
-                    if ours:
-                        make()
+        for path, group in groups.items():
+            if group.missing:
+                with held(path, wait=wait) as ours:
+                    if ours and (missing := group.missing):
+                        group.make(missing)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

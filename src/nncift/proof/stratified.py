@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nncift.influence.random_rows import StratifiedRandom, stratified_values
-from nncift.proof.folder import share
+from nncift.proof.folder import Group, share_groups
 from nncift.proof.runs import opened
 from nncift.proof.trials.cells import STRATIFIED
 from nncift.proof.trials.selectors import costs_of
@@ -33,8 +33,8 @@ def stratified_draws(inputs: Inputs) -> dict[int, list[np.ndarray]]:
     if not inputs.draws_stratified:
         return {}
     draws = [(budget, seed) for budget in inputs.budgets for seed in inputs.seeds]
-    if missing := [draw for draw in draws if not _path(inputs, draw).exists()]:
-        share({_path(inputs, missing[-1]): partial(_make, inputs, missing)})
+    files = {draw: _path(inputs, draw) for draw in draws}
+    share_groups({inputs.folder.choices / STRATIFIED.slug: Group(files, partial(_make, inputs))})
     return {
         budget: [np.asarray(read_array(_path(inputs, (budget, seed)))) for seed in inputs.seeds]
         for budget in inputs.budgets
@@ -47,7 +47,7 @@ def _path(inputs: Inputs, draw: Draw) -> Path:
 
 
 def _make(inputs: Inputs, draws: Sequence[Draw]) -> None:
-    """Make some rankings; the last one is written last."""
+    """Make some rankings."""
     config = inputs.config(STRATIFIED)
     with opened(inputs, config) as run:
         function = run.function
