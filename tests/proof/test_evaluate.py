@@ -23,6 +23,7 @@ from nncift.models.language_model import LanguageModel
 from nncift.models.text.examples import encode_examples
 from nncift.proof.evaluate import evaluate
 from nncift.proof.inputs.held_out import refuse_overlap
+from nncift.run.folder.repair import repair
 from nncift.training.lora import adapted
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -96,6 +97,17 @@ def test_the_same_call_resumes_with_the_same_bytes(places, evaluated, tmp_path):
     evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options(places))
     assert (evaluated / "results.json").read_bytes() == whole
     assert (evaluated / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "training.json"])
+def test_the_same_call_writes_again_what_repair_removes_of_the_adapter(places, evaluated, name):
+    path = evaluated / "adapter" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert repair(evaluated) == [f"adapter/{name} was damaged and is removed: the same command writes it again."]
+    run = Path(places["folder"], "run")
+    evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options(places))
+    assert path.read_bytes() == whole
 
 
 def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):

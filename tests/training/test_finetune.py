@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_finished_training_is_returned_and_others_refused(spec, trained, tmp_pat
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(RunError, match="another adapter"):
         fine_tune(spec, ROWS, SHORT, tmp_path)
+
+
+def test_a_finished_training_whose_card_was_lost_writes_it_again(spec, trained, tmp_path):
+    folder = Path(shutil.copytree(trained, tmp_path / "adapter"))
+    assert finetune.is_trained(folder)
+    (folder / "README.md").unlink()
+    assert not finetune.is_trained(folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    fine_tune(spec, ROWS, SHORT, folder)
+    assert content(folder) == content(trained)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    (folder / "adapter_config.json").unlink()
+    fine_tune(spec, ROWS, SHORT, folder)
+    assert content(folder) == content(trained)
 
 
 @pytest.mark.parametrize(

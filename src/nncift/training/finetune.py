@@ -17,7 +17,7 @@ state of Adam of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from nncift.run.progress import drawn
 from nncift.run.storage.checksums import PARTIAL
 from nncift.run.storage.files import atomic_write, fingerprint, read_json, remove, write_json
 from nncift.training.isolation import silent, trackers, unchanged, writing
-from nncift.training.lora import WEIGHTS, adapted, adapter_weights, save_adapter
+from nncift.training.lora import CONFIG, WEIGHTS, adapted, adapter_weights, save_adapter
 from nncift.training.model_card import base_name, model_card
 from nncift.training.settings import FineTuning
 
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PASS = 4  # samples per pass on the CPU, at most; on CUDA those of a step, halved when memory runs out
-_RECORD, _CARD, _WORK = "training.json", "README.md", f"{PARTIAL}training"
+RECORD = "training.json"  # written first
+_CARD, _WORK = "README.md", f"{PARTIAL}training"
 _SECONDS = 20.0, 600.0  # between two checkpoints, at least and at most
 
 
@@ -97,15 +98,22 @@ def fine_tune(
     wording = training_wording(model, wording)
     examples = encode_examples(_tokenization(model, settings.max_length), rows, wording=wording, cut_responses=True)
     record = _record(model, wording, examples, settings, weights, parts)
-    if not _is_finished(folder, record["fingerprint"]):
+    if not _is_finished(folder, record):
         _check_installed()
         _check_device(model.loaded)
-        write_json(folder / _RECORD, record)
+        write_json(folder / RECORD, record)
         size = _pass_size(model, settings)
         tuning = _Tuning(model.loaded, examples, weights, settings, folder, size, progress)
         tuning.run(parts, record)
+    if not (folder / _CARD).exists():
+        _write_card(folder, record)
     remove(folder / _WORK)
     return folder
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a training's folder has all its files; repair removes damaged ones."""
+    return all((folder / name).exists() for name in (RECORD, _CARD, CONFIG, WEIGHTS))
 
 
 def _pass_size(model: ModelSpec, settings: FineTuning) -> int:
@@ -187,16 +195,22 @@ def _record(
     return found | {"fingerprint": fingerprint(model.name, found["dtype"], found["settings"], *data, numbers)}
 
 
-def _is_finished(folder: Path, identity: str) -> bool:
+def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether the folder holds this training, complete; a RunError if it holds another one."""
-    if (folder / _RECORD).exists():
-        if read_json(folder / _RECORD).get("fingerprint") != identity:
+    if (folder / RECORD).exists():
+        stored = read_json(folder / RECORD)
+        if stored.get("fingerprint") != record["fingerprint"]:
             problem = f"{folder} holds the training of other rows or settings"
             raise RunError(problem, "choose another folder, or remove it")
-        return (folder / WEIGHTS).exists()
+        return (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
     if (folder / WEIGHTS).exists():
         raise RunError(f"{folder} holds another adapter", "choose another folder")
     return False
+
+
+def _write_card(folder: Path, record: Mapping[str, Any]) -> None:
+    with atomic_write(folder / _CARD) as temporary:
+        temporary.write_text(model_card(record), encoding="utf-8")
 
 
 @dataclass
@@ -229,8 +243,7 @@ class _Tuning:
                     with atomic_write(self._phase(k)) as temporary:
                         temporary.mkdir()
                         save_adapter(temporary, adapter)
-            with atomic_write(self.folder / _CARD) as temporary:
-                temporary.write_text(model_card(record), encoding="utf-8")
+            _write_card(self.folder, record)
             save_adapter(self.folder, adapter, base_model_name_or_path=record["model"], inference_mode=True)
 
     def _phase(self, k: int) -> Path:

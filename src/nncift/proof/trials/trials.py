@@ -26,7 +26,7 @@ from nncift.proof.folder import claimed
 from nncift.run.folder.costs import Costs
 from nncift.run.progress import already, drawn
 from nncift.run.storage.files import fingerprint, read_json, remove, write_json
-from nncift.training.finetune import fine_tune
+from nncift.training.finetune import RECORD, fine_tune, is_trained
 from nncift.training.settings import FineTuning
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Bench:
                 for trial in distinct:
                     adapter = keep.get(trial)
                     with claimed(self.path(trial), wait=late) as ours:
-                        if ours or (late and adapter is not None and not adapter.exists()):
+                        if ours or (late and adapter is not None and not is_trained(adapter)):
                             self._run(trial, adapter)
                 bar.update(self._finished(distinct) - bar.n)
 
@@ -198,6 +198,8 @@ class Bench:
         adapter = None
         if trial.method == "lora":
             adapter = keep or work / "adapter"
+            if not (adapter / RECORD).exists():
+                remove(adapter)  # what repair has left: without its record it is nobody's
             with costs.stage("tune"):
                 count = costs.counter("tune", self.model)
                 self._tune(trial, adapter)
