@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from builders import word_rows, write_rows
 from nncift import load_pool, select
@@ -108,6 +109,17 @@ def test_the_same_call_writes_again_what_repair_removes_of_the_adapter(places, e
     run = Path(places["folder"], "run")
     evaluate(run, test=places["test"], seeds=2, against=Path(places["folder"], "other"), **options(places))
     assert path.read_bytes() == whole
+
+
+def test_a_model_that_was_trained_further_is_refused(places, tmp_path):
+    model = Path(shutil.copytree(places["model"], tmp_path / "checkpoint"))
+    given = {"encoder": places["encoder"], "methods": ["icl"], "metrics": ["loss"], "model": str(model)}
+    given |= {"output": tmp_path / "out", "progress": False}
+    evaluate(Path(places["folder"], "run"), test=places["test"], **given)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight + 0.1 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"files of the model .*checkpoint' have changed since .*out was written"):
+        evaluate(Path(places["folder"], "run"), test=places["test"], **given)
 
 
 def test_a_killed_evaluation_resumes(places, evaluated, tmp_path):

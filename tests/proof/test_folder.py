@@ -24,6 +24,38 @@ def folder(tmp_path: Path) -> ProofFolder:
     return ProofFolder(tmp_path / "out")
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoint" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"epoch one")
+    return path
+
+
+def test_a_model_whose_files_have_changed_is_refused(folder, model):
+    name = str(model.parent)
+    for models in ([name, "org/model"], [name], ["embedded"], []):
+        with folder.open({}, models):
+            pass
+    model.write_bytes(b"epoch two")
+    problem = rf"the files of the model '{name}' have changed since {folder.path} was written: restore them"
+    with pytest.raises(RunError, match=problem), folder.open({}, [name]):
+        pass
+    model.write_bytes(b"epoch one")  # at another time
+    with folder.open({}, [name]):
+        pass
+
+
+def test_a_folder_of_an_earlier_version_is_of_the_model_as_it_is(folder, model):
+    with folder.open({}):
+        assert not folder.run.models.exists()
+    with folder.open({}, [str(model.parent)]):
+        pass
+    model.write_bytes(b"epoch two")
+    with pytest.raises(RunError, match="have changed"), folder.open({}, [str(model.parent)]):
+        pass
+
+
 def test_costs_that_another_process_writes_or_removes_are_no_damage(folder, monkeypatch):
     with folder.open({}):
         pass

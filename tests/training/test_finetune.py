@@ -139,6 +139,17 @@ def test_finished_training_is_returned_and_others_refused(spec, trained, tmp_pat
         fine_tune(spec, ROWS, SHORT, tmp_path)
 
 
+def test_the_training_of_a_model_whose_files_have_changed_is_refused(trained, tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    folder = Path(shutil.copytree(trained, tmp_path / "adapter"))  # of a model that was given as an object
+    assert "files" not in json.loads((folder / "training.json").read_text())
+    again = fine_tune(ModelSpec(str(model)), ROWS, SHORT, tmp_path / "of-a-folder")
+    assert fine_tune(ModelSpec(str(model)), ROWS, SHORT, again) == again
+    (model / "generation_config.json").write_text("{}")
+    with pytest.raises(RunError, match="a training of 'model' with other files than it has now"):
+        fine_tune(ModelSpec(str(model)), ROWS, SHORT, again)
+
+
 def test_a_finished_training_whose_card_was_lost_writes_it_again(spec, trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "adapter"))
     assert finetune.is_trained(folder)

@@ -112,6 +112,13 @@ class ModelSpec(_Spec):
             return self.loaded
         return Tokenization.read(self.model, max_length=self.max_length, trust_remote_code=self.trust_remote_code)
 
+    @cached_property
+    def files(self) -> str | None:
+        """A hash of the model's files where it is given as a folder."""
+        from nncift.models.identity import identify, is_own_folder
+
+        return identify(self.model)["content"] if isinstance(self.model, str) and is_own_folder(self.model) else None
+
     @property
     def is_loaded(self) -> bool:
         """Whether the model is in memory."""

@@ -26,6 +26,7 @@ from nncift.proof.inputs.setup import (
     bench_of,
     check_installed,
     check_metrics,
+    model_names,
     models_of,
     read_options,
     stored,
@@ -105,7 +106,7 @@ def evaluate(
     identity = proof.identity() | {side.name: side.identity() for side in sides} | _shared(config)
     config, identity = settled(config, _as_begun(folder, identity), folder.run)
     model, encoder = models_of(config)
-    with folder.open(identity):
+    with folder.open(identity, model_names(config, proof)):
         items = read_test(test, folder.run.samples("test"), read_options(config, proof.test_split), progress=progress)
         check_metrics(proof, items)
         if not proof.allow_overlap:

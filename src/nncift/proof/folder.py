@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nncift.errors import RunError
+from nncift.models.identity import identify, is_own_folder
 from nncift.run.folder.folder import RunFolder
 from nncift.run.storage.checksums import CHECKSUMS, begin, cut_torn_line, sealed_files, verify_folder
 from nncift.run.storage.files import read_json, remove, write_json
@@ -49,12 +50,16 @@ class ProofFolder:
         return str(self.path)
 
     @contextlib.contextmanager
-    def open(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def open(self, config: Mapping[str, Any], models: Sequence[Any] = ()) -> Iterator[None]:
         """Check the folder's config and files inside its lock, or begin it; the block runs with the lock held.
+
+        Args:
+            config: the fields that determine the results.
+            models: the models that they depend on, as the user gave them.
 
         Raises:
             ConfigError: the folder belongs to another config; the message shows the fields that differ.
-            RunError: it holds something else, cannot be made, or a file in it is damaged.
+            RunError: it holds something else, cannot be made, a file in it is damaged, or a model has changed.
         """
         self.run.check(config)
         with self.locked():
@@ -69,6 +74,7 @@ class ProofFolder:
                 if new:
                     write_json(self.run.config, dict(config))
             try:
+                self._check_models(models)
                 yield
             except Exception:
                 if new:  # refused before any work
@@ -76,6 +82,18 @@ class ProofFolder:
                         if path != self.run.lock:
                             remove(path)
                 raise
+
+    def _check_models(self, models: Sequence[Any]) -> None:
+        """Refuse models whose files have changed; those that the folder has no record of are recorded as they are."""
+        path = self.run.models
+        stored = dict(read_json(path)) if path.exists() else {}
+        found = {name: identify(name, stored.get(name)) for name in models if is_own_folder(name)}
+        for name, identity in found.items():
+            if name in stored and stored[name]["content"] != identity["content"]:
+                problem = f"the files of the model {name!r} have changed since {self.path} was written"
+                raise RunError(problem, "restore them, or choose another `output`")
+        if found != {name: stored.get(name) for name in found}:
+            write_json(path, stored | found)
 
     def _check_costs(self) -> None:
         """Refuse damaged costs of unfinished work, which other processes may be writing or removing meanwhile."""

@@ -180,6 +180,7 @@ def _record(
     """The content of `training.json`."""
     found = {
         "model": base_name(model),
+        **({} if model.files is None else {"files": model.files}),
         "dtype": model.describe()["dtype"],
         "wording": wording,
         "rows": len(examples),
@@ -202,6 +203,9 @@ def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
         if stored.get("fingerprint") != record["fingerprint"]:
             problem = f"{folder} holds the training of other rows or settings"
             raise RunError(problem, "choose another folder, or remove it")
+        if len({stored.get("files"), record.get("files")} - {None}) > 1:  # an earlier version kept none
+            problem = f"{folder} holds a training of {record['model']!r} with other files than it has now"
+            raise RunError(problem, "restore them, choose another folder, or remove it")
         return (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
     if (folder / WEIGHTS).exists():
         raise RunError(f"{folder} holds another adapter", "choose another folder")

@@ -22,7 +22,15 @@ from nncift.pipeline.configuration.configure import make_config, sources_of
 from nncift.pipeline.configuration.options import ESTIMATION
 from nncift.proof.folder import ProofFolder
 from nncift.proof.inputs.held_out import read_test, refuse_overlap
-from nncift.proof.inputs.setup import bench_of, check_installed, check_metrics, models_of, read_options, stored
+from nncift.proof.inputs.setup import (
+    bench_of,
+    check_installed,
+    check_metrics,
+    model_names,
+    models_of,
+    read_options,
+    stored,
+)
 from nncift.proof.options import CompareOptions, refuse_of_one_run
 from nncift.proof.trials.cells import STRATIFIED, Grid, default_curve
 from nncift.proof.trials.selectors import Kind, Ranking, Selector, as_file_name
@@ -229,7 +237,7 @@ def prepare(
     shared = {name: value for name, value in base.identity().items() if name != "influence"}
     items = None
     base, identity = settled(base, shared | proof.identity(), folder.run)
-    with folder.open(identity):
+    with folder.open(identity, model_names(base, proof)):
         source = sources_of(base, data)["pool"]
         assert source is not None
         samples, _ = read_pool(

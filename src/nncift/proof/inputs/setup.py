@@ -69,6 +69,12 @@ def models_of(config: Config) -> tuple[ModelSpec, EncoderSpec]:
     return model, EncoderSpec(config.encoder or DEFAULT_ENCODER, **shared)
 
 
+def model_names(config: Config, options: ProofOptions) -> list[str]:
+    """The models that results depend on, as the user gave them; a judge's endpoint has models of its own."""
+    judge = options.judge if options.judge_url is None else None
+    return [*config.models, *filter(None, (config.encoder, judge))]
+
+
 def tuning_of(options: ProofOptions) -> FineTuning:
     """The settings of a fine-tuning."""
     return FineTuning(
