@@ -119,8 +119,19 @@ def describe_once(run: Run) -> None:
             "give the same `dtype` and `device`, or choose another `output`",
         )
     write_json(path, described)
+    files = identities(run.function)
     if not run.folder.models.exists():
-        write_json(run.folder.models, identities(run.function))
+        write_json(run.folder.models, files)
+        return
+    stored = read_json(run.folder.models)
+    for name in files:
+        if None not in (stored.get(name), files[name]) and stored[name] != files[name]:  # perhaps their times alone
+            _log.warning(
+                "the files of the model %s have changed since %s was begun: if its weights are others, choose another"
+                " `output`, since earlier values stay as they are",
+                name,
+                run.folder.path,
+            )
 
 
 def _begin(run: Run) -> None:

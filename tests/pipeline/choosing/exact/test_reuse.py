@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import nncift
 from builders import EstimatedBM25
@@ -129,3 +130,18 @@ def test_another_precision_is_not_mixed_in(files, common, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"bfloat16.*`dtype`"):
         nncift.select(files["pool"], target=files["target"], output=run, **given)
     shutil.rmtree(run)
+
+
+def test_weights_that_changed_while_a_run_was_killed_are_named(files, common, tmp_path: Path, caplog):
+    model = shutil.copytree(common["model"], tmp_path / "model")
+    given = {**common, "model": str(model), "target": files["target"], "influence": "gradient-sketch"}
+    with stopped_at(tmp_path / "run/vectors/pool.npy", after=True):
+        nncift.select(files["pool"], output=tmp_path / "run", **given)
+    weights = model / "model.safetensors"
+    save_file({name: 1.1 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with caplog.at_level("WARNING", "nncift"):
+        nncift.select(files["pool"], output=tmp_path / "run", **given)
+    assert "have changed since" in caplog.text
+    caplog.clear()
+    nncift.select(files["pool"], output=tmp_path / "run", **given)  # nothing is left to compute
+    assert "have changed since" not in caplog.text
