@@ -69,6 +69,13 @@ def test_doctor_says_what_a_run_on_a_pool_would_need(capsys, monkeypatch, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {pool.name, "runs"}
 
 
+def test_a_model_without_a_pool_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--model", "no/such"])
+    assert stop.value.code == 2
+    assert "--model is of a run on a pool" in capsys.readouterr().err
+
+
 def test_doctor_names_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / "evil\x1b[31m"))
     monkeypatch.setenv("NNCIFT_CACHE_SIZE", "3GiB")

@@ -85,6 +85,17 @@ def test_null_in_a_config_file_is_the_default(capsys, pool, tmp_path):
     assert "--budget 'lots'" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("report: 3", "[report]"), ("select: {budget: 3}", "[select][budget]"), ("budgets: 3", "--budget")],
+)
+def test_names_of_commands_in_a_config_file_are_no_options(capsys, pool, tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    code, _, err = called(capsys, "select", pool, "--config", tmp_path / "run.yaml", "--output", tmp_path / "run")
+    assert (code, message in err) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_config_file(capsys, pool, tmp_path):
     (tmp_path / "run.yaml").write_text("seed: 1\n")
     code, _, err = called(

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 import nncift
 from builders import word_rows, write_rows
@@ -137,6 +137,8 @@ class RecordedHub:
     def list_repo_files(self, repo, *, repo_type, revision):
         if self.files is None:
             raise RepositoryNotFoundError("none", response=_response(404))
+        if revision == "new":
+            raise RevisionNotFoundError("none", response=_response(404))
         return self.files
 
     def create_repo(self, repo, **options) -> str:
@@ -172,9 +174,18 @@ def test_both_parts_are_uploaded_in_a_commit_each(network_run):
 def test_a_repository_of_others_is_left_alone(phased_run):
     with pytest.raises(RunError, match=r"has files of others \(data/train-00000-of-00001.parquet\)"):
         nncift.push(phased_run, REPO, api=RecordedHub(["README.md", "data/train-00000-of-00001.parquet"]))
+    with pytest.raises(RunError, match="has files of others"):  # which a new branch would begin with
+        nncift.push(phased_run, REPO, revision="new", api=RecordedHub(["mine.parquet"]))
     hub = RecordedHub([".gitattributes", "README.md", "nncift.json", "data/old.parquet"])
     nncift.push(phased_run, REPO, api=hub)
     assert len(hub.uploads) == 1
+
+
+@pytest.mark.parametrize("given", [{"private": True}, {"revision": "v2"}])
+def test_options_of_the_hub_are_refused_beside_a_folder(phased_run, tmp_path, given):
+    with pytest.raises(ConfigError, match=f"`{next(iter(given))}` is for the hub"):
+        nncift.push(phased_run, REPO, to_folder=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

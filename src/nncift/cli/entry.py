@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.path.append("")  # the working folder, where "module:Class" may be: a script's path lacks it
     try:
         rest, file = take_config_file(list(sys.argv[1:] if arguments is None else arguments))
-        app.config = () if file is None else (_config_of(file),)
+        app.config = () if file is None else (_config_of(file, rest),)
         app(rest, exit_on_error=False, print_error=False)
     except NNCIFTError as error:
         _fail(str(error))
@@ -36,8 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _config_of(file: Path) -> cyclopts.config.Dict:
-    return cyclopts.config.Dict(read_config_file(file), source=str(file), use_commands_as_keys=False)
+def _config_of(file: Path, arguments: list[str]) -> cyclopts.config.Dict:
+    """The options in a file, under the name of the command: at the top cyclopts drops keys that are commands' names."""
+    command = _sub_command(arguments).strip()
+    return cyclopts.config.Dict({command: read_config_file(file)}, source=str(file))
 
 
 def _sub_command(arguments: list[str]) -> str:

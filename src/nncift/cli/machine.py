@@ -24,6 +24,9 @@ def doctor(pool: str | None = None, *, model: str | None = None, encoder: str | 
     """
     from nncift.doctor import diagnosis
 
+    given = {name: value for name, value in (("model", model), ("encoder", encoder)) if value is not None}
+    if pool is None and given:
+        raise ConfigError(f"--{next(iter(given))} is of a run on a pool, and none is named", "name the pool: POOL")
     print(diagnosis())
     if pool is None:
         print("What a run would take (LLM tokens, time, memory, disk): nncift doctor POOL, or the run with --dry-run")
@@ -31,7 +34,6 @@ def doctor(pool: str | None = None, *, model: str | None = None, encoder: str | 
     from nncift.pipeline.configuration.configure import make_config
     from nncift.pipeline.plan import plan
 
-    given = {name: value for name, value in (("model", model), ("encoder", encoder)) if value is not None}
     print(f"\n{as_typed(plan(make_config(pool, output=_NO_RUN, **given)))}")
 
 

@@ -87,6 +87,9 @@ def push(
         RunError: the run is not finished, has no network, or the hub cannot be reached or refuses the login.
     """
     _check(repo, only, license)
+    if to_folder is not None and (revision is not None or private):
+        name = "private" if private else "revision"
+        raise ConfigError(f"`{name}` is for the hub, and `to_folder` writes nothing there", "leave one of them out")
     folder = None if to_folder is None else new_folder(to_folder)
     finished = FinishedRun.open(run)
     parts: list[Part] = ["data", "network"] if only is None else [only]
@@ -169,8 +172,10 @@ def _check_ours(api: Any, repo: str, kind: str, revision: str | None) -> None:
 
     try:
         files = set(api.list_repo_files(repo, repo_type=kind, revision=revision))
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+    except RepositoryNotFoundError:
         return
+    except RevisionNotFoundError:  # a new branch begins with the files of the main one
+        return _check_ours(api, repo, kind, None)
     if FACTS not in files and (others := sorted(files - {".gitattributes", "README.md"})):
         raise RunError(f"the {kind} {repo} is there, and has files of others ({others[0]})", "give another name")
 

@@ -297,3 +297,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match="not the config of a run"):
         make_config(from_run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"known": "known"},
+        {"known": "known", "nu": 0.5},
+        {"target": "known", "eta": 0.3},
+        {"objective": "graph-cut", "redundancy": 0.5},
+        {"objective": "facility-location"},
+    ],
+)
+def test_random_rows_beside_any_choice(tmp_path: Path, options):
+    pool, known = (write_rows(tmp_path / f"{n}.jsonl", word_rows(n, offset=n)) for n in (40, 9))
+    given = {name: known if value == "known" else value for name, value in options.items()}
+    nncift.select(pool, influence="bm25", budget=5, output=tmp_path / "run", **given)
+    drawn = nncift.select(from_run=tmp_path / "run", influence="random", output=tmp_path / "random")
+    plain = nncift.select(pool, influence="random", budget=5, output=tmp_path / "plain")
+    assert drawn.indices.tolist() == plain.indices.tolist()
+
+
+def test_random_rows_beside_a_grown_pool(tmp_path: Path):
+    pool, new = (write_rows(tmp_path / f"{n}.jsonl", word_rows(n, offset=n)) for n in (40, 9))
+    nncift.select(pool, influence="bm25", budget=5, output=tmp_path / "run")
+    nncift.select(from_run=tmp_path / "run", append=new, output=tmp_path / "grown")
+    drawn = nncift.select(from_run=tmp_path / "grown", influence="random", output=tmp_path / "random")
+    assert len(drawn.pool) == 49

@@ -43,6 +43,19 @@ def test_the_commands_that_come_next_are_filled_in_and_can_be_typed(tmp_path: Pa
     assert visible(f"nncift explore {shlex.quote(str(folder.path))}") in section
 
 
+def test_the_comparison_reads_as_the_run_did(tmp_path: Path, parsed: Callable):
+    folder = make_run(tmp_path)
+    read = {"prompt_field": "my q", "response_field": "a", "skip_bad_rows": True, "exclude": ["t.jsonl", "u.jsonl"]}
+    write_json(folder.config, CONFIG | read | {"influence": "less", "wording": "chat", "keep_duplicates": False})
+    line = next(one for commands in steps(folder).values() for one in commands if "compare" in one)
+    assert "--prompt-field 'my q' --response-field a" in line
+    assert "--exclude t.jsonl --exclude u.jsonl --skip-bad-rows" in line
+    assert "--wording chat" in line
+    assert "--keep-duplicates" not in line
+    assert "--influence gradient-sketch" in line
+    parsed(shlex.split(line)[1:])
+
+
 @pytest.fixture
 def parsed() -> Callable:
     """Binds a command line to its command, without running it."""

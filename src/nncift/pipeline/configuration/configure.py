@@ -31,6 +31,7 @@ _OWN = ("pool", "output", "from_run", "no_cache", "keep_checkpoints", *EXECUTION
 _GROWING = ("append", "keep_selection")  # nor these, which name the folder
 _CONSENT = ("trust_remote_code",)  # nor this: the run may be another person's
 _READ_BY = ("exclude", "exclude_fields", "turns", "keep_duplicates", "influence", "model", "max_length", "wording")
+_OF_OBJECTIVES = ("known", "known_split", "objective", "eta", "nu", "redundancy", "weights")  # and not of random rows
 _REPLACES = {  # option to those of the earlier run that it takes the place of
     "influence": ("influence_options", "labels_from"),
     "labels": ("labels_from", "fidelity"),
@@ -67,7 +68,8 @@ def make_config(
             raise ConfigError(f"`{name}` is of type {type(value).__name__}", "give text, a path or a number")
     tests = options.get("exclude", ())
     if not (isinstance(tests, tuple) and all(isinstance(test, str) for test in tests)):
-        raise ConfigError(f"`exclude` is {repr(tests)[:100]}", "give text, or a tuple of several")
+        held = "data in memory" if isinstance(tests, tuple | list | dict) else repr(tests)[:100]
+        raise ConfigError(f"`exclude` is {held}", "give the path or hub id of a test set, or a tuple of several")
     given = influence if isinstance(influence, str | None) else json.dumps(as_function(influence).describe())
     if options.get("influence_options") and not isinstance(influence, str | None):
         raise ConfigError("`influence_options` are for a function given by its name", "give them to the object itself")
@@ -145,8 +147,8 @@ def inherited(
     if _is_unlabelled(options) or _is_factored(options, influence):  # an earlier run may have estimated
         kept = set(given) if _is_factored(options, influence) else {*given, "labels", "verify"}
         options = {name: value for name, value in options.items() if name in kept or name not in ESTIMATION}
-    if given.get("influence") in DRAWN:  # rows to compare with, whose gains are random
-        options = {name: value for name, value in options.items() if name != "weights" or name in given}
+    if given.get("influence") in DRAWN:  # rows to compare with: no objective shapes them, and their gains are random
+        options = {name: value for name, value in options.items() if name not in _OF_OBJECTIVES or name in given}
     options["exclude"] = _joined(stored.get("exclude") or (), given.get("exclude") or ())
     if "append" in given or (pool is None and earlier.get("append")):
         _refuse_changed(run, stored, options)
@@ -177,7 +179,7 @@ def _refuse_changed(run: str, stored: Mapping[str, Any], options: Mapping[str, A
     defaults = {"influence": DEFAULT_INFLUENCE}
     for name in _READ_BY:
         before, now = (some.get(name) or defaults.get(name) for some in (stored, options))
-        if (before or None) != (now or None):
+        if (before or None) != (now or None) and not (name == "influence" and now in DRAWN):
             raise ConfigError(
                 f"the samples of {run} are kept as they were read there, so `{name}` cannot be changed now",
                 "leave it out, or choose again from all data: name them as `pool`, without `append`",

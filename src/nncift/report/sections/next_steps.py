@@ -17,6 +17,11 @@ from nncift.run.storage.files import read_json
 _MOST = 3
 _LABELS = 2000  # pairs, to measure fidelity where nothing was labelled
 _TEST = "TEST.jsonl"  # where no evaluation names one
+_READ_BY = (  # options that a comparison shares with the run, so that it reads the same
+    *("target", "known", "split", "target_split", "known_split", "prompt_field", "response_field", "messages_field"),
+    *("turns", "exclude", "exclude_fields", "skip_bad_rows", "keep_duplicates", "max_row_bytes"),
+    *("model", "encoder", "dtype", "max_length", "wording"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,15 @@ def _comparison(run: FinishedFiles, found: Sequence[Evaluated], test: str) -> li
         return []
     pool = config["pool"]
     parts = ["nncift", "compare", *([pool] if isinstance(pool, str) else pool)]
-    for option in ("target", "known", "model", "encoder"):
-        if config.get(option) is not None:
-            parts += [f"--{option}", str(config[option])]
-    for name in config.get("exclude") or ():
-        parts += ["--exclude", str(name)]
-    parts += ["--test", test, "--budget", str(summary.selected), "--influence", "less"]
+    for option in _READ_BY:
+        value = config.get(option)
+        if value is True:
+            parts.append(f"--{option.replace('_', '-')}")
+        elif value not in (None, False):
+            for one in value if isinstance(value, list) else [value]:
+                parts += [f"--{option.replace('_', '-')}", str(one)]
+    other = "gradient-sketch" if config.get("influence") == "less" else "less"
+    parts += ["--test", test, "--budget", str(summary.selected), "--influence", other]
     parts += ["--output", str(run.folder.path / "evaluation" / "compare")]
     question = "How many random rows is the choice worth, and would another influence function choose better?"
     return [Step(question, (shlex.join(parts),), "Trains many models: add --dry-run to see what it would cost.")]
