@@ -52,6 +52,14 @@ def test_empty_columns_beside_the_turns_change_nothing():
     assert {**sample, "original": None} == {**load_pool([plain])[0], "original": None}
 
 
+@pytest.mark.parametrize("blank", ["", " \n", None, [], [{"type": "text", "text": ""}]])
+def test_a_blank_system_message_yields_to_the_column(blank):
+    [sample] = load_pool([{"system": "s", "messages": [turn("system", blank), *CHAT]}])
+    assert roles_and_texts(json.loads(sample["messages"])) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    [sample] = load_pool([{"system": "s", "messages": [turn("system", "own"), *CHAT]}])
+    assert roles_and_texts(json.loads(sample["messages"]))[0] == ("system", "own")
+
+
 def test_a_column_of_such_a_name_that_holds_something_else_is_noted():
     pool, facts = read_pool([{"prompt": "p", "response": "r", "tools": ["hammer"], "history": "long"}])
     assert (pool[0]["prompt"], pool[0]["messages"]) == ("p", None)
@@ -174,6 +182,25 @@ def test_role_markers(text, expected):
     assert load_pool([{"other": text}], messages_field="other")["response"][:] == [sample["response"]]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\nHow does Llama 2 mark?<|im_end|>\n<|im_start|>assistant\nWith {}.<|im_end|>\n",
+        "### Human: How does Llama 2 mark?### Assistant: With {}.",
+        "<s><|user|>\nHow does Llama 2 mark?</s>\n<|assistant|>\nWith {}.</s>",
+    ],
+)
+@pytest.mark.parametrize("marker", ["[/INST]", "[INST] and [/INST]"])
+def test_a_turn_can_mention_the_markers_of_llama(text, marker):
+    assert roles_and_texts(marked_messages(text.format(marker))) == [
+        ("user", "How does Llama 2 mark?"),
+        ("assistant", f"With {marker}."),
+    ]
+    llama = "[INST] How does Vicuna mark? USER: x ASSISTANT: y [/INST] So."
+    assert [message["role"] for message in marked_messages(llama)] == ["user", "assistant"]
+    assert roles_and_texts(marked_messages("s [INST] q [/INST] a")) == [SYSTEM, *TWO[:2]]
+
+
 @pytest.mark.parametrize("text", ["plain", "He said: Human: no", "### Human: q", "[INST] q [/INST]", "Human: q\nok"])
 def test_no_role_markers(text):
     assert marked_messages(text) is None
@@ -203,6 +230,27 @@ ANSWER = {"role": "assistant", "content": "a"}
 def test_the_chosen_side_of_a_preference_is_the_sample(row):
     [sample] = load_pool([row])
     assert (sample["prompt"], sample["response"]) == ("q", "a")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "response"),
+    [
+        ("Hello", "Hello! How can I help?", "Hello!", "Hello! How can I help?"),
+        ("Hello", "Hello! How can I help?", "No.", "Hello! How can I help?"),
+        ("Hello", "Hello there", "Go away", "Hello there"),
+        ("Paris", "Paris", "Paris", "Paris"),
+        ("Paris", "Paris is it", "Paris", "Paris is it"),
+        ("Why? ", "Why? So.", "Why? Or so.", "So."),
+        ("Why?", "Why? So.", "Why? Or so.", " So."),
+        ("Why?", "Why?\nSo.", None, "\nSo."),
+        ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant:a", "\n\nHuman: q\n\nAssistant: b", "a"),
+        ("[INST] q [/INST]", "[INST] q [/INST]a", "[INST] q [/INST]b", "a"),
+        ("<|user|>q", "<|user|>q<|assistant|>a", "<|user|>q<|assistant|>b", "<|assistant|>a"),
+    ],
+)
+def test_a_prompt_before_the_chosen_response_is_left_out_only_where_it_is_repeated(prompt, chosen, rejected, response):
+    [sample] = load_pool([{"prompt": prompt, "chosen": chosen, "rejected": rejected}])
+    assert (sample["prompt"], sample["response"]) == (prompt, response)
 
 
 # --- mixtures ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from nncift.data.chats.messages import (
     transcript,
     typed,
 )
-from nncift.data.chats.role_markers import marked_messages
+from nncift.data.chats.role_markers import is_between_turns, marked_messages
 from nncift.data.rows import json_text
 from nncift.errors import ConfigError
 
@@ -250,7 +250,8 @@ def _chosen(prompt_field: str, *, optional: str | None = None) -> Schema:
             if isinstance(prompt, list):
                 return _Turns([*read_messages(values, prompt_field), _answer(chosen)], "chosen")
             prompt = _with_optional(values, prompt_field, optional)
-            chosen = chosen.removeprefix(prompt)
+            if _repeated(prompt, chosen, values.get("rejected")):
+                chosen = chosen.removeprefix(prompt)
             return Text(filled(prompt_field, prompt), filled("chosen", chosen))
         response = read_messages({"chosen": [chosen] if isinstance(chosen, dict) else chosen}, "chosen")
         if isinstance(prompt, list):
@@ -262,6 +263,19 @@ def _chosen(prompt_field: str, *, optional: str | None = None) -> Schema:
         return _Turns([{"role": "user", "content": prompt}, *response], "chosen")
 
     return Schema("preference", (prompt_field, "chosen"), read, (optional,) if optional else (), _CHOSEN_KINDS)
+
+
+def _repeated(prompt: str, *responses: Any) -> bool:
+    """Whether every response that is text repeats the prompt before it.
+
+    An answer may begin with the words of a short prompt ("Hello", "Hello! How are you?"): the prompt must end where a
+    turn can.
+    """
+    return all(
+        text.startswith(prompt) and is_filled(text[len(prompt) :]) and is_between_turns(prompt, text[len(prompt) :])
+        for text in responses
+        if isinstance(text, str)
+    )
 
 
 def _answer(text: str) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from nncift.data.chats.messages import SYSTEM_ROLES, BadRow, Messages, Values, exchange, read_messages, typed
+from nncift.data.chats.messages import (
+    SYSTEM_ROLES,
+    BadRow,
+    Messages,
+    Values,
+    exchange,
+    has_blank_system,
+    read_messages,
+    typed,
+)
 from nncift.data.rows import json_text
 
 SYSTEM = ("system", "system_prompt")
@@ -32,7 +41,9 @@ class Context(NamedTuple):
         return bool(self.system or self.history or self.tools)
 
     def before(self, messages: Messages) -> Messages:
-        """The messages of a row after its system message and its history."""
+        """The messages of a row after its system message and its history; a blank own one yields to the column's."""
+        if self.system and has_blank_system(messages):
+            messages = messages[1:]
         own = bool(messages) and messages[0]["role"] in SYSTEM_ROLES
         start: Messages = messages[:1] if own else []
         if self.system and not own:

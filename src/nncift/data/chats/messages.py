@@ -208,6 +208,16 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
+def has_blank_system(messages: Messages) -> bool:
+    """Whether the first message is a system message without text."""
+    if not messages or messages[0]["role"] not in SYSTEM_ROLES:
+        return False
+    content = messages[0].get("content")
+    if isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content):
+        content = "".join(part if isinstance(part, str) else str(part.get("text", part)) for part in content)
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
 def transcript(messages: Messages, texts: Sequence[str], tools: str | None) -> str:
     """The turns before a response as one text: the user's alone if nothing else precedes the response."""
     heard = [i for i, text in enumerate(texts) if messages[i]["role"] not in SYSTEM_ROLES or text.strip()]

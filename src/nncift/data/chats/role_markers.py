@@ -25,6 +25,8 @@ _ROLES = {
 _ENDS = re.compile(r"(?:\s|</s>|<s>|<\|(?:im_end|eot_id|eom_id|end|endoftext|end_of_text|begin_of_text)\|>|<eos>)+\Z")
 _STARTS = re.compile(r"\A(?:\s|<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>)+")
 _ALPACA_PREAMBLE = re.compile(r"\ABelow is an instruction that describes a task\b[^\n]*\Z")
+_TOKEN = re.compile(r"</s>|<\|\w+\|>|<end_of_turn>|\[INST\]")
+_LLAMA_START = re.compile(r"(?:\s|<s>)*(?:\[INST\]|<<SYS>>|\[SYSTEM_PROMPT\])")
 _LLAMA_SYSTEM = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
@@ -54,8 +56,9 @@ _NOTATIONS = (
 
 def marked_messages(text: str) -> Messages | None:
     """The messages of a text with role markers; None if no turn of an assistant is marked after one of a user."""
-    if "[/INST]" in text:
-        return _inst_messages(text)
+    is_inst = "[/INST]" in text  # perhaps only as words of another notation's turn
+    if is_inst and _LLAMA_START.match(text) and (messages := _inst_messages(text)) is not None:
+        return messages
     for notation in _NOTATIONS:
         parts = notation.marker.split(text)
         before = _STARTS.sub("", parts[0]).rstrip()
@@ -65,7 +68,17 @@ def marked_messages(text: str) -> Messages | None:
         roles = [message["role"] for message in messages]
         if "user" in roles and "assistant" in roles[roles.index("user") :]:
             return messages
-    return None
+    return _inst_messages(text) if is_inst else None
+
+
+def is_between_turns(before: str, after: str) -> bool:
+    """Whether one turn can end and the next begin between two parts of a text: at white space or a marker."""
+    if before[-1:].isspace() or after[:1].isspace() or before.endswith("[/INST]") or _TOKEN.match(after):
+        return True
+    return any(
+        notation.marker.match(after) or any(found.end() == len(before) for found in notation.marker.finditer(before))
+        for notation in _NOTATIONS
+    )
 
 
 def _joined(before: str, turns: zip[tuple[str, str]]) -> Messages:
