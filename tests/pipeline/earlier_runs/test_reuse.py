@@ -206,6 +206,15 @@ def test_a_relative_path_of_the_earlier_run_is_explained_elsewhere(tmp_path: Pat
     message = r"\./pool\.jsonl: no such file or folder: it is relative to the folder in which .*run was made: .* `pool`"
     with pytest.raises(DataError, match=message):
         nncift.select(from_run=tmp_path / "run", budget=4, output=tmp_path / "larger")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "q", "response": 5}\n')
+    for append, advice in (
+        ([{"prompt": "q", "response": 5}], "a number, not text: correct it$"),
+        (str(bad), "a number, not text: correct it$"),
+        ("./missing.jsonl", r"\./missing\.jsonl: no such file or folder: check the path$"),
+    ):
+        with pytest.raises(DataError, match=advice):
+            nncift.select(from_run=tmp_path / "run", append=append, output=tmp_path / "grown")
     nncift.select(here / "pool.jsonl", from_run=tmp_path / "run", budget=4, output=tmp_path / "larger")
 
 

@@ -31,6 +31,7 @@ Stamp: TypeAlias = dict[str, Any]
 IN_MEMORY = "<dataset>"
 MIXTURE = (".yaml", ".yml")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+NO_SOURCE = "no such file or folder"  # begins the error
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ def _open_path(source: str | Path, opening: Opening) -> Source:
     if colon and Path(folder).expanduser().is_dir():
         return _open_folder(folder, Path(folder).expanduser(), config, opening)
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or is_known(path) or path.suffix.lower() in MIXTURE:
-        raise DataError("no such file or folder", "check the path", file=name)
+        raise DataError(NO_SOURCE, "check the path", file=name)
     if not is_hub_name(name):
-        raise DataError("no such file or folder, nor a hub id", 'a hub id looks like "org/name"', file=name)
+        raise DataError(f"{NO_SOURCE}, nor a hub id", 'a hub id looks like "org/name"', file=name)
     return Source(name, partial(_hub_rows, name, opening), lambda: [{"file": name, "split": opening.split}])
 
 

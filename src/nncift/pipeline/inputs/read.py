@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from nncift.data.facts import open_pool
 from nncift.data.pool import ReadOptions, read_pool
-from nncift.data.sources.sources import is_hub_name
-from nncift.errors import ConfigError, NNCIFTError, RunError
+from nncift.data.sources.sources import NO_SOURCE
+from nncift.errors import ConfigError, DataError, NNCIFTError, RunError
 from nncift.features.features import SampleSet
 from nncift.models.locate import PRETRAINED
 from nncift.models.text.screening import ExampleScreen, RowScreen, Screen
@@ -90,7 +90,7 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     except NNCIFTError as error:
         if side != "pool" and error.fix:
             error.fix = error.fix.replace("`split`", f"`{side}_split`")
-        if _is_elsewhere(config, side):
+        if not grows and _is_elsewhere(config, side, error):
             there = f"it is relative to the folder in which {config.from_run} was made"
             error.fix = f"{there}: run the same command there, or give `{side}`"
         raise
@@ -104,12 +104,13 @@ def _read_side(run: Run, side: str, source: SourceLike) -> SampleSet:
     return read
 
 
-def _is_elsewhere(config: Config, side: str) -> bool:
-    """Whether a side is a relative path of the earlier run, which is not there from here."""
+def _is_elsewhere(config: Config, side: str, error: NNCIFTError) -> bool:
+    """Whether the error is that a side is a relative path of the earlier run, which is not there from here."""
     path = getattr(config, side)
-    if config.from_run is None or not isinstance(path, str) or Path(path).is_absolute() or Path(path).exists():
+    if config.from_run is None or not isinstance(path, str) or Path(path).expanduser().is_absolute():
         return False
-    return earlier_options(config.from_run).get(side) == path and not is_hub_name(path)
+    missing = isinstance(error, DataError) and error.file == path and error.problem.startswith(NO_SOURCE)
+    return missing and earlier_options(config.from_run).get(side) == path
 
 
 def _check_named_fields(run: Run) -> None:
