@@ -89,3 +89,42 @@ def test_nothing_new_is_refused(sources, tmp_path: Path):
         read_pool(word_rows(2), after=tmp_path / "first", folder=tmp_path / "pool")
     assert not (tmp_path / "pool" / "samples.arrow").exists()
     assert json.loads((tmp_path / "first/facts.json").read_text())["rows"] == 14
+
+
+SAME_TO_A_MODEL = [
+    {"role": "user", "content": "q", "name": None},
+    {"role": "user", "content": [{"type": "text", "text": "q"}]},
+    {"role": "user", "content": "q", "tool_calls": None},
+]
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": " "}], [{"role": "developer", "content": ""}]])
+@pytest.mark.parametrize("user", SAME_TO_A_MODEL)
+def test_chats_that_are_the_same_to_a_model_are_duplicates(system, user, tmp_path: Path):
+    before = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
+    plain = {"messages": [*before, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    other = {"messages": [*system, *before, user, {"role": "assistant", "content": "a"}]}
+    for first, second in ((plain, other), (other, plain)):
+        folder = tmp_path / ("plain" if first is plain else "other")
+        pool, facts = read_pool([first, second], folder=folder / "both")
+        assert (len(pool), facts.duplicates, json.loads(pool[0]["original"])) == (1, 1, first)
+        assert json.loads(pool[0]["messages"]) == first["messages"]  # stored as it is
+        kept, _ = read_pool([first, second], ReadOptions(keep_duplicates=True))
+        assert len({*kept["id"]}) == 2
+        assert pool["id"][0] == kept["id"][0]
+        read_pool([first], folder=folder / "one")
+        grown, facts = read_pool([second, word_rows(1)[0]], after=folder / "one", folder=folder / "grown")
+        assert (len(grown), facts.duplicates) == (2, 1)
+
+
+def test_chats_that_differ_for_a_model_are_no_duplicates():
+    chats = [
+        [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": "a"},
+        ]
+        for system, user in (("", "q"), ("s", "q"), ("null", "q"), ("", "null"), ("", ["q", "null"]))
+    ]
+    pool, _ = read_pool([{"messages": messages} for messages in chats])
+    assert len(pool) == 5

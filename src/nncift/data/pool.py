@@ -9,7 +9,8 @@ collide in one of two million pools.
 A row is checked in this order, and listed if it is removed:
     rejected    it cannot be used (only with `skip_bad_rows`; else it is an error), or is marked as not to be trained on
     excluded    it also occurs in a test set (only with `exclude`)
-    duplicates  same prompt and response (of a chat: same messages and tools) as an earlier row
+    duplicates  same prompt and response (of a chat: same messages and tools, but for null keys, content in parts and
+                a blank system message) as an earlier row
     rejected    a model of the run cannot take it (`screen`)
 The facts are written last: a folder that has them is finished (`run.folder.parts.SampleFolder`).
 """

@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
     identity: str  # the row's own id, else the content hash in hexadecimal
     own: bool  # whether it is the row's own
-    content: int  # 60-bit hash of the texts; equal for exact duplicates
+    content: int  # 60-bit hash of the texts
     text: Text
     row: Row
     position: int  # 0-based number in the source, bad rows counted

@@ -5,14 +5,17 @@ Memory holds hashes alone, about 100 bytes a sample, and another 100 if rows hav
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nncift.data.chats.messages import content_text, has_blank_system, transcript
 from nncift.data.cleaning.decontamination import Contamination
 from nncift.data.cleaning.test_sets import sample_texts
 from nncift.data.reader import Sample, Samples, content_hash, short_hash
-from nncift.data.schemas import Text
+from nncift.data.rows import json_text
+from nncift.data.schemas import Text, chat_messages
 from nncift.data.writer import PoolWriter
 from nncift.run.folder.records import counted
 
@@ -21,7 +24,28 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 
+_OTHER_FORM = re.compile(r'\bnull\b|"content": (?:\[|"(?:\s|\\u....|\\.)*")')  # or blank content
+
 Screen = Callable[[Text], str | None]
+
+
+def duplicate_key(text: Text, content: int) -> int:
+    """A hash that is equal for samples that are the same to a model.
+
+    It is `content`, that of the texts, unless a chat has null keys, content in parts or a blank system message at its
+    start, as a copy of it in another file may.
+    """
+    if text.messages is None or not _OTHER_FORM.search(text.messages):
+        return content
+    messages = [
+        {key: value for key, value in message.items() if value is not None} for message in chat_messages(text.messages)
+    ]
+    prompt = text.prompt
+    if has_blank_system(messages):
+        del messages[0]
+        texts = [content_text(message, "messages", i) for i, message in enumerate(messages[:-1])]
+        prompt = transcript(messages[:-1], texts, text.tools)
+    return content_hash(text._replace(prompt=prompt, messages=json_text(messages)))
 
 
 @dataclass
@@ -46,7 +70,7 @@ class Deduplication:
     duplicates: int = 0
     excluded: int = 0
     renamed: int = 0
-    _pool_row: dict[int, int] = field(default_factory=dict)  # by content
+    _pool_row: dict[int, int] = field(default_factory=dict)  # by `duplicate_key`
     _used: dict[int, int] = field(default_factory=dict)  # ids, with the number of the last that was made from each
 
     @property
@@ -68,8 +92,8 @@ class Deduplication:
             none = [None] * len(batch["id"])
             columns_of = (batch.get(name, none) for name in columns)
             for row, (identity, *texts) in enumerate(zip(*columns_of, strict=True), start):
-                content = content_hash(Text(*texts))
-                self._pool_row.setdefault(content, row)
+                content = content_hash(text := Text(*texts))
+                self._pool_row.setdefault(duplicate_key(text, content), row)
                 if self.keep_duplicates or identity != f"{content:015x}":
                     self._used.setdefault(short_hash(identity), 1)
 
@@ -77,21 +101,21 @@ class Deduplication:
         """Write the samples of a source; one that the screen refuses counts as a bad row of `samples`."""
         writer, pool_row = self.writer, self._pool_row
         for sample in rows:
-            content = sample.content
+            key = duplicate_key(sample.text, sample.content)
             if self.contamination and (found := self.contamination.find(sample_texts(sample.text))):
                 self.excluded += 1
                 writer.exclude(sample, *found)
-            elif content in pool_row and not self.keep_duplicates:
+            elif key in pool_row and not self.keep_duplicates:
                 self.duplicates += 1
-                writer.drop_duplicate(sample, pool_row[content])
+                writer.drop_duplicate(sample, pool_row[key])
             elif self.screen is not None and (reason := self.screen(sample.text)) is not None:
                 samples.refuse(sample.row, "", reason)
             else:
                 identity = sample.identity
                 if sample.own or self.keep_duplicates:
                     identity = self._unique(identity)
-                    self.renamed += identity != sample.identity and content not in pool_row
-                pool_row.setdefault(content, writer.rows)
+                    self.renamed += identity != sample.identity and key not in pool_row
+                pool_row.setdefault(key, writer.rows)
                 writer.keep(sample, identity)
 
     def _unique(self, identity: str) -> str:
