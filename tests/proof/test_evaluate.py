@@ -205,6 +205,14 @@ def test_prompts_of_symbols_alone_are_no_overlap():
     refuse_overlap(test, chosen, "test.jsonl")
 
 
+@pytest.mark.parametrize(("asked", "trained"), [("2 * 2 =", "2 + 2 = ?"), ("C", "C++?")])
+def test_prompts_that_differ_in_symbols_are_no_overlap(asked, trained):
+    test, chosen = (load_pool([{"prompt": prompt, "response": "x"}]) for prompt in (asked, trained))
+    refuse_overlap(test, chosen, "test.jsonl")
+    with pytest.raises(DataError, match="1 of 1 test prompts"):
+        refuse_overlap(test, load_pool([{"prompt": f"{asked}?", "response": "y"}]), "test.jsonl")
+
+
 QUESTION, SYSTEM = {"role": "user", "content": "Why is the sky blue?"}, {"role": "system", "content": "Be brief."}
 FIRST = [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "Hello."}]
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builders import write_jsonl
-from nncift.data.cleaning.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, words
+from nncift.data.cleaning.decontamination import MIN_WORDS, NGRAM, Contamination, Texts, prompt_key, words
 from nncift.data.pool import ReadOptions, load_pool, read_pool
 from nncift.errors import DataError
 
@@ -27,14 +27,19 @@ def why(sample, *tests):
 def reference(sample, tests):
     """Words by character category; n-grams by substring search between spaces."""
 
-    def plain(text):
+    def plain(text, symbols=""):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        kept = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
+        kept = "".join(
+            c if unicodedata.category(c)[0] in "LNM" else f" {c} " if c in symbols else " " for c in folded
+        )
         return f" {' '.join(kept.split())} "
 
-    (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
-    if prompt.strip() and any(prompt == other for other, _ in tests):
+    def key(text):
+        return plain(text, "+-*/=<>#%^&|~@$" if len(plain(text).split()) < MIN_WORDS else "")
+
+    if key(sample[0]).strip() and any(key(sample[0]) == key(other) for other, _ in tests):
         return "same prompt"
+    (prompt, response), tests = map(plain, sample), [tuple(map(plain, test)) for test in tests]
     for where, text in (("prompt", prompt), ("response", response)):
         if len(text.split()) >= MIN_WORDS and any(text == other for test in tests for other in test):
             return f"same {where}"
@@ -63,7 +68,30 @@ def test_equals_the_reference(sample, tests):
 
 @given(sample=pair)
 def test_a_sample_with_words_matches_itself(sample):
-    assert why(sample, sample) == (("same prompt", "t0") if words(sample[0]) else why(("", sample[1]), ("", sample[1])))
+    assert why(sample, sample) == (("same prompt", "t0") if prompt_key(sample[0]) else why(("", sample[1]), ("", sample[1])))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2 * 2 =", "2 + 2 = ?", False),
+        ("C", "C++?", False),
+        ("What is C#?", "What is C?", False),
+        ("Costs 5 €", "Costs 5 $", False),
+        ("a ≤ b", "a ≥ b", False),
+        ("+ - ?", "=>", False),
+        ("👍", "👎", False),
+        ("?!", "...", False),
+        ("2 + 2 = ?", "2+2=", True),
+        ("Is 'C++' fast?", "is (C++) fast", True),
+        ("What does `ls` do?", "What does ls do?", True),
+        ("=>", "=> ?", True),
+        ("one two three four five six seven - eight", "One two three four five six seven eight!", True),
+    ],
+)
+def test_symbols_of_a_short_prompt_count(one, other, same):
+    for first, second in ((one, other), (other, one)):
+        assert (why((first, "x"), (second, "y")) == ("same prompt", "t0")) == same
 
 
 def test_names_the_test_sample():

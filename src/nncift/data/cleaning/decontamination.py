@@ -2,7 +2,8 @@
 
 Texts are compared as lists of words: Unicode NFKC, case folded, without punctuation, symbols and white space. A sample
 is excluded if
-- its prompt equals a test prompt; of a chat, the text of any of its user's turns;
+- its prompt equals a test prompt; of a chat, the text of any of its user's turns. In a prompt of fewer than 8 words
+  symbols count too ("2 + 2" and "2 * 2", "C" and "C++"), punctuation, quotes and brackets do not;
 - one of its texts, or a paragraph of its prompt, equals a text of a test set, of at least 8 words (shorter ones, "Yes"
   or "42", are equal by chance);
 - one of its texts shares a 13-gram with a text of a test set, the length used for GPT-3 (Brown et al. 2020, "Language
@@ -56,8 +57,8 @@ class Contamination:
         self._samples.append((identity, file))
         for part, text in texts.by_part():
             found = words(text)
-            if found and part == "prompt":
-                self._prompts.setdefault(hash(tuple(found)), at)
+            if part == "prompt" and (key := prompt_key(text)):
+                self._prompts.setdefault(hash(key), at)
             if len(found) >= MIN_WORDS:
                 self._long.setdefault(hash(tuple(found)), at)
             for ngram in _ngrams(found):
@@ -66,11 +67,10 @@ class Contamination:
     def find(self, texts: Texts) -> tuple[str, str, str] | None:
         """Reason for exclusion, with id and file of the test sample; None for a clean sample."""
         found = [(part, words(text)) for part, text in texts.by_part()]
-        for part, each in found:
-            key = hash(tuple(each))
-            if part == "prompt" and (at := self._prompts.get(key)) is not None:
+        for (part, text), (_, each) in zip(texts.by_part(), found, strict=True):
+            if part == "prompt" and (at := self._prompts.get(hash(_key(text, each)))) is not None:
                 return ("same prompt", *self._samples[at])
-            if len(each) >= MIN_WORDS and (at := self._long.get(key)) is not None:
+            if len(each) >= MIN_WORDS and (at := self._long.get(hash(tuple(each)))) is not None:
                 return (f"same {part}", *self._samples[at])
         for paragraph in _paragraphs(texts.prompts):
             if len(paragraph) >= MIN_WORDS and (at := self._long.get(hash(tuple(paragraph)))) is not None:
@@ -93,12 +93,44 @@ def _paragraphs(prompts: Iterable[str]) -> Iterator[list[str]]:
 
 def words(text: str) -> list[str]:
     """The normalized words of a text."""
+    folded, word = _folded(text)
+    return word.findall(folded)
+
+
+def prompt_key(text: str) -> tuple[str, ...]:
+    """What equal prompts have in common: the words, and of a short prompt also the symbols; empty without any."""
+    return _key(text, words(text))
+
+
+def _key(text: str, found: list[str]) -> tuple[str, ...]:
+    """As `prompt_key`, with the words of the text."""
+    if len(found) >= MIN_WORDS:
+        return tuple(found)
+    folded, word = _folded(text)
+    tokens: list[str] = []
+    end = 0
+    for match in word.finditer(folded):
+        tokens += filter(_is_symbol, folded[end : match.start()])
+        tokens.append(match[0])
+        end = match.end()
+    return (*tokens, *filter(_is_symbol, folded[end:]))
+
+
+def _is_symbol(character: str) -> bool:
+    """Whether it carries meaning, unlike punctuation; accents that are used as quotes do not."""
+    if character in _NO_SYMBOLS:
+        return False
+    return character in _ASCII_SYMBOLS or unicodedata.category(character) in ("Sm", "Sc", "Sk", "So")
+
+
+def _folded(text: str) -> tuple[str, re.Pattern[str]]:
+    """A text in the form that is compared, and the pattern of its words."""
     if text.isascii():
-        return _WORD.findall(text.lower())
+        return text.lower(), _WORD
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = _IDEOGRAPH.sub(r" \g<0> ", folded)
     mark, word_with_marks = _marks()
-    return word_with_marks.findall(folded) if mark.search(folded) else _WORD.findall(folded)
+    return folded, word_with_marks if mark.search(folded) else _WORD
 
 
 def _ngrams(found: list[str]) -> Iterator[int]:
@@ -106,6 +138,8 @@ def _ngrams(found: list[str]) -> Iterator[int]:
 
 
 _WORD = re.compile(r"[^\W_]+")
+_ASCII_SYMBOLS = frozenset("+-*/=<>#%^&|~@$")
+_NO_SYMBOLS = frozenset("`\u00b4\ufffd")  # the last stands for what is lost
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nncift.data.cleaning.decontamination import words
+from nncift.data.cleaning.decontamination import prompt_key
 from nncift.data.pool import ReadOptions, read_pool
 from nncift.data.schemas import chat_messages
 from nncift.errors import DataError
@@ -34,7 +34,7 @@ def read_test(source: Any, folder: SampleFolder, options: ReadOptions, *, progre
 
 
 def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subset") -> None:
-    """Refuse test items whose prompt also stands among the chosen rows, compared word by word (`decontamination`).
+    """Refuse test items whose prompt also stands among the chosen rows, compared as `decontamination` does.
 
     The prompt of a chat with one question is also that question, without the system message. Of a chosen chat every
     question counts: those before the last are trained on with `turns` all. Shared n-grams are no reason: rows of one
@@ -50,16 +50,16 @@ def refuse_overlap(test: Dataset, chosen: Dataset, name: str, *, of: str = "subs
         DataError: some do; the message names them.
     """
     index = {
-        tuple(words(text)): row["id"]
+        prompt_key(text): row["id"]
         for row in _with_chats(chosen, "id")
         for text in (row["prompt"], *_questions(row.get("messages")))
     }
-    index.pop((), None)  # prompts of symbols alone differ all the same
+    index.pop((), None)  # prompts of punctuation alone differ all the same
     found = []
     for row in _with_chats(test, "source_row"):
         questions = _questions(row.get("messages"))
         texts = (row["prompt"], *questions) if len(questions) == 1 else (row["prompt"],)  # "Go on" is in many
-        identity = next((index[key] for text in texts if (key := tuple(words(text))) in index), None)
+        identity = next((index[key] for text in texts if (key := prompt_key(text)) in index), None)
         if identity is not None:
             found.append((row["source_row"] + 1, identity))
     if found:
