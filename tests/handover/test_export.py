@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nncift
+from builders import word_rows
 from nncift.cli import main
 from nncift.errors import ConfigError, RunError
 from nncift.handover.chats import TrainingChat
@@ -133,6 +134,8 @@ def test_any_chat_survives_every_format(chat):
     [
         ([("user", "a"), ("user", "b"), ("assistant", "c")], "alternate"),
         ([("user", "a"), ("system", "b"), ("assistant", "c")], "system prompt"),
+        ([("system", "a"), ("assistant", "b")], "first turn is an assistant's"),
+        ([("assistant", "a"), ("user", "b"), ("assistant", "c")], "first turn is an assistant's"),
         ([("user", "a"), ("assistant", "b"), ("tool", "c"), ("tool", "d"), ("assistant", "e")], "alternate"),
     ],
 )
@@ -140,6 +143,67 @@ def test_llama_factory_names_why_a_chat_cannot_be_held(messages, reason):
     turns = [{"role": role, "content": content} for role, content in messages]
     with pytest.raises(LeftOut, match=reason):
         list(TRAINERS["llama-factory"]().rows(TrainingChat("a", turns, [len(turns) - 1])))
+
+
+def turn(role: str, content: str | None, **more) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+FUNCTION = {"name": "f", "arguments": {"x": 1}}
+CALL = {"type": "function", "function": FUNCTION}
+
+
+def chat_with(**call) -> TrainingChat:
+    messages = [turn("user", "a"), turn("assistant", "", **call), turn("tool", "b"), turn("assistant", "c")]
+    return TrainingChat("a", messages, [3])
+
+
+@pytest.mark.parametrize("format", TRAINERS)
+@pytest.mark.parametrize(
+    "calls",
+    [json.dumps([CALL]), CALL, json.dumps(CALL), [json.dumps(CALL)]],
+    ids=["text", "one", "text of one", "texts"],
+)
+def test_tool_calls_in_other_forms_become_a_list(format, calls):
+    rows = list(TRAINERS[format]().rows(chat_with(tool_calls=calls)))
+    assert rows == list(TRAINERS[format]().rows(chat_with(tool_calls=[CALL])))
+
+
+@pytest.mark.parametrize("format", TRAINERS)
+def test_a_function_call_as_text_is_read(format):
+    rows = list(TRAINERS[format]().rows(chat_with(function_call=json.dumps(FUNCTION))))
+    assert rows == list(TRAINERS[format]().rows(chat_with(function_call=FUNCTION)))
+    for empty in ({"function_call": ""}, {"tool_calls": ""}, {"tool_calls": []}):
+        list(TRAINERS[format]().rows(chat_with(**empty)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"tool_calls": ["f(1)"]},
+        {"tool_calls": "f(1)"},
+        {"tool_calls": [CALL, {"type": "function", "function": {"arguments": "{}"}}]},
+        {"tool_calls": [{"function": "f"}]},
+        {"tool_calls": [3]},
+        {"tool_calls": {"f": 1}},
+        {"function_call": "f(x)"},
+        {"function_call": {"arguments": "{}"}},
+    ],
+)
+def test_a_chat_with_calls_of_no_known_form_is_left_out(call):
+    for format in TRAINERS:
+        with pytest.raises(LeftOut, match="a tool call is not an object with the name of a function"):
+            list(TRAINERS[format]().rows(chat_with(**call)))
+
+
+@pytest.mark.parametrize("format", TRAINERS)
+def test_a_run_with_calls_of_no_known_form_can_be_exported(format, tmp_path):
+    odd = [turn("user", "Call f"), turn("assistant", None, tool_calls=["f(1)"]), turn("assistant", "done")]
+    nncift.select([*word_rows(4), {"messages": odd}], influence="bm25", budget=5, output=str(tmp_path / "run"))
+    written = nncift.export(tmp_path / "run", format, tmp_path / "out")
+    assert (written.samples, *written.left_out.values()) == (4, 1)
+    [left] = rows_of(tmp_path / "out" / "left-out.jsonl")
+    assert left["reason"] == "a tool call is not an object with the name of a function"
 
 
 @pytest.mark.parametrize("format", ["axolotl", "ms-swift"])

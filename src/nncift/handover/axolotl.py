@@ -22,7 +22,7 @@ class Axolotl(Trainer):
     version = "0.19.0"
     weighted = False
 
-    def rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
+    def _rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
         """One row."""
         messages = marked_messages(chat, "train")
         for message in messages:  # its loss is on roles that it knows

@@ -28,11 +28,13 @@ class LlamaFactory(Trainer):
     version = "0.9.5"
     weighted = False
 
-    def rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
+    def _rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
         """A row for each trained message."""
         for part in chat.parts():
             system, turns = _split(part.messages)
             conversations = [_turn(message) for message in turns]
+            if conversations[0]["from"] in _EVEN:
+                raise LeftOut("its first turn is an assistant's, not a user's")
             for place, turn in enumerate(conversations):
                 if turn["from"] not in (_ODD, _EVEN)[place % 2]:
                     raise LeftOut("its turns do not alternate between user, or tool, and assistant")

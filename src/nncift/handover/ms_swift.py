@@ -25,7 +25,7 @@ class MsSwift(Trainer):
     def __init__(self) -> None:
         self._weights = False
 
-    def rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
+    def _rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
         """One row."""
         messages = marked_messages(chat, "loss")
         for message in messages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,10 @@ class Trainer:
         Raises:
             LeftOut: the form cannot hold it.
         """
+        yield from self._rows(replace(chat, messages=[_with_known_calls(message) for message in chat.messages]))
+
+    def _rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
+        """As `rows`, of a sample whose `tool_calls` are lists of objects with a name."""
         raise NotImplementedError
 
     def write_config(self, folder: Path, files: list[str]) -> None:
@@ -81,6 +86,39 @@ def tools_text(chat: TrainingChat) -> dict[str, str]:
     Arrow, which these trainers read the file with, would give every tool the keys of all others.
     """
     return {} if chat.tools is None else {"tools": json.dumps(chat.tools, ensure_ascii=False)}
+
+
+def _with_known_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its tool calls, which may be JSON text or a single one, as a list, and its function call read.
+
+    Raises:
+        LeftOut: a call is no object with the name of a function.
+    """
+    read: dict[str, Any] = {}
+    if "tool_calls" in message:
+        calls = _parsed(message["tool_calls"]) or []
+        calls = [_parsed(call) for call in (calls if isinstance(calls, list) else [calls])]
+        for call in calls:
+            _check_named(call.get("function", call) if isinstance(call, dict) else call)
+        read["tool_calls"] = calls
+    if "function_call" in message and (call := _parsed(message["function_call"])):
+        _check_named(call)
+        read["function_call"] = call
+    left = {key: value for key, value in message.items() if key != "function_call" or value}
+    return left | read
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON text holds; other values, and text that is no JSON, as they are."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _check_named(function: Any) -> None:
+    if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
+        raise LeftOut("a tool call is not an object with the name of a function")
 
 
 def with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Trl(Trainer):
     version = "1.16.0"
     weighted = True
 
-    def rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
+    def _rows(self, chat: TrainingChat) -> Iterator[dict[str, Any]]:
         """A row for each trained message."""
         for part in chat.parts():
             messages = [with_arguments(message, arguments_object) for message in part.messages]

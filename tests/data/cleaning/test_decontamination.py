@@ -29,9 +29,7 @@ def reference(sample, tests):
 
     def plain(text, symbols=""):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        kept = "".join(
-            c if unicodedata.category(c)[0] in "LNM" else f" {c} " if c in symbols else " " for c in folded
-        )
+        kept = "".join(c if unicodedata.category(c)[0] in "LNM" else f" {c} " if c in symbols else " " for c in folded)
         return f" {' '.join(kept.split())} "
 
     def key(text):
@@ -68,7 +66,9 @@ def test_equals_the_reference(sample, tests):
 
 @given(sample=pair)
 def test_a_sample_with_words_matches_itself(sample):
-    assert why(sample, sample) == (("same prompt", "t0") if prompt_key(sample[0]) else why(("", sample[1]), ("", sample[1])))
+    assert why(sample, sample) == (
+        ("same prompt", "t0") if prompt_key(sample[0]) else why(("", sample[1]), ("", sample[1]))
+    )
 
 
 @pytest.mark.parametrize(
