@@ -101,6 +101,23 @@ def test_a_number_of_samples_under_a_token_budget_is_refused():
         limits(cap="task=5", costs=np.ones(100))
 
 
+@pytest.mark.parametrize(
+    ("quota", "cap", "total", "message"),
+    [
+        ("task=equal", None, 12, "`quota` task=equal gives 'gsm8k' 3 tokens, and the shortest sample there has 9"),
+        ("task=p3:8tok", None, 40, "`quota` task=p3:8tok is 8 tokens, and the shortest sample there has 9: raise it"),
+        ("task=proportional", None, 12, "within `quota` no sample fits the `budget` of 12 tokens: the shortest has 9"),
+        (None, {"task": "5tok", "source": "8tok"}, 13, "within `cap` no sample fits the `budget` of 13 tokens"),
+    ],
+)
+def test_limits_in_tokens_that_no_sample_fits_are_refused(quota, cap, total, message):
+    costs = np.full(100, 9)
+    with pytest.raises(ConfigError, match=message):
+        limits(quota, cap, total, costs)
+    limits("task=p3:8tok+", None, 40, costs)  # the rest of the budget has room for one
+    limits("task=proportional", None, 90, costs)  # of which three samples without a value have 3 tokens
+
+
 def test_of_a_part_of_the_samples_only_the_sum_is_checked():
     limits("task=unseen:0.5,p3:0.5", "source=0.2", complete=False)
     with pytest.raises(ConfigError, match="add up to 44 samples"):

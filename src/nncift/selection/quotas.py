@@ -55,7 +55,8 @@ def group_limits(
         complete: the samples are all that there are; of a part no limit is refused because of its samples.
 
     Raises:
-        ConfigError: a value is unknown, an amount is not of the budget's kind, or the limits cannot all be met.
+        ConfigError: a value is unknown, an amount is not of the budget's kind, the limits cannot all be met, or in
+            tokens a quota is less than any of its samples has.
     """
     unit, limits = "sample" if costs is None else "token", []
     for column in dict.fromkeys([*(quota or ()), *(cap or ())]):
@@ -68,13 +69,19 @@ def group_limits(
         limits.append(GroupLimits(here, least, np.maximum(np.minimum(most, highest), least)))
     if complete and limits:
         each = np.ones(len(limits[0].groups.codes)) if costs is None else costs.astype(np.float64)
-        reach = Admission(limits, np.arange(len(each)), each, total).reach
-        if reach < total:
-            given = " and ".join(name for name, rules in (("`quota`", quota), ("`cap`", cap)) if rules)
+        admission = Admission(limits, np.arange(len(each)), each, total)
+        given = " and ".join(name for name, rules in (("`quota`", quota), ("`cap`", cap)) if rules)
+        if admission.reach < total:
             raise ConfigError(
-                f"within {given} at most {counted(reach, unit)} can be selected, and `budget` is {total:,}",
+                f"within {given} at most {counted(admission.reach, unit)} can be selected, and `budget` is {total:,}",
                 "allow more, or lower `budget`",
             )
+        if costs is not None:
+            for one in limits:
+                _check_shortest(one, (quota or {}).get(one.groups.column), costs, total)
+            if not any(admission.admit(int(i)) for i in np.argsort(costs, kind="stable")):
+                problem = f"within {given} no sample fits the `budget` of {counted(total, unit)}"
+                raise ConfigError(f"{problem}: the shortest has {int(costs.min()):,}", "allow more, or raise `budget`")
     return limits
 
 
@@ -203,11 +210,7 @@ def _check_column(
     (least, highest, sizes), (total, unit) = amounts, budget
 
     def named(k: int) -> str:
-        value = groups.values[k] or NO_VALUE
-        if quota is None or isinstance(quota, str):
-            return f"`quota` {groups.column}={quota} gives {value!r} {counted(int(least[k]), unit)}"
-        text = rule_text("quota", groups.column, value, quota[value])
-        return f"{text} is {counted(int(least[k]), unit)}"
+        return _named(groups, quota, k, counted(int(least[k]), unit))
 
     if len(short := np.flatnonzero(least > sizes)):
         k = int(short[0])
@@ -218,3 +221,28 @@ def _check_column(
     if least.sum() > total:
         problem = f"the quotas of {groups.column} add up to {counted(int(least.sum()), unit)}"
         raise ConfigError(f"{problem}, more than the `budget` of {total:,}", "lower them, or raise `budget`")
+
+
+def _check_shortest(limits: GroupLimits, quota: str | Mapping[str, str] | None, costs: np.ndarray, total: int) -> None:
+    """Refuse a quota in tokens that no sample of its value fits.
+
+    Not of `proportional`, whose parts of rare values may well be less than a sample: none of these is selected then.
+    """
+    if quota is None or quota == "proportional":
+        return
+    groups, least = limits.groups, limits.least
+    shortest = np.full(len(least), _UNLIMITED)
+    np.minimum.at(shortest, groups.codes, costs.astype(np.int64))
+    room = np.minimum(limits.most, total - int(least.sum()) + least)
+    if len(unmet := np.flatnonzero((least > 0) & (shortest > room))):
+        k = int(unmet[0])
+        named = _named(groups, quota, k, counted(int(least[k]), "token"))
+        raise ConfigError(f"{named}, and the shortest sample there has {int(shortest[k]):,}", "raise it, or `budget`")
+
+
+def _named(groups: Groups, quota: str | Mapping[str, str] | None, k: int, amount: str) -> str:
+    """The quota of a value, and what it amounts to."""
+    value = groups.values[k] or NO_VALUE
+    if quota is None or isinstance(quota, str):
+        return f"`quota` {groups.column}={quota} gives {value!r} {amount}"
+    return f"{rule_text('quota', groups.column, value, quota[value])} is {amount}"

@@ -99,6 +99,9 @@ def test_a_verified_choice_and_a_token_budget(pool, small_encoder, tiny_model, t
     assert tokens.groups is not None
     assert all(70 < group.tokens <= group.most == 80 for group in tokens.groups)
     assert "tokens (quota 80)" in summary_text(tmp_path / "three")
+    with pytest.raises(ConfigError, match="gives 'a' 8 tokens, and the shortest sample there has "):
+        select(pool, quota="task=equal", output=tmp_path / "few", **BM25 | {"budget": "24tok", "model": tiny_model})
+    assert not (tmp_path / "few/vectors").exists()
 
 
 @pytest.mark.parametrize(
