@@ -98,6 +98,26 @@ def test_token_budgets_and_candidates(name, how):
     assert found.value >= 0.9 * lazy_greedy(make(), costs=costs, max_cost=200, candidates=some).value
 
 
+@pytest.mark.parametrize("how", [None, *MAXIMIZERS])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_scores_below_0_are_ordered_like_others(how, tokens):
+    scores = np.random.default_rng(0).permutation(N).astype(np.float32) - N + 20  # 19 of them above 0
+    costs = np.full(N, 7.0) if tokens else None
+    options = ObjectiveOptions(costs=costs)
+    matrix = InfluenceMatrix.from_array(np.repeat(scores[:, None], 2, axis=1))
+    budget = {"costs": costs, "max_cost": 350} if tokens else {"budget": 50}
+    given = {"maximizer": how, **budget}
+    found = maximize(lambda targets=None: make_objective("mean-influence", matrix, options), **given).indices
+    if how == "stochastic":  # of those drawn at each step the largest
+        assert scores[found].mean() > scores.mean() + 50
+    else:
+        assert found.tolist() == np.argsort(-scores)[:50].tolist()
+    below = InfluenceMatrix.from_array(np.repeat(np.minimum(scores, 0)[:, None] - 1, 2, axis=1))
+    found = maximize(lambda targets=None: make_objective("mean-influence", below, options), **given).indices
+    assert len(found) == 50
+    assert scores[found].mean() > (scores.mean() + 50)
+
+
 def test_lazy_is_lazy_greedy():
     make = maker("facility-location")
     plain = lazy_greedy(make(), 20, certify=True)

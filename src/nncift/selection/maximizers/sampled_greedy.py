@@ -7,7 +7,8 @@ Threshold: every candidate whose gain reaches a threshold is taken, and the thre
 from the largest gain down to epsilon / n of it (Badanidiyuru and Vondrák, "Fast algorithms for maximizing submodular
 functions", 2014). An earlier gain is an upper bound, so that a candidate below the threshold is not evaluated again.
 
-Both fill the budget: where no candidate adds anything any more, with those of the largest earlier gains.
+Both fill the budget: where no candidate adds anything any more, with those of the largest earlier gains, and of equal
+ones by what the objective orders these by (`modular.ties_of`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nncift.run.progress import drawn
+from nncift.selection.objectives.modular import ties_of
 from nncift.selection.objectives.table import Objective
 from nncift.selection.room import Room, Task
 
@@ -39,6 +41,7 @@ def stochastic_greedy(
         progress: show a bar.
     """
     left, room, per = task.candidates.copy(), Room(task), task.per
+    ties = ties_of(objective)
     rng, m = np.random.default_rng(seed), len(left)
     size = max(math.ceil(m / task.expected * math.log(1 / epsilon)), 1)
     indices: list[int] = []
@@ -50,7 +53,7 @@ def stochastic_greedy(
             gone = places[~fits].tolist()
             if len(places := places[fits]):
                 found = np.asarray(objective.gains(left[places]), dtype=np.float64)
-                for k in np.argsort(-found / per[left[places]], kind="stable"):
+                for k in _order(found / per[left[places]], ties, left[places]):
                     i = int(left[places[k]])
                     gone.append(int(places[k]))
                     if room.take(i):
@@ -63,6 +66,11 @@ def stochastic_greedy(
                 m -= 1
                 left[place] = left[m]
     return indices, gains
+
+
+def _order(rates: np.ndarray, ties: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """Places of the rows by their rates, the largest first; of equal ones by `ties`, then as they are."""
+    return np.argsort(-rates, kind="stable") if ties is None else np.lexsort((-ties[rows], -rates))
 
 
 def threshold_greedy(
@@ -142,7 +150,7 @@ class _Threshold:
     def fill(self) -> None:
         """Add the samples with the largest earlier gains for as long as any fits."""
         rates = self._gains[self._left] / self._per[self._left]
-        for i in self._left[np.argsort(-rates, kind="stable")].tolist():
+        for i in self._left[_order(rates, ties_of(self._objective), self._left)].tolist():
             if not self._room.left:
                 break
             if self._room.fits(np.array([i]))[0]:

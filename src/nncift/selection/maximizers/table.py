@@ -31,7 +31,7 @@ from nncift.selection.maximizers.greedy import lazy_greedy
 from nncift.selection.maximizers.partitioned_greedy import PART, partitioned_greedy
 from nncift.selection.maximizers.sampled_greedy import EPSILON, stochastic_greedy, threshold_greedy
 from nncift.selection.objectives.graph_cut import GraphCut, GraphCutRelaxation
-from nncift.selection.objectives.modular import MeanInfluence
+from nncift.selection.objectives.modular import MeanInfluence, ties_of
 from nncift.selection.objectives.table import SUMS_OVER_TARGETS, Objective
 from nncift.selection.room import Task
 from nncift.selection.selection import Selection
@@ -99,7 +99,7 @@ def maximize(
         "progress": progress,
     }
     if name == DEFAULT and not isinstance(objective, GraphCut):
-        best = lazy_greedy(objective, budget, certify=certify, **given)
+        best = lazy_greedy(objective, budget, tie_break=ties_of(objective), certify=certify, **given)
         return _better(best, _by_gain(make(), budget, given)) if both_rules else best
     if len(prefix):
         raise ConfigError(f"`prefix` is for lazy greedy, not for {name} or the graph cut", "leave it out")
@@ -171,6 +171,7 @@ def greedy(objective: Objective, task: Task, progress: bool = False) -> Chosen:
     if not np.isinf(task.max_cost):
         given |= {"costs": task.costs, "max_cost": task.max_cost}
     limit = min(task.limit, len(task.candidates))
+    given["tie_break"] = ties_of(objective)
     found = lazy_greedy(objective, limit, **given) if task.by_cost else _by_gain(objective, limit, given)
     return found.indices.tolist(), found.gains.tolist()
 

@@ -37,7 +37,7 @@ OBJECTIVES = {
 }
 """Name to "module:Class" of the built-in objectives."""
 FACILITY_LOCATION, RECIPROCAL_RANK, MUTUAL_INFORMATION, CONDITIONAL_GAIN, *_REST = OBJECTIVES
-CONCAVE_COVER, _MEAN, GRAPH_CUT, _LOG_DETERMINANT = _REST
+CONCAVE_COVER, MEAN_INFLUENCE, GRAPH_CUT, _LOG_DETERMINANT = _REST
 
 WITH_RELEVANCE = (RECIPROCAL_RANK, MUTUAL_INFORMATION)
 """Objectives of a target that weigh what each sample is worth by itself."""
@@ -45,7 +45,7 @@ WITH_KNOWN = (CONDITIONAL_GAIN, RECIPROCAL_RANK)
 """Objectives that count what known samples leave to gain."""
 COMPARES_FEATURES = frozenset({GRAPH_CUT, _LOG_DETERMINANT})
 """Objectives that are made with `ObjectiveOptions.features`."""
-READS_MEANS = COMPARES_FEATURES | {_MEAN}
+READS_MEANS = COMPARES_FEATURES | {MEAN_INFLUENCE}
 """Objectives that read the mean influence of each sample and nothing else of the matrix."""
 SUMS_OVER_TARGETS = frozenset({FACILITY_LOCATION, CONDITIONAL_GAIN, CONCAVE_COVER})
 """Objectives whose value on some of the targets estimates that on all: a sum of a term for each."""
