@@ -46,7 +46,9 @@ def folder(tmp_path) -> RunFolder:
     [
         ([2.0, 1.0], None),
         ([2.0, 0.0], "1 of the 2 selected samples has no gain: the objective is saturated"),
-        ([0.0, -1.0], "All estimated gains are at most 0"),
+        ([0.0, 0.0], "All estimated gains are 0: the selection is arbitrary."),
+        ([2.0, -1.0], "1 of the 2 selected samples lowers the value: a smaller `budget` has a larger one."),
+        ([0.0, -1.0], "1 of the 2 selected samples lowers the value"),
     ],
 )
 def test_warnings(folder, gains, warning):
@@ -69,6 +71,19 @@ def test_warnings(folder, gains, warning):
         "facility location conditional gain over 9 known samples; of the value they provide 25.0 %, the subset the rest"
     )
     assert f"Objective: {known}." in summary_text(folder)
+
+
+def test_gains_of_0_are_not_arbitrary_where_scores_order_them(folder):
+    assert warnings_of(None, None, [], None, np.zeros(0)) == []
+    write_array(folder.known, np.zeros(3))
+    for scores, reason in (
+        (np.arange(-40.0, 0), "no score is above 0, and the largest were selected"),
+        (np.zeros(40), "the selection is arbitrary"),
+    ):
+        write_array(folder.influence, scores.astype(np.float32))
+        write_summary(folder, Selection(np.array([39, 38]), np.zeros(2), 0.0, "mean-influence", {}), all_pairs=40)
+        warning = Summary.load(folder.summary).warnings[-1]
+        assert warning.startswith(f"All estimated gains are 0: {reason}.")
 
 
 @pytest.mark.parametrize("side", ["target", "pool"])
@@ -112,6 +127,10 @@ def test_lengths_are_those_of_the_responses(folder, rows, unit, warned):
         (
             Certificate(3.0, 4.0, 40),
             "Optimality: value 3, at least 75 % of the optimal value for these estimates (upper bound 4).",
+        ),
+        (
+            Certificate(-16.8, 10.9, 40),
+            "no proven share of the optimal value for these estimates (upper bound 10.9).",
         ),
         (
             Certificate(3.0, 3.0, 40),

@@ -21,6 +21,7 @@ from nncift.run.folder.records import Fidelity, FirstCut, Summary, counted
 from nncift.run.storage.files import read_array, read_json
 from nncift.run.storage.vectors import read_vectors
 from nncift.selection.certificate import Certificate
+from nncift.selection.objectives.table import MEAN_INFLUENCE
 from nncift.selection.selection import Selection
 from nncift.selection.sparseness import Sparseness
 
@@ -73,6 +74,7 @@ def write_summary(
             cut,
             selection.gains,
             exact=bool(exact),
+            ordered=_ordered(folder, selection),
             served=served,
             lengths=_lengths(folder, selection),
         ),
@@ -199,6 +201,12 @@ def _near_duplicates(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, 
         return None
     with open(path, "rb") as file:
         return {"threshold": config["near_duplicates"], "rows": sum(1 for _ in file)}
+
+
+def _ordered(folder: RunFolder, selection: Selection) -> bool:
+    """Whether scores that differ decide among samples without a gain: of `mean-influence` alone."""
+    by_score = selection.objective == MEAN_INFLUENCE and not selection.gains.any()
+    return by_score and bool(np.ptp(read_array(folder.influence)) > 0)
 
 
 def _certificate(found: Certificate | None) -> dict[str, Any] | None:

@@ -177,7 +177,12 @@ def optimality(summary: Summary) -> str | None:
 
 
 def optimal_share(certificate: Mapping[str, Any]) -> str:
-    """The least share of the best possible value; that of the best value itself, up to rounding, is no least one."""
+    """The least share of the best possible value; that of the best value itself, up to rounding, is no least one.
+
+    An earlier version kept a share below 0 of a value below 0.
+    """
+    if certificate["share"] <= 0:
+        return "no proven share"
     shown = str(certificate["percent"])
     return shown if shown.startswith("100") else f"at least {shown}"
 

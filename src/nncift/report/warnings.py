@@ -20,6 +20,7 @@ def warnings_of(
     gains: np.ndarray,
     *,
     exact: bool = False,
+    ordered: bool = False,
     served: dict[str, Any] | None = None,
     lengths: tuple[float, float] | None = None,
 ) -> list[str]:
@@ -32,6 +33,7 @@ def warnings_of(
         cut: measured samples that were truncated to a model's context; None where none can be.
         gains: of the selected samples.
         exact: influence is exact for every pair.
+        ordered: samples without a gain were selected by scores that differ.
         served: `Summary.served`.
         lengths: mean characters of the selected responses, and of the target's, or of the pool's without a target;
             None where the budget is in tokens.
@@ -62,14 +64,24 @@ def warnings_of(
             f" {lengths[1]:,.0f}. As many random rows have more tokens to learn from and may train a better model:"
             " take more samples (a larger `budget`), or compare by training."
         )
-    idle = int(np.sum(gains <= 0))
-    if idle == len(gains):
-        gain = "gains" if exact else "estimated gains"
-        warnings.append(f"All {gain} are at most 0: the selection is arbitrary.")
-    elif idle:
-        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
-        warnings.append(f"{without}: the objective is saturated; a smaller `budget` has the same value.")
+    warnings += _without_gain(gains, "gains" if exact else "estimated gains", ordered)
     return warnings
+
+
+def _without_gain(gains: np.ndarray, name: str, ordered: bool) -> list[str]:
+    """That selected samples add nothing, or take something away."""
+    harmful, idle = int(np.sum(gains < 0)), int(np.sum(gains == 0))
+    if harmful:
+        verb = "lowers" if harmful == 1 else "lower"
+        which = f"{harmful:,} of the {counted(len(gains), 'selected sample')} {verb} the value"
+        return [f"{which}: a smaller `budget` has a larger one."]
+    if idle and idle == len(gains):
+        what = "no score is above 0, and the largest were selected" if ordered else "the selection is arbitrary"
+        return [f"All {name} are 0: {what}."]
+    if idle:
+        without = f"{idle:,} of the {len(gains):,} selected samples {'has' if idle == 1 else 'have'} no gain"
+        return [f"{without}: the objective is saturated; a smaller `budget` has the same value."]
+    return []
 
 
 def _dominated(served: dict[str, Any], side: str) -> str:

@@ -61,9 +61,14 @@ class Certificate:
 
     @property
     def share(self) -> float | None:
-        """The least share of the best possible value that the subset has, 0 to 1; None without a bound."""
+        """The least share of the best possible value that the subset has, 0 to 1; None without a bound.
+
+        Of a value below 0, which a graph cut may have, no share is proven: the empty subset is worth more.
+        """
         if self.bound is None:
             return None
+        if self.value < 0:
+            return 0.0
         return min(self.value / self.bound, 1.0) if self.bound > 0 else 1.0
 
     @property
