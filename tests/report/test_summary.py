@@ -76,10 +76,8 @@ def test_warnings(folder, gains, warning):
 def test_gains_of_0_are_not_arbitrary_where_scores_order_them(folder):
     assert warnings_of(None, None, [], None, np.zeros(0)) == []
     write_array(folder.known, np.zeros(3))
-    for scores, reason in (
-        (np.arange(-40.0, 0), "no score is above 0, and the largest were selected"),
-        (np.zeros(40), "the selection is arbitrary"),
-    ):
+    largest = "no score is above 0, and the largest were selected"
+    for scores, reason in ((np.arange(-40.0, 0), largest), (np.zeros(40), "the selection is arbitrary")):
         write_array(folder.influence, scores.astype(np.float32))
         write_summary(folder, Selection(np.array([39, 38]), np.zeros(2), 0.0, "mean-influence", {}), all_pairs=40)
         warning = Summary.load(folder.summary).warnings[-1]

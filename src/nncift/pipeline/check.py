@@ -85,12 +85,14 @@ def trial_objective(run: Run) -> Objective:
 
 
 def _check_budget(run: Run) -> None:
-    number = run.size("pool") - len(selection_kept(run))  # of a selection that is kept, old samples may join it too
+    kept = selection_kept(run)
+    number = run.size("pool") - len(kept)  # of a selection that is kept, old samples may join it too
     in_samples = run.budget.max_tokens is None
     if run.config.keep_selection and in_samples and run.budget.count(samples_budgeted(run)) > number:
         problem = f"`budget` {run.budget.amount} is more than the {number:,} samples that are not selected yet"
         raise ConfigError(problem, "give a smaller one")
-    run.budget.check(number, None if run.sizes.get("pool") else run.tokens)  # the tokens of a part are not the pool's
+    tokens = None if run.sizes.get("pool") else run.tokens  # those of a part are not the pool's
+    run.budget.check(number, None if tokens is None else np.delete(tokens, kept))
     if run.own_target and run.config.verify is not None and in_samples:
         check_shortlist(run.budget.count(number, run.config.verify), number)
 

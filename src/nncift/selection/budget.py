@@ -45,7 +45,7 @@ class Budget:
         """Refuse a budget that the pool cannot fill, or that no sample fits; `tokens` are (n_pool,) int64."""
         held = counted(n_pool, "sample") if self.amount.kind == "count" and self.amount.value > n_pool else None
         if self.max_tokens is not None and tokens is not None:
-            if tokens.min() > self.max_tokens:
+            if len(tokens) and tokens.min() > self.max_tokens:
                 raise ConfigError(f"`budget` {self.amount} is less than the shortest sample has", "give a larger one")
             held = counted(int(tokens.sum()), "token") if tokens.sum() < self.max_tokens else None
         if held is not None:

@@ -12,6 +12,7 @@ from builders import word_rows, write_rows
 from nncift import select
 from nncift.cli import main
 from nncift.errors import ConfigError
+from nncift.pipeline.choosing import near_duplicates
 from nncift.pipeline.configuration.configure import make_config
 from nncift.pipeline.plan import plan
 from nncift.report.terminal import summary_text
@@ -115,6 +116,24 @@ def test_near_duplicates_are_not_chosen_and_listed_with_their_twins(pool, minilm
     planned = plan(make_config(pool, budget=9, output=tmp_path / "plan", **options))
     assert planned.seconds["near-duplicates"] > 0
     capsys.readouterr()
+
+
+def test_a_token_budget_holds_without_near_duplicates(tiny_model, tmp_path: Path, monkeypatch):
+    rows = word_rows(30)
+    rows[7] |= {"prompt": "a", "response": "b"}  # the shortest
+    rows[8] |= {"prompt": "a b", "response": "b"}
+    pool = write_rows(tmp_path / "pool.jsonl", rows)
+    given = {"influence": "bm25", "model": tiny_model, "near_duplicates": 0.9}
+    embeddings = np.eye(30, dtype=np.float32)
+    embeddings[7] = embeddings[0]
+    monkeypatch.setattr(near_duplicates, "_embeddings", lambda run, count: embeddings)
+    select(pool, budget="200tok", output=tmp_path / "first", **given)
+    shortest, next_one = np.sort(np.load(tmp_path / "first/tokens.npy"))[:2]
+    assert shortest < next_one
+    with pytest.raises(ConfigError, match=f"`budget` {shortest}tok is less than the shortest sample has"):
+        select(pool, budget=f"{shortest}tok", output=tmp_path / "none", **given)
+    found = select(pool, budget=f"{next_one}tok", output=tmp_path / "one", **given)
+    assert found.indices.tolist() == [8]
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,11 @@ def pick(
         covered: how well each target is covered by others, (n_target,) float32.
         known: largest influence of the known samples on each target, (n_target,) float32; as the run has it unless
             given.
-        candidates: rows of the matrix that may be chosen; all unless given.
+        candidates: rows of the matrix that a shortlist may have besides; all may be chosen unless given.
         prefix: rows that come first; with `keep_selection` beside the budget.
         certify: with a certificate.
     """
-    budget, tokens = run.budget, run.tokens
+    budget, tokens, shortlisting = run.budget, run.tokens, candidates is not None
     costs = tokens if tokens is None or rows is None else tokens[rows]
     if rows is None and run.kept is not None:
         candidates = run.kept if candidates is None else np.intersect1d(candidates, run.kept)
@@ -119,7 +119,7 @@ def pick(
         room += float(costs[kept].sum())
     part = samples_budgeted(run)
     expected = len(kept) + budget.expected(part, tokens)
-    if costs is not None and room is not None and candidates is not None:
+    if costs is not None and room is not None and candidates is not None and shortlisting:
         room = max(room, float(costs[candidates].min()))  # at least one, as with a budget in samples
     for held in forms.held(run, matrix, whole=rows is None):
 

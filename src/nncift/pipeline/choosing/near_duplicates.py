@@ -39,7 +39,7 @@ def leave_out_near_duplicates(run: Run) -> None:
     """Find the near-duplicates, list each with its twin, and keep in `run.kept` what may be chosen.
 
     Raises:
-        ConfigError: too few samples remain for the budget.
+        ConfigError: too few samples remain for the budget, or in tokens none that fits it.
     """
     threshold = run.config.near_duplicates
     if threshold is None:
@@ -116,6 +116,7 @@ def _check_budget(run: Run) -> None:
         problem = f"without near-duplicates {left:,} of the pool's {of} remain, and `budget` is {counted(wanted, unit)}"
         more = f" ({counted(there, unit)} there are)" if tokens is not None else ""
         raise ConfigError(problem + more, "lower `budget`, or raise `near_duplicates`")
+    run.budget.check(len(free), None if tokens is None else tokens[free])
 
 
 def cost(run: Run) -> PlannedCost:
