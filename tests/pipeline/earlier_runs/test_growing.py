@@ -16,6 +16,7 @@ from nncift.influence.base import InfluenceFunction, Setup, Traits
 from nncift.influence.catalogue import BUILT_IN
 from nncift.labels.pairs import LabelledPairs
 from nncift.models.spec import ModelSpec
+from nncift.pipeline.choosing import exact, forms, near_duplicates
 from nncift.pipeline.choosing.near_duplicates import listed_rows
 from nncift.run.options.registry import resolve
 from nncift.selection.selection import Selection
@@ -231,6 +232,12 @@ def test_tokens_are_of_samples_beside_those_kept(sides, tmp_path: Path, tiny_mod
     added = tokens[grown.indices[6:]].sum()
     left = np.setdiff1d(np.arange(52), grown.indices)
     assert 0 < added <= 60 < added + tokens[left].min()
+    rows = [*word_rows(20), {"id": "short", "prompt": "a", "response": "b"}]
+    nncift.select(write_rows(tmp_path / "short.jsonl", rows), budget=21, output=tmp_path / "all", **given)
+    with pytest.raises(ConfigError, match="`budget` 4tok is less than the shortest sample has"):
+        nncift.select(
+            from_run=tmp_path / "all", append=sides["new"], keep_selection=True, budget="4tok", output=tmp_path / "none"
+        )
 
 
 @pytest.mark.parametrize(
@@ -268,6 +275,38 @@ def test_another_budget_goes_on_where_choices_are_nested(sides, tmp_path: Path, 
     assert found == f"selection: {min(5, then['budget'])} samples taken"
     nncift.select(pool, output=tmp_path / "fresh", **given | then)
     assert_same(tmp_path / "then", tmp_path / "fresh")
+
+
+def test_a_choice_is_not_the_beginning_of_one_without_other_near_duplicates(sides, tmp_path: Path, monkeypatch):
+    same: list[tuple[int, int]] = []
+
+    def embeddings(run, count) -> np.ndarray:
+        found = np.eye(len(run.pool), dtype=np.float32)
+        for one, other in same:
+            found[other] = found[one]
+        return found
+
+    monkeypatch.setattr(near_duplicates, "_embeddings", embeddings)
+    given = {"influence": "bm25", "near_duplicates": 0.95}
+    first = nncift.select(sides["pool"], budget=5, output=tmp_path / "first", encoder="embedded", **given).indices
+    nncift.select(from_run=tmp_path / "first", budget=9, output=tmp_path / "then")
+    assert notes(tmp_path / "then")["selection"] == "selection: 5 samples taken"
+    same.append((int(first.min()), int(first.max())))  # by another encoder
+    found = nncift.select(from_run=tmp_path / "first", budget=9, encoder="other", output=tmp_path / "other")
+    assert notes(tmp_path / "other")["selection"] == "selection: chosen anew (other samples are near-duplicates)"
+    assert first.max() not in found.indices
+
+
+def test_a_choice_from_a_sparse_matrix_is_no_beginning(sides, tmp_path: Path, monkeypatch, small_encoder):
+    given = {"influence": "embedding-similarity", "encoder": small_encoder, "budget": 12}
+    with monkeypatch.context() as patch:  # as for a pool whose pairs have no room
+        patch.setattr(exact, "HELD", 0)
+        patch.setattr(forms, "choose_form", lambda *_, may_be_sparse: "sparse" if may_be_sparse else "streamed")
+        first = nncift.select(sides["pool"], output=tmp_path / "first", **given)
+    assert first.sparseness is not None
+    nncift.select(from_run=tmp_path / "first", budget=15, output=tmp_path / "then")
+    reason = "which pairs a sparse matrix has depends on the budget"
+    assert notes(tmp_path / "then")["selection"] == f"selection: chosen anew ({reason})"
 
 
 def test_killed_while_it_grows_it_ends_with_the_same_bytes(sides, tmp_path: Path, monkeypatch):

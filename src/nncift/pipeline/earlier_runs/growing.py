@@ -216,13 +216,27 @@ def _why_anew(earlier: EarlierRun, make: Callable[[], Objective]) -> str:
         return f"the objective is {objective.name}"
     if objective.name == GRAPH_CUT:
         return "a graph cut is chosen in one go"
-    if form_of(run) == "sparse":
+    if form_of(run) == "sparse" or selection.sparseness is not None:
         return "which pairs a sparse matrix has depends on the budget"
     if objective.options != selection.objective_options:
         stored = selection.objective_options
         differ = [name for name, value in objective.options.items() if value != stored.get(name)]
         return f"`{differ[0]}` is {objective.options[differ[0]]:g}" if differ else "the objective has other options"
-    return _other_influence(earlier)
+    return _other_influence(earlier) or _other_near_duplicates(earlier)
+
+
+def _other_near_duplicates(earlier: EarlierRun) -> str:
+    """Why other samples may be chosen, of the same pool; empty where the same may.
+
+    Which are near-duplicates depends on the encoder and the seed beside the threshold, so the lists are compared.
+    """
+    from nncift.pipeline.choosing.near_duplicates import listed_rows  # which imports this module
+
+    if earlier.run.config.near_duplicates is None:
+        return ""
+    here, there = (folder.samples("pool").near_duplicates for folder in (earlier.run.folder, earlier.folder))
+    same = there.exists() and np.array_equal(listed_rows(here), listed_rows(there))
+    return "" if same else "other samples are near-duplicates"
 
 
 def _other_influence(earlier: EarlierRun) -> str:
