@@ -93,7 +93,7 @@ def select(
         if made.append:
             print(printable(f"Of the samples of {made.from_run} is deducted what holds there."))
         elif made.from_run is not None:
-            print(printable(f"What can be taken from {made.from_run} is not deducted."))
+            print(printable(f"Of what can be taken from {made.from_run} at most the vectors are deducted."))
         return
     from nncift.pipeline.select import select as run
     from nncift.report.terminal import summary_text

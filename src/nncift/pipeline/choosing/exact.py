@@ -21,7 +21,7 @@ from nncift.labels.work import grid_work
 from nncift.matrix.products import HELD, product_matrix
 from nncift.models.text.chats import chunks
 from nncift.pipeline.configuration.options import ESTIMATION
-from nncift.pipeline.earlier_runs.growing import first_vectors, goes_by_taken_pool, joined_blocks, share_computed
+from nncift.pipeline.earlier_runs.growing import first_vectors, joined_blocks, restore_from_taken_pool, share_computed
 from nncift.pipeline.learning.measure import describe_once, keep_description, note_cut
 from nncift.run.folder.costs import PlannedCost, seconds_of
 from nncift.run.progress import drawn, moving
@@ -149,7 +149,8 @@ def _compute_vectors(run: Run) -> None:
         function.on_cut = functools.partial(note_cut, run, folder.notes)
         note_cut(run, folder.notes)
         first = first_vectors(run.earlier, missing)
-        together = function.traits.relative and not (first or goes_by_taken_pool(run.earlier))
+        restored = restore_from_taken_pool(run.earlier)
+        together = function.traits.relative and not (first or restored)
         new = {side: _rows(run, side, after=first.get(side)) for side in (sides if together else missing)}
         rows = _joined([each for side, each in new.items() if side != "target"] or [new["target"]])
         targets = run.target.rows if together else new.get("target", rows)

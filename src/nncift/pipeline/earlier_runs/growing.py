@@ -91,10 +91,10 @@ def first_vectors(earlier: EarlierRun | None, missing: list[str]) -> dict[str, A
     return {side: read_vectors(there, side) for side in grown}
 
 
-def goes_by_taken_pool(earlier: EarlierRun | None) -> bool:
-    """Whether the pool's vectors are an earlier run's; a function that is relative to the pool is given its statistics.
+def restore_from_taken_pool(earlier: EarlierRun | None) -> bool:
+    """Give a function that is relative to the pool the statistics of the run whose pool vectors are taken, if they are.
 
-    So another target takes a pass over its own samples alone.
+    So another target takes a pass over its own samples alone. Returns whether that is so.
     """
     if earlier is None or earlier.kept or not earlier.run.function.traits.relative_to_pool:
         return False
